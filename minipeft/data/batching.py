@@ -1,0 +1,142 @@
+"""Token ids → PackedBatch: sequences laid end to end, without padding, in flash-attention's vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from tokenizers import Encoding
+from torch import Tensor
+
+from minipeft.errors import MinipeftError
+
+
+class PackingConfig(Protocol):
+    """What packing must know of a model; EncoderConfig has it."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def type_vocab_size(self) -> int: ...
+    @property
+    def position_offset(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def num_labels(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Sequences laid end to end.
+
+    input_ids, position_ids    (total_tokens,)       int64; positions restart in each sequence
+    token_type_ids             (total_tokens,)       int64, or None where all are 0
+    cu_seqlens                 (num_sequences + 1,)  int32; sequence i is tokens cu_seqlens[i] to cu_seqlens[i + 1]
+    max_seqlen                 int
+    lengths                    tuple of int, on the host, so that no step waits for the device
+    labels                     (num_sequences,)      int64, or float32 for regression, or None
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    token_type_ids: Tensor | None
+    cu_seqlens: Tensor
+    max_seqlen: int
+    lengths: tuple[int, ...]
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        """The number of sequences."""
+        return len(self.lengths)
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(self.lengths)
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device; the copy does not wait."""
+        moved: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            moved[f.name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        return PackedBatch(**moved)
+
+
+def pack(token_ids: Sequence[Sequence[int] | Encoding], labels: Sequence[int] | Sequence[float] | None = None, *,
+         config: PackingConfig) -> PackedBatch:
+    """Lay sequences end to end.
+
+    token_ids: lists of int, or tokenizers.Encoding (which carries bert's token types), special tokens included.
+    labels: one a sequence; class numbers, or floats where config.num_labels is 1 (regression).
+    Raises MinipeftError for an empty batch or sequence, a sequence beyond the position table, a token id outside the
+    vocabulary, a label outside the classes; the message names the sequence.
+    """
+    sequences = [sequence.ids if isinstance(sequence, Encoding) else list(sequence) for sequence in token_ids]
+    if not sequences:
+        raise MinipeftError("a batch needs at least one sequence")
+    lengths = tuple(len(sequence) for sequence in sequences)
+    for number, length in enumerate(lengths):
+        if not 1 <= length <= config.max_length:
+            raise MinipeftError(f"sequence {number} has {length} tokens; the model takes 1 to {config.max_length}: "
+                                "set max_length")
+    input_ids = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64)
+    if int(input_ids.min()) < 0 or int(input_ids.max()) >= config.vocab_size:
+        number, token = next((number, token) for number, sequence in enumerate(sequences) for token in sequence
+                             if not 0 <= token < config.vocab_size)
+        raise MinipeftError(f"token id {token} in sequence {number} lies outside the model's vocabulary of "
+                            f"{config.vocab_size}; the tokenizer belongs to another model")
+    lengths_tensor = torch.tensor(lengths)
+    cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    torch.cumsum(lengths_tensor, 0, out=cu_seqlens[1:])
+    starts = torch.repeat_interleave(cu_seqlens[:-1].long(), lengths_tensor)
+    position_ids = torch.arange(len(input_ids)) - starts + config.position_offset
+    return PackedBatch(input_ids, position_ids, _token_types(token_ids, config), cu_seqlens, max(lengths), lengths,
+                       _labels(labels, len(lengths), config))
+
+
+def _token_types(token_ids: Sequence[Sequence[int] | Encoding], config: PackingConfig) -> Tensor | None:
+    if config.type_vocab_size == 1 or not any(isinstance(sequence, Encoding) for sequence in token_ids):
+        return None
+    types = [kind for sequence in token_ids
+             for kind in (sequence.type_ids if isinstance(sequence, Encoding) else [0] * len(sequence))]
+    return torch.tensor(types, dtype=torch.int64)
+
+
+def _labels(labels: Sequence[int] | Sequence[float] | None, count: int, config: PackingConfig) -> Tensor | None:
+    if labels is None:
+        return None
+    if len(labels) != count:
+        raise MinipeftError(f"{len(labels)} labels for {count} sequences; give one a sequence")
+    if config.num_labels == 1:
+        return torch.tensor([float(label) for label in labels], dtype=torch.float32)
+    for number, label in enumerate(labels):
+        if label not in range(config.num_labels):
+            raise MinipeftError(f"label {label!r} of sequence {number} is outside the {config.num_labels} classes "
+                                f"0 to {config.num_labels - 1}")
+    return torch.tensor([int(label) for label in labels], dtype=torch.int64)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """A random order of `count` examples: a pure function of seed and epoch, so that a resumed run sees the same."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator).tolist()
+
+
+def split_by_tokens(indices: Sequence[int], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Share examples out into batches of at most `max_tokens` tokens (a longer one stands alone).
+
+    Sorted by length, so that a batch holds near-equal lengths; each index comes exactly once.
+    """
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(indices, key=lambda index: (lengths[index], index)):
+        if batch and tokens + lengths[index] > max_tokens:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += lengths[index]
+    if batch:
+        yield batch

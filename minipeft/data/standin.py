@@ -1,0 +1,282 @@
+"""Generated stand-ins for GLUE's RTE and SST-2: something to run the machine on, never a benchmark.
+
+They are used only where GLUE cannot be had. Both come from a small grammar written for this project and have
+the columns of nyu-mll/glue; the sizes are RTE's own, and SST-2's with a shorter training split. A score on them
+says that training works; it says nothing about a model's English, and compares with no published number.
+
+Examples are made in matched groups, so that the words alone do not give the label away:
+
+    RTE      two premises and two hypotheses; each premise entails its own hypothesis and not the other's.
+             Every word of either sentence occurs equally often under both labels.
+    SST-2    pairs or quartets of minimal changes: a judging word, a negation, the order of two clauses.
+
+A group never straddles the splits, and no premise or sentence is in both. Which groups are made, and how often, is
+said by RTE_WEIGHTS and SST2_WEIGHTS: the only place where difficulty is set.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from minipeft.errors import MinipeftError
+
+T = TypeVar("T")
+Row = tuple[tuple[str, ...], int]  # (the texts in the order of the task's columns, label)
+Group = list[Row]  # matched examples; the labels alternate, so that a group cut in the middle stays balanced
+Grammar = dict[Callable[[random.Random], Group], int]
+
+TASKS = ("rte", "sst2")
+SIZES = {"rte": {"train": 2490, "validation": 277}, "sst2": {"train": 6000, "validation": 872}}
+TEXT_COLUMNS = {"rte": ("sentence1", "sentence2"), "sst2": ("sentence",)}
+SEED = 20190220  # one seed for all: another would be another data set
+
+ENTAILMENT, NOT_ENTAILMENT = 0, 1
+NEGATIVE, POSITIVE = 0, 1
+
+
+def generate(task: str, split: str) -> dict[str, list[Any]]:
+    """Return the columns of one split, as lists of equal length: the texts, `label` and `idx`.
+
+    rte: sentence1, sentence2, label (0 entailment, 1 not_entailment), idx.
+    sst2: sentence, label (0 negative, 1 positive), idx.
+    The same call gives the same lists on every machine and Python. Raises MinipeftError for an unknown name.
+    """
+    if task not in TASKS:
+        raise MinipeftError(f"no stand-in for task {task!r}: there is one for {' and '.join(TASKS)}")
+    sizes = SIZES[task]
+    if split not in sizes:
+        raise MinipeftError(f"the stand-in for {task} has no split {split!r}: it has {' and '.join(sizes)}")
+    rows = _splits(task)[split]
+    columns: dict[str, list[Any]] = {
+        name: [texts[position] for texts, _ in rows] for position, name in enumerate(TEXT_COLUMNS[task])
+    }
+    columns["label"] = [label for _, label in rows]
+    columns["idx"] = list(range(len(rows)))
+    return columns
+
+
+def _splits(task: str) -> dict[str, list[Row]]:
+    """Make every split of a task: they share one record of what is taken, so one cannot be made alone."""
+    rng = random.Random(SEED)
+    groups = _new_groups(rng, RTE_WEIGHTS if task == "rte" else SST2_WEIGHTS)
+    splits: dict[str, list[Row]] = {}
+    for split, size in SIZES[task].items():
+        rows: list[Row] = []
+        while len(rows) < size:
+            rows += next(groups)
+        splits[split] = _shuffled(rng, rows[:size])
+    return splits
+
+
+def _new_groups(rng: random.Random, grammar: Grammar) -> Iterator[Group]:
+    """Yield groups that share no premise (or sentence), each phenomenon as often as its weight says."""
+    deck = [phenomenon for phenomenon, weight in grammar.items() for _ in range(weight)]
+    taken: set[str] = set()
+    while True:
+        for phenomenon in _shuffled(rng, deck):
+            group = phenomenon(rng)
+            while any(texts[0] in taken for texts, _ in group):  # ends: a phenomenon has far more than is asked
+                group = phenomenon(rng)
+            taken.update(texts[0] for texts, _ in group)
+            yield group
+
+
+# Python promises the same sequence in every version for Random.random() alone, hence no choice() or shuffle().
+
+
+def _pick(rng: random.Random, items: Sequence[T]) -> T:
+    return items[int(rng.random() * len(items))]
+
+
+def _shuffled(rng: random.Random, items: Sequence[T]) -> list[T]:
+    remaining = list(items)
+    return [remaining.pop(int(rng.random() * len(remaining))) for _ in items]
+
+
+def _pick_two(rng: random.Random, items: Sequence[T]) -> tuple[T, T]:
+    first, second = _shuffled(rng, items)[:2]
+    return first, second
+
+
+# ---------------------------------------------------------------------------------------------------------- RTE
+
+PEOPLE = ("Tom", "Mary", "John", "David", "Sarah", "Peter", "Helen", "George", "Jane", "Paul", "Alice", "James")
+PLACES = ("garden", "kitchen", "park", "church", "school", "street", "station", "library", "village", "forest")
+COLOURS = ("red", "blue", "green", "white", "black", "yellow")
+QUALITIES = ("big", "small", "new", "strange")
+THINGS = ("car", "boat", "box", "hat", "coat", "book", "bag", "chair")
+STATES = ("tired", "happy", "angry", "sad", "ill", "afraid", "late", "alone", "cold", "ready")
+SAID_AND_DENIED = (("always", "never"), ("still", "no longer"), ("really", "not"))
+GROUPS = ("dogs", "horses", "birds", "boys", "girls", "men", "women", "children", "soldiers", "students")
+KINDS = {
+    "an animal": ("a dog", "a cat", "a horse"),
+    "a building": ("a castle", "a tower", "a hotel"),
+    "a weapon": ("a gun", "a sword", "a spear"),
+    "an instrument": ("a piano", "a guitar", "a drum"),
+}
+ACTIONS = ("followed", "helped", "called", "met", "found", "heard")
+OWNED = ("dogs", "horses", "birds", "books", "hats", "cars", "boats", "chairs")
+FEW, SOME, MANY = ("two", "three", "four"), ("five", "six"), ("eight", "nine", "ten")
+EVENTS = ("arrived", "left", "finished", "started", "returned", "spoke")
+
+
+def _quartet(premises: tuple[str, str], hypotheses: tuple[str, str]) -> Group:
+    """Cross two premises with two hypotheses; the first entails the first, the second the second."""
+    (one, two), (of_one, of_two) = premises, hypotheses
+    return [
+        ((one, of_one), ENTAILMENT),
+        ((one, of_two), NOT_ENTAILMENT),
+        ((two, of_two), ENTAILMENT),
+        ((two, of_one), NOT_ENTAILMENT),
+    ]
+
+
+def modifiers(rng: random.Random) -> Group:
+    """Tom saw a red car in the park. => The car was red. Not: The car was blue."""
+    person, thing, place = _pick(rng, PEOPLE), _pick(rng, THINGS), _pick(rng, PLACES)
+    one, two = _pick_two(rng, COLOURS)
+    premise = f"{person} saw a {{}} {thing} in the {place}."
+    hypothesis = f"The {thing} was {{}}."
+    return _quartet((premise.format(one), premise.format(two)), (hypothesis.format(one), hypothesis.format(two)))
+
+
+def dropped_modifiers(rng: random.Random) -> Group:
+    """Mary found a small box in the park. => Mary found a box. Not: Mary found a hat."""
+    person, quality, place = _pick(rng, PEOPLE), _pick(rng, QUALITIES), _pick(rng, PLACES)
+    one, two = _pick_two(rng, THINGS)
+    premise = f"{person} found a {quality} {{}} in the {place}."
+    hypothesis = f"{person} found a {{}}."
+    return _quartet((premise.format(one), premise.format(two)), (hypothesis.format(one), hypothesis.format(two)))
+
+
+def negation(rng: random.Random) -> Group:
+    """Jane was never tired in the park. => Jane was not tired. Not: Jane was tired."""
+    person, state, place = _pick(rng, PEOPLE), _pick(rng, STATES), _pick(rng, PLACES)
+    said, denied = _pick(rng, SAID_AND_DENIED)
+    premises = (f"{person} was {said} {state} in the {place}.", f"{person} was {denied} {state} in the {place}.")
+    return _quartet(premises, (f"{person} was {state}.", f"{person} was not {state}."))
+
+
+def quantifiers(rng: random.Random) -> Group:
+    """All the dogs in the park were tired. => Some dogs were tired. None of ... => Some dogs were not tired."""
+    group, state, place = _pick(rng, GROUPS), _pick(rng, STATES), _pick(rng, PLACES)
+    rest = f"the {group} in the {place} were {state}."
+    hypotheses = (f"Some {group} were {state}.", f"Some {group} were not {state}.")
+    return _quartet((f"All {rest}", f"None of {rest}"), hypotheses)
+
+
+def hypernyms(rng: random.Random) -> Group:
+    """Paul saw a dog in the park. => Paul saw an animal. Not: Paul saw a building."""
+    person, place = _pick(rng, PEOPLE), _pick(rng, PLACES)
+    kinds = _pick_two(rng, tuple(KINDS))
+    one, two = (f"{person} saw {_pick(rng, KINDS[kind])} in the {place}." for kind in kinds)
+    return _quartet((one, two), (f"{person} saw {kinds[0]}.", f"{person} saw {kinds[1]}."))
+
+
+def passives(rng: random.Random) -> Group:
+    """Tom was helped by Mary in the park. => Mary helped Tom. Not: Tom helped Mary."""
+    action, place = _pick(rng, ACTIONS), _pick(rng, PLACES)
+    one, two = _pick_two(rng, PEOPLE)
+    premises = (f"{one} was {action} by {two} in the {place}.", f"{two} was {action} by {one} in the {place}.")
+    return _quartet(premises, (f"{two} {action} {one}.", f"{one} {action} {two}."))
+
+
+def numbers(rng: random.Random) -> Group:
+    """Mary has nine hats. => Mary has more than five hats. Not: Mary has fewer than five hats."""
+    person, owned, between = _pick(rng, PEOPLE), _pick(rng, OWNED), _pick(rng, SOME)
+    premises = (f"{person} has {_pick(rng, MANY)} {owned}.", f"{person} has {_pick(rng, FEW)} {owned}.")
+    hypothesis = f"{person} has {{}} than {between} {owned}."
+    return _quartet(premises, (hypothesis.format("more"), hypothesis.format("fewer")))
+
+
+def temporal_order(rng: random.Random) -> Group:
+    """John left before Alice. => John left earlier than Alice. Not: John left later than Alice."""
+    event = _pick(rng, EVENTS)
+    one, two = _pick_two(rng, PEOPLE)
+    premises = (f"{one} {event} before {two}.", f"{one} {event} after {two}.")
+    return _quartet(premises, (f"{one} {event} earlier than {two}.", f"{one} {event} later than {two}."))
+
+
+# Groups in a hundred, at least 5 each. A weak model learns the polarity of two words first (negation, quantifiers),
+# then few-word tables (numbers, temporal_order, hypernyms), then word match (the modifiers), who did what to whom
+# (passives) last: to make the task harder, move weight downwards. The number of different words in a pair tells the
+# answer for the modifiers, so keep those two below 30 together.
+RTE_WEIGHTS: Grammar = {
+    negation: 26,
+    quantifiers: 14,
+    numbers: 12,
+    temporal_order: 11,
+    hypernyms: 14,
+    modifiers: 10,
+    dropped_modifiers: 8,
+    passives: 5,
+}
+
+# -------------------------------------------------------------------------------------------------------- SST-2
+
+PRAISE = (
+    "good", "great", "fine", "clever", "fresh", "warm", "brilliant", "moving", "beautiful", "wonderful", "powerful",
+    "funny", "charming", "sweet", "lovely", "excellent",
+)  # fmt: skip
+BLAME = (
+    "bad", "dull", "weak", "flat", "slow", "empty", "poor", "terrible", "stupid", "boring", "silly", "awful", "tired",
+    "cold", "false", "messy",
+)  # fmt: skip
+WHOLES = ("movie", "film", "story", "drama", "comedy", "picture", "tale", "show")
+PARTS = ("plot", "script", "cast", "ending", "score", "theme", "style", "hero", "idea", "opening")
+NEGATORS = ("not", "never", "hardly")
+INTENSIFIERS = ("very", "really", "truly", "so", "quite")
+
+
+def plain(rng: random.Random) -> Group:
+    """a warm and funny film with a great script"""
+    whole, part = _pick(rng, WHOLES), _pick(rng, PARTS)
+    good, bad = _shuffled(rng, PRAISE), _shuffled(rng, BLAME)
+    frame = _pick(rng, (
+        f"a {{0}} and {{1}} {whole} with a {{2}} {part}",
+        f"the {part} of this {whole} is {{0}} and {{1}}",
+        f"a {{0}} {whole} , {{1}} and {{2}}",
+        f"this {whole} has a {{0}} {part}",
+    ))  # fmt: skip
+    return [((frame.format(*good),), POSITIVE), ((frame.format(*bad),), NEGATIVE)]
+
+
+def intensifiers(rng: random.Random) -> Group:
+    """the acting in this film is really good"""
+    whole, part, degree = _pick(rng, WHOLES), _pick(rng, PARTS), _pick(rng, INTENSIFIERS)
+    frame = _pick(rng, (
+        f"the {part} in this {whole} is {degree} {{}}",
+        f"this {whole} is {degree} {{}} from start to end",
+    ))  # fmt: skip
+    return [((frame.format(_pick(rng, PRAISE)),), POSITIVE), ((frame.format(_pick(rng, BLAME)),), NEGATIVE)]
+
+
+def negated(rng: random.Random) -> Group:
+    """the plot of this film is not good; and the three sentences without the negation or with the other word"""
+    whole, part, negator = _pick(rng, WHOLES), _pick(rng, PARTS), _pick(rng, NEGATORS)
+    good, bad = _pick(rng, PRAISE), _pick(rng, BLAME)
+    frame = f"the {part} of this {whole} is {{}}"
+    return [
+        ((frame.format(good),), POSITIVE),
+        ((frame.format(f"{negator} {good}"),), NEGATIVE),
+        ((frame.format(f"{negator} {bad}"),), POSITIVE),
+        ((frame.format(bad),), NEGATIVE),
+    ]
+
+
+def contrast(rng: random.Random) -> Group:
+    """the plot is dull , but the film is charming: the clause after `but` decides, the one after `although` does not"""
+    whole, part = _pick(rng, WHOLES), _pick(rng, PARTS)
+    good, bad = _pick(rng, PRAISE), _pick(rng, BLAME)
+    frame = _pick(rng, (
+        f"the {part} is {{0}} , but the {whole} is {{1}}",
+        f"although the {part} is {{0}} , the {whole} is {{1}}",
+        f"the {whole} is {{1}} , although the {part} is {{0}}",
+    ))  # fmt: skip
+    return [((frame.format(bad, good),), POSITIVE), ((frame.format(good, bad),), NEGATIVE)]
+
+
+# Groups in a hundred; a negated group is four sentences, the others are two.
+SST2_WEIGHTS: Grammar = {plain: 40, intensifiers: 18, negated: 17, contrast: 25}

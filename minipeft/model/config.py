@@ -1,0 +1,136 @@
+"""config.json → EncoderConfig, under Hugging Face's field names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minipeft.errors import MinipeftError
+
+# model_type → (prefix of the encoder's tensors, offset of the first position is padding_idx + 1?)
+MODEL_TYPES = {"roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "bert": "bert"}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The shape of an encoder of the RoBERTa family; defaults are roberta-base's.
+
+    Sizes count features, tokens or layers; the dropout fields are probabilities.
+    `classifier_dropout` None means `hidden_dropout_prob`, as in transformers.
+    """
+
+    model_type: str = "roberta"
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 1
+    pad_token_id: int = 1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
+
+    def __post_init__(self) -> None:
+        if self.model_type not in MODEL_TYPES:
+            raise MinipeftError(f"model_type {self.model_type!r} is not supported; one of {', '.join(MODEL_TYPES)} is")
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                     "max_position_embeddings", "type_vocab_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise MinipeftError(f"{name} {value!r} in the model's config is not a whole number of 1 or more")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1):
+                raise MinipeftError(f"{name} {value!r} in the model's config is not a probability below 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise MinipeftError(f"hidden_size {self.hidden_size} is not a multiple of "
+                                f"num_attention_heads {self.num_attention_heads}")
+        if not isinstance(self.pad_token_id, int) or not 0 <= self.pad_token_id < self.vocab_size:
+            raise MinipeftError(f"pad_token_id {self.pad_token_id!r} lies outside the vocabulary of {self.vocab_size}")
+        if self.max_length < 1:
+            raise MinipeftError(f"max_position_embeddings {self.max_position_embeddings} leaves no position "
+                                f"after the offset {self.position_offset}")
+
+    @property
+    def is_bert(self) -> bool:
+        """BERT differs in positions (from 0), token types and its pooler."""
+        return self.model_type == "bert"
+
+    @property
+    def position_offset(self) -> int:
+        """The first token's position: 0 for bert, padding_idx + 1 for the others."""
+        return 0 if self.is_bert else self.pad_token_id + 1
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that the position table holds, in tokens."""
+        return self.max_position_embeddings - self.position_offset
+
+    @property
+    def num_labels(self) -> int:
+        """The number of classes; 1 for regression."""
+        return len(self.id2label)
+
+    @property
+    def head_dropout_prob(self) -> float:
+        """The classification head's dropout probability."""
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    def with_labels(self, names: list[str]) -> EncoderConfig:
+        """The same shape with other classes."""
+        return dataclasses.replace(self, id2label=dict(enumerate(names)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """config.json's content, as transformers reads it."""
+        content = dataclasses.asdict(self)
+        content["id2label"] = {str(number): name for number, name in self.id2label.items()}
+        content["label2id"] = {name: number for number, name in self.id2label.items()}
+        content["architectures"] = ["BertForSequenceClassification" if self.is_bert
+                                    else "RobertaForSequenceClassification"]
+        content["hidden_act"] = "gelu"
+        return content
+
+
+def load_config(folder: Path) -> EncoderConfig:
+    """Read `folder`/config.json.
+
+    Fields that would change the mathematics (another activation, relative positions, a decoder) are refused.
+    """
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MinipeftError(f"{folder}: no config.json; a checkpoint folder needs config.json, weights and a "
+                            "tokenizer") from None
+    except (OSError, ValueError) as error:
+        raise MinipeftError(f"{path}: not readable as JSON ({error}); fetch the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise MinipeftError(f"{path}: holds no JSON object; fetch the checkpoint again")
+    expected = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
+                "add_cross_attention": False}
+    for name, value in expected.items():
+        if content.get(name, value) != value:
+            raise MinipeftError(f"{path}: {name} {content[name]!r} is not supported; {value!r} is")
+    if "model_type" not in content:
+        raise MinipeftError(f"{path}: no model_type; one of {', '.join(MODEL_TYPES)} is needed")
+    names = {f.name for f in dataclasses.fields(EncoderConfig)}
+    known = {name: value for name, value in content.items() if name in names}
+    if content["model_type"] == "bert":  # what transformers assumes where bert's config is silent
+        known = {"pad_token_id": 0, "layer_norm_eps": 1e-12, "type_vocab_size": 2, "vocab_size": 30522,
+                 "max_position_embeddings": 512} | known
+    try:
+        labels = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        known["id2label"] = {int(number): str(name) for number, name in sorted(labels.items(), key=lambda x: int(x[0]))}
+        return EncoderConfig(**known)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise MinipeftError(f"{path}: {error}; fetch the checkpoint again") from None
+    except MinipeftError as error:
+        raise MinipeftError(f"{path}: {error}") from None

@@ -1,0 +1,165 @@
+"""RoBERTa for sequence classification (Liu et al. 2019), over packed sequences.
+
+    embeddings → layers (post-LayerNorm, as in Vaswani et al. 2017 and BERT) → <s> of each sequence → head → logits
+
+Shapes: total_tokens = all tokens of the batch, without padding; num_sequences = its sequences.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minipeft.data.batching import PackedBatch
+from minipeft.model.attention import Groups, attend_grouped, group_by_length
+from minipeft.model.config import EncoderConfig
+
+# The linear layers that a method may target, and the names by which peft's users know them.
+LINEAR_NAMES = ("query", "key", "value", "output", "intermediate", "ffn_output")
+
+
+class Linear(nn.Linear):
+    """y = x Wᵀ + b, in x's dtype: frozen weights are stored in it, trained ones (float32) are cast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """y = (x − mean) / √(variance + eps) · weight + bias, in x's dtype (Ba et al. 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class EncoderLayer(nn.Module):
+    """x → a = LayerNorm(x + attention(x));  LayerNorm(a + W₂ gelu(W₁ a))."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.config = config
+        self.query = Linear(hidden, hidden)
+        self.key = Linear(hidden, hidden)
+        self.value = Linear(hidden, hidden)
+        self.output = Linear(hidden, hidden)
+        self.attention_layer_norm = LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.intermediate = Linear(hidden, inner)
+        self.ffn_output = Linear(inner, hidden)
+        self.output_layer_norm = LayerNorm(hidden, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor, groups: Groups, first_tokens: Tensor | None = None) -> Tensor:
+        """x: (total_tokens, hidden_size) → the same shape.
+
+        With `first_tokens` (num_sequences,), the index of each sequence's first token: keys and values are computed
+        for every token, all else for these alone → (num_sequences, hidden_size).
+        """
+        config = self.config
+        dropout = config.hidden_dropout_prob if self.training else 0.0
+        attention_dropout = config.attention_probs_dropout_prob if self.training else 0.0
+        key, value = self.key(x), self.value(x)  # (total_tokens, hidden_size)
+        if first_tokens is not None:
+            x = x.index_select(0, first_tokens)  # (num_sequences, hidden_size)
+        attended = attend_grouped(self.query(x), key, value, groups, config.num_attention_heads,
+                                  attention_dropout, first_only=first_tokens is not None)
+        x = self.attention_layer_norm(x + F.dropout(self.output(attended), dropout))
+        inner = F.gelu(self.intermediate(x))  # (…, intermediate_size)
+        return self.output_layer_norm(x + F.dropout(self.ffn_output(inner), dropout))
+
+
+class Encoder(nn.Module):
+    """Embeddings and layers."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.dtype = torch.float32  # of the activations, and of the frozen weights
+
+    def forward(self, batch: PackedBatch, first_only: bool = False) -> Tensor:
+        """Hidden states of every token (total_tokens, hidden_size), in `self.dtype`.
+
+        With `first_only`, of each sequence's first token (num_sequences, hidden_size): the classifier reads nothing
+        else, so the last layer need not compute the rest.
+        """
+        groups = group_by_length(batch.lengths, batch.input_ids.device, self.dtype)
+        x = self.word_embeddings(batch.input_ids) + self.position_embeddings(batch.position_ids)
+        if batch.token_type_ids is None:
+            x = x + self.token_type_embeddings.weight[0]
+        else:
+            x = x + self.token_type_embeddings(batch.token_type_ids)
+        x = self.layer_norm(x.to(self.dtype))  # (total_tokens, hidden_size)
+        x = F.dropout(x, self.config.hidden_dropout_prob, self.training)
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            first_tokens = batch.cu_seqlens[:-1] if first_only and number == last else None
+            x = layer(x, groups, first_tokens)
+        return x
+
+
+class ClassificationHead(nn.Module):
+    """out_proj(dropout(tanh(dense(dropout(x))))), in float32; bert's dense is its pooler, without the first dropout."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = Linear(config.hidden_size, config.num_labels)
+        self.dropout_prob = config.head_dropout_prob
+        self.dropout_before = not config.is_bert
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: <s>'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
+        x = F.dropout(x.float(), self.dropout_prob, self.training and self.dropout_before)
+        x = torch.tanh(self.dense(x))
+        return self.out_proj(F.dropout(x, self.dropout_prob, self.training))
+
+
+class SequenceClassifier(nn.Module):
+    """Encoder and classification head."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.head = ClassificationHead(config)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Logits (num_sequences, num_labels), float32, in the order given to pack."""
+        return self.head(self.encoder(batch, first_only=True))
+
+
+class MaskedLanguageModel(nn.Module):
+    """Encoder and masked-language-model head: decoder(LayerNorm(gelu(dense(x)))), the decoder tied to the word embeddings."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, batch: PackedBatch, masked: Tensor | None = None) -> Tensor:
+        """Logits (number of masked, vocab_size) at the token indices `masked`, or at every token; float32."""
+        x = self.encoder(batch)
+        if masked is not None:
+            x = x.index_select(0, masked)
+        x = self.layer_norm(F.gelu(self.dense(x)))
+        return F.linear(x, self.encoder.word_embeddings.weight.to(x.dtype), self.bias.to(x.dtype)).float()
+
+
+def initialise(module: nn.Module, std: float) -> None:
+    """BERT's initialisation: weights normal with `std`, biases 0, LayerNorm 1 and 0."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std)
+            if isinstance(part, nn.Linear):
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,43 @@
+"""Files that are whole or not there: written beside, synced, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minipeft.errors import MinipeftError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, sync it and rename it: a reader sees the old file or the new one."""
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        write(beside)
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise MinipeftError(f"{path}: cannot be written ({error.strerror or error}); the last good state is kept: "
+                            "free space or choose another folder") from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8") and None)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or a MinipeftError that names the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MinipeftError(f"{path} is missing; name the folder of a finished run or adapter") from None
+    except (OSError, ValueError) as error:
+        raise MinipeftError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise MinipeftError(f"{path}: holds no JSON object")
+    return content

@@ -1,0 +1,35 @@
+"""AdamW's parameter groups, and linear warmup and decay as a pure function of the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What trains, in two groups: matrices decay, biases and LayerNorm's vectors do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [{"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0}]
+
+
+def adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999),
+          eps: float = 1e-8) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) over what trains; the learning rate is set in every step."""
+    groups = [group for group in parameter_groups(model, weight_decay) if group["params"]]
+    fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
+    """The factor on the learning rate in optimizer step `step` (from 0): 0 up to 1 over the warmup, then down to 0."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))

@@ -1,0 +1,309 @@
+"""Masked-language-model pretraining after RoBERTa (Liu et al. 2019), on the packed encoder.
+
+Full sentences packed into blocks, masked anew each time they are seen (15% of the tokens: 80% <mask>, 10% a random
+token, 10% kept), no next-sentence prediction; AdamW with beta2 0.98, linear warmup and decay. Every step's blocks, masks
+and dropout are pure functions of (seed, step), so a run that was killed goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from minipeft.data.batching import PackedBatch, epoch_order, pack
+from minipeft.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from minipeft.errors import MinipeftError
+from minipeft.model.checkpoint import load_language_model, save_checkpoint
+from minipeft.model.config import EncoderConfig
+from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, initialise
+from minipeft.training.files import read_json, write_atomically, write_json
+from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
+
+MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
+HELD_OUT_EVERY = 200  # one line in so many is validation text
+IGNORED = ("resume", "quiet", "checkpoint_minutes", "device")  # a resumed run may change these
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Settings of a pretraining run; lengths and batch sizes count tokens."""
+
+    text: tuple[str, ...]
+    output: str
+    model: str | None = None  # a checkpoint to go on from; None: a new model and a new tokenizer
+    vocab_size: int = 8192
+    hidden_size: int = 256
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    steps: int = 10_000
+    batch_tokens: int = 8192
+    block_length: int = 128
+    long_block_length: int = 512  # for the last tenth of the steps, as in Devlin et al. 2019, A.2
+    lr: float = 1e-3
+    warmup_steps: int = 500
+    weight_decay: float = 0.01
+    dropout: float = 0.0
+    evaluate_every: int = 500
+    checkpoint_minutes: float = 5.0
+    seed: int = 0
+    precision: str = "fp32"
+    device: str = "cpu"
+    resume: bool = False
+    quiet: bool = False
+
+
+def pretrain(settings: PretrainSettings) -> dict[str, Any]:
+    """Pretrain; returns validation loss and perplexity. `settings.output` becomes a checkpoint folder."""
+    folder = Path(settings.output)
+    state_file = folder / "checkpoint" / "state.pt"
+    _open_folder(folder, settings)
+    tokenizer = _tokenizer(folder, settings)
+    train_text, validation_text = _tokens(folder, settings, tokenizer)
+    torch.manual_seed(settings.seed)
+    model = _model(settings, tokenizer).to(settings.device)
+    model.encoder.dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    optimizer = adamw(model, settings.weight_decay, betas=(0.9, 0.98), eps=1e-6)
+    blocks = {length: train_text.blocks(length) for length in (settings.block_length, settings.long_block_length)}
+    validation = list(_validation_batches(validation_text, settings, model.config, tokenizer))
+
+    first_step = 0
+    if state_file.is_file():
+        state = torch.load(state_file, map_location=settings.device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_step = state["step"]
+    bar = tqdm(range(first_step, settings.steps), initial=first_step, total=settings.steps, unit="step",
+               disable=settings.quiet, mininterval=1.0)
+    saved_at = time.monotonic()
+    model.train()
+    for step in bar:
+        length = settings.block_length if step < 0.9 * settings.steps else settings.long_block_length
+        token_ids = _step_blocks(train_text, blocks[length], settings.batch_tokens // length, settings.seed, step)
+        torch.manual_seed(settings.seed * 1_000_003 + step)
+        batch, masked, targets = mask(pack(token_ids, config=model.config), tokenizer)
+        learning_rate = settings.lr * linear_schedule(step, settings.warmup_steps, settings.steps)
+        set_learning_rate(optimizer, learning_rate)
+        loss = F.cross_entropy(model(batch.to(settings.device), masked.to(settings.device)), targets.to(settings.device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        done = step + 1
+        if done % settings.evaluate_every == 0 or done == settings.steps:
+            if not math.isfinite(loss.item()):
+                raise MinipeftError(f"the loss is {loss.item()} in step {step}; lower --lr ({folder} keeps the last state)")
+            row = {"step": done, "train_loss": loss.item(), "learning_rate": learning_rate,
+                   **evaluate_language_model(model, validation, settings.device)}
+            with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            bar.set_postfix(eval_loss=f"{row['eval_loss']:.3f}", perplexity=f"{row['perplexity']:.1f}")
+        if done == settings.steps or time.monotonic() - saved_at > 60 * settings.checkpoint_minutes:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+            write_atomically(state_file, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
+            saved_at = time.monotonic()
+    save_checkpoint(model, folder, torch.float16)
+    result = {"steps": settings.steps, **evaluate_language_model(model, validation, settings.device)}
+    write_json(folder / "result.json", result)
+    return result
+
+
+def mask(batch: PackedBatch, tokenizer: Tokenizer) -> tuple[PackedBatch, Tensor, Tensor]:
+    """Mask a batch dynamically with torch's random numbers → (the batch, indices of the masked tokens, their true ids)."""
+    special = torch.tensor(sorted(tokenizer.special_token_ids))
+    chance = torch.rand(batch.total_tokens)
+    masked = ((chance < MASKED) & ~torch.isin(batch.input_ids, special)).nonzero().flatten()
+    targets = batch.input_ids[masked]
+    chance = torch.rand(len(masked))
+    replacement = torch.where(chance < REPLACED_BY_MASK, tokenizer.mask_token_id, targets)
+    at_random = (chance >= REPLACED_BY_MASK) & (chance < REPLACED_BY_MASK + REPLACED_AT_RANDOM)
+    replacement = torch.where(at_random, torch.randint(tokenizer.vocab_size, targets.shape), replacement)
+    input_ids = batch.input_ids.index_copy(0, masked, replacement)
+    return PackedBatch(input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen,
+                       batch.lengths), masked, targets
+
+
+@torch.no_grad()
+def evaluate_language_model(model: MaskedLanguageModel, batches: Sequence[tuple[PackedBatch, Tensor, Tensor]],
+                            device: str) -> dict[str, float]:
+    """Mean loss a masked token, and its exponential, the perplexity."""
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for batch, masked, targets in batches:
+        logits = model(batch.to(device), masked.to(device))
+        total += F.cross_entropy(logits, targets.to(device), reduction="sum").item()
+        count += len(targets)
+    model.train(was_training)
+    return {"eval_loss": total / count, "perplexity": math.exp(total / count)}
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """Lines of text as one array of token ids; line i is tokens offsets[i] to offsets[i + 1]; no special tokens."""
+
+    tokens: np.ndarray[Any, Any]
+    offsets: np.ndarray[Any, Any]
+    start_id: int
+    end_id: int
+
+    def blocks(self, length: int) -> list[tuple[int, int]]:
+        """Lines side by side in blocks of `length` tokens, <s> and </s> counted → (first token, last token + 1) of each.
+
+        A line that does not fit starts the next block, unless that left over a quarter of this one empty: then it is cut.
+        """
+        room = length - 2
+        blocks: list[tuple[int, int]] = []
+        start = end = 0
+        for line_end in self.offsets[1:].tolist():
+            while line_end - start > room:
+                if end - start < 0.75 * room:
+                    end = start + room
+                blocks.append((start, end))
+                start = end
+            end = line_end
+        if end > start:
+            blocks.append((start, end))
+        return blocks
+
+    def block(self, start: int, end: int) -> list[int]:
+        return [self.start_id, *self.tokens[start:end].tolist(), self.end_id]
+
+
+def _step_blocks(text: TokenizedText, blocks: list[tuple[int, int]], count: int, seed: int, step: int) -> list[list[int]]:
+    """The step's blocks: epochs of all blocks in a random order, cut into steps."""
+    per_epoch = max(1, len(blocks) // count)
+    epoch, place = divmod(step, per_epoch)
+    order = _order(len(blocks), seed, epoch)
+    return [text.block(*blocks[index]) for index in order[place * count:(place + 1) * count]]
+
+
+_last_order: tuple[tuple[int, int, int], list[int]] | None = None
+
+
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    global _last_order
+    if _last_order is None or _last_order[0] != (count, seed, epoch):
+        _last_order = ((count, seed, epoch), epoch_order(count, seed, epoch))
+    return _last_order[1]
+
+
+def _validation_batches(text: TokenizedText, settings: PretrainSettings, config: EncoderConfig,
+                        tokenizer: Tokenizer) -> Iterator[tuple[PackedBatch, Tensor, Tensor]]:
+    """Up to 32 batches of held-out text, masked once and for all."""
+    blocks = text.blocks(settings.block_length)
+    count = max(1, settings.batch_tokens // settings.block_length)
+    torch.manual_seed(0)
+    for start in range(0, min(len(blocks), 32 * count), count):
+        yield mask(pack([text.block(*block) for block in blocks[start:start + count]], config=config), tokenizer)
+
+
+def _open_folder(folder: Path, settings: PretrainSettings) -> None:
+    wanted = {name: value for name, value in asdict(settings).items() if name not in IGNORED}
+    wanted["text"] = list(settings.text)
+    record = folder / "pretrain.json"
+    if record.is_file():
+        if not settings.resume:
+            raise MinipeftError(f"{folder} already holds a run; pass --resume to go on with it, or another --output")
+        for name, value in read_json(record).items():
+            if wanted.get(name) != value:
+                raise MinipeftError(f"{folder} was begun with {name} {value!r}, not {wanted.get(name)!r}; "
+                                    "resume with the same settings")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise MinipeftError(f"{folder} is not empty and holds no pretraining run; choose another --output")
+    (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+    write_json(record, wanted)
+
+
+def _tokenizer(folder: Path, settings: PretrainSettings) -> Tokenizer:
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder)
+    if settings.model is None:
+        every_fourth = (line for number, line in enumerate(_lines(settings.text)) if number % 4 == 0)
+        return train_tokenizer(every_fourth, settings.vocab_size, folder)
+    tokenizer = load_tokenizer(settings.model)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def _tokens(folder: Path, settings: PretrainSettings, tokenizer: Tokenizer) -> tuple[TokenizedText, TokenizedText]:
+    """Training and validation text as token ids, kept in the run's folder."""
+    start_id, end_id = tokenizer.encode([""])[0]
+    texts = []
+    for name in ("train", "validation"):
+        file = folder / "checkpoint" / f"{name}.npz"
+        if not file.is_file():
+            held_out = name == "validation"
+            lines = (line for number, line in enumerate(_lines(settings.text))
+                     if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out)
+            tokens, offsets = _tokenize(lines, tokenizer)
+            write_atomically(file, lambda path, t=tokens, o=offsets: _save_arrays(path, t, o))  # type: ignore[misc]
+        with np.load(file) as arrays:
+            texts.append(TokenizedText(arrays["tokens"], arrays["offsets"], start_id, end_id))
+        if not len(texts[-1].tokens):
+            raise MinipeftError(f"{', '.join(settings.text)}: no {name} text in it; give {HELD_OUT_EVERY} lines or more")
+    return texts[0], texts[1]
+
+
+def _tokenize(lines: Iterator[str], tokenizer: Tokenizer) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    tokenizer.tokenizer.no_truncation()
+    parts, lengths = [], [0]
+    while chunk := [line for _, line in zip(range(10_000), lines, strict=False)]:
+        for encoding in tokenizer.tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
+            parts.append(np.array(encoding.ids, dtype=np.int32))
+            lengths.append(len(encoding.ids))
+    return np.concatenate([np.zeros(0, np.int32), *parts]), np.cumsum(np.array(lengths, dtype=np.int64))
+
+
+def _save_arrays(path: Path, tokens: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any]) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, tokens=tokens, offsets=offsets)
+
+
+def _lines(paths: Sequence[str]) -> Iterator[str]:
+    """Lines of text files, or the field "text" of each line of jsonl files; empty lines are left out."""
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    text = line.strip()
+                    if path.endswith(".jsonl"):
+                        try:
+                            text = json.loads(line)["text"].strip()
+                        except (ValueError, KeyError, TypeError, AttributeError):
+                            raise MinipeftError(f'{path}, line {number}: no JSON object with a "text"') from None
+                    if text:
+                        yield text
+        except (OSError, UnicodeDecodeError) as error:
+            raise MinipeftError(f"{path}: cannot be read as text ({error})") from None
+
+
+def _model(settings: PretrainSettings, tokenizer: Tokenizer) -> MaskedLanguageModel:
+    if settings.model is not None:
+        from minipeft.hub import resolve_model
+
+        model: MaskedLanguageModel = load_language_model(resolve_model(settings.model)[0])
+    else:
+        config = EncoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=settings.hidden_size,
+                               num_hidden_layers=settings.num_hidden_layers,
+                               num_attention_heads=settings.num_attention_heads,
+                               intermediate_size=4 * settings.hidden_size)
+        model = MaskedLanguageModel(config)
+        initialise(model, config.initializer_range)
+    # The dropout of pretraining; model.config, which is saved, keeps what fine-tuning will use.
+    for part in model.encoder.modules():
+        if isinstance(part, (Encoder, EncoderLayer)):
+            part.config = replace(part.config, hidden_dropout_prob=settings.dropout,
+                                  attention_probs_dropout_prob=settings.dropout)
+    return model
