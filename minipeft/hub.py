@@ -42,7 +42,7 @@ def resolve_model(name_or_dir: str) -> tuple[Path, str]:
         try:
             folder = _local("roberta-base", weights_folder())
             if folder is None and not _offline() and not hub_reachable():
-                raise MinipeftError(f"no answer from {_endpoint()} in {PROBE_SECONDS:g} seconds")
+                raise MinipeftError(f"no answer from {_endpoint()}")
             folder = folder or fetch("roberta-base")
         except MinipeftError as reason:
             if (folder := bundled()) is None:
@@ -87,18 +87,18 @@ def hub_reachable() -> bool:
 
 
 def _answers() -> bool:
-    import http.client
-    import ssl
-    import urllib.error
-    import urllib.request
+    from http.client import HTTPException
+    from ssl import SSLCertVerificationError
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
 
     try:
-        urllib.request.urlopen(urllib.request.Request(_endpoint(), method="HEAD"), timeout=PROBE_SECONDS).close()
-    except urllib.error.HTTPError as error:
+        urlopen(Request(_endpoint(), method="HEAD"), timeout=PROBE_SECONDS).close()
+    except HTTPError as error:
         return error.code not in (502, 503, 504)  # what a proxy says when it cannot get through
-    except (OSError, ValueError, http.client.HTTPException, MinipeftError) as error:
+    except (OSError, ValueError, HTTPException, MinipeftError) as error:
         # A certificate is an answer too: the download judges it with its own store.
-        return isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError)
+        return isinstance(getattr(error, "reason", None), SSLCertVerificationError)
     return True
 
 
@@ -171,7 +171,10 @@ class _Remote(NamedTuple):
 
         headers = {"Accept-Encoding": "identity", "User-Agent": "minipeft"}
         headers |= {"Range": f"bytes={start}-"} if start else {}
-        headers |= {"Authorization": f"Bearer {token}"} if (token := get_token()) else {}
+        if token := get_token():
+            if not re.fullmatch(r"[!-~]+", token):
+                raise self.failure("HF_TOKEN holds a character that no token has; set it again")
+            headers["Authorization"] = f"Bearer {token}"
         options: dict[str, Any] = {"headers": headers, "timeout": ANSWER_SECONDS, "follow_redirects": True}
         try:
             with get_session().stream("GET", self.endpoint + path, **options) as response:
@@ -184,7 +187,7 @@ class _Remote(NamedTuple):
 
 def _download_all(remote: _Remote, staging: Path, progress: bool) -> str:
     """Fill the staging folder with the verified files of the hub's newest commit; returns that commit."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     commit, listing = _listing(remote)
     parts = {file: staging / f"{file.name}.{file.digest[:16]}.part" for file in _choose(remote, listing)}
@@ -313,7 +316,7 @@ def _lacks(folder: Path) -> str:
             return ""
         broken = [name for name in names if Path(name).name != name or not _whole(folder / name)]
         return f"a whole {min(broken)}" if broken else ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"a readable file ({error})"
 
 
@@ -334,10 +337,10 @@ def _repo_id(name: str) -> str:
 
 
 def _endpoint() -> str:
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/\S*)?", endpoint, re.ASCII):
         raise MinipeftError(f"HF_ENDPOINT is {endpoint!r}, which is no http(s) address; correct or unset it")
-    return endpoint
+    return endpoint.rstrip("/")
 
 
 def _offline() -> bool:

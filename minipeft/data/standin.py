@@ -1,17 +1,17 @@
 """Generated stand-ins for GLUE's RTE and SST-2: something to run the machine on, never a benchmark.
 
 They are used only where GLUE cannot be had. Both come from a small grammar written for this project and have
-the columns of nyu-mll/glue; the sizes are RTE's own, and SST-2's with a shorter training split. A score on them
-says that training works; it says nothing about a model's English, and compares with no published number.
+the columns of nyu-mll/glue; the sizes are RTE's own, and SST-2's with a shorter training split. A score on
+them says that training works; it says nothing about a model's English and compares with no published number.
 
-Examples are made in matched groups, so that the words alone do not give the label away:
+Examples are made in matched groups, so that single words do not give the label away:
 
     RTE      two premises and two hypotheses; each premise entails its own hypothesis and not the other's.
              Every word of either sentence occurs equally often under both labels.
     SST-2    pairs or quartets of minimal changes: a judging word, a negation, the order of two clauses.
 
-A group never straddles the splits, and no premise or sentence is in both. Which groups are made, and how often, is
-said by RTE_WEIGHTS and SST2_WEIGHTS: the only place where difficulty is set.
+A group never straddles the splits, and no premise or sentence is in both. RTE_WEIGHTS and SST2_WEIGHTS say
+how often each kind of group is made: they are the only place where difficulty is set.
 """
 
 from __future__ import annotations
@@ -77,13 +77,14 @@ def _new_groups(rng: random.Random, grammar: Grammar) -> Iterator[Group]:
     while True:
         for phenomenon in _shuffled(rng, deck):
             group = phenomenon(rng)
-            while any(texts[0] in taken for texts, _ in group):  # ends: a phenomenon has far more than is asked
+            # This ends: each phenomenon can make far more groups than are asked of it.
+            while any(texts[0] in taken for texts, _ in group):
                 group = phenomenon(rng)
             taken.update(texts[0] for texts, _ in group)
             yield group
 
 
-# Python promises the same sequence in every version for Random.random() alone, hence no choice() or shuffle().
+# Python promises the same sequence in every version for Random.random() alone: no choice() or shuffle() here.
 
 
 def _pick(rng: random.Random, items: Sequence[T]) -> T:
@@ -100,10 +101,10 @@ def _pick_two(rng: random.Random, items: Sequence[T]) -> tuple[T, T]:
     return first, second
 
 
-# ---------------------------------------------------------------------------------------------------------- RTE
+# ---------------------------------------------------------------------------------------------------- RTE
 
-PEOPLE = ("Tom", "Mary", "John", "David", "Sarah", "Peter", "Helen", "George", "Jane", "Paul", "Alice", "James")
-PLACES = ("garden", "kitchen", "park", "church", "school", "street", "station", "library", "village", "forest")
+PEOPLE = ("Tom", "Mary", "John", "David", "Sarah", "Peter", "Helen", "George", "Jane", "Paul", "Alice")
+PLACES = ("garden", "kitchen", "park", "church", "school", "street", "station", "library", "village")
 COLOURS = ("red", "blue", "green", "white", "black", "yellow")
 QUALITIES = ("big", "small", "new", "strange")
 THINGS = ("car", "boat", "box", "hat", "coat", "book", "bag", "chair")
@@ -122,7 +123,7 @@ FEW, SOME, MANY = ("two", "three", "four"), ("five", "six"), ("eight", "nine", "
 EVENTS = ("arrived", "left", "finished", "started", "returned", "spoke")
 
 
-def _quartet(premises: tuple[str, str], hypotheses: tuple[str, str]) -> Group:
+def _quartet(premises: Sequence[str], hypotheses: Sequence[str]) -> Group:
     """Cross two premises with two hypotheses; the first entails the first, the second the second."""
     (one, two), (of_one, of_two) = premises, hypotheses
     return [
@@ -136,31 +137,30 @@ def _quartet(premises: tuple[str, str], hypotheses: tuple[str, str]) -> Group:
 def modifiers(rng: random.Random) -> Group:
     """Tom saw a red car in the park. => The car was red. Not: The car was blue."""
     person, thing, place = _pick(rng, PEOPLE), _pick(rng, THINGS), _pick(rng, PLACES)
-    one, two = _pick_two(rng, COLOURS)
-    premise = f"{person} saw a {{}} {thing} in the {place}."
-    hypothesis = f"The {thing} was {{}}."
-    return _quartet((premise.format(one), premise.format(two)), (hypothesis.format(one), hypothesis.format(two)))
+    colours = _pick_two(rng, COLOURS)
+    premises = tuple(f"{person} saw a {colour} {thing} in the {place}." for colour in colours)
+    hypotheses = tuple(f"The {thing} was {colour}." for colour in colours)
+    return _quartet(premises, hypotheses)
 
 
 def dropped_modifiers(rng: random.Random) -> Group:
     """Mary found a small box in the park. => Mary found a box. Not: Mary found a hat."""
     person, quality, place = _pick(rng, PEOPLE), _pick(rng, QUALITIES), _pick(rng, PLACES)
-    one, two = _pick_two(rng, THINGS)
-    premise = f"{person} found a {quality} {{}} in the {place}."
-    hypothesis = f"{person} found a {{}}."
-    return _quartet((premise.format(one), premise.format(two)), (hypothesis.format(one), hypothesis.format(two)))
+    things = _pick_two(rng, THINGS)
+    premises = tuple(f"{person} found a {quality} {thing} in the {place}." for thing in things)
+    hypotheses = tuple(f"{person} found a {thing}." for thing in things)
+    return _quartet(premises, hypotheses)
 
 
 def negation(rng: random.Random) -> Group:
     """Jane was never tired in the park. => Jane was not tired. Not: Jane was tired."""
     person, state, place = _pick(rng, PEOPLE), _pick(rng, STATES), _pick(rng, PLACES)
-    said, denied = _pick(rng, SAID_AND_DENIED)
-    premises = (f"{person} was {said} {state} in the {place}.", f"{person} was {denied} {state} in the {place}.")
+    premises = tuple(f"{person} was {form} {state} in the {place}." for form in _pick(rng, SAID_AND_DENIED))
     return _quartet(premises, (f"{person} was {state}.", f"{person} was not {state}."))
 
 
 def quantifiers(rng: random.Random) -> Group:
-    """All the dogs in the park were tired. => Some dogs were tired. None of ... => Some dogs were not tired."""
+    """All the dogs in the park were tired. => Some dogs were tired. Not: Some dogs were not tired."""
     group, state, place = _pick(rng, GROUPS), _pick(rng, STATES), _pick(rng, PLACES)
     rest = f"the {group} in the {place} were {state}."
     hypotheses = (f"Some {group} were {state}.", f"Some {group} were not {state}.")
@@ -179,7 +179,8 @@ def passives(rng: random.Random) -> Group:
     """Tom was helped by Mary in the park. => Mary helped Tom. Not: Tom helped Mary."""
     action, place = _pick(rng, ACTIONS), _pick(rng, PLACES)
     one, two = _pick_two(rng, PEOPLE)
-    premises = (f"{one} was {action} by {two} in the {place}.", f"{two} was {action} by {one} in the {place}.")
+    premise = f"{{}} was {action} by {{}} in the {place}."
+    premises = (premise.format(one, two), premise.format(two, one))
     return _quartet(premises, (f"{two} {action} {one}.", f"{one} {action} {two}."))
 
 
@@ -192,37 +193,37 @@ def numbers(rng: random.Random) -> Group:
 
 
 def temporal_order(rng: random.Random) -> Group:
-    """John left before Alice. => John left earlier than Alice. Not: John left later than Alice."""
+    """John left before Alice. => John left first. Not: John left last."""
     event = _pick(rng, EVENTS)
     one, two = _pick_two(rng, PEOPLE)
     premises = (f"{one} {event} before {two}.", f"{one} {event} after {two}.")
-    return _quartet(premises, (f"{one} {event} earlier than {two}.", f"{one} {event} later than {two}."))
+    return _quartet(premises, (f"{one} {event} first.", f"{one} {event} last."))
 
 
-# Groups in a hundred, at least 5 each. A weak model learns the polarity of two words first (negation, quantifiers),
-# then few-word tables (numbers, temporal_order, hypernyms), then word match (the modifiers), who did what to whom
-# (passives) last: to make the task harder, move weight downwards. The number of different words in a pair tells the
-# answer for the modifiers, so keep those two below 30 together.
+# Groups in a hundred, at least 5 each. A weak model learns the polarity of two words first (negation,
+# quantifiers), then small tables (numbers, temporal_order, hypernyms) and word match (the modifiers); who did
+# what to whom (passives) comes last. To make the task harder, move weight downwards. For the modifiers the
+# number of different words in a pair gives the answer away, so keep those two below 25 together.
 RTE_WEIGHTS: Grammar = {
-    negation: 26,
-    quantifiers: 14,
-    numbers: 12,
-    temporal_order: 11,
-    hypernyms: 14,
-    modifiers: 10,
-    dropped_modifiers: 8,
+    negation: 32,
+    quantifiers: 17,
+    numbers: 11,
+    temporal_order: 8,
+    hypernyms: 11,
+    modifiers: 9,
+    dropped_modifiers: 7,
     passives: 5,
 }
 
-# -------------------------------------------------------------------------------------------------------- SST-2
+# -------------------------------------------------------------------------------------------------- SST-2
 
 PRAISE = (
-    "good", "great", "fine", "clever", "fresh", "warm", "brilliant", "moving", "beautiful", "wonderful", "powerful",
-    "funny", "charming", "sweet", "lovely", "excellent",
+    "good", "great", "fine", "clever", "fresh", "warm", "brilliant", "moving",
+    "beautiful", "wonderful", "powerful", "funny", "charming", "sweet", "lovely", "perfect",
 )  # fmt: skip
 BLAME = (
-    "bad", "dull", "weak", "flat", "slow", "empty", "poor", "terrible", "stupid", "boring", "silly", "awful", "tired",
-    "cold", "false", "messy",
+    "bad", "dull", "weak", "flat", "slow", "thin", "poor", "terrible",
+    "stupid", "boring", "silly", "dreadful", "tired", "cold", "false", "messy",
 )  # fmt: skip
 WHOLES = ("movie", "film", "story", "drama", "comedy", "picture", "tale", "show")
 PARTS = ("plot", "script", "cast", "ending", "score", "theme", "style", "hero", "idea", "opening")
@@ -254,7 +255,7 @@ def intensifiers(rng: random.Random) -> Group:
 
 
 def negated(rng: random.Random) -> Group:
-    """the plot of this film is not good; and the three sentences without the negation or with the other word"""
+    """the plot of this film is not good: with and without the negation, with praise and with blame"""
     whole, part, negator = _pick(rng, WHOLES), _pick(rng, PARTS), _pick(rng, NEGATORS)
     good, bad = _pick(rng, PRAISE), _pick(rng, BLAME)
     frame = f"the {part} of this {whole} is {{}}"
@@ -267,7 +268,7 @@ def negated(rng: random.Random) -> Group:
 
 
 def contrast(rng: random.Random) -> Group:
-    """the plot is dull , but the film is charming: the clause after `but` decides, the one after `although` does not"""
+    """the plot is dull , but the film is charming: what follows `but` decides, not what follows `although`"""
     whole, part = _pick(rng, WHOLES), _pick(rng, PARTS)
     good, bad = _pick(rng, PRAISE), _pick(rng, BLAME)
     frame = _pick(rng, (
@@ -278,5 +279,5 @@ def contrast(rng: random.Random) -> Group:
     return [((frame.format(bad, good),), POSITIVE), ((frame.format(good, bad),), NEGATIVE)]
 
 
-# Groups in a hundred; a negated group is four sentences, the others are two.
-SST2_WEIGHTS: Grammar = {plain: 40, intensifiers: 18, negated: 17, contrast: 25}
+# Groups in a hundred; a negated group has four sentences, the others two. Words alone settle the first two.
+SST2_WEIGHTS: Grammar = {plain: 45, intensifiers: 20, negated: 17, contrast: 18}

@@ -95,7 +95,9 @@ def load_pretrained(name_or_dir: str | Path, num_labels: int = 2,
         config = config.with_labels([f"LABEL_{number}" for number in range(num_labels)])
     with torch.device("meta"):
         model = SequenceClassifier(config)
-    return cast_frozen(_fill(model, config, folder, UNUSED_BY_CLASSIFIER), dtype)
+    model = _fill(model, config, folder, UNUSED_BY_CLASSIFIER)
+    model.folder = folder
+    return cast_frozen(model, dtype)
 
 
 def load_language_model(folder: Path) -> MaskedLanguageModel:

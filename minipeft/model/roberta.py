@@ -7,6 +7,9 @@ Shapes: total_tokens = all tokens of the batch, without padding; num_sequences =
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,6 +66,10 @@ class EncoderLayer(nn.Module):
             x = x.index_select(0, first_tokens)  # (num_sequences, hidden_size)
         attended = attend_grouped(self.query(x), key, value, groups, config.num_attention_heads,
                                   attention_dropout, first_only=first_tokens is not None)
+        return self.after_attention(x, attended, dropout)
+
+    def after_attention(self, x: Tensor, attended: Tensor, dropout: float) -> Tensor:
+        """The part of the layer that sees each token alone: (…, hidden_size) twice → the same shape."""
         x = self.attention_layer_norm(x + F.dropout(self.output(attended), dropout))
         inner = F.gelu(self.intermediate(x))  # (…, intermediate_size)
         return self.output_layer_norm(x + F.dropout(self.ffn_output(inner), dropout))
@@ -80,6 +87,11 @@ class Encoder(nn.Module):
         self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.dtype = torch.float32  # of the activations, and of the frozen weights
+
+    def compile_layers(self) -> None:
+        """Let torch.compile fuse what stands between the matrix products of a layer; the result is the same."""
+        for layer in self.layers:
+            layer.after_attention = torch.compile(layer.after_attention, dynamic=True)  # type: ignore[assignment]
 
     def forward(self, batch: PackedBatch, first_only: bool = False) -> Tensor:
         """Hidden states of every token (total_tokens, hidden_size), in `self.dtype`.
@@ -127,6 +139,8 @@ class SequenceClassifier(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.head = ClassificationHead(config)
+        self.method: Any = None  # the config of the method that is installed
+        self.folder: Path | None = None  # where the pretrained weights came from
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Logits (num_sequences, num_labels), float32, in the order given to pack."""

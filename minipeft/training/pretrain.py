@@ -27,7 +27,7 @@ from minipeft.errors import MinipeftError
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, initialise
-from minipeft.training.files import read_json, write_atomically, write_json
+from minipeft.files import read_json, write_atomically, write_json
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 
 MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1

@@ -1,8 +1,9 @@
-"""The stand-ins: sizes, balance, determinism, splits that share nothing, and labels that words alone do not give."""
+"""The stand-ins: sizes, balance, determinism, splits that share nothing, and no label from words alone."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import subprocess
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 from scipy.sparse import hstack
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.base import clone
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from minipeft.data import standin
@@ -57,7 +59,7 @@ def test_no_example_twice_and_no_premise_in_both_splits(task: str) -> None:
 def test_the_classes_are_not_in_blocks() -> None:
     for task, split in SIZES:
         labels = standin.generate(task, split)["label"]
-        changes = sum(one != two for one, two in zip(labels, labels[1:]))
+        changes = sum(one != two for one, two in itertools.pairwise(labels))
         assert 0.4 < changes / (len(labels) - 1) < 0.6
 
 
@@ -116,8 +118,8 @@ def test_an_unknown_name_is_refused_in_one_line(task: str, split: str, named: tu
 RTE_MARKS: dict[str, Callable[[str, str], bool]] = {
     "passives": lambda premise, hypothesis: " by " in premise,
     "quantifiers": lambda premise, hypothesis: premise.split()[0] in ("All", "None"),
-    "numbers": lambda premise, hypothesis: " than " in hypothesis and " has " in hypothesis,
-    "temporal_order": lambda premise, hypothesis: " than " in hypothesis,
+    "numbers": lambda premise, hypothesis: " than " in hypothesis,
+    "temporal_order": lambda premise, hypothesis: hypothesis.split()[-1] in ("first.", "last."),
     "dropped_modifiers": lambda premise, hypothesis: " found a " in hypothesis,
     "modifiers": lambda premise, hypothesis: hypothesis.startswith("The "),
     "hypernyms": lambda premise, hypothesis: " saw " in hypothesis,
@@ -135,9 +137,9 @@ def test_every_phenomenon_of_entailment_is_present_as_weighted(split: str) -> No
     counts = Counter(phenomenon_of(*pair) for pair in pairs)
     weights = {phenomenon.__name__: weight for phenomenon, weight in standin.RTE_WEIGHTS.items()}
     assert set(counts) == set(weights) == set(RTE_MARKS)
-    assert sum(weights.values()) == 100 and min(weights.values()) >= 5
+    assert min(weights.values()) >= 5
     for name, weight in weights.items():
-        assert counts[name] / len(pairs) == pytest.approx(weight / 100, abs=0.04)
+        assert counts[name] / len(pairs) == pytest.approx(weight / sum(weights.values()), abs=0.04)
 
 
 def entails(premise: str, hypothesis: str) -> bool:
@@ -149,15 +151,15 @@ def entails(premise: str, hypothesis: str) -> bool:
     if name == "quantifiers":
         return (given[0] == "None") == ("not" in asked)
     if name == "numbers":
-        order = "zero one two three four five six seven eight nine ten".split()
+        order = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
         difference = order.index(given[2]) - order.index(asked[4])
         return difference > 0 if "more" in asked else difference < 0
     if name == "temporal_order":
-        return ("before" in given) == ("earlier" in asked)
+        return ("before" in given) == ("first" in asked) and given[:2] == asked[:2]
     if name == "hypernyms":
         return " ".join(given[2:4]) in standin.KINDS[" ".join(asked[2:])]
     if name == "negation":
-        return given[: len(asked)] == asked and ("not" in given) == ("not" in asked)
+        return ("not" in asked) == any(word in given for word in ("never", "no", "not"))
     return set(asked) - {"The", "was"} <= set(given)  # what is said of the thing was said before
 
 
@@ -180,9 +182,13 @@ def test_a_group_crosses_two_premises_with_two_hypotheses(phenomenon: Callable[[
             assert {texts[1] for texts, given in group if given == label} == hypotheses
 
 
-@pytest.mark.parametrize("binary", [False, True], ids=["counts", "presence"])
+@pytest.mark.parametrize(
+    "vectorizer",
+    [CountVectorizer(), CountVectorizer(binary=True), TfidfVectorizer(), CountVectorizer(ngram_range=(1, 2))],
+    ids=["counts", "presence", "tf-idf", "word pairs"],
+)
 @pytest.mark.parametrize("separate", [False, True], ids=["one vocabulary", "one vocabulary a sentence"])
-def test_a_bag_of_words_does_not_solve_entailment(separate: bool, binary: bool) -> None:
+def test_a_bag_of_words_does_not_solve_entailment(separate: bool, vectorizer: CountVectorizer) -> None:
     train, validation = (standin.generate("rte", split) for split in ("train", "validation"))
 
     def texts(columns: Columns) -> list[list[str]]:
@@ -190,9 +196,9 @@ def test_a_bag_of_words_does_not_solve_entailment(separate: bool, binary: bool) 
             return [columns["sentence1"], columns["sentence2"]]
         return [[" ".join(pair) for pair in examples(columns, "rte")]]
 
-    vectorizers = [CountVectorizer(binary=binary).fit(column) for column in texts(train)]
+    fitted = [clone(vectorizer).fit(column) for column in texts(train)]
     seen, held_out = (
-        hstack([vectorizer.transform(column) for vectorizer, column in zip(vectorizers, texts(columns))])
+        hstack([one.transform(column) for one, column in zip(fitted, texts(columns))])
         for columns in (train, validation)
     )
     model = LogisticRegression(max_iter=2000).fit(seen, train["label"])
@@ -210,7 +216,7 @@ def test_remembering_hypotheses_does_not_solve_entailment() -> None:
 
 
 def sentiment(sentence: str) -> int:
-    """Decide a sentence from its words, without the generator: the deciding clause, its judgements, its negation."""
+    """Decide a sentence from its words, without the generator: its deciding clause, judgement, negation."""
     clauses = sentence.split(" , ")
     if " but " in f" {clauses[-1]}":
         deciding = clauses[-1]

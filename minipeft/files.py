@@ -41,3 +41,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MinipeftError(f"{path}: holds no JSON object")
     return content
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8") and None)

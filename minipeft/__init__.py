@@ -1,0 +1,56 @@
+"""minipeft: parameter-efficient fine-tuning of RoBERTa, from scratch, in plain PyTorch.
+
+The public names, imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minipeft.adapter import export, load_adapter, merge, save_adapter, unmerge
+    from minipeft.data.batching import PackedBatch, pack
+    from minipeft.data.tokenizer import Tokenizer, load_tokenizer
+    from minipeft.errors import MinipeftError
+    from minipeft.methods import apply, count_parameters
+    from minipeft.methods.bitfit import BitFit
+    from minipeft.methods.full import Full
+    from minipeft.methods.head import Head
+    from minipeft.methods.lora import LoRA, LoRALinear
+    from minipeft.model.checkpoint import load_pretrained
+    from minipeft.model.config import EncoderConfig
+    from minipeft.model.roberta import SequenceClassifier
+    from minipeft.training.run import Result, load_run, train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "minipeft.adapter": ("export", "load_adapter", "merge", "save_adapter", "unmerge"),
+    "minipeft.data.batching": ("PackedBatch", "pack"),
+    "minipeft.data.tokenizer": ("Tokenizer", "load_tokenizer"),
+    "minipeft.errors": ("MinipeftError",),
+    "minipeft.methods": ("apply", "count_parameters"),
+    "minipeft.methods.bitfit": ("BitFit",),
+    "minipeft.methods.full": ("Full",),
+    "minipeft.methods.head": ("Head",),
+    "minipeft.methods.lora": ("LoRA", "LoRALinear"),
+    "minipeft.model.checkpoint": ("load_pretrained",),
+    "minipeft.model.config": ("EncoderConfig",),
+    "minipeft.model.roberta": ("SequenceClassifier",),
+    "minipeft.training.run": ("Result", "load_run", "train"),
+}
+__all__ = [
+    "BitFit", "EncoderConfig", "Full", "Head", "LoRA", "LoRALinear", "MinipeftError", "PackedBatch", "Result",
+    "SequenceClassifier", "Tokenizer", "apply", "count_parameters", "export", "load_adapter", "load_pretrained",
+    "load_run", "load_tokenizer", "merge", "pack", "save_adapter", "train", "unmerge",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'minipeft' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

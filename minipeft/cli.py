@@ -1,0 +1,160 @@
+"""The command line: flags in, one call, one line out. Imports stay inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from minipeft.errors import Interrupted, MinipeftError
+from minipeft.training.recipes import ALPHA, BATCH_SIZE, DROPOUT, GRAD_ACCUM, RANK, WARMUP_STEPS, WEIGHT_DECAY
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "minipeft") -> int:
+    """Run one command → the exit status: 0 done, 2 bad input, 130 or 143 interrupted after saving."""
+    wanted = vars(_parser(prog).parse_args(arguments))
+    command = wanted.pop("command")
+    if wanted.get("quiet"):
+        logging.getLogger("minipeft").setLevel(logging.ERROR)
+    try:
+        COMMANDS[command](wanted)
+    except MinipeftError as error:
+        print(f"minipeft: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        print(f"minipeft: {error}", file=sys.stderr)
+        return 128 + error.signal_number
+    except KeyboardInterrupt:
+        print("minipeft: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Parameter-efficient fine-tuning of RoBERTa in plain PyTorch.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    add_train_flags(commands.add_parser("train", help="fine-tune on a task"))
+
+    evaluate = commands.add_parser("evaluate", help="loss and metrics of a run's best adapter")
+    evaluate.add_argument("run", help="folder of a finished run")
+    evaluate.add_argument("--split", help="split to evaluate [the task's validation split]")
+    evaluate.add_argument("--data", help="folder with <task>/<split>.parquet [the run's own data]")
+
+    predict = commands.add_parser("predict", help="label and probabilities of texts")
+    predict.add_argument("run", help="folder of a finished run")
+    predict.add_argument("--text", action="append", required=True, help="a text; may be given several times")
+    predict.add_argument("--pair", action="append", help="its second sentence, for tasks on pairs")
+    for command in (evaluate, predict):
+        command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+
+    pretrain = commands.add_parser("pretrain", help="masked-language-model pretraining, from nothing or from a checkpoint")
+    pretrain.add_argument("--text", nargs="+", required=True, help='text files, a paragraph a line, or jsonl with a "text"')
+    pretrain.add_argument("--output", required=True, help="folder that becomes the checkpoint")
+    pretrain.add_argument("--model", help="checkpoint to go on from [none: a new model and tokenizer]")
+    pretrain.add_argument("--vocab-size", type=int, default=8192, help="of a new tokenizer [8192]")
+    pretrain.add_argument("--hidden-size", type=int, default=256, help="of a new model [256]")
+    pretrain.add_argument("--num-hidden-layers", type=int, default=6, help="of a new model [6]")
+    pretrain.add_argument("--num-attention-heads", type=int, default=4, help="of a new model [4]")
+    pretrain.add_argument("--steps", type=int, default=10_000, help="optimizer steps [10000]")
+    pretrain.add_argument("--batch-tokens", type=int, default=8192, help="tokens a step [8192]")
+    pretrain.add_argument("--block-length", type=int, default=128, help="tokens a sequence [128]")
+    pretrain.add_argument("--long-block-length", type=int, default=512, help="in the last tenth of the steps [512]")
+    pretrain.add_argument("--lr", type=float, default=1e-3, help="peak learning rate [1e-3]")
+    pretrain.add_argument("--warmup-steps", type=int, default=500, help="[500]")
+    pretrain.add_argument("--weight-decay", type=float, default=0.01, help="[0.01]")
+    pretrain.add_argument("--dropout", type=float, default=0.0, help="in pretraining; config.json keeps the model's [0]")
+    pretrain.add_argument("--evaluate-every", type=int, default=500, help="steps [500]")
+    pretrain.add_argument("--checkpoint-minutes", type=float, default=5.0, help="minutes between checkpoints [5]")
+    pretrain.add_argument("--seed", type=int, default=0, help="[0]")
+    pretrain.add_argument("--precision", default="auto", help="auto, fp32 or bf16 [auto]")
+    pretrain.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    pretrain.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    pretrain.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    export = commands.add_parser("export", help="a run's model, merged, as a checkpoint that transformers loads")
+    export.add_argument("run", help="folder of a finished run")
+    export.add_argument("folder", help="new folder for the checkpoint")
+
+    fetch = commands.add_parser("fetch", help="download a checkpoint into weights/, verified")
+    fetch.add_argument("name", help="roberta-base, roberta-large, … or owner/name")
+    return parser
+
+
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `minipeft train` and of train.py."""
+    flag = parser.add_argument
+    flag("--task", default="rte", help="rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli or wnli [rte]")
+    flag("--method", default="lora", help="lora, bitfit, full or head [lora]")
+    flag("--rank", type=int, help=f"LoRA's rank [{RANK}]")
+    flag("--alpha", type=float, help=f"LoRA's alpha; alpha / rank scales the update [{ALPHA:g}]")
+    flag("--dropout", type=float, help=f"on LoRA's input [{DROPOUT:g}]")
+    flag("--targets", nargs="+", help="LoRA's layers: query key value output intermediate ffn_output [query value]")
+    flag("--model", default="auto", help="a name or a folder [auto: roberta-base, else the bundled roberta-mini]")
+    flag("--data", default="auto", help="folder with <task>/train.parquet, … [auto: GLUE, else a generated stand-in]")
+    flag("--epochs", type=int, help="[by task: rte 25, sst2 5, …: training/recipes.py]")
+    flag("--lr", type=float, help="peak learning rate [by task and method: training/recipes.py]")
+    flag("--batch-size", type=int, default=BATCH_SIZE, help=f"sequences [{BATCH_SIZE}]")
+    flag("--grad-accum", type=int, default=GRAD_ACCUM, help=f"batches in an optimizer step [{GRAD_ACCUM}]")
+    flag("--warmup-steps", type=int, help=f"steps of linear warmup [{WARMUP_STEPS}]")
+    flag("--weight-decay", type=float, default=WEIGHT_DECAY, help=f"AdamW's, on matrices [{WEIGHT_DECAY:g}]")
+    flag("--max-length", type=int, help="tokens of a sequence; longer ones are truncated [512, or what the model takes]")
+    flag("--seed", type=int, default=42, help="of the head, LoRA's A, the order and dropout [42]")
+    flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 on CUDA, else fp32]")
+    flag("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    flag("--max-tokens", type=int, help="tokens computed at a time, which bounds the memory [2048 on the CPU, 16384 on CUDA]")
+    flag("--compile", action="store_true", help="let torch.compile fuse the small operations")
+    flag("--train-limit", type=int, help="train on the first N examples [all]")
+    flag("--eval-limit", type=int, help="evaluate on the first N examples [all]")
+    flag("--output", help="folder of the run [runs/<task>-<method>…]")
+    flag("--resume", action="store_true", help="go on from the run's last checkpoint")
+    flag("--quiet", action="store_true", help="no banner and no progress bars")
+
+
+def _train(wanted: dict[str, object]) -> None:
+    from minipeft.training.run import train
+
+    train(**wanted)
+
+
+def _evaluate(wanted: dict[str, object]) -> None:
+    from minipeft.training.run import load_run
+
+    run = load_run(str(wanted["run"]), str(wanted["device"]))
+    print(json.dumps(run.evaluate(wanted["split"], wanted["data"])))  # type: ignore[arg-type]
+
+
+def _predict(wanted: dict[str, object]) -> None:
+    from minipeft.training.run import load_run
+
+    run = load_run(str(wanted["run"]), str(wanted["device"]))
+    for row in run.predict(wanted["text"], wanted["pair"]):  # type: ignore[arg-type]
+        print(json.dumps(row, ensure_ascii=False))
+
+
+def _pretrain(wanted: dict[str, object]) -> None:
+    from minipeft.training.pretrain import PretrainSettings, pretrain
+    from minipeft.training.run import choose_device, choose_precision
+
+    wanted["device"] = choose_device(str(wanted["device"]))
+    wanted["precision"] = choose_precision(str(wanted["precision"]), wanted["device"])
+    wanted["text"] = tuple(wanted["text"])  # type: ignore[arg-type]
+    print(json.dumps(pretrain(PretrainSettings(**wanted))))  # type: ignore[arg-type]
+
+
+def _export(wanted: dict[str, object]) -> None:
+    from minipeft.adapter import export
+    from minipeft.training.run import load_run
+
+    export(load_run(str(wanted["run"]), "cpu").model, str(wanted["folder"]))
+
+
+def _fetch(wanted: dict[str, object]) -> None:
+    from minipeft.hub import fetch
+
+    print(fetch(str(wanted["name"])))
+
+
+COMMANDS = {"train": _train, "evaluate": _evaluate, "predict": _predict, "pretrain": _pretrain, "export": _export,
+            "fetch": _fetch}

@@ -1,0 +1,19 @@
+"""Full fine-tuning: every parameter trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minipeft.model.roberta import SequenceClassifier
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every parameter of the encoder trains (Devlin et al. 2019, section 3.2).
+
+    Parameters: all of the encoder's; 124,055,040 for roberta-base.
+    """
+
+
+def install(model: SequenceClassifier, method: Full) -> None:
+    model.encoder.requires_grad_(True)

@@ -1,0 +1,19 @@
+"""Head only: the encoder stays as pretrained, the classification head learns to read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minipeft.model.roberta import SequenceClassifier
+
+
+@dataclass(frozen=True)
+class Head:
+    """Nothing of the encoder trains: the baseline that every other method has to beat.
+
+    Parameters: 0 beside the head's own.
+    """
+
+
+def install(model: SequenceClassifier, method: Head) -> None:
+    """The head trains in every method, so nothing is left to do."""

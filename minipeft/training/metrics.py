@@ -1,0 +1,134 @@
+"""GLUE's metrics, and evaluating a model on a split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minipeft.data.batching import PackedBatch, pack, split_by_tokens
+from minipeft.data.tasks import Split, Task
+from minipeft.data.tokenizer import Tokenizer
+from minipeft.errors import MinipeftError
+from minipeft.model.config import EncoderConfig
+from minipeft.model.roberta import SequenceClassifier
+
+Array = np.ndarray[Any, Any]
+
+
+def accuracy(predictions: Array, labels: Array) -> float:
+    """The part of the predictions that is right."""
+    return float(np.mean(predictions == labels))
+
+
+def f1(predictions: Array, labels: Array) -> float:
+    """Harmonic mean of precision and recall of class 1; 0 where neither exists."""
+    true = int(np.sum((predictions == 1) & (labels == 1)))
+    total = int(np.sum(predictions == 1) + np.sum(labels == 1))
+    return 2 * true / total if total else 0.0
+
+
+def matthews_correlation(predictions: Array, labels: Array) -> float:
+    """Correlation of two binary variables (Matthews 1975); 0 where one of them is constant."""
+    if len(np.unique(predictions)) < 2 or len(np.unique(labels)) < 2:
+        return 0.0
+    return pearson(predictions, labels)
+
+
+def pearson(predictions: Array, labels: Array) -> float:
+    """Linear correlation; 0 where one side is constant."""
+    x, y = (side.astype(np.float64) - side.astype(np.float64).mean() for side in (predictions, labels))
+    norm = math.sqrt(float(x @ x)) * math.sqrt(float(y @ y))
+    return float(x @ y) / norm if norm else 0.0
+
+
+def spearman(predictions: Array, labels: Array) -> float:
+    """Correlation of the ranks; ties share their mean rank."""
+    return pearson(_ranks(predictions), _ranks(labels))
+
+
+def _ranks(values: Array) -> Array:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((last - counts + 1 + last) / 2)[inverse]
+
+
+METRICS: dict[str, Callable[[Array, Array], float]] = {
+    "accuracy": accuracy, "f1": f1, "matthews_correlation": matthews_correlation, "pearson": pearson,
+    "spearman": spearman,
+}
+
+
+def sequence_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum over sequences: cross-entropy, or the squared error where there is one label (regression).
+
+    logits (num_sequences, num_labels) float32, labels (num_sequences,) → a scalar
+    """
+    if logits.shape[1] == 1:
+        return F.mse_loss(logits[:, 0], labels, reduction="sum")
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split as token ids: what training and evaluation draw their batches from."""
+
+    split: Split
+    sequences: list[Any]  # tokenizers.Encoding
+    lengths: list[int]
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @classmethod
+    def unlabelled(cls, task: Task, sequences: list[Any]) -> Encoded:
+        """Texts to predict, without labels."""
+        return cls(Split(task, [], None, []), sequences, [len(sequence.ids) for sequence in sequences])
+
+    def batch(self, indices: list[int], config: EncoderConfig) -> PackedBatch:
+        """The examples at `indices`, packed with their labels."""
+        return pack([self.sequences[index] for index in indices], [self.split.labels[index] for index in indices],
+                    config=config)
+
+
+def encode_split(split: Split, tokenizer: Tokenizer, max_length: int, config: EncoderConfig) -> Encoded:
+    """Tokenize a split; a tokenizer with more entries than the model's vocabulary is refused where a text uses one."""
+    sequences = tokenizer.encode_full(split.texts, split.pairs, max_length)
+    if tokenizer.vocab_size > config.vocab_size:
+        for row, sequence in enumerate(sequences):
+            if max(sequence.ids) >= config.vocab_size:
+                raise MinipeftError(f"{tokenizer.folder}: the tokenizer gives row {row} the token id {max(sequence.ids)}, "
+                                    f"outside the model's vocabulary of {config.vocab_size}; use the model's tokenizer")
+    return Encoded(split, sequences, [len(sequence.ids) for sequence in sequences])
+
+
+@torch.inference_mode()
+def predict_logits(model: SequenceClassifier, examples: Encoded, max_tokens: int, device: str) -> Tensor:
+    """Logits (examples, num_labels), float32 on the host, in the order of the examples."""
+    was_training = model.training
+    model.eval()
+    logits = torch.empty(len(examples), model.config.num_labels)
+    for indices in split_by_tokens(range(len(examples)), examples.lengths, max_tokens):
+        batch = pack([examples.sequences[index] for index in indices], config=model.config)
+        logits[indices] = model(batch.to(device)).cpu()
+    model.train(was_training)
+    return logits
+
+
+def evaluate(model: SequenceClassifier, examples: Encoded, max_tokens: int, device: str) -> dict[str, float]:
+    """eval_loss, the mean over the split's sequences, and the task's metrics by name."""
+    logits = predict_logits(model, examples, max_tokens, device)
+    task = examples.split.task
+    labels = torch.tensor(examples.split.labels, dtype=torch.float32 if task.is_regression else torch.int64)
+    loss = sequence_loss(logits, labels).item() / len(examples)
+    if not math.isfinite(loss):
+        raise MinipeftError(f"the validation loss is {loss}; lower --lr")
+    predictions = logits[:, 0] if task.is_regression else logits.argmax(dim=1)
+    values = {name: METRICS[name](predictions.numpy(), labels.numpy()) for name in task.metrics}
+    return {"eval_loss": loss, **values}

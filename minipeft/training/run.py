@@ -1,0 +1,300 @@
+"""A run: settings → a folder with config.json, metrics.jsonl, adapter/, checkpoint/ and result.json; and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+import resource
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from minipeft import __version__
+from minipeft.adapter import load_adapter, reload_adapter
+from minipeft.data.tasks import Task, choose_data, get_task, read_split
+from minipeft.data.tokenizer import Tokenizer, load_tokenizer
+from minipeft.errors import MinipeftError
+from minipeft.files import read_json, write_json
+from minipeft.hub import resolve_model
+from minipeft.methods import apply, count_parameters, get_method, method_name
+from minipeft.model.checkpoint import load_pretrained
+from minipeft.model.config import load_config
+from minipeft.model.roberta import SequenceClassifier
+from minipeft.training import recipes
+from minipeft.training.loop import Progress, train_loop
+from minipeft.training.metrics import Encoded, encode_split, evaluate, predict_logits
+from minipeft.training.recipes import TrainSettings, recipe
+
+logger = logging.getLogger("minipeft")
+Number = TypeVar("Number", int, float)
+
+MAX_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # of a batch; more fill a larger machine
+LONGEST = 512  # tokens, where the model takes more
+FREE_TO_CHANGE = ("output", "resume", "quiet", "device", "compile")  # a resumed run may change these
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: `content` is result.json's, `model` holds the best epoch's adapter."""
+
+    content: dict[str, Any]
+    model: SequenceClassifier
+    output: Path
+
+    @property
+    def best(self) -> float:
+        """The best epoch's value of the task's metric."""
+        return float(self.content["best"]["value"])
+
+
+def train(**settings: Any) -> Result:
+    """Fine-tune: the settings are train.py's flags (`TrainSettings`), method is a name or a config such as LoRA(rank=2).
+
+    Raises MinipeftError for bad input, before anything is written.
+    """
+    unknown = sorted(set(settings) - {f.name for f in dataclasses.fields(TrainSettings)})
+    if unknown:
+        raise MinipeftError(f"unknown setting {unknown[0]!r}; the settings are train.py's flags")
+    given = settings.get("method")
+    if given is not None and not isinstance(given, str):
+        settings |= {"method": method_name(given), **dataclasses.asdict(given)}
+    wanted = TrainSettings(**settings)
+    _check_numbers(wanted)
+    task = get_task(wanted.task)
+    get_method(wanted.method)  # an unknown name ends here, before anything is fetched
+    device = choose_device(wanted.device)
+    model_folder, model_in_words = resolve_model(wanted.model)
+    source, data_in_words = choose_data(task, wanted.data)
+    config = load_config(model_folder)
+    known = {"epochs": wanted.epochs, "lr": wanted.lr, "warmup_steps": wanted.warmup_steps}
+    defaults = recipe(task.name, wanted.method, config.hidden_size)
+    wanted = dataclasses.replace(
+        wanted, **{name: defaults[name] if value is None else value for name, value in known.items()},
+        model=model_folder.name if wanted.model == "auto" else wanted.model, device=device,
+        precision=choose_precision(wanted.precision, device),
+        max_length=_max_length(wanted.max_length, config.max_length),
+        max_tokens=wanted.max_tokens or MAX_TOKENS[device])
+    method, wanted = _method(wanted)
+    folder = _choose_folder(wanted)
+    record = {name: list(value) if isinstance(value, tuple) else value
+              for name, value in dataclasses.asdict(wanted).items()} | {"output": str(folder), "source": source}
+    _check_folder(folder, record, wanted.resume)
+
+    torch.manual_seed(wanted.seed)
+    tokenizer = load_tokenizer(model_folder)
+    model = load_pretrained(model_folder, task.num_labels,
+                            torch.bfloat16 if wanted.precision == "bf16" else torch.float32)
+    model.config = model.config.with_labels(list(task.labels) or ["score"])
+    examples, validation = (
+        encode_split(read_split(task, split, source, limit), tokenizer, _not_none(wanted.max_length), config)
+        for split, limit in (("train", wanted.train_limit), (task.validation, wanted.eval_limit)))
+    apply(model, method).to(device)
+    if wanted.compile:
+        model.encoder.compile_layers()
+    parameters = count_parameters(model)
+    if not wanted.quiet:
+        _banner(task, method, model_in_words, data_in_words, wanted, parameters.method, parameters.head)
+    if tokenizer.truncated:
+        logger.warning("%d of %d examples were truncated to %d tokens", tokenizer.truncated,
+                       len(examples) + len(validation), wanted.max_length)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", record)
+    done = train_loop(
+        model, examples, validation, folder, epochs=_not_none(wanted.epochs), lr=_not_none(wanted.lr),
+        sequences_per_step=wanted.batch_size * wanted.grad_accum, warmup_steps=_not_none(wanted.warmup_steps),
+        weight_decay=wanted.weight_decay, max_tokens=_not_none(wanted.max_tokens), seed=wanted.seed, device=device,
+        quiet=wanted.quiet)
+    reload_adapter(model, folder / "adapter")
+    content = _result(wanted, task, model_in_words, data_in_words, done, dataclasses.asdict(parameters), len(examples))
+    write_json(folder / "result.json", content)
+    _curves(folder)
+    if not wanted.quiet:
+        best, last, metric = content["best"], content["last"], content["metric"]
+        print(f"best {metric} {best['value']:.4f} (epoch {best['epoch']}), last {last['value']:.4f}; "
+              f"{content['train_seconds']:.0f} s, {content['samples_per_second']:.1f} samples/s → {folder}")
+    return Result(content, model, folder)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run, reloaded: the model with its best adapter, and what belongs to it."""
+
+    model: SequenceClassifier
+    tokenizer: Tokenizer
+    task: Task
+    settings: dict[str, Any]
+    device: str
+
+    def evaluate(self, split: str | None = None, data: str | None = None, limit: int | None = None) -> dict[str, float]:
+        """Loss and metrics on a split, by default the one that the run was evaluated on."""
+        source = self.settings["source"] if data is None else choose_data(self.task, data)[0]
+        if split is None:
+            split, limit = self.task.validation, limit or self.settings["eval_limit"]
+        rows = read_split(self.task, split, source, limit)
+        examples = encode_split(rows, self.tokenizer, self.settings["max_length"], self.model.config)
+        return evaluate(self.model, examples, self.settings["max_tokens"], self.device)
+
+    def predict(self, texts: list[str], pairs: list[str] | None = None) -> list[dict[str, Any]]:
+        """For each text its label by name and the probability of each; for regression, its score."""
+        if (pairs is not None) != (len(self.task.columns) == 2):
+            columns = " and ".join(self.task.columns)
+            raise MinipeftError(f"{self.task.name} takes {columns}: give {'each text a pair' if pairs is None else 'no pair'}")
+        sequences = self.tokenizer.encode_full(texts, pairs, self.settings["max_length"])
+        examples = Encoded.unlabelled(self.task, sequences)
+        logits = predict_logits(self.model, examples, self.settings["max_tokens"], self.device)
+        if self.task.is_regression:
+            return [{"score": score} for score in logits[:, 0].tolist()]
+        names = list(self.model.config.id2label.values())
+        return [{"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}
+                for row in logits]
+
+
+def load_run(folder: str | Path, device: str = "auto") -> LoadedRun:
+    """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do."""
+    folder = Path(folder)
+    settings = read_json(folder / "config.json")
+    missing = sorted({"task", "model", "precision", "max_length", "max_tokens", "source"} - set(settings))
+    if missing:
+        raise MinipeftError(f"{folder / 'config.json'}: no {missing[0]} in it; name the folder of a run")
+    task = get_task(settings["task"])
+    model_folder, _ = resolve_model(settings["model"])
+    dtype = torch.bfloat16 if settings["precision"] == "bf16" else torch.float32
+    logger.setLevel(logging.ERROR)  # the new head that the next line announces is replaced by the adapter's
+    model = load_pretrained(model_folder, task.num_labels, dtype)
+    logger.setLevel(logging.NOTSET)
+    load_adapter(model, folder / "adapter")
+    device = choose_device(device)
+    return LoadedRun(model.to(device).eval(), load_tokenizer(model_folder), task, settings, device)
+
+
+def choose_device(device: str) -> str:
+    """auto → cuda, mps or cpu; a device that is asked for and absent raises."""
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if present[name])
+    if device not in present:
+        raise MinipeftError(f"unknown device {device!r}; one of auto, {', '.join(present)}")
+    if not present[device]:
+        raise MinipeftError(f"device {device} was asked for, but this machine or this torch has none; pass --device cpu")
+    return device
+
+
+def choose_precision(precision: str, device: str) -> str:
+    """auto → bf16 on a CUDA device that has it, else fp32."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise MinipeftError(f"unknown precision {precision!r}; one of auto, fp32, bf16")
+    if precision == "auto":
+        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return precision
+
+
+def _method(wanted: TrainSettings) -> tuple[Any, TrainSettings]:
+    """The method's config, and the settings with its fields filled in; a field that it does not have is refused."""
+    config = get_method(wanted.method)
+    fields = {f.name for f in dataclasses.fields(config)}
+    given = {name: getattr(wanted, name) for name in ("rank", "alpha", "dropout", "targets")}
+    for name, value in given.items():
+        if value is not None and name not in fields:
+            raise MinipeftError(f"--{name} {value!r} has no meaning for {wanted.method}; leave it out")
+    report = {"rank": recipes.RANK, "alpha": recipes.ALPHA, "dropout": recipes.DROPOUT}
+    values = {name: given[name] if given[name] is not None else report.get(name) for name in given if name in fields}
+    method = config(**{name: value for name, value in values.items() if value is not None})
+    return method, dataclasses.replace(wanted, **{name: getattr(method, name) for name in values})
+
+
+def _check_numbers(wanted: TrainSettings) -> None:
+    for name in ("epochs", "batch_size", "grad_accum", "max_length", "max_tokens", "train_limit", "eval_limit"):
+        value = getattr(wanted, name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise MinipeftError(f"--{name.replace('_', '-')} {value!r} is not a whole number of 1 or more")
+    for name in ("lr", "weight_decay", "warmup_steps"):
+        value = getattr(wanted, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise MinipeftError(f"--{name.replace('_', '-')} {value!r} is not a finite number of 0 or more")
+
+
+def _max_length(wanted: int | None, longest: int) -> int:
+    if wanted is not None and wanted > longest:
+        raise MinipeftError(f"--max-length {wanted} is beyond the model's position table; it takes up to {longest} tokens")
+    return wanted or min(LONGEST, longest)
+
+
+def _choose_folder(wanted: TrainSettings) -> Path:
+    """--output, or runs/<task>-<method>…; without --resume, a default name that is taken gets a number."""
+    if wanted.output is not None:
+        return Path(wanted.output)
+    rank = f"-r{wanted.rank}" if wanted.rank is not None else ""
+    first = Path("runs") / f"{wanted.task}-{wanted.method}{rank}-seed{wanted.seed}"
+    names = [first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))]
+    free = next(number for number, name in enumerate(names) if not name.exists())
+    return names[max(0, free - 1)] if wanted.resume else names[free]
+
+
+def _check_folder(folder: Path, record: dict[str, Any], resume: bool) -> None:
+    """Refuse to write over another run, and to resume with settings that would change it."""
+    before = folder / "config.json"
+    if not before.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise MinipeftError(f"{folder} is not empty and holds no run; choose another --output")
+        return
+    if not resume:
+        raise MinipeftError(f"{folder} already holds a run; pass --resume to go on with it, or another --output")
+    for name, value in read_json(before).items():
+        if name not in FREE_TO_CHANGE and record.get(name) != value:
+            raise MinipeftError(f"{folder} was begun with {name} {value!r}, not {record.get(name)!r}; "
+                                "resume with the same settings, or choose another --output")
+
+
+def _banner(task: Task, method: Any, model: str, data: str, wanted: TrainSettings, in_method: int, in_head: int) -> None:
+    print(f"task    {task.name}, {wanted.epochs} epochs at {wanted.lr:g}, "
+          f"{wanted.batch_size} x {wanted.grad_accum} sequences a step, seed {wanted.seed}\n"
+          f"method  {method!r}: {in_method:,} parameters, {in_head:,} in the head\n"
+          f"model   {model}\n"
+          f"data    {data}\n"
+          f"device  {wanted.device}, {wanted.precision}", file=sys.stderr, flush=True)
+
+
+def _result(wanted: TrainSettings, task: Task, model: str, data: str, done: Progress, parameters: dict[str, int],
+            examples: int) -> dict[str, Any]:
+    metric = task.metrics[0]
+    best = max(done.history, key=lambda row: row[metric])
+    seconds = sum(row["seconds"] for row in done.history)
+    packages = ("torch", "tokenizers", "datasets", "safetensors")
+    return {
+        "task": task.name, "method": wanted.method, "model": model, "data": data, "metric": metric,
+        "best": {"epoch": best["epoch"], "value": best[metric]},
+        "last": {"epoch": done.history[-1]["epoch"], "value": done.history[-1][metric]},
+        "parameters": parameters, "train_seconds": seconds,
+        "samples_per_second": len(done.history) * examples / seconds,
+        "peak_memory_bytes": _peak_memory(wanted.device), "seed": wanted.seed,
+        "versions": {"minipeft": __version__, "python": platform.python_version(),
+                     **{name: metadata.version(name) for name in packages}},
+    }
+
+
+def _peak_memory(device: str) -> int:
+    """Of the CUDA allocator, or of the whole process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+def _curves(folder: Path) -> None:
+    """curves.png, where the extra `plot` is installed."""
+    try:
+        from minipeft.training.curves import draw
+    except ImportError:
+        return
+    draw(folder)
+
+
+def _not_none(value: Number | None) -> Number:
+    assert value is not None
+    return value

@@ -1,0 +1,192 @@
+"""A small Hugging Face hub on 127.0.0.1: the model API, /resolve/, and a CDN on a second port for large files.
+
+It answers over real sockets, and misbehaves on request: see the attributes of HubServer.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LARGE = 64 * 1024  # from this size on a file is stored as the hub stores large ones: sha256, and a redirect
+
+
+@dataclass
+class Request:
+    host: str  # "hub" or "cdn"
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+@dataclass
+class HubServer:
+    repos: dict[str, dict[str, bytes]]
+    corrupt: set[str] = field(default_factory=set)  # files whose bytes are wrong on the way
+    cuts: int = 0  # how many of the next large files end in the middle, after cut_at bytes
+    cut_at: int = 0
+    down_after_cut: bool = False  # answer 503 from then on
+    bytes_per_second: float = 0.0  # 0: as fast as it goes
+    token: str = ""  # required as "Bearer <token>" when set
+    statuses: dict[str, tuple[int, str]] = field(default_factory=dict)  # repo → status and X-Error-Code
+    extra_names: list[str] = field(default_factory=list)  # more names in every listing
+    hide_hashes: bool = False
+    ignore_range: bool = False
+    portal: bool = False  # every answer is a login page
+    down: bool = False
+    requests: list[Request] = field(default_factory=list)
+    bytes_served: int = 0
+
+    def start(self) -> None:
+        self.servers = {host: self._listen(host) for host in ("hub", "cdn")}
+        self.url, self.cdn = (f"http://127.0.0.1:{self.servers[host].server_address[1]}" for host in ("hub", "cdn"))
+
+    def _listen(self, host: str) -> ThreadingHTTPServer:
+        handler = type("Handler", (_Handler,), {"hub": self, "host": host})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        return server
+
+    def stop(self) -> None:
+        for server in self.servers.values():
+            server.shutdown()
+            server.server_close()
+
+    def asked(self, host: str, word: str) -> list[Request]:
+        return [request for request in self.requests if request.host == host and word in request.path]
+
+    def listing(self, repo: str) -> dict[str, Any]:
+        """What /api/models/<repo>?blobs=true answers."""
+        siblings: list[dict[str, Any]] = []
+        for name, content in self.repos[repo].items():
+            entry: dict[str, Any] = {"rfilename": name}
+            if not self.hide_hashes:
+                entry |= {"size": len(content), "blobId": git_sha1(content)}
+                if len(content) >= LARGE:
+                    pointer = b"version https://git-lfs.github.com/spec/v1\n"
+                    entry["blobId"] = git_sha1(pointer)
+                    entry["lfs"] = {
+                        "sha256": sha256(content),
+                        "size": len(content),
+                        "pointerSize": len(pointer),
+                    }
+            siblings.append(entry)
+        siblings += [{"rfilename": name, "size": 1, "blobId": git_sha1(b"x")} for name in self.extra_names]
+        return {
+            "_id": "0",
+            "id": repo,
+            "modelId": repo,
+            "sha": COMMIT,
+            "private": False,
+            "siblings": siblings,
+        }
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: HubServer
+    host: str
+
+    def do_GET(self) -> None:
+        hub, path = self.hub, urlsplit(self.path).path
+        hub.requests.append(Request(self.host, self.command, self.path, dict(self.headers)))
+        if hub.down:
+            return self._answer(503, b"down")
+        if hub.portal:
+            return self._answer(200, b"<html>please log in</html>", {"Content-Type": "text/html"})
+        if self.host == "cdn":
+            content = next(c for files in hub.repos.values() for c in files.values() if path.endswith(sha256(c)))
+            return self._send(path, content)
+        if path == "/":
+            return self._answer(200, b"a hub")
+        if path.startswith("/api/models/"):
+            repo = path.removeprefix("/api/models/")
+            if not self._refused(repo):
+                self._answer(200, json.dumps(hub.listing(repo)).encode())
+            return None
+        repo, _, rest = path[1:].partition("/resolve/")
+        if self._refused(repo):
+            return None
+        commit, _, name = rest.partition("/")
+        if commit != COMMIT or name not in hub.repos[repo]:
+            return self._answer(404, b"Entry not found", {"X-Error-Code": "EntryNotFound"})
+        content = hub.repos[repo][name]
+        if len(content) < LARGE:
+            headers = {"ETag": f'"{git_sha1(content)}"', "X-Repo-Commit": COMMIT}
+            return self._answer(200, flipped(content) if name in hub.corrupt else content, headers)
+        location = f"{hub.cdn}/{name}/{sha256(content)}?signature=abc"
+        headers = {"Location": location, "X-Linked-Size": str(len(content)), "X-Repo-Commit": COMMIT}
+        return self._answer(302, b"", headers | {"X-Linked-Etag": f'"{sha256(content)}"'})
+
+    do_HEAD = do_GET
+
+    def _refused(self, repo: str) -> bool:
+        """As the hub does it, a model that is not there is a 401 for those who bring no token."""
+        sent = self.headers.get("Authorization", "")
+        if repo in self.hub.statuses:
+            status, code = self.hub.statuses[repo]
+        elif self.hub.token and sent != f"Bearer {self.hub.token}":
+            status, code = 401, "RepoNotFound"
+        elif repo not in self.hub.repos:
+            status, code = (404 if sent else 401), "RepoNotFound"
+        else:
+            return False
+        self._answer(status, b"Repository not found", {"X-Error-Code": code})
+        return True
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _send(self, path: str, content: bytes) -> None:
+        """A large file, from the byte that Range names; cut, slow or corrupt when the hub is told to be."""
+        hub = self.hub
+        wanted = "" if hub.ignore_range else self.headers.get("Range", "")
+        start = int(wanted.removeprefix("bytes=").rstrip("-") or 0)
+        body = (flipped(content) if path.split("/")[1] in hub.corrupt else content)[start:]
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if hub.cuts:
+            hub.cuts -= 1
+            hub.down = hub.down_after_cut
+            body, self.close_connection = body[: hub.cut_at], True
+        for offset in range(0, len(body), 16 * 1024):
+            chunk = body[offset : offset + 16 * 1024]
+            try:
+                self.wfile.write(chunk)
+            except OSError:  # the client was killed
+                self.close_connection = True
+                return
+            hub.bytes_served += len(chunk)
+            time.sleep(len(chunk) / hub.bytes_per_second if hub.bytes_per_second else 0)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def flipped(content: bytes) -> bytes:
+    """The same length with one bit changed in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
