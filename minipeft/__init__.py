@@ -39,9 +39,29 @@ _HOMES = {
     "minipeft.training.run": ("Result", "load_run", "train"),
 }
 __all__ = [
-    "BitFit", "EncoderConfig", "Full", "Head", "LoRA", "LoRALinear", "MinipeftError", "PackedBatch", "Result",
-    "SequenceClassifier", "Tokenizer", "apply", "count_parameters", "export", "load_adapter", "load_pretrained",
-    "load_run", "load_tokenizer", "merge", "pack", "save_adapter", "train", "unmerge",
+    "BitFit",
+    "EncoderConfig",
+    "Full",
+    "Head",
+    "LoRA",
+    "LoRALinear",
+    "MinipeftError",
+    "PackedBatch",
+    "Result",
+    "SequenceClassifier",
+    "Tokenizer",
+    "apply",
+    "count_parameters",
+    "export",
+    "load_adapter",
+    "load_pretrained",
+    "load_run",
+    "load_tokenizer",
+    "merge",
+    "pack",
+    "save_adapter",
+    "train",
+    "unmerge",
 ]
 
 

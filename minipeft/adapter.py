@@ -33,10 +33,23 @@ PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Fields of peft's LoRA config that change the mathematics, with the only value that is supported here.
 PEFT_LORA_FIXED: dict[str, Any] = {
-    "use_dora": False, "use_rslora": False, "bias": "none", "fan_in_fan_out": False, "rank_pattern": {},
-    "alpha_pattern": {}, "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None,
-    "layer_replication": None, "lora_bias": False, "target_parameters": None, "alora_invocation_tokens": None,
-    "use_qalora": False, "trainable_token_indices": None, "use_bdlora": None, "arrow_config": None,
+    "use_dora": False,
+    "use_rslora": False,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "exclude_modules": None,
+    "layer_replication": None,
+    "lora_bias": False,
+    "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "use_qalora": False,
+    "trainable_token_indices": None,
+    "use_bdlora": None,
+    "arrow_config": None,
 }
 
 
@@ -49,8 +62,11 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = _adapter_names(model)
-    state = {names[name]: parameter.detach().cpu().contiguous()
-             for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = {
+        names[name]: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     config = model.config
     details = {"labels": list(config.id2label.values()), "base": _base(model)} | details
     metadata = {"format": "pt", "minipeft": json.dumps(details)}
@@ -59,7 +75,7 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
 
 
 def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:
-    """Install the method that `folder` holds, with its trained values; returns the same model, ready to train or predict.
+    """Install the method that `folder` holds, with its trained values; returns the same model.
 
     Raises MinipeftError for an adapter of another base, an unknown type or setting, and a tensor that is missing,
     unused or of a wrong shape.
@@ -70,8 +86,10 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
     state, details = read_adapter(folder)
     base = details.get("base")
     if base is not None and base != _base(model):
-        raise MinipeftError(f"{folder}: the adapter was trained on {_in_words(base)}, but the model is "
-                            f"{_in_words(_base(model))}; load the model that it belongs to")
+        raise MinipeftError(
+            f"{folder}: the adapter was trained on {_in_words(base)}, but the model is "
+            f"{_in_words(_base(model))}; load the model that it belongs to"
+        )
     apply(model, method)
     _fill(model, state, folder)
     labels = details.get("labels")
@@ -95,12 +113,16 @@ def _fill(model: SequenceClassifier, state: dict[str, Tensor], folder: Path) -> 
             if tensor is None:
                 raise MinipeftError(f"{folder / WEIGHTS}: tensor {names[name]} is missing; the file is not whole")
             if tensor.shape != parameter.shape:
-                raise MinipeftError(f"{folder / WEIGHTS}: {names[name]} has shape {tuple(tensor.shape)}, but the model "
-                                    f"asks for {tuple(parameter.shape)}; load the model that the adapter belongs to")
+                raise MinipeftError(
+                    f"{folder / WEIGHTS}: {names[name]} has shape {tuple(tensor.shape)}, but the model "
+                    f"asks for {tuple(parameter.shape)}; load the model that the adapter belongs to"
+                )
             parameter.copy_(tensor)
     if state:
-        raise MinipeftError(f"{folder / WEIGHTS}: nothing uses tensor {min(state)} (and {len(state) - 1} more); "
-                            "the adapter belongs to another model or method")
+        raise MinipeftError(
+            f"{folder / WEIGHTS}: nothing uses tensor {min(state)} (and {len(state) - 1} more); "
+            "the adapter belongs to another model or method"
+        )
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -163,31 +185,48 @@ def _adapter_names(model: SequenceClassifier) -> dict[str, str]:
 
 def _base(model: SequenceClassifier) -> dict[str, Any]:
     config = model.config
-    return {"model_type": config.model_type, "hidden_size": config.hidden_size,
-            "num_hidden_layers": config.num_hidden_layers, "vocab_size": config.vocab_size}
+    return {
+        "model_type": config.model_type,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "vocab_size": config.vocab_size,
+    }
 
 
 def _in_words(base: dict[str, Any]) -> str:
-    return (f"{base.get('model_type')} with {base.get('num_hidden_layers')} layers of {base.get('hidden_size')} "
-            f"and {base.get('vocab_size')} tokens")
+    return (
+        f"{base.get('model_type')} with {base.get('num_hidden_layers')} layers of {base.get('hidden_size')} "
+        f"and {base.get('vocab_size')} tokens"
+    )
 
 
 def _peft_config(model: SequenceClassifier) -> dict[str, Any]:
     method = model.method
-    content: dict[str, Any] = {"base_model_name_or_path": str(model.folder) if model.folder else None,
-                               "task_type": "SEQ_CLS", "inference_mode": True}
+    content: dict[str, Any] = {
+        "base_model_name_or_path": str(model.folder) if model.folder else None,
+        "task_type": "SEQ_CLS",
+        "inference_mode": True,
+    }
     if not isinstance(method, LoRA):
         return content | {"peft_type": f"MINIPEFT_{method_name(method).upper()}", **asdict(method)}
     peft_names = {ours: theirs for theirs, ours in PEFT_NAMES.items()}
     targets: list[str] | str = [peft_names.get(target, target) for target in method.targets]
     if "ffn_output" in method.targets:  # "output.dense" alone would also name attention.output.dense
-        any_of = "|".join(["attention\\.self\\." + target for target in targets if "." not in target]
-                          + [target.replace(".", "\\.") for target in targets if "." in target])
+        any_of = "|".join(
+            ["attention\\.self\\." + target for target in targets if "." not in target]
+            + [target.replace(".", "\\.") for target in targets if "." in target]
+        )
         targets = f".*\\.layer\\.\\d+\\.({any_of})"
-    return content | {"peft_type": "LORA", "r": method.rank, "lora_alpha": method.alpha,
-                      "lora_dropout": method.dropout, "target_modules": targets, "bias": "none",
-                      "fan_in_fan_out": False,
-                      "modules_to_save": ["pooler", "classifier"] if model.config.is_bert else ["classifier"]}
+    return content | {
+        "peft_type": "LORA",
+        "r": method.rank,
+        "lora_alpha": method.alpha,
+        "lora_dropout": method.dropout,
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": ["pooler", "classifier"] if model.config.is_bert else ["classifier"],
+    }
 
 
 def _method(content: dict[str, Any], folder: Path) -> Any:
@@ -198,15 +237,21 @@ def _method(content: dict[str, Any], folder: Path) -> Any:
             if content.get(name, value) not in (value, None):
                 raise MinipeftError(f"{folder / CONFIG}: {name} {content[name]!r} is not supported; {value!r} is")
         try:
-            return LoRA(content["r"], content["lora_alpha"], content.get("lora_dropout", 0.0),
-                        _targets(content["target_modules"], folder))
+            return LoRA(
+                content["r"],
+                content["lora_alpha"],
+                content.get("lora_dropout", 0.0),
+                _targets(content["target_modules"], folder),
+            )
         except (KeyError, TypeError) as error:
             raise MinipeftError(f"{folder / CONFIG}: no usable LoRA config ({error!r})") from None
     for name, (config, _) in METHODS.items():
         if kind == f"MINIPEFT_{name.upper()}":
             return config()
-    raise MinipeftError(f"{folder / CONFIG}: unknown peft_type {kind!r}; LORA is known, and "
-                        f"{', '.join(f'MINIPEFT_{name.upper()}' for name in METHODS if name != 'lora')}")
+    raise MinipeftError(
+        f"{folder / CONFIG}: unknown peft_type {kind!r}; LORA is known, and "
+        f"{', '.join(f'MINIPEFT_{name.upper()}' for name in METHODS if name != 'lora')}"
+    )
 
 
 def _targets(modules: list[str] | str, folder: Path) -> tuple[str, ...]:
@@ -215,7 +260,11 @@ def _targets(modules: list[str] | str, folder: Path) -> tuple[str, ...]:
 
     found = []
     for ours in ("query", "key", "value", "output", "intermediate", "ffn_output"):
-        theirs = {"output": "attention.output.dense", "intermediate": "intermediate.dense", "ffn_output": "output.dense"}
+        theirs = {
+            "output": "attention.output.dense",
+            "intermediate": "intermediate.dense",
+            "ffn_output": "output.dense",
+        }
         path = "roberta.encoder.layer.0." + theirs.get(ours, f"attention.self.{ours}")
         if isinstance(modules, str):
             hit = re.fullmatch(modules, path) is not None

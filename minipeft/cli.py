@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "minipeft") -> int:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Parameter-efficient fine-tuning of RoBERTa in plain PyTorch.")
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Parameter-efficient fine-tuning of RoBERTa in plain PyTorch."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_train_flags(commands.add_parser("train", help="fine-tune on a task"))
 
@@ -49,8 +51,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     for command in (evaluate, predict):
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
 
-    pretrain = commands.add_parser("pretrain", help="masked-language-model pretraining, from nothing or from a checkpoint")
-    pretrain.add_argument("--text", nargs="+", required=True, help='text files, a paragraph a line, or jsonl with a "text"')
+    pretrain = commands.add_parser(
+        "pretrain", help="masked-language-model pretraining, from nothing or from a checkpoint"
+    )
+    pretrain.add_argument(
+        "--text", nargs="+", required=True, help='text files, a paragraph a line, or jsonl with a "text"'
+    )
     pretrain.add_argument("--output", required=True, help="folder that becomes the checkpoint")
     pretrain.add_argument("--model", help="checkpoint to go on from [none: a new model and tokenizer]")
     pretrain.add_argument("--vocab-size", type=int, default=8192, help="of a new tokenizer [8192]")
@@ -64,7 +70,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     pretrain.add_argument("--lr", type=float, default=1e-3, help="peak learning rate [1e-3]")
     pretrain.add_argument("--warmup-steps", type=int, default=500, help="[500]")
     pretrain.add_argument("--weight-decay", type=float, default=0.01, help="[0.01]")
-    pretrain.add_argument("--dropout", type=float, default=0.0, help="in pretraining; config.json keeps the model's [0]")
+    pretrain.add_argument(
+        "--dropout", type=float, default=0.0, help="in pretraining; config.json keeps the model's [0]"
+    )
     pretrain.add_argument("--evaluate-every", type=int, default=500, help="steps [500]")
     pretrain.add_argument("--checkpoint-minutes", type=float, default=5.0, help="minutes between checkpoints [5]")
     pretrain.add_argument("--seed", type=int, default=0, help="[0]")
@@ -99,11 +107,17 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--grad-accum", type=int, default=GRAD_ACCUM, help=f"batches in an optimizer step [{GRAD_ACCUM}]")
     flag("--warmup-steps", type=int, help=f"steps of linear warmup [{WARMUP_STEPS}]")
     flag("--weight-decay", type=float, default=WEIGHT_DECAY, help=f"AdamW's, on matrices [{WEIGHT_DECAY:g}]")
-    flag("--max-length", type=int, help="tokens of a sequence; longer ones are truncated [512, or what the model takes]")
+    flag(
+        "--max-length", type=int, help="tokens of a sequence; longer ones are truncated [512, or what the model takes]"
+    )
     flag("--seed", type=int, default=42, help="of the head, LoRA's A, the order and dropout [42]")
     flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 on CUDA, else fp32]")
     flag("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    flag("--max-tokens", type=int, help="tokens computed at a time, which bounds the memory [2048 on the CPU, 16384 on CUDA]")
+    flag(
+        "--max-tokens",
+        type=int,
+        help="tokens computed at a time, which bounds the memory [2048 on the CPU, 16384 on CUDA]",
+    )
     flag("--compile", action="store_true", help="let torch.compile fuse the small operations")
     flag("--train-limit", type=int, help="train on the first N examples [all]")
     flag("--eval-limit", type=int, help="evaluate on the first N examples [all]")
@@ -137,8 +151,8 @@ def _pretrain(wanted: dict[str, object]) -> None:
     from minipeft.training.pretrain import PretrainSettings, pretrain
     from minipeft.training.run import choose_device, choose_precision
 
-    wanted["device"] = choose_device(str(wanted["device"]))
-    wanted["precision"] = choose_precision(str(wanted["precision"]), wanted["device"])
+    device = choose_device(str(wanted["device"]))
+    wanted |= {"device": device, "precision": choose_precision(str(wanted["precision"]), device)}
     wanted["text"] = tuple(wanted["text"])  # type: ignore[arg-type]
     print(json.dumps(pretrain(PretrainSettings(**wanted))))  # type: ignore[arg-type]
 
@@ -156,5 +170,11 @@ def _fetch(wanted: dict[str, object]) -> None:
     print(fetch(str(wanted["name"])))
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "predict": _predict, "pretrain": _pretrain, "export": _export,
-            "fetch": _fetch}
+COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "pretrain": _pretrain,
+    "export": _export,
+    "fetch": _fetch,
+}

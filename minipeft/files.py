@@ -21,13 +21,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise MinipeftError(f"{path}: cannot be written ({error.strerror or error}); the last good state is kept: "
-                            "free space or choose another folder") from None
+        raise MinipeftError(
+            f"{path}: cannot be written ({error.strerror or error}); the last good state is kept: "
+            "free space or choose another folder"
+        ) from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8") and None)
+    """One JSON object, indented."""
+    _write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -45,5 +47,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8") and None)
+    _write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write_text(path: Path, text: str) -> None:
+    def write(beside: Path) -> None:
+        beside.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)

@@ -65,8 +65,12 @@ class PackedBatch:
         return PackedBatch(**moved)
 
 
-def pack(token_ids: Sequence[Sequence[int] | Encoding], labels: Sequence[int] | Sequence[float] | None = None, *,
-         config: PackingConfig) -> PackedBatch:
+def pack(
+    token_ids: Sequence[Sequence[int] | Encoding],
+    labels: Sequence[int] | Sequence[float] | None = None,
+    *,
+    config: PackingConfig,
+) -> PackedBatch:
     """Lay sequences end to end.
 
     token_ids: lists of int, or tokenizers.Encoding (which carries bert's token types), special tokens included.
@@ -80,28 +84,45 @@ def pack(token_ids: Sequence[Sequence[int] | Encoding], labels: Sequence[int] | 
     lengths = tuple(len(sequence) for sequence in sequences)
     for number, length in enumerate(lengths):
         if not 1 <= length <= config.max_length:
-            raise MinipeftError(f"sequence {number} has {length} tokens; the model takes 1 to {config.max_length}: "
-                                "set max_length")
+            raise MinipeftError(
+                f"sequence {number} has {length} tokens; the model takes 1 to {config.max_length}: set max_length"
+            )
     input_ids = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64)
     if int(input_ids.min()) < 0 or int(input_ids.max()) >= config.vocab_size:
-        number, token = next((number, token) for number, sequence in enumerate(sequences) for token in sequence
-                             if not 0 <= token < config.vocab_size)
-        raise MinipeftError(f"token id {token} in sequence {number} lies outside the model's vocabulary of "
-                            f"{config.vocab_size}; the tokenizer belongs to another model")
+        number, token = next(
+            (number, token)
+            for number, sequence in enumerate(sequences)
+            for token in sequence
+            if not 0 <= token < config.vocab_size
+        )
+        raise MinipeftError(
+            f"token id {token} in sequence {number} lies outside the model's vocabulary of "
+            f"{config.vocab_size}; the tokenizer belongs to another model"
+        )
     lengths_tensor = torch.tensor(lengths)
     cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32)
     torch.cumsum(lengths_tensor, 0, out=cu_seqlens[1:])
     starts = torch.repeat_interleave(cu_seqlens[:-1].long(), lengths_tensor)
     position_ids = torch.arange(len(input_ids)) - starts + config.position_offset
-    return PackedBatch(input_ids, position_ids, _token_types(token_ids, config), cu_seqlens, max(lengths), lengths,
-                       _labels(labels, len(lengths), config))
+    return PackedBatch(
+        input_ids,
+        position_ids,
+        _token_types(token_ids, config),
+        cu_seqlens,
+        max(lengths),
+        lengths,
+        _labels(labels, len(lengths), config),
+    )
 
 
 def _token_types(token_ids: Sequence[Sequence[int] | Encoding], config: PackingConfig) -> Tensor | None:
     if config.type_vocab_size == 1 or not any(isinstance(sequence, Encoding) for sequence in token_ids):
         return None
-    types = [kind for sequence in token_ids
-             for kind in (sequence.type_ids if isinstance(sequence, Encoding) else [0] * len(sequence))]
+    types = [
+        kind
+        for sequence in token_ids
+        for kind in (sequence.type_ids if isinstance(sequence, Encoding) else [0] * len(sequence))
+    ]
     return torch.tensor(types, dtype=torch.int64)
 
 
@@ -114,8 +135,10 @@ def _labels(labels: Sequence[int] | Sequence[float] | None, count: int, config: 
         return torch.tensor([float(label) for label in labels], dtype=torch.float32)
     for number, label in enumerate(labels):
         if label not in range(config.num_labels):
-            raise MinipeftError(f"label {label!r} of sequence {number} is outside the {config.num_labels} classes "
-                                f"0 to {config.num_labels - 1}")
+            raise MinipeftError(
+                f"label {label!r} of sequence {number} is outside the {config.num_labels} classes "
+                f"0 to {config.num_labels - 1}"
+            )
     return torch.tensor([int(label) for label in labels], dtype=torch.int64)
 
 

@@ -46,17 +46,25 @@ class Task:
 
 
 NLI = ("entailment", "not_entailment")
-TASKS = {task.name: task for task in (
-    Task("rte", ("sentence1", "sentence2"), NLI),
-    Task("sst2", ("sentence",), ("negative", "positive")),
-    Task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation", "accuracy")),
-    Task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")),
-    Task("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman")),
-    Task("qnli", ("question", "sentence"), NLI),
-    Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
-    Task("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), validation="validation_matched"),
-    Task("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
-)}
+TASKS = {
+    task.name: task
+    for task in (
+        Task("rte", ("sentence1", "sentence2"), NLI),
+        Task("sst2", ("sentence",), ("negative", "positive")),
+        Task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation", "accuracy")),
+        Task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")),
+        Task("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman")),
+        Task("qnli", ("question", "sentence"), NLI),
+        Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
+        Task(
+            "mnli",
+            ("premise", "hypothesis"),
+            ("entailment", "neutral", "contradiction"),
+            validation="validation_matched",
+        ),
+        Task("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,10 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
 
     if data != "auto":
         if not (Path(data) / task.name).is_dir():
-            raise MinipeftError(f"{data}: no folder {task.name} in it; --data needs <task>/train.parquet "
-                                "(or jsonl, tsv) and a validation split")
+            raise MinipeftError(
+                f"{data}: no folder {task.name} in it; --data needs <task>/train.parquet "
+                "(or jsonl, tsv) and a validation split"
+            )
         return data, f"{data}/{task.name}"
     if _cached(task):
         return "cache", f"{HUB_NAME} ({task.name}), from the local cache"
@@ -97,8 +107,10 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
         return "hub", f"{HUB_NAME} ({task.name})"
     if task.name in standin.TASKS:
         return "standin", f"generated stand-in for {task.name}: not GLUE, no benchmark"
-    raise MinipeftError(f"no network to get {task.name} from {HUB_NAME}, and no stand-in for it; "
-                        "pass --data with a folder that holds it")
+    raise MinipeftError(
+        f"no network to get {task.name} from {HUB_NAME}, and no stand-in for it; "
+        "pass --data with a folder that holds it"
+    )
 
 
 def read_split(task: Task, split: str, source: str, limit: int | None = None) -> Split:
@@ -119,8 +131,10 @@ def read_split(task: Task, split: str, source: str, limit: int | None = None) ->
         try:
             rows = load_dataset(HUB_NAME, task.name, split=split)
         except Exception as error:  # the library lets through the errors of every layer below it
-            raise MinipeftError(f"{HUB_NAME} {task.name}: not to be had from the hub ({_first_line(error)}); try again, "
-                                "or pass --data with a folder that holds it") from None
+            raise MinipeftError(
+                f"{HUB_NAME} {task.name}: not to be had from the hub ({_first_line(error)}); try again, "
+                "or pass --data with a folder that holds it"
+            ) from None
         return _checked(task, rows, f"{HUB_NAME} {task.name} {split}", limit)
     for ending in FORMATS:
         path = Path(source) / task.name / f"{split}.{ending}"
@@ -143,8 +157,9 @@ def read_file(path: Path) -> Dataset:
                 return Dataset.from_parquet(str(path), **options)
             if path.suffix == ".jsonl":
                 return Dataset.from_json(str(path), **options)
-            return Dataset.from_csv(str(path), sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False,
-                                    na_values=[""], **options)
+            return Dataset.from_csv(
+                str(path), sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False, na_values=[""], **options
+            )
         except Exception as error:  # the library wraps what its readers raise in exceptions of many kinds
             reason = _first_line(error.__cause__ or error)
             raise MinipeftError(f"{path}: not readable as {path.suffix[1:]} ({reason}); write the split anew") from None
@@ -165,13 +180,15 @@ def _checked(task: Task, rows: Dataset | dict[str, list[Any]], place: str, limit
     names = list(rows) if isinstance(rows, dict) else rows.column_names
     for column in (*task.columns, "label"):
         if column not in names:
-            raise MinipeftError(f"{place}: no column {column!r} (there are {', '.join(names)}); "
-                                f"{task.name} needs {', '.join(task.columns)} and label")
+            raise MinipeftError(
+                f"{place}: no column {column!r} (there are {', '.join(names)}); "
+                f"{task.name} needs {', '.join(task.columns)} and label"
+            )
     columns = [list(rows[column])[:limit] for column in (*task.columns, "label")]
     if not columns[0]:
         raise MinipeftError(f"{place}: the split is empty; it needs at least one row")
-    for name, column in zip(task.columns, columns, strict=False):
-        for row, text in enumerate(column):
+    for name, texts in zip(task.columns, columns, strict=False):
+        for row, text in enumerate(texts):
             if not isinstance(text, str):
                 what = "null" if text is None else repr(text)
                 raise MinipeftError(f"{place}, row {row}: {name} is {what}, no text; mend or remove the row")

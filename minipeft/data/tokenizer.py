@@ -1,7 +1,7 @@
 """Text → token ids: byte-level BPE (or WordPiece) through the `tokenizers` library, with the family's template.
 
-    roberta, xlm-roberta, camembert    <s> A </s>    and    <s> A </s></s> B </s>
-    bert                               [CLS] A [SEP] and    [CLS] A [SEP] B [SEP], token types 0 … 0 1 … 1
+roberta, xlm-roberta, camembert    <s> A </s>    and    <s> A </s></s> B </s>
+bert                               [CLS] A [SEP] and    [CLS] A [SEP] B [SEP], token types 0 … 0 1 … 1
 """
 
 from __future__ import annotations
@@ -47,15 +47,21 @@ class Tokenizer:
             number = self.tokenizer.token_to_id(token)
             if number is not None:
                 return number
-        raise MinipeftError(f"{self.folder}: the tokenizer has no mask token (<mask> or [MASK]); "
-                            "pretraining needs one in tokenizer.json")
+        raise MinipeftError(
+            f"{self.folder}: the tokenizer has no mask token (<mask> or [MASK]); "
+            "pretraining needs one in tokenizer.json"
+        )
 
-    def encode_full(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512) -> list[Encoding]:
+    def encode_full(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
+    ) -> list[Encoding]:
         """Like `encode`, but with the library's Encoding objects: .ids and .type_ids (bert's token types)."""
         special = self.tokenizer.num_special_tokens_to_add(pairs is not None)
         if max_length <= special:
-            raise MinipeftError(f"max_length {max_length} leaves no room beside the {special} special tokens; "
-                                f"take {special + 1} or more")
+            raise MinipeftError(
+                f"max_length {max_length} leaves no room beside the {special} special tokens; "
+                f"take {special + 1} or more"
+            )
         if pairs is not None and len(pairs) != len(texts):
             raise MinipeftError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs one pair")
         self.tokenizer.no_padding()
@@ -65,7 +71,9 @@ class Tokenizer:
         self.truncated += sum(1 for encoding in encodings if encoding.overflowing)
         return encodings
 
-    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512) -> list[list[int]]:
+    def encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
+    ) -> list[list[int]]:
         """Token ids of each text, or of each (text, pair), special tokens included.
 
         Longest-first truncation cuts to `max_length` ids, special tokens counted.
@@ -96,10 +104,12 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
         if vocab.is_file() and merges.is_file():
             return Tokenizer(_byte_level_bpe(models.BPE.from_file(str(vocab), str(merges))), folder)
     except Exception as error:  # the library raises plain Exception for every kind of bad file
-        raise MinipeftError(f"{folder}: the tokenizer files cannot be read ({_one_line(error)}); "
-                            "fetch the checkpoint again") from None
-    raise MinipeftError(f"{folder}: no tokenizer.json and no vocab.json + merges.txt; "
-                        "put the checkpoint's tokenizer files there")
+        raise MinipeftError(
+            f"{folder}: the tokenizer files cannot be read ({_one_line(error)}); fetch the checkpoint again"
+        ) from None
+    raise MinipeftError(
+        f"{folder}: no tokenizer.json and no vocab.json + merges.txt; put the checkpoint's tokenizer files there"
+    )
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
@@ -108,8 +118,12 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Toke
     Text is lower-cased: a small vocabulary then spends no entry on a word's second spelling.
     """
     tokenizer = _byte_level_bpe(models.BPE(), lowercase=True)
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=ROBERTA_SPECIALS, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=ROBERTA_SPECIALS,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(lines, trainer)
     _set_roberta_template(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,8 +149,10 @@ def _byte_level_bpe(model: models.BPE, lowercase: bool = False) -> _Tokenizer:
 
 def _set_roberta_template(tokenizer: _Tokenizer) -> None:
     start, end = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
+    assert start is not None and end is not None
     tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", end), ("<s>", start), trim_offsets=True, add_prefix_space=False)
+        ("</s>", end), ("<s>", start), trim_offsets=True, add_prefix_space=False
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -45,7 +45,9 @@ def method_name(method: Any) -> str:
     for name, (config, _) in METHODS.items():
         if type(method) is config:
             return name
-    raise MinipeftError(f"{method!r} is no method; make one of {', '.join(config.__name__ for config, _ in METHODS.values())}")
+    raise MinipeftError(
+        f"{method!r} is no method; make one of {', '.join(config.__name__ for config, _ in METHODS.values())}"
+    )
 
 
 def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:

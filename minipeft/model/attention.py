@@ -24,8 +24,15 @@ PADDING_BOUND = 0.15
 LONGEST_BY_PRODUCTS = 256
 
 
-def attend_plain(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], num_heads: int,
-                 dropout: float = 0.0, first_only: bool = False) -> Tensor:
+def attend_plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    num_heads: int,
+    dropout: float = 0.0,
+    first_only: bool = False,
+) -> Tensor:
     """Every sequence by itself, written as the equation.
 
     query          (tokens, hidden_size), or (num_sequences, hidden_size) with first_only: the first token's alone
@@ -98,26 +105,38 @@ def group_by_length(lengths: Sequence[int], device: torch.device, dtype: torch.d
         groups.append(Group(start, len(run), longest, mask))
         start += len(run) * longest
     sequence_order = torch.tensor(order)
-    return Groups(tuple(groups), torch.cat(token_of_slot).to(device), slot_of_token.to(device),
-                  sequence_order.to(device), torch.argsort(sequence_order).to(device))
+    return Groups(
+        tuple(groups),
+        torch.cat(token_of_slot).to(device),
+        slot_of_token.to(device),
+        sequence_order.to(device),
+        torch.argsort(sequence_order).to(device),
+    )
 
 
-def attend_grouped(query: Tensor, key: Tensor, value: Tensor, groups: Groups, num_heads: int,
-                   dropout: float = 0.0, first_only: bool = False) -> Tensor:
+def attend_grouped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: Groups,
+    num_heads: int,
+    dropout: float = 0.0,
+    first_only: bool = False,
+) -> Tensor:
     """The same as `attend_plain`, in small groups of near-equal length."""
     if first_only:
-        query = _Rearrange.apply(query, groups.sequence_order, groups.place_of_sequence)
+        query = _rearrange(query, groups.sequence_order, groups.place_of_sequence)
     else:
-        query = _Rearrange.apply(query, groups.token_of_slot, groups.slot_of_token)
-    key = _Rearrange.apply(key, groups.token_of_slot, groups.slot_of_token)
-    value = _Rearrange.apply(value, groups.token_of_slot, groups.slot_of_token)  # (slots, hidden_size)
+        query = _rearrange(query, groups.token_of_slot, groups.slot_of_token)
+    key = _rearrange(key, groups.token_of_slot, groups.slot_of_token)
+    value = _rearrange(value, groups.token_of_slot, groups.slot_of_token)  # (slots, hidden_size)
     outputs, place = [], 0
     for group in groups.groups:
         shape = (group.count, group.longest, num_heads, -1)
         rows = slice(group.start, group.start + group.count * group.longest)
         k, v = (x[rows].view(shape).transpose(1, 2) for x in (key, value))  # (count, heads, longest, head_size)
         if first_only:
-            q = query[place:place + group.count].view(group.count, 1, num_heads, -1).transpose(1, 2)
+            q = query[place : place + group.count].view(group.count, 1, num_heads, -1).transpose(1, 2)
         else:
             q = query[rows].view(shape).transpose(1, 2)
         place += group.count
@@ -125,8 +144,8 @@ def attend_grouped(query: Tensor, key: Tensor, value: Tensor, groups: Groups, nu
         outputs.append(output.transpose(1, 2).reshape(-1, query.shape[-1]))
     output = torch.cat(outputs)
     if first_only:
-        return _Rearrange.apply(output, groups.place_of_sequence, groups.sequence_order)
-    return _Rearrange.apply(output, groups.slot_of_token, groups.token_of_slot)
+        return _rearrange(output, groups.place_of_sequence, groups.sequence_order)
+    return _rearrange(output, groups.slot_of_token, groups.token_of_slot)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -136,6 +155,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
     if mask is not None:
         scores += mask
     return F.dropout(torch.softmax(scores, dim=-1), dropout) @ v
+
+
+def _rearrange(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    return _Rearrange.apply(x, index, inverse)  # type: ignore[no-untyped-call]
 
 
 class _Rearrange(torch.autograd.Function):

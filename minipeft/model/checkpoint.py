@@ -41,15 +41,21 @@ CLASSIFIER_NAMES = {
 }
 LANGUAGE_MODEL_NAMES = {
     "roberta": {"dense": "lm_head.dense", "layer_norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
-    "bert": {"dense": "cls.predictions.transform.dense", "layer_norm": "cls.predictions.transform.LayerNorm",
-             "bias": "cls.predictions.bias"},
+    "bert": {
+        "dense": "cls.predictions.transform.dense",
+        "layer_norm": "cls.predictions.transform.LayerNorm",
+        "bias": "cls.predictions.bias",
+    },
 }
 # Tensors that a checkpoint may hold for another purpose, by the start of their names without the prefix.
-UNUSED_BY_CLASSIFIER = {"roberta": ("lm_head.", "pooler.", "embeddings.position_ids"),
-                        "bert": ("cls.", "embeddings.position_ids")}
-UNUSED_BY_LANGUAGE_MODEL = {"roberta": ("classifier.", "pooler.", "lm_head.decoder.", "embeddings.position_ids"),
-                            "bert": ("classifier.", "pooler.", "cls.predictions.decoder.", "cls.seq_relationship.",
-                                     "embeddings.position_ids")}
+UNUSED_BY_CLASSIFIER = {
+    "roberta": ("lm_head.", "pooler.", "embeddings.position_ids"),
+    "bert": ("cls.", "embeddings.position_ids"),
+}
+UNUSED_BY_LANGUAGE_MODEL = {
+    "roberta": ("classifier.", "pooler.", "lm_head.decoder.", "embeddings.position_ids"),
+    "bert": ("classifier.", "pooler.", "cls.predictions.decoder.", "cls.seq_relationship.", "embeddings.position_ids"),
+}
 
 
 def name_table(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
@@ -77,8 +83,9 @@ def tensor_names(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
     return names
 
 
-def load_pretrained(name_or_dir: str | Path, num_labels: int = 2,
-                    dtype: torch.dtype = torch.float32) -> SequenceClassifier:
+def load_pretrained(
+    name_or_dir: str | Path, num_labels: int = 2, dtype: torch.dtype = torch.float32
+) -> SequenceClassifier:
     """Load a checkpoint of the RoBERTa family, by name or from a folder, as a sequence classifier.
 
     num_labels   classes; 1 for regression. A checkpoint without a classification head gets a new one, and says so.
@@ -117,8 +124,9 @@ def cast_frozen(model: SequenceClassifier, dtype: torch.dtype) -> SequenceClassi
     return model
 
 
-def save_checkpoint(model: SequenceClassifier | MaskedLanguageModel, folder: Path,
-                    dtype: torch.dtype = torch.float32) -> None:
+def save_checkpoint(
+    model: SequenceClassifier | MaskedLanguageModel, folder: Path, dtype: torch.dtype = torch.float32
+) -> None:
     """Write config.json and model.safetensors as transformers reads them; `folder` must exist."""
     config = model.config
     tensors = model.state_dict()
@@ -131,7 +139,7 @@ def save_checkpoint(model: SequenceClassifier | MaskedLanguageModel, folder: Pat
 
 
 def _fill(model: Any, config: EncoderConfig, folder: Path, unused: dict[str, tuple[str, ...]]) -> Any:
-    """Give the tensors of a model on the meta device their values: from the folder's weights, a new head where none is."""
+    """Give a model on the meta device its tensors: from the folder's weights, and a new head where it has none."""
     family = MODEL_TYPES[config.model_type]
     found = {_plain_name(name, family): tensor for name, tensor in read_weights(folder).items()}
     state: dict[str, Tensor] = {}
@@ -142,25 +150,32 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, unused: dict[str, tup
         if tensor is None:
             missing.append(ours)
         elif tensor.shape != expected:
-            raise MinipeftError(f"{folder}: {theirs} has shape {tuple(tensor.shape)}, but config.json and num_labels "
-                                f"ask for {tuple(expected)}; {_shape_remedy(ours)}")
+            raise MinipeftError(
+                f"{folder}: {theirs} has shape {tuple(tensor.shape)}, but config.json and num_labels "
+                f"ask for {tuple(expected)}; {_shape_remedy(ours)}"
+            )
         elif not tensor.is_floating_point():
-            raise MinipeftError(f"{folder}: {theirs} holds {tensor.dtype}, no floating-point numbers; "
-                                "minipeft takes float32, float16 or bfloat16 weights")
+            raise MinipeftError(
+                f"{folder}: {theirs} holds {tensor.dtype}, no floating-point numbers; "
+                "minipeft takes float32, float16 or bfloat16 weights"
+            )
         else:
             state[ours] = tensor.to(torch.float32)
     unknown = sorted(name for name in found if not name.startswith(unused[family]))
     if unknown:
-        raise MinipeftError(f"{folder}: unknown tensor {unknown[0]} (and {len(unknown) - 1} more): these are not the "
-                            f"weights of the {config.num_hidden_layers}-layer {config.model_type} in config.json")
+        raise MinipeftError(
+            f"{folder}: unknown tensor {unknown[0]} (and {len(unknown) - 1} more): these are not the "
+            f"weights of the {config.num_hidden_layers}-layer {config.model_type} in config.json"
+        )
     lacking = [name for name in missing if name.startswith("encoder.")]
     head = [name for name in tensor_names(model, config) if not name.startswith("encoder.")]
     if family == "roberta" and missing and not lacking and len(missing) < len(head):
         lacking = missing  # half a head is a damaged file; bert's pooler without a classifier is not
     if lacking:
         theirs = tensor_names(model, config)[lacking[0]]
-        raise MinipeftError(f"{folder}: tensor {theirs} is missing (and {len(lacking) - 1} more); "
-                            "fetch the checkpoint again")
+        raise MinipeftError(
+            f"{folder}: tensor {theirs} is missing (and {len(lacking) - 1} more); fetch the checkpoint again"
+        )
     model.load_state_dict(state, strict=False, assign=True)
     new = sorted({name.rpartition(".")[0] or name for name in missing})
     for name in new:
@@ -169,15 +184,20 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, unused: dict[str, tup
             model.bias = nn.Parameter(torch.zeros(config.vocab_size))
         initialise(part.to_empty(device="cpu"), config.initializer_range)
     if new:
-        logger.warning("%s has no %s: initialised (normal, standard deviation %g)", folder.name,
-                       " and ".join(new), config.initializer_range)
+        logger.warning(
+            "%s has no %s: initialised (normal, standard deviation %g)",
+            folder.name,
+            " and ".join(new),
+            config.initializer_range,
+        )
     return model.requires_grad_(True)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of model.safetensors, of its shards, or of pytorch_model.bin (never unpickling more than tensors)."""
-    index, single, pickled = (folder / name for name in
-                              ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"))
+    """Every tensor of model.safetensors, of its shards, or of pytorch_model.bin (unpickling tensors alone)."""
+    index, single, pickled = (
+        folder / name for name in ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
+    )
     if single.is_file():
         return _read_safetensors(single)
     if index.is_file():
@@ -197,21 +217,25 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         try:
             content = torch.load(pickled, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-            raise MinipeftError(f"{pickled}: not readable as tensors alone ({_first_line(error)}); "
-                                "use a checkpoint in safetensors") from None
+            raise MinipeftError(
+                f"{pickled}: not readable as tensors alone ({_first_line(error)}); use a checkpoint in safetensors"
+            ) from None
         if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
             raise MinipeftError(f"{pickled}: holds no table of tensors; use a checkpoint in safetensors")
         return content
-    raise MinipeftError(f"{folder}: no weights (model.safetensors, its shards with an index, or pytorch_model.bin); "
-                        "put them there or name another folder")
+    raise MinipeftError(
+        f"{folder}: no weights (model.safetensors, its shards with an index, or pytorch_model.bin); "
+        "put them there or name another folder"
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise MinipeftError(f"{path}: not a whole safetensors file ({_first_line(error)}); "
-                            "fetch the checkpoint again") from None
+        raise MinipeftError(
+            f"{path}: not a whole safetensors file ({_first_line(error)}); fetch the checkpoint again"
+        ) from None
 
 
 def _plain_name(name: str, family: str) -> str:

@@ -41,8 +41,15 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.model_type not in MODEL_TYPES:
             raise MinipeftError(f"model_type {self.model_type!r} is not supported; one of {', '.join(MODEL_TYPES)} is")
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                     "max_position_embeddings", "type_vocab_size"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise MinipeftError(f"{name} {value!r} in the model's config is not a whole number of 1 or more")
@@ -51,13 +58,16 @@ class EncoderConfig:
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1):
                 raise MinipeftError(f"{name} {value!r} in the model's config is not a probability below 1")
         if self.hidden_size % self.num_attention_heads:
-            raise MinipeftError(f"hidden_size {self.hidden_size} is not a multiple of "
-                                f"num_attention_heads {self.num_attention_heads}")
+            raise MinipeftError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
         if not isinstance(self.pad_token_id, int) or not 0 <= self.pad_token_id < self.vocab_size:
             raise MinipeftError(f"pad_token_id {self.pad_token_id!r} lies outside the vocabulary of {self.vocab_size}")
         if self.max_length < 1:
-            raise MinipeftError(f"max_position_embeddings {self.max_position_embeddings} leaves no position "
-                                f"after the offset {self.position_offset}")
+            raise MinipeftError(
+                f"max_position_embeddings {self.max_position_embeddings} leaves no position "
+                f"after the offset {self.position_offset}"
+            )
 
     @property
     def is_bert(self) -> bool:
@@ -93,8 +103,9 @@ class EncoderConfig:
         content = dataclasses.asdict(self)
         content["id2label"] = {str(number): name for number, name in self.id2label.items()}
         content["label2id"] = {name: number for number, name in self.id2label.items()}
-        content["architectures"] = ["BertForSequenceClassification" if self.is_bert
-                                    else "RobertaForSequenceClassification"]
+        content["architectures"] = [
+            "BertForSequenceClassification" if self.is_bert else "RobertaForSequenceClassification"
+        ]
         content["hidden_act"] = "gelu"
         return content
 
@@ -108,14 +119,19 @@ def load_config(folder: Path) -> EncoderConfig:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MinipeftError(f"{folder}: no config.json; a checkpoint folder needs config.json, weights and a "
-                            "tokenizer") from None
+        raise MinipeftError(
+            f"{folder}: no config.json; a checkpoint folder needs config.json, weights and a tokenizer"
+        ) from None
     except (OSError, ValueError) as error:
         raise MinipeftError(f"{path}: not readable as JSON ({error}); fetch the checkpoint again") from None
     if not isinstance(content, dict):
         raise MinipeftError(f"{path}: holds no JSON object; fetch the checkpoint again")
-    expected = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
-                "add_cross_attention": False}
+    expected = {
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+    }
     for name, value in expected.items():
         if content.get(name, value) != value:
             raise MinipeftError(f"{path}: {name} {content[name]!r} is not supported; {value!r} is")
@@ -124,8 +140,13 @@ def load_config(folder: Path) -> EncoderConfig:
     names = {f.name for f in dataclasses.fields(EncoderConfig)}
     known = {name: value for name, value in content.items() if name in names}
     if content["model_type"] == "bert":  # what transformers assumes where bert's config is silent
-        known = {"pad_token_id": 0, "layer_norm_eps": 1e-12, "type_vocab_size": 2, "vocab_size": 30522,
-                 "max_position_embeddings": 512} | known
+        known = {
+            "pad_token_id": 0,
+            "layer_norm_eps": 1e-12,
+            "type_vocab_size": 2,
+            "vocab_size": 30522,
+            "max_position_embeddings": 512,
+        } | known
     try:
         labels = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         known["id2label"] = {int(number): str(name) for number, name in sorted(labels.items(), key=lambda x: int(x[0]))}

@@ -64,8 +64,15 @@ class EncoderLayer(nn.Module):
         key, value = self.key(x), self.value(x)  # (total_tokens, hidden_size)
         if first_tokens is not None:
             x = x.index_select(0, first_tokens)  # (num_sequences, hidden_size)
-        attended = attend_grouped(self.query(x), key, value, groups, config.num_attention_heads,
-                                  attention_dropout, first_only=first_tokens is not None)
+        attended = attend_grouped(
+            self.query(x),
+            key,
+            value,
+            groups,
+            config.num_attention_heads,
+            attention_dropout,
+            first_only=first_tokens is not None,
+        )
         return self.after_attention(x, attended, dropout)
 
     def after_attention(self, x: Tensor, attended: Tensor, dropout: float) -> Tensor:
@@ -91,7 +98,8 @@ class Encoder(nn.Module):
     def compile_layers(self) -> None:
         """Let torch.compile fuse what stands between the matrix products of a layer; the result is the same."""
         for layer in self.layers:
-            layer.after_attention = torch.compile(layer.after_attention, dynamic=True)  # type: ignore[assignment]
+            assert isinstance(layer, EncoderLayer)
+            layer.after_attention = torch.compile(layer.after_attention, dynamic=True)  # type: ignore[method-assign]
 
     def forward(self, batch: PackedBatch, first_only: bool = False) -> Tensor:
         """Hidden states of every token (total_tokens, hidden_size), in `self.dtype`.
@@ -148,7 +156,7 @@ class SequenceClassifier(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """Encoder and masked-language-model head: decoder(LayerNorm(gelu(dense(x)))), the decoder tied to the word embeddings."""
+    """Encoder and language-model head: E LayerNorm(gelu(dense(x))) + bias, E being the word embeddings."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

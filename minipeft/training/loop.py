@@ -44,9 +44,22 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def train_loop(model: SequenceClassifier, train: Encoded, validation: Encoded, folder: Path, *, epochs: int, lr: float,
-               sequences_per_step: int, warmup_steps: int, weight_decay: float, max_tokens: int, seed: int, device: str,
-               quiet: bool = False) -> Progress:
+def train_loop(
+    model: SequenceClassifier,
+    train: Encoded,
+    validation: Encoded,
+    folder: Path,
+    *,
+    epochs: int,
+    lr: float,
+    sequences_per_step: int,
+    warmup_steps: int,
+    weight_decay: float,
+    max_tokens: int,
+    seed: int,
+    device: str,
+    quiet: bool = False,
+) -> Progress:
     """Train what `apply` left trainable, evaluate every epoch, and keep the best epoch's adapter in `folder`/adapter.
 
     A step takes `sequences_per_step` sequences in batches of at most `max_tokens` tokens, and its loss is their mean:
@@ -64,7 +77,7 @@ def train_loop(model: SequenceClassifier, train: Encoded, validation: Encoded, f
             order = epoch_order(len(train), seed, now.epoch)
             while now.place < len(train):
                 began = time.perf_counter()
-                chosen = order[now.place:now.place + sequences_per_step]
+                chosen = order[now.place : now.place + sequences_per_step]
                 torch.manual_seed(seed * 1_000_003 + now.step)  # dropout is a function of the step: see --resume
                 learning_rate = lr * linear_schedule(now.step, warmup_steps, total_steps)
                 set_learning_rate(optimizer, learning_rate)
@@ -77,8 +90,10 @@ def train_loop(model: SequenceClassifier, train: Encoded, validation: Encoded, f
                     step_loss += loss.detach()
                 norm = clip_grad_norm_(trained, MAX_GRAD_NORM)
                 if not math.isfinite(step_loss.item()) or not math.isfinite(norm.item()):
-                    raise MinipeftError(f"step {now.step}: loss {step_loss.item()}, gradient norm {norm.item()}; "
-                                        f"lower --lr ({_kept(folder, now)})")
+                    raise MinipeftError(
+                        f"step {now.step}: loss {step_loss.item()}, gradient norm {norm.item()}; "
+                        f"lower --lr ({_kept(folder, now)})"
+                    )
                 optimizer.step()
                 optimizer.zero_grad()
                 now.step += 1
@@ -90,13 +105,25 @@ def train_loop(model: SequenceClassifier, train: Encoded, validation: Encoded, f
                     _save(folder, model, optimizer, now)
                     raise Interrupted(received[0], f"interrupted in step {now.step}; go on with --resume")
 
-            row = {"epoch": now.epoch + 1, "step": now.step, "train_loss": now.loss_sum / len(train),
-                   **evaluate(model, validation, max_tokens, device), "learning_rate": learning_rate,
-                   "seconds": now.seconds, "samples_per_second": len(train) / now.seconds}
+            row = {
+                "epoch": now.epoch + 1,
+                "step": now.step,
+                "train_loss": now.loss_sum / len(train),
+                **evaluate(model, validation, max_tokens, device),
+                "learning_rate": learning_rate,
+                "seconds": now.seconds,
+                "samples_per_second": len(train) / now.seconds,
+            }
             bar.set_postfix(epoch=row["epoch"], loss=f"{row['train_loss']:.3f}", **{metric: f"{row[metric]:.4f}"})
             if all(row[metric] > earlier[metric] for earlier in now.history):
-                save_adapter(model, folder / "adapter", task=train.split.task.name, metric=metric, score=row[metric],
-                             epoch=row["epoch"])
+                save_adapter(
+                    model,
+                    folder / "adapter",
+                    task=train.split.task.name,
+                    metric=metric,
+                    score=row[metric],
+                    epoch=row["epoch"],
+                )
             now = Progress(now.epoch + 1, 0, now.step, history=[*now.history, row])
             write_lines(folder / "metrics.jsonl", now.history)
             _save(folder, model, optimizer, now)
@@ -124,8 +151,9 @@ def _restore(folder: Path, model: SequenceClassifier, optimizer: torch.optim.Opt
         optimizer.load_state_dict(state["optimizer"])
         return Progress(**state["progress"])
     except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
-        raise MinipeftError(f"{path}: not readable as a checkpoint ({type(error).__name__}); remove it to start the run "
-                            "anew") from None
+        raise MinipeftError(
+            f"{path}: not readable as a checkpoint ({type(error).__name__}); remove it to start the run anew"
+        ) from None
 
 
 def _kept(folder: Path, now: Progress) -> str:

@@ -60,7 +60,10 @@ def _ranks(values: Array) -> Array:
 
 
 METRICS: dict[str, Callable[[Array, Array], float]] = {
-    "accuracy": accuracy, "f1": f1, "matthews_correlation": matthews_correlation, "pearson": pearson,
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews_correlation": matthews_correlation,
+    "pearson": pearson,
     "spearman": spearman,
 }
 
@@ -93,8 +96,9 @@ class Encoded:
 
     def batch(self, indices: list[int], config: EncoderConfig) -> PackedBatch:
         """The examples at `indices`, packed with their labels."""
-        return pack([self.sequences[index] for index in indices], [self.split.labels[index] for index in indices],
-                    config=config)
+        return pack(
+            [self.sequences[index] for index in indices], [self.split.labels[index] for index in indices], config=config
+        )
 
 
 def encode_split(split: Split, tokenizer: Tokenizer, max_length: int, config: EncoderConfig) -> Encoded:
@@ -103,8 +107,10 @@ def encode_split(split: Split, tokenizer: Tokenizer, max_length: int, config: En
     if tokenizer.vocab_size > config.vocab_size:
         for row, sequence in enumerate(sequences):
             if max(sequence.ids) >= config.vocab_size:
-                raise MinipeftError(f"{tokenizer.folder}: the tokenizer gives row {row} the token id {max(sequence.ids)}, "
-                                    f"outside the model's vocabulary of {config.vocab_size}; use the model's tokenizer")
+                raise MinipeftError(
+                    f"{tokenizer.folder}: the tokenizer gives row {row} the token id {max(sequence.ids)}, "
+                    f"outside the model's vocabulary of {config.vocab_size}; use the model's tokenizer"
+                )
     return Encoded(split, sequences, [len(sequence.ids) for sequence in sequences])
 
 

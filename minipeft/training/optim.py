@@ -11,12 +11,15 @@ from torch import nn
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """What trains, in two groups: matrices decay, biases and LayerNorm's vectors do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [{"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0}]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
 
 
-def adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999),
-          eps: float = 1e-8) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) over what trains; the learning rate is set in every step."""
     groups = [group for group in parameter_groups(model, weight_decay) if group["params"]]
     fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])

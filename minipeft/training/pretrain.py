@@ -1,8 +1,8 @@
 """Masked-language-model pretraining after RoBERTa (Liu et al. 2019), on the packed encoder.
 
 Full sentences packed into blocks, masked anew each time they are seen (15% of the tokens: 80% <mask>, 10% a random
-token, 10% kept), no next-sentence prediction; AdamW with beta2 0.98, linear warmup and decay. Every step's blocks, masks
-and dropout are pure functions of (seed, step), so a run that was killed goes on as if nothing had happened.
+token, 10% kept), no next-sentence prediction; AdamW with beta2 0.98, linear warmup and decay. Every step's blocks,
+masks and dropout are pure functions of (seed, step), so a run that was killed goes on as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tqdm import tqdm
 from minipeft.data.batching import PackedBatch, epoch_order, pack
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from minipeft.errors import MinipeftError
+from minipeft.files import read_json, write_atomically, write_json
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, initialise
-from minipeft.files import read_json, write_atomically, write_json
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 
 MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
@@ -83,8 +83,14 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first_step = state["step"]
-    bar = tqdm(range(first_step, settings.steps), initial=first_step, total=settings.steps, unit="step",
-               disable=settings.quiet, mininterval=1.0)
+    bar = tqdm(
+        range(first_step, settings.steps),
+        initial=first_step,
+        total=settings.steps,
+        unit="step",
+        disable=settings.quiet,
+        mininterval=1.0,
+    )
     saved_at = time.monotonic()
     model.train()
     for step in bar:
@@ -94,7 +100,9 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
         batch, masked, targets = mask(pack(token_ids, config=model.config), tokenizer)
         learning_rate = settings.lr * linear_schedule(step, settings.warmup_steps, settings.steps)
         set_learning_rate(optimizer, learning_rate)
-        loss = F.cross_entropy(model(batch.to(settings.device), masked.to(settings.device)), targets.to(settings.device))
+        loss = F.cross_entropy(
+            model(batch.to(settings.device), masked.to(settings.device)), targets.to(settings.device)
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -103,9 +111,15 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
         done = step + 1
         if done % settings.evaluate_every == 0 or done == settings.steps:
             if not math.isfinite(loss.item()):
-                raise MinipeftError(f"the loss is {loss.item()} in step {step}; lower --lr ({folder} keeps the last state)")
-            row = {"step": done, "train_loss": loss.item(), "learning_rate": learning_rate,
-                   **evaluate_language_model(model, validation, settings.device)}
+                raise MinipeftError(
+                    f"the loss is {loss.item()} in step {step}; lower --lr ({folder} keeps the last state)"
+                )
+            row = {
+                "step": done,
+                "train_loss": loss.item(),
+                "learning_rate": learning_rate,
+                **evaluate_language_model(model, validation, settings.device),
+            }
             with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             bar.set_postfix(eval_loss=f"{row['eval_loss']:.3f}", perplexity=f"{row['perplexity']:.1f}")
@@ -120,7 +134,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
 
 
 def mask(batch: PackedBatch, tokenizer: Tokenizer) -> tuple[PackedBatch, Tensor, Tensor]:
-    """Mask a batch dynamically with torch's random numbers → (the batch, indices of the masked tokens, their true ids)."""
+    """Mask a batch with torch's random numbers → (the batch, indices of the masked tokens, their true ids)."""
     special = torch.tensor(sorted(tokenizer.special_token_ids))
     chance = torch.rand(batch.total_tokens)
     masked = ((chance < MASKED) & ~torch.isin(batch.input_ids, special)).nonzero().flatten()
@@ -130,13 +144,19 @@ def mask(batch: PackedBatch, tokenizer: Tokenizer) -> tuple[PackedBatch, Tensor,
     at_random = (chance >= REPLACED_BY_MASK) & (chance < REPLACED_BY_MASK + REPLACED_AT_RANDOM)
     replacement = torch.where(at_random, torch.randint(tokenizer.vocab_size, targets.shape), replacement)
     input_ids = batch.input_ids.index_copy(0, masked, replacement)
-    return PackedBatch(input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen,
-                       batch.lengths), masked, targets
+    return (
+        PackedBatch(
+            input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen, batch.lengths
+        ),
+        masked,
+        targets,
+    )
 
 
 @torch.no_grad()
-def evaluate_language_model(model: MaskedLanguageModel, batches: Sequence[tuple[PackedBatch, Tensor, Tensor]],
-                            device: str) -> dict[str, float]:
+def evaluate_language_model(
+    model: MaskedLanguageModel, batches: Sequence[tuple[PackedBatch, Tensor, Tensor]], device: str
+) -> dict[str, float]:
     """Mean loss a masked token, and its exponential, the perplexity."""
     was_training = model.training
     model.eval()
@@ -159,9 +179,9 @@ class TokenizedText:
     end_id: int
 
     def blocks(self, length: int) -> list[tuple[int, int]]:
-        """Lines side by side in blocks of `length` tokens, <s> and </s> counted → (first token, last token + 1) of each.
+        """Lines side by side in blocks of `length` tokens, <s> and </s> counted → (first token, last + 1) of each.
 
-        A line that does not fit starts the next block, unless that left over a quarter of this one empty: then it is cut.
+        A line that does not fit starts the next block, unless this one is less than three quarters full: it is cut.
         """
         room = length - 2
         blocks: list[tuple[int, int]] = []
@@ -181,12 +201,14 @@ class TokenizedText:
         return [self.start_id, *self.tokens[start:end].tolist(), self.end_id]
 
 
-def _step_blocks(text: TokenizedText, blocks: list[tuple[int, int]], count: int, seed: int, step: int) -> list[list[int]]:
+def _step_blocks(
+    text: TokenizedText, blocks: list[tuple[int, int]], count: int, seed: int, step: int
+) -> list[list[int]]:
     """The step's blocks: epochs of all blocks in a random order, cut into steps."""
     per_epoch = max(1, len(blocks) // count)
     epoch, place = divmod(step, per_epoch)
     order = _order(len(blocks), seed, epoch)
-    return [text.block(*blocks[index]) for index in order[place * count:(place + 1) * count]]
+    return [text.block(*blocks[index]) for index in order[place * count : (place + 1) * count]]
 
 
 _last_order: tuple[tuple[int, int, int], list[int]] | None = None
@@ -199,14 +221,15 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
     return _last_order[1]
 
 
-def _validation_batches(text: TokenizedText, settings: PretrainSettings, config: EncoderConfig,
-                        tokenizer: Tokenizer) -> Iterator[tuple[PackedBatch, Tensor, Tensor]]:
+def _validation_batches(
+    text: TokenizedText, settings: PretrainSettings, config: EncoderConfig, tokenizer: Tokenizer
+) -> Iterator[tuple[PackedBatch, Tensor, Tensor]]:
     """Up to 32 batches of held-out text, masked once and for all."""
     blocks = text.blocks(settings.block_length)
     count = max(1, settings.batch_tokens // settings.block_length)
     torch.manual_seed(0)
     for start in range(0, min(len(blocks), 32 * count), count):
-        yield mask(pack([text.block(*block) for block in blocks[start:start + count]], config=config), tokenizer)
+        yield mask(pack([text.block(*block) for block in blocks[start : start + count]], config=config), tokenizer)
 
 
 def _open_folder(folder: Path, settings: PretrainSettings) -> None:
@@ -218,8 +241,9 @@ def _open_folder(folder: Path, settings: PretrainSettings) -> None:
             raise MinipeftError(f"{folder} already holds a run; pass --resume to go on with it, or another --output")
         for name, value in read_json(record).items():
             if wanted.get(name) != value:
-                raise MinipeftError(f"{folder} was begun with {name} {value!r}, not {wanted.get(name)!r}; "
-                                    "resume with the same settings")
+                raise MinipeftError(
+                    f"{folder} was begun with {name} {value!r}, not {wanted.get(name)!r}; resume with the same settings"
+                )
     elif folder.is_dir() and any(folder.iterdir()):
         raise MinipeftError(f"{folder} is not empty and holds no pretraining run; choose another --output")
     (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
@@ -245,14 +269,19 @@ def _tokens(folder: Path, settings: PretrainSettings, tokenizer: Tokenizer) -> t
         file = folder / "checkpoint" / f"{name}.npz"
         if not file.is_file():
             held_out = name == "validation"
-            lines = (line for number, line in enumerate(_lines(settings.text))
-                     if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out)
+            lines = (
+                line
+                for number, line in enumerate(_lines(settings.text))
+                if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out
+            )
             tokens, offsets = _tokenize(lines, tokenizer)
             write_atomically(file, lambda path, t=tokens, o=offsets: _save_arrays(path, t, o))  # type: ignore[misc]
         with np.load(file) as arrays:
             texts.append(TokenizedText(arrays["tokens"], arrays["offsets"], start_id, end_id))
         if not len(texts[-1].tokens):
-            raise MinipeftError(f"{', '.join(settings.text)}: no {name} text in it; give {HELD_OUT_EVERY} lines or more")
+            raise MinipeftError(
+                f"{', '.join(settings.text)}: no {name} text in it; give {HELD_OUT_EVERY} lines or more"
+            )
     return texts[0], texts[1]
 
 
@@ -295,15 +324,19 @@ def _model(settings: PretrainSettings, tokenizer: Tokenizer) -> MaskedLanguageMo
 
         model: MaskedLanguageModel = load_language_model(resolve_model(settings.model)[0])
     else:
-        config = EncoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=settings.hidden_size,
-                               num_hidden_layers=settings.num_hidden_layers,
-                               num_attention_heads=settings.num_attention_heads,
-                               intermediate_size=4 * settings.hidden_size)
+        config = EncoderConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=settings.hidden_size,
+            num_hidden_layers=settings.num_hidden_layers,
+            num_attention_heads=settings.num_attention_heads,
+            intermediate_size=4 * settings.hidden_size,
+        )
         model = MaskedLanguageModel(config)
         initialise(model, config.initializer_range)
     # The dropout of pretraining; model.config, which is saved, keeps what fine-tuning will use.
     for part in model.encoder.modules():
         if isinstance(part, (Encoder, EncoderLayer)):
-            part.config = replace(part.config, hidden_dropout_prob=settings.dropout,
-                                  attention_probs_dropout_prob=settings.dropout)
+            part.config = replace(
+                part.config, hidden_dropout_prob=settings.dropout, attention_probs_dropout_prob=settings.dropout
+            )
     return model

@@ -21,8 +21,15 @@ RANK, ALPHA, DROPOUT = 2, 8.0, 0.01
 # learning rate for full fine-tuning, LoRA's table has 5e-4. The other rows are LoRA's learning rates, with as many
 # epochs as give each task about as many steps as the report gives RTE.
 LORA_RECIPES = {
-    "rte": (25, 5e-4), "sst2": (5, 5e-4), "cola": (10, 4e-4), "mrpc": (20, 4e-4), "stsb": (15, 4e-4),
-    "qnli": (5, 4e-4), "qqp": (5, 5e-4), "mnli": (5, 5e-4), "wnli": (20, 5e-4),
+    "rte": (25, 5e-4),
+    "sst2": (5, 5e-4),
+    "cola": (10, 4e-4),
+    "mrpc": (20, 4e-4),
+    "stsb": (15, 4e-4),
+    "qnli": (5, 4e-4),
+    "qqp": (5, 5e-4),
+    "mnli": (5, 5e-4),
+    "wnli": (20, 5e-4),
 }
 FULL_LR, FULL_EPOCHS = 2e-5, 4  # report (its SST-2 learning rate) and BERT
 BITFIT_LR = 5e-4  # report for RTE; inside BitFit's range for the others
@@ -35,7 +42,7 @@ SMALL_LR = {"lora": 4e-3, "bitfit": 4e-3, "head": 4e-3, "full": 3e-4}
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The settings of `minipeft.train` and the flags of train.py. None means: by the recipe of task, method and model."""
+    """The settings of `minipeft.train` and the flags of train.py. None means: by recipe or, for paths, automatic."""
 
     task: str = "rte"
     method: str = "lora"

@@ -53,7 +53,7 @@ class Result:
 
 
 def train(**settings: Any) -> Result:
-    """Fine-tune: the settings are train.py's flags (`TrainSettings`), method is a name or a config such as LoRA(rank=2).
+    """Fine-tune. The settings are train.py's flags (`TrainSettings`); method is a name or a config, LoRA(rank=2).
 
     Raises MinipeftError for bad input, before anything is written.
     """
@@ -71,28 +71,34 @@ def train(**settings: Any) -> Result:
     model_folder, model_in_words = resolve_model(wanted.model)
     source, data_in_words = choose_data(task, wanted.data)
     config = load_config(model_folder)
-    known = {"epochs": wanted.epochs, "lr": wanted.lr, "warmup_steps": wanted.warmup_steps}
     defaults = recipe(task.name, wanted.method, config.hidden_size)
+    unset: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(wanted, name) is None}
     wanted = dataclasses.replace(
-        wanted, **{name: defaults[name] if value is None else value for name, value in known.items()},
-        model=model_folder.name if wanted.model == "auto" else wanted.model, device=device,
+        wanted,
+        **unset,
+        model=model_folder.name if wanted.model == "auto" else wanted.model,
+        device=device,
         precision=choose_precision(wanted.precision, device),
         max_length=_max_length(wanted.max_length, config.max_length),
-        max_tokens=wanted.max_tokens or MAX_TOKENS[device])
+        max_tokens=wanted.max_tokens or MAX_TOKENS[device],
+    )
     method, wanted = _method(wanted)
     folder = _choose_folder(wanted)
-    record = {name: list(value) if isinstance(value, tuple) else value
-              for name, value in dataclasses.asdict(wanted).items()} | {"output": str(folder), "source": source}
+    record = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(wanted).items()
+    } | {"output": str(folder), "source": source}
     _check_folder(folder, record, wanted.resume)
 
     torch.manual_seed(wanted.seed)
     tokenizer = load_tokenizer(model_folder)
-    model = load_pretrained(model_folder, task.num_labels,
-                            torch.bfloat16 if wanted.precision == "bf16" else torch.float32)
+    model = load_pretrained(
+        model_folder, task.num_labels, torch.bfloat16 if wanted.precision == "bf16" else torch.float32
+    )
     model.config = model.config.with_labels(list(task.labels) or ["score"])
     examples, validation = (
         encode_split(read_split(task, split, source, limit), tokenizer, _not_none(wanted.max_length), config)
-        for split, limit in (("train", wanted.train_limit), (task.validation, wanted.eval_limit)))
+        for split, limit in (("train", wanted.train_limit), (task.validation, wanted.eval_limit))
+    )
     apply(model, method).to(device)
     if wanted.compile:
         model.encoder.compile_layers()
@@ -100,24 +106,40 @@ def train(**settings: Any) -> Result:
     if not wanted.quiet:
         _banner(task, method, model_in_words, data_in_words, wanted, parameters.method, parameters.head)
     if tokenizer.truncated:
-        logger.warning("%d of %d examples were truncated to %d tokens", tokenizer.truncated,
-                       len(examples) + len(validation), wanted.max_length)
+        logger.warning(
+            "%d of %d examples were truncated to %d tokens",
+            tokenizer.truncated,
+            len(examples) + len(validation),
+            wanted.max_length,
+        )
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", record)
     done = train_loop(
-        model, examples, validation, folder, epochs=_not_none(wanted.epochs), lr=_not_none(wanted.lr),
-        sequences_per_step=wanted.batch_size * wanted.grad_accum, warmup_steps=_not_none(wanted.warmup_steps),
-        weight_decay=wanted.weight_decay, max_tokens=_not_none(wanted.max_tokens), seed=wanted.seed, device=device,
-        quiet=wanted.quiet)
+        model,
+        examples,
+        validation,
+        folder,
+        epochs=_not_none(wanted.epochs),
+        lr=_not_none(wanted.lr),
+        sequences_per_step=wanted.batch_size * wanted.grad_accum,
+        warmup_steps=_not_none(wanted.warmup_steps),
+        weight_decay=wanted.weight_decay,
+        max_tokens=_not_none(wanted.max_tokens),
+        seed=wanted.seed,
+        device=device,
+        quiet=wanted.quiet,
+    )
     reload_adapter(model, folder / "adapter")
     content = _result(wanted, task, model_in_words, data_in_words, done, dataclasses.asdict(parameters), len(examples))
     write_json(folder / "result.json", content)
     _curves(folder)
     if not wanted.quiet:
         best, last, metric = content["best"], content["last"], content["metric"]
-        print(f"best {metric} {best['value']:.4f} (epoch {best['epoch']}), last {last['value']:.4f}; "
-              f"{content['train_seconds']:.0f} s, {content['samples_per_second']:.1f} samples/s → {folder}")
+        print(
+            f"best {metric} {best['value']:.4f} (epoch {best['epoch']}), last {last['value']:.4f}; "
+            f"{content['train_seconds']:.0f} s, {content['samples_per_second']:.1f} samples/s → {folder}"
+        )
     return Result(content, model, folder)
 
 
@@ -144,15 +166,19 @@ class LoadedRun:
         """For each text its label by name and the probability of each; for regression, its score."""
         if (pairs is not None) != (len(self.task.columns) == 2):
             columns = " and ".join(self.task.columns)
-            raise MinipeftError(f"{self.task.name} takes {columns}: give {'each text a pair' if pairs is None else 'no pair'}")
+            raise MinipeftError(
+                f"{self.task.name} takes {columns}: give {'each text a pair' if pairs is None else 'no pair'}"
+            )
         sequences = self.tokenizer.encode_full(texts, pairs, self.settings["max_length"])
         examples = Encoded.unlabelled(self.task, sequences)
         logits = predict_logits(self.model, examples, self.settings["max_tokens"], self.device)
         if self.task.is_regression:
             return [{"score": score} for score in logits[:, 0].tolist()]
         names = list(self.model.config.id2label.values())
-        return [{"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}
-                for row in logits]
+        return [
+            {"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}
+            for row in logits
+        ]
 
 
 def load_run(folder: str | Path, device: str = "auto") -> LoadedRun:
@@ -181,7 +207,9 @@ def choose_device(device: str) -> str:
     if device not in present:
         raise MinipeftError(f"unknown device {device!r}; one of auto, {', '.join(present)}")
     if not present[device]:
-        raise MinipeftError(f"device {device} was asked for, but this machine or this torch has none; pass --device cpu")
+        raise MinipeftError(
+            f"device {device} was asked for, but this machine or this torch has none; pass --device cpu"
+        )
     return device
 
 
@@ -221,7 +249,9 @@ def _check_numbers(wanted: TrainSettings) -> None:
 
 def _max_length(wanted: int | None, longest: int) -> int:
     if wanted is not None and wanted > longest:
-        raise MinipeftError(f"--max-length {wanted} is beyond the model's position table; it takes up to {longest} tokens")
+        raise MinipeftError(
+            f"--max-length {wanted} is beyond the model's position table; it takes up to {longest} tokens"
+        )
     return wanted or min(LONGEST, longest)
 
 
@@ -247,34 +277,52 @@ def _check_folder(folder: Path, record: dict[str, Any], resume: bool) -> None:
         raise MinipeftError(f"{folder} already holds a run; pass --resume to go on with it, or another --output")
     for name, value in read_json(before).items():
         if name not in FREE_TO_CHANGE and record.get(name) != value:
-            raise MinipeftError(f"{folder} was begun with {name} {value!r}, not {record.get(name)!r}; "
-                                "resume with the same settings, or choose another --output")
+            raise MinipeftError(
+                f"{folder} was begun with {name} {value!r}, not {record.get(name)!r}; "
+                "resume with the same settings, or choose another --output"
+            )
 
 
-def _banner(task: Task, method: Any, model: str, data: str, wanted: TrainSettings, in_method: int, in_head: int) -> None:
-    print(f"task    {task.name}, {wanted.epochs} epochs at {wanted.lr:g}, "
-          f"{wanted.batch_size} x {wanted.grad_accum} sequences a step, seed {wanted.seed}\n"
-          f"method  {method!r}: {in_method:,} parameters, {in_head:,} in the head\n"
-          f"model   {model}\n"
-          f"data    {data}\n"
-          f"device  {wanted.device}, {wanted.precision}", file=sys.stderr, flush=True)
+def _banner(
+    task: Task, method: Any, model: str, data: str, wanted: TrainSettings, in_method: int, in_head: int
+) -> None:
+    print(
+        f"task    {task.name}, {wanted.epochs} epochs at {wanted.lr:g}, "
+        f"{wanted.batch_size} x {wanted.grad_accum} sequences a step, seed {wanted.seed}\n"
+        f"method  {method!r}: {in_method:,} parameters, {in_head:,} in the head\n"
+        f"model   {model}\n"
+        f"data    {data}\n"
+        f"device  {wanted.device}, {wanted.precision}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
-def _result(wanted: TrainSettings, task: Task, model: str, data: str, done: Progress, parameters: dict[str, int],
-            examples: int) -> dict[str, Any]:
+def _result(
+    wanted: TrainSettings, task: Task, model: str, data: str, done: Progress, parameters: dict[str, int], examples: int
+) -> dict[str, Any]:
     metric = task.metrics[0]
     best = max(done.history, key=lambda row: row[metric])
     seconds = sum(row["seconds"] for row in done.history)
     packages = ("torch", "tokenizers", "datasets", "safetensors")
     return {
-        "task": task.name, "method": wanted.method, "model": model, "data": data, "metric": metric,
+        "task": task.name,
+        "method": wanted.method,
+        "model": model,
+        "data": data,
+        "metric": metric,
         "best": {"epoch": best["epoch"], "value": best[metric]},
         "last": {"epoch": done.history[-1]["epoch"], "value": done.history[-1][metric]},
-        "parameters": parameters, "train_seconds": seconds,
+        "parameters": parameters,
+        "train_seconds": seconds,
         "samples_per_second": len(done.history) * examples / seconds,
-        "peak_memory_bytes": _peak_memory(wanted.device), "seed": wanted.seed,
-        "versions": {"minipeft": __version__, "python": platform.python_version(),
-                     **{name: metadata.version(name) for name in packages}},
+        "peak_memory_bytes": _peak_memory(wanted.device),
+        "seed": wanted.seed,
+        "versions": {
+            "minipeft": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages},
+        },
     }
 
 

@@ -1,0 +1,143 @@
+"""What transformers + peft reach with minipeft's settings: the same weights, data, order, steps, optimizer and metric.
+
+    python benchmarks/peer_accuracy.py --task rte --method lora --rank 2 --model DIR --data DIR --epochs 6 --lr 1e-3
+
+takes train.py's flags and prints one JSON line an epoch, with the names of metrics.jsonl. Batches are padded to their
+longest sequence and sorted by length within a step, which changes the time and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
+
+from minipeft.cli import add_train_flags
+from minipeft.data.batching import epoch_order
+from minipeft.data.tasks import get_task, read_split
+from minipeft.data.tokenizer import load_tokenizer
+from minipeft.hub import resolve_model
+from minipeft.model.config import load_config
+from minipeft.training.metrics import METRICS, Encoded, encode_split, sequence_loss
+from minipeft.training.optim import parameter_groups
+from minipeft.training.recipes import ALPHA, DROPOUT, RANK, WARMUP_STEPS
+
+
+def build(wanted: argparse.Namespace, folder: str, num_labels: int) -> torch.nn.Module:
+    """The peer's model; what minipeft trains is left trainable: the method's parameters, the head, bert's pooler."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=num_labels, dtype=torch.float32)
+    head = ["classifier", "pooler"]
+    if wanted.method == "lora":
+        config = LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=wanted.rank or RANK,
+            lora_alpha=wanted.alpha or ALPHA,
+            lora_dropout=DROPOUT if wanted.dropout is None else wanted.dropout,
+            target_modules=["query", "value"],
+            modules_to_save=head,
+        )
+        return get_peft_model(model, config)
+    for name, parameter in model.named_parameters():
+        in_head = any(part in name for part in head)
+        parameter.requires_grad_(
+            in_head or wanted.method == "full" or (wanted.method == "bitfit" and name.endswith(".bias"))
+        )
+    return model
+
+
+def padded(examples: Encoded, indices: list[int], pad_id: int) -> dict[str, torch.Tensor]:
+    longest = max(examples.lengths[index] for index in indices)
+    rows = [(examples.sequences[index], longest - examples.lengths[index]) for index in indices]
+    return {
+        "input_ids": torch.tensor([row.ids + [pad_id] * more for row, more in rows]),
+        "token_type_ids": torch.tensor([row.type_ids + [0] * more for row, more in rows]),
+        "attention_mask": torch.tensor([[1] * len(row.ids) + [0] * more for row, more in rows]),
+    }
+
+
+@torch.inference_mode()
+def evaluate(model: torch.nn.Module, examples: Encoded, num_labels: int, config: object) -> dict[str, float]:
+    model.eval()
+    order = sorted(range(len(examples)), key=examples.lengths.__getitem__)
+    logits = torch.empty(len(examples), num_labels)
+    for start in range(0, len(order), 16):
+        indices = order[start : start + 16]
+        logits[indices] = model(**inputs(examples, indices, config)).logits
+    task = examples.split.task
+    labels = torch.tensor(examples.split.labels, dtype=torch.float32 if task.is_regression else torch.int64)
+    predictions = logits[:, 0] if task.is_regression else logits.argmax(1)
+    model.train()
+    return {
+        "eval_loss": sequence_loss(logits, labels).item() / len(labels),
+        **{name: METRICS[name](predictions.numpy(), labels.numpy()) for name in task.metrics},
+    }
+
+
+def inputs(examples: Encoded, indices: list[int], config: object) -> dict[str, torch.Tensor]:
+    batch = padded(examples, indices, config.pad_token_id)  # type: ignore[attr-defined]
+    if not config.is_bert:  # type: ignore[attr-defined]
+        del batch["token_type_ids"]
+    return batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_train_flags(parser)
+    wanted = parser.parse_args()
+    task = get_task(wanted.task)
+    folder, _ = resolve_model(wanted.model)
+    config, tokenizer = load_config(folder), load_tokenizer(folder)
+    train, validation = (
+        encode_split(
+            read_split(task, split, wanted.data, limit), tokenizer, wanted.max_length or config.max_length, config
+        )
+        for split, limit in (("train", wanted.train_limit), (task.validation, wanted.eval_limit))
+    )
+    torch.manual_seed(wanted.seed)
+    model = build(wanted, str(folder), task.num_labels).train()
+    per_step = wanted.batch_size * wanted.grad_accum
+    steps_per_epoch = -(-len(train) // per_step)
+    optimizer = torch.optim.AdamW(parameter_groups(model, wanted.weight_decay), lr=wanted.lr)
+    warmup_steps = WARMUP_STEPS if wanted.warmup_steps is None else wanted.warmup_steps
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps, wanted.epochs * steps_per_epoch)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    print(json.dumps({"trained": sum(parameter.numel() for parameter in trained)}), flush=True)
+    for epoch in range(wanted.epochs):
+        began, total = time.perf_counter(), 0.0
+        order = epoch_order(len(train), wanted.seed, epoch)
+        for place in range(0, len(order), per_step):
+            chosen = sorted(order[place : place + per_step], key=train.lengths.__getitem__)
+            for start in range(0, len(chosen), wanted.batch_size):
+                indices = chosen[start : start + wanted.batch_size]
+                labels = torch.tensor(
+                    [train.split.labels[index] for index in indices],
+                    dtype=torch.float32 if task.is_regression else torch.int64,
+                )
+                loss = sequence_loss(model(**inputs(train, indices, config)).logits, labels) / len(chosen)
+                loss.backward()
+                total += loss.item() * len(chosen)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        seconds = time.perf_counter() - began
+        print(
+            json.dumps(
+                {
+                    "epoch": epoch + 1,
+                    "train_loss": total / len(train),
+                    **evaluate(model, validation, task.num_labels, config),
+                    "seconds": seconds,
+                    "samples_per_second": len(train) / seconds,
+                }
+            ),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

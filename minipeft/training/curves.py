@@ -1,0 +1,34 @@
+"""curves.png: loss, metric and learning rate of a run, epoch by epoch. Needs the extra `plot`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from minipeft.files import write_atomically
+
+NOT_METRICS = ("epoch", "step", "train_loss", "eval_loss", "learning_rate", "seconds", "samples_per_second")
+
+
+def draw(folder: Path) -> None:
+    """Draw `folder`/metrics.jsonl as `folder`/curves.png."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    epochs = [row["epoch"] for row in rows]
+    panels = {
+        "loss": ["train_loss", "eval_loss"],
+        "metric": [name for name in rows[0] if name not in NOT_METRICS],
+        "learning rate": ["learning_rate"],
+    }
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for name in names:
+            axes.plot(epochs, [row[name] for row in rows], marker="o", markersize=3, label=name)
+        axes.set(title=title, xlabel="epoch")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    write_atomically(folder / "curves.png", lambda path: figure.savefig(path, dpi=120, format="png"))
