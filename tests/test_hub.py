@@ -173,12 +173,13 @@ def test_the_progress_bar_counts_the_bytes_of_all_files(
 # Cuts, kills and wrong bytes
 
 
-def test_a_connection_cut_once_is_taken_up_again_at_the_same_byte(server: HubServer, tmp_path: Path) -> None:
+def test_a_connection_cut_once_is_taken_up_again_where_it_was_cut(server: HubServer, tmp_path: Path) -> None:
     server.cuts, server.cut_at = 1, 500_000
     hub.fetch("roberta-base", tmp_path)
     first, second = server.asked("cdn", "model.safetensors")
-    assert "Range" not in first.headers and second.headers["Range"] == "bytes=500000-"
-    assert server.bytes_served == len(server.repos[ROBERTA]["model.safetensors"])
+    start = int(second.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+    assert "Range" not in first.headers and 0 < start <= 500_000  # bytes under way when it was cut may be lost
+    assert server.bytes_served == 500_000 - start + len(server.repos[ROBERTA]["model.safetensors"])
 
 
 def test_after_a_lost_connection_the_next_fetch_resumes(server: HubServer, tmp_path: Path) -> None:
