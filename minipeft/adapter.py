@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minipeft.errors import MinipeftError
-from minipeft.files import read_json, write_atomically, write_json
+from minipeft.files import make_folder, read_json, write_atomically, write_json
 from minipeft.methods import METHODS, apply, method_name
 from minipeft.methods.lora import PEFT_NAMES, LoRA, LoRALinear
 from minipeft.model.checkpoint import name_table, save_checkpoint, tensor_names
@@ -50,7 +51,11 @@ PEFT_LORA_FIXED: dict[str, Any] = {
     "trainable_token_indices": None,
     "use_bdlora": None,
     "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
 }
+# How A and B may have started; the other ways (pissa, olora, …) change the frozen weights too.
+PEFT_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) -> None:
@@ -60,7 +65,7 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
     if any(part.unmerged_weight is not None for part in _lora_layers(model)):
         raise MinipeftError("the adapter is merged; call minipeft.unmerge before saving it")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     names = _adapter_names(model)
     state = {
         names[name]: parameter.detach().cpu().contiguous()
@@ -91,6 +96,9 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
             f"{_in_words(_base(model))}; load the model that it belongs to"
         )
     apply(model, method)
+    if model.config.is_bert and "pooler" not in (content.get("modules_to_save") or ["pooler"]):
+        for name, tensor in model.head.dense.state_dict().items():  # peft left the pooler as the checkpoint has it
+            state.setdefault(_adapter_names(model)[f"head.dense.{name}"], tensor)
     _fill(model, state, folder)
     labels = details.get("labels")
     if isinstance(labels, list) and len(labels) == model.config.num_labels:
@@ -160,7 +168,7 @@ def export(model: SequenceClassifier, folder: str | Path) -> None:
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise MinipeftError(f"{folder} is not empty; export to a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     whole = merge(copy.deepcopy(model).cpu().float())
     save_checkpoint(whole, folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"):
@@ -236,6 +244,8 @@ def _method(content: dict[str, Any], folder: Path) -> Any:
         for name, value in PEFT_LORA_FIXED.items():
             if content.get(name, value) not in (value, None):
                 raise MinipeftError(f"{folder / CONFIG}: {name} {content[name]!r} is not supported; {value!r} is")
+        if (start := content.get("init_lora_weights")) not in PEFT_INITIALISATIONS:
+            raise MinipeftError(f"{folder / CONFIG}: init_lora_weights {start!r} is not supported; true is")
         try:
             return LoRA(
                 content["r"],
@@ -243,10 +253,10 @@ def _method(content: dict[str, Any], folder: Path) -> Any:
                 content.get("lora_dropout", 0.0),
                 _targets(content["target_modules"], folder),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, re.error) as error:
             raise MinipeftError(f"{folder / CONFIG}: no usable LoRA config ({error!r})") from None
     for name, (config, _) in METHODS.items():
-        if kind == f"MINIPEFT_{name.upper()}":
+        if name != "lora" and kind == f"MINIPEFT_{name.upper()}":
             return config()
     raise MinipeftError(
         f"{folder / CONFIG}: unknown peft_type {kind!r}; LORA is known, and "
@@ -256,8 +266,6 @@ def _method(content: dict[str, Any], folder: Path) -> Any:
 
 def _targets(modules: list[str] | str, folder: Path) -> tuple[str, ...]:
     """Our names of the linear layers that peft's target_modules (suffixes, or one regular expression) name."""
-    import re
-
     found = []
     for ours in ("query", "key", "value", "output", "intermediate", "ffn_output"):
         theirs = {
@@ -265,11 +273,12 @@ def _targets(modules: list[str] | str, folder: Path) -> tuple[str, ...]:
             "intermediate": "intermediate.dense",
             "ffn_output": "output.dense",
         }
-        path = "roberta.encoder.layer.0." + theirs.get(ours, f"attention.self.{ours}")
+        path = "encoder.layer.0." + theirs.get(ours, f"attention.self.{ours}")
+        paths = ("roberta." + path, "bert." + path)
         if isinstance(modules, str):
-            hit = re.fullmatch(modules, path) is not None
+            hit = any(re.fullmatch(modules, path) for path in paths)
         else:
-            hit = any(path == name or path.endswith("." + name) for name in modules)
+            hit = any(path == name or path.endswith("." + name) for name in modules for path in paths)
         if hit:
             found.append(ours)
     if not found:

@@ -27,6 +27,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         ) from None
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MinipeftError(f"{folder}: cannot be made ({error.strerror or error}); choose another folder") from None
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """One JSON object, indented."""
     _write_text(path, json.dumps(content, indent=2) + "\n")

@@ -157,11 +157,15 @@ def read_file(path: Path) -> Dataset:
                 return Dataset.from_parquet(str(path), **options)
             if path.suffix == ".jsonl":
                 return Dataset.from_json(str(path), **options)
-            return Dataset.from_csv(
-                str(path), sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False, na_values=[""], **options
-            )
+            with open(path, encoding="utf-8") as file:
+                header = file.readline().rstrip("\r\n").split("\t")
+            as_text = {name: lambda field: field or None for name in header if name != "label"}  # 12 is a text too
+            options |= {"converters": as_text, "keep_default_na": False, "na_values": [""]}
+            return Dataset.from_csv(str(path), sep="\t", quoting=csv.QUOTE_NONE, **options)
         except Exception as error:  # the library wraps what its readers raise in exceptions of many kinds
             reason = _first_line(error.__cause__ or error)
+            if "corresponds to no data" in reason:
+                raise MinipeftError(f"{path}: the split is empty; it needs at least one row") from None
             raise MinipeftError(f"{path}: not readable as {path.suffix[1:]} ({reason}); write the split anew") from None
 
 

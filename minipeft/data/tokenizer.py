@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Tokenizer
 
 from minipeft.errors import MinipeftError
@@ -102,7 +102,10 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
         if whole.is_file():
             return Tokenizer(_Tokenizer.from_file(str(whole)), folder)
         if vocab.is_file() and merges.is_file():
-            return Tokenizer(_byte_level_bpe(models.BPE.from_file(str(vocab), str(merges))), folder)
+            pieces = _byte_level_bpe(models.BPE.from_file(str(vocab), str(merges)))
+            if pieces.token_to_id("<s>") is None:
+                raise ValueError("vocab.json has no <s>")
+            return Tokenizer(pieces, folder)
     except Exception as error:  # the library raises plain Exception for every kind of bad file
         raise MinipeftError(
             f"{folder}: the tokenizer files cannot be read ({_one_line(error)}); fetch the checkpoint again"
@@ -129,7 +132,11 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Toke
     folder.mkdir(parents=True, exist_ok=True)
     learnt = Tokenizer(tokenizer, folder)
     learnt.save(folder)
-    config = {"tokenizer_class": "RobertaTokenizerFast", "add_prefix_space": True, "model_max_length": 512}
+    # This class takes tokenizer.json as it is; transformers 5 builds RobertaTokenizer anew, without the lower-casing.
+    names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512,
+              "model_input_names": ["input_ids", "attention_mask"],
+              **{f"{role}_token": token for role, token in names.items()}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return learnt
 
@@ -142,7 +149,8 @@ def _byte_level_bpe(model: models.BPE, lowercase: bool = False) -> _Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=lowercase)
     tokenizer.decoder = decoders.ByteLevel()
     if tokenizer.token_to_id("<s>") is not None:
-        tokenizer.add_special_tokens(ROBERTA_SPECIALS)
+        mask = AddedToken("<mask>", lstrip=True)  # it takes the space before it, as in roberta-base's tokenizer.json
+        tokenizer.add_special_tokens([*ROBERTA_SPECIALS[:-1], mask])
         _set_roberta_template(tokenizer)
     return tokenizer
 

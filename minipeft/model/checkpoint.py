@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -216,11 +215,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if pickled.is_file():
         try:
             content = torch.load(pickled, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
             raise MinipeftError(
                 f"{pickled}: not readable as tensors alone ({_first_line(error)}); use a checkpoint in safetensors"
             ) from None
-        if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        if not isinstance(content, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+        ):
             raise MinipeftError(f"{pickled}: holds no table of tensors; use a checkpoint in safetensors")
         return content
     raise MinipeftError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,16 @@ class EncoderConfig:
                 raise MinipeftError(f"{name} {value!r} in the model's config is not a whole number of 1 or more")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1):
+            if value is None and name == "classifier_dropout":
+                continue
+            if not (isinstance(value, (int, float)) and 0 <= value < 1):
                 raise MinipeftError(f"{name} {value!r} in the model's config is not a probability below 1")
+        for name in ("layer_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+                raise MinipeftError(f"{name} {value!r} in the model's config is not a number of 0 or more")
+        if list(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
+            raise MinipeftError(f"id2label {self.id2label!r} in the model's config does not count its classes from 0")
         if self.hidden_size % self.num_attention_heads:
             raise MinipeftError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"

@@ -91,7 +91,7 @@ def train_loop(
                 norm = clip_grad_norm_(trained, MAX_GRAD_NORM)
                 if not math.isfinite(step_loss.item()) or not math.isfinite(norm.item()):
                     raise MinipeftError(
-                        f"step {now.step}: loss {step_loss.item()}, gradient norm {norm.item()}; "
+                        f"step {now.step + 1}: loss {step_loss.item()}, gradient norm {norm.item()}; "
                         f"lower --lr ({_kept(folder, now)})"
                     )
                 optimizer.step()
@@ -105,11 +105,17 @@ def train_loop(
                     _save(folder, model, optimizer, now)
                     raise Interrupted(received[0], f"interrupted in step {now.step}; go on with --resume")
 
+            evaluated = evaluate(model, validation, max_tokens, device)
+            if not math.isfinite(evaluated["eval_loss"]):
+                raise MinipeftError(
+                    f"step {now.step}: the validation loss is {evaluated['eval_loss']}; "
+                    f"lower --lr ({_kept(folder, now)})"
+                )
             row = {
                 "epoch": now.epoch + 1,
                 "step": now.step,
                 "train_loss": now.loss_sum / len(train),
-                **evaluate(model, validation, max_tokens, device),
+                **evaluated,
                 "learning_rate": learning_rate,
                 "seconds": now.seconds,
                 "samples_per_second": len(train) / now.seconds,

@@ -22,15 +22,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minipeft.data.batching import PackedBatch, epoch_order, pack
-from minipeft.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from minipeft.data.tokenizer import ROBERTA_SPECIALS, Tokenizer, load_tokenizer, train_tokenizer
 from minipeft.errors import MinipeftError
-from minipeft.files import read_json, write_atomically, write_json
+from minipeft.files import make_folder, read_json, write_atomically, write_json, write_lines
+from minipeft.hub import resolve_model
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
-from minipeft.model.config import EncoderConfig
+from minipeft.model.config import EncoderConfig, load_config
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, initialise
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 
 MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
+SMALLEST_VOCABULARY = 256 + len(ROBERTA_SPECIALS)
 HELD_OUT_EVERY = 200  # one line in so many is validation text
 IGNORED = ("resume", "quiet", "checkpoint_minutes", "device")  # a resumed run may change these
 
@@ -67,6 +69,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     """Pretrain; returns validation loss and perplexity. `settings.output` becomes a checkpoint folder."""
     folder = Path(settings.output)
     state_file = folder / "checkpoint" / "state.pt"
+    _check(settings)
     _open_folder(folder, settings)
     tokenizer = _tokenizer(folder, settings)
     train_text, validation_text = _tokens(folder, settings, tokenizer)
@@ -77,12 +80,13 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     blocks = {length: train_text.blocks(length) for length in (settings.block_length, settings.long_block_length)}
     validation = list(_validation_batches(validation_text, settings, model.config, tokenizer))
 
-    first_step = 0
+    first_step, history = 0, _history(folder)
     if state_file.is_file():
         state = torch.load(state_file, map_location=settings.device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first_step = state["step"]
+        history = [row for row in history if row["step"] <= first_step]
     bar = tqdm(
         range(first_step, settings.steps),
         initial=first_step,
@@ -109,21 +113,21 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
         optimizer.zero_grad()
 
         done = step + 1
-        if done % settings.evaluate_every == 0 or done == settings.steps:
-            if not math.isfinite(loss.item()):
-                raise MinipeftError(
-                    f"the loss is {loss.item()} in step {step}; lower --lr ({folder} keeps the last state)"
-                )
+        evaluating = done % settings.evaluate_every == 0 or done == settings.steps
+        saving = done == settings.steps or time.monotonic() - saved_at > 60 * settings.checkpoint_minutes
+        if (evaluating or saving) and not math.isfinite(loss.item()):
+            raise MinipeftError(f"step {done}: the loss is {loss.item()}; lower --lr ({folder} keeps the last state)")
+        if evaluating:
             row = {
                 "step": done,
                 "train_loss": loss.item(),
                 "learning_rate": learning_rate,
                 **evaluate_language_model(model, validation, settings.device),
             }
-            with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            history.append(row)
+            write_lines(folder / "metrics.jsonl", history)
             bar.set_postfix(eval_loss=f"{row['eval_loss']:.3f}", perplexity=f"{row['perplexity']:.1f}")
-        if done == settings.steps or time.monotonic() - saved_at > 60 * settings.checkpoint_minutes:
+        if saving:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
             write_atomically(state_file, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
             saved_at = time.monotonic()
@@ -138,6 +142,8 @@ def mask(batch: PackedBatch, tokenizer: Tokenizer) -> tuple[PackedBatch, Tensor,
     special = torch.tensor(sorted(tokenizer.special_token_ids))
     chance = torch.rand(batch.total_tokens)
     masked = ((chance < MASKED) & ~torch.isin(batch.input_ids, special)).nonzero().flatten()
+    if not len(masked):  # a few tokens may all be spared, and without a target there is no loss
+        masked = (~torch.isin(batch.input_ids, special)).nonzero().flatten()[:1]
     targets = batch.input_ids[masked]
     chance = torch.rand(len(masked))
     replacement = torch.where(chance < REPLACED_BY_MASK, tokenizer.mask_token_id, targets)
@@ -232,6 +238,53 @@ def _validation_batches(
         yield mask(pack([text.block(*block) for block in blocks[start : start + count]], config=config), tokenizer)
 
 
+def _check(settings: PretrainSettings) -> None:
+    """Refuse settings and text that cannot be used, before anything is written."""
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "steps", "batch_tokens",
+                 "block_length", "long_block_length", "evaluate_every"):
+        if getattr(settings, name) < 1:
+            raise MinipeftError(f"--{name.replace('_', '-')} {getattr(settings, name)} is not a number of 1 or more")
+    for name in ("lr", "warmup_steps", "weight_decay", "checkpoint_minutes"):
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise MinipeftError(
+                f"--{name.replace('_', '-')} {getattr(settings, name)} is not a finite number of 0 or more"
+            )
+    if not 0 <= settings.dropout < 1:
+        raise MinipeftError(f"--dropout {settings.dropout} is not a probability below 1")
+    if settings.model is None:
+        if settings.vocab_size < SMALLEST_VOCABULARY:
+            raise MinipeftError(f"--vocab-size {settings.vocab_size} is too small; every byte and the special tokens "
+                                f"are {SMALLEST_VOCABULARY}")
+        config = _new_config(settings, settings.vocab_size)
+    else:
+        model_folder = resolve_model(settings.model)[0]
+        config = load_config(model_folder)
+        if (size := load_tokenizer(model_folder).vocab_size) > config.vocab_size:
+            raise MinipeftError(f"{model_folder}: the tokenizer has {size} entries, the model {config.vocab_size}; "
+                                "use the model's tokenizer")
+    for name in ("block_length", "long_block_length"):
+        length = getattr(settings, name)
+        if not 3 <= length <= config.max_length:
+            raise MinipeftError(
+                f"--{name.replace('_', '-')} {length} is not between 3 and the {config.max_length} tokens of the model"
+            )
+        if length > settings.batch_tokens:
+            raise MinipeftError(f"--batch-tokens {settings.batch_tokens} is less than one block of {length} tokens")
+    if not (Path(settings.output) / "pretrain.json").is_file():
+        lines = sum(1 for _ in _lines(settings.text))
+        if lines < HELD_OUT_EVERY:
+            raise MinipeftError(
+                f"{', '.join(settings.text)}: {lines} lines of text; {HELD_OUT_EVERY} or more are needed, "
+                "for one in so many is held out"
+            )
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier start's metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
 def _open_folder(folder: Path, settings: PretrainSettings) -> None:
     wanted = {name: value for name, value in asdict(settings).items() if name not in IGNORED}
     wanted["text"] = list(settings.text)
@@ -246,7 +299,7 @@ def _open_folder(folder: Path, settings: PretrainSettings) -> None:
                 )
     elif folder.is_dir() and any(folder.iterdir()):
         raise MinipeftError(f"{folder} is not empty and holds no pretraining run; choose another --output")
-    (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "checkpoint")
     write_json(record, wanted)
 
 
@@ -318,19 +371,21 @@ def _lines(paths: Sequence[str]) -> Iterator[str]:
             raise MinipeftError(f"{path}: cannot be read as text ({error})") from None
 
 
+def _new_config(settings: PretrainSettings, vocab_size: int) -> EncoderConfig:
+    return EncoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.num_hidden_layers,
+        num_attention_heads=settings.num_attention_heads,
+        intermediate_size=4 * settings.hidden_size,
+    )
+
+
 def _model(settings: PretrainSettings, tokenizer: Tokenizer) -> MaskedLanguageModel:
     if settings.model is not None:
-        from minipeft.hub import resolve_model
-
         model: MaskedLanguageModel = load_language_model(resolve_model(settings.model)[0])
     else:
-        config = EncoderConfig(
-            vocab_size=tokenizer.vocab_size,
-            hidden_size=settings.hidden_size,
-            num_hidden_layers=settings.num_hidden_layers,
-            num_attention_heads=settings.num_attention_heads,
-            intermediate_size=4 * settings.hidden_size,
-        )
+        config = _new_config(settings, tokenizer.vocab_size)
         model = MaskedLanguageModel(config)
         initialise(model, config.initializer_range)
     # The dropout of pretraining; model.config, which is saved, keeps what fine-tuning will use.

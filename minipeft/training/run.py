@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import platform
 import resource
 import sys
@@ -19,7 +20,7 @@ from minipeft.adapter import load_adapter, reload_adapter
 from minipeft.data.tasks import Task, choose_data, get_task, read_split
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer
 from minipeft.errors import MinipeftError
-from minipeft.files import read_json, write_json
+from minipeft.files import make_folder, read_json, write_json
 from minipeft.hub import resolve_model
 from minipeft.methods import apply, count_parameters, get_method, method_name
 from minipeft.model.checkpoint import load_pretrained
@@ -91,14 +92,14 @@ def train(**settings: Any) -> Result:
 
     torch.manual_seed(wanted.seed)
     tokenizer = load_tokenizer(model_folder)
-    model = load_pretrained(
-        model_folder, task.num_labels, torch.bfloat16 if wanted.precision == "bf16" else torch.float32
-    )
-    model.config = model.config.with_labels(list(task.labels) or ["score"])
     examples, validation = (
         encode_split(read_split(task, split, source, limit), tokenizer, _not_none(wanted.max_length), config)
         for split, limit in (("train", wanted.train_limit), (task.validation, wanted.eval_limit))
     )
+    model = load_pretrained(
+        model_folder, task.num_labels, torch.bfloat16 if wanted.precision == "bf16" else torch.float32
+    )
+    model.config = model.config.with_labels(list(task.labels) or ["score"])
     apply(model, method).to(device)
     if wanted.compile:
         model.encoder.compile_layers()
@@ -113,7 +114,7 @@ def train(**settings: Any) -> Result:
             wanted.max_length,
         )
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(folder / "config.json", record)
     done = train_loop(
         model,
@@ -245,6 +246,8 @@ def _check_numbers(wanted: TrainSettings) -> None:
         value = getattr(wanted, name)
         if value is not None and not 0 <= value < float("inf"):
             raise MinipeftError(f"--{name.replace('_', '-')} {value!r} is not a finite number of 0 or more")
+    if not 0 <= wanted.seed < 2**32:
+        raise MinipeftError(f"--seed {wanted.seed} is not a whole number from 0 to {2**32 - 1}")
 
 
 def _max_length(wanted: int | None, longest: int) -> int:
@@ -269,6 +272,9 @@ def _choose_folder(wanted: TrainSettings) -> Path:
 def _check_folder(folder: Path, record: dict[str, Any], resume: bool) -> None:
     """Refuse to write over another run, and to resume with settings that would change it."""
     before = folder / "config.json"
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise MinipeftError(f"{above} is no folder that can be written to; choose another --output")
     if not before.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise MinipeftError(f"{folder} is not empty and holds no run; choose another --output")
