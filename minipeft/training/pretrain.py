@@ -82,10 +82,15 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
 
     first_step, history = 0, _history(folder)
     if state_file.is_file():
-        state = torch.load(state_file, map_location=settings.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step = state["step"]
+        try:
+            state = torch.load(state_file, map_location=settings.device, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            first_step = state["step"]
+        except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
+            raise MinipeftError(
+                f"{state_file}: not readable as a checkpoint ({type(error).__name__}); remove it to start the run anew"
+            ) from None
         history = [row for row in history if row["step"] <= first_step]
     bar = tqdm(
         range(first_step, settings.steps),
