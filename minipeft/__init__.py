@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from minipeft.model.checkpoint import load_pretrained
     from minipeft.model.config import EncoderConfig
     from minipeft.model.roberta import SequenceClassifier
-    from minipeft.training.run import Result, load_run, train
+    from minipeft.predict import load_run
+    from minipeft.training.run import Result, train
 
 __version__ = "0.1.0"
 
@@ -36,7 +37,8 @@ _HOMES = {
     "minipeft.model.checkpoint": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
     "minipeft.model.roberta": ("SequenceClassifier",),
-    "minipeft.training.run": ("Result", "load_run", "train"),
+    "minipeft.predict": ("load_run",),
+    "minipeft.training.run": ("Result", "train"),
 }
 __all__ = [
     "BitFit",

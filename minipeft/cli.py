@@ -133,14 +133,14 @@ def _train(wanted: dict[str, object]) -> None:
 
 
 def _evaluate(wanted: dict[str, object]) -> None:
-    from minipeft.training.run import load_run
+    from minipeft.predict import load_run
 
     run = load_run(str(wanted["run"]), str(wanted["device"]))
     print(json.dumps(run.evaluate(wanted["split"], wanted["data"])))  # type: ignore[arg-type]
 
 
 def _predict(wanted: dict[str, object]) -> None:
-    from minipeft.training.run import load_run
+    from minipeft.predict import load_run
 
     run = load_run(str(wanted["run"]), str(wanted["device"]))
     for row in run.predict(wanted["text"], wanted["pair"]):  # type: ignore[arg-type]
@@ -148,8 +148,8 @@ def _predict(wanted: dict[str, object]) -> None:
 
 
 def _pretrain(wanted: dict[str, object]) -> None:
+    from minipeft.device import choose_device, choose_precision
     from minipeft.training.pretrain import PretrainSettings, pretrain
-    from minipeft.training.run import choose_device, choose_precision
 
     device = choose_device(str(wanted["device"]))
     wanted |= {"device": device, "precision": choose_precision(str(wanted["precision"]), device)}
@@ -159,7 +159,7 @@ def _pretrain(wanted: dict[str, object]) -> None:
 
 def _export(wanted: dict[str, object]) -> None:
     from minipeft.adapter import export
-    from minipeft.training.run import load_run
+    from minipeft.predict import load_run
 
     export(load_run(str(wanted["run"]), "cpu").model, str(wanted["folder"]))
 

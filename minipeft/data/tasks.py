@@ -100,7 +100,7 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
                 f"{data}: no folder {task.name} in it; --data needs <task>/train.parquet "
                 "(or jsonl, tsv) and a validation split"
             )
-        return data, f"{data}/{task.name}"
+        return str(Path(data).resolve()), f"{data}/{task.name}"
     if _cached(task):
         return "cache", f"{HUB_NAME} ({task.name}), from the local cache"
     if hub_reachable():

@@ -134,9 +134,12 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Toke
     learnt.save(folder)
     # This class takes tokenizer.json as it is; transformers 5 builds RobertaTokenizer anew, without the lower-casing.
     names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512,
-              "model_input_names": ["input_ids", "attention_mask"],
-              **{f"{role}_token": token for role, token in names.items()}}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 512,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **{f"{role}_token": token for role, token in names.items()},
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return learnt
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minipeft.data.batching import PackedBatch, epoch_order, pack
+from minipeft.data.corpus import TokenizedText, mask, read_lines, tokenize_lines
 from minipeft.data.tokenizer import ROBERTA_SPECIALS, Tokenizer, load_tokenizer, train_tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.files import make_folder, read_json, write_atomically, write_json, write_lines
@@ -31,7 +32,6 @@ from minipeft.model.config import EncoderConfig, load_config
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, initialise
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 
-MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
 SMALLEST_VOCABULARY = 256 + len(ROBERTA_SPECIALS)
 HELD_OUT_EVERY = 200  # one line in so many is validation text
 IGNORED = ("resume", "quiet", "checkpoint_minutes", "device")  # a resumed run may change these
@@ -142,28 +142,6 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     return result
 
 
-def mask(batch: PackedBatch, tokenizer: Tokenizer) -> tuple[PackedBatch, Tensor, Tensor]:
-    """Mask a batch with torch's random numbers → (the batch, indices of the masked tokens, their true ids)."""
-    special = torch.tensor(sorted(tokenizer.special_token_ids))
-    chance = torch.rand(batch.total_tokens)
-    masked = ((chance < MASKED) & ~torch.isin(batch.input_ids, special)).nonzero().flatten()
-    if not len(masked):  # a few tokens may all be spared, and without a target there is no loss
-        masked = (~torch.isin(batch.input_ids, special)).nonzero().flatten()[:1]
-    targets = batch.input_ids[masked]
-    chance = torch.rand(len(masked))
-    replacement = torch.where(chance < REPLACED_BY_MASK, tokenizer.mask_token_id, targets)
-    at_random = (chance >= REPLACED_BY_MASK) & (chance < REPLACED_BY_MASK + REPLACED_AT_RANDOM)
-    replacement = torch.where(at_random, torch.randint(tokenizer.vocab_size, targets.shape), replacement)
-    input_ids = batch.input_ids.index_copy(0, masked, replacement)
-    return (
-        PackedBatch(
-            input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen, batch.lengths
-        ),
-        masked,
-        targets,
-    )
-
-
 @torch.no_grad()
 def evaluate_language_model(
     model: MaskedLanguageModel, batches: Sequence[tuple[PackedBatch, Tensor, Tensor]], device: str
@@ -178,38 +156,6 @@ def evaluate_language_model(
         count += len(targets)
     model.train(was_training)
     return {"eval_loss": total / count, "perplexity": math.exp(total / count)}
-
-
-@dataclass(frozen=True)
-class TokenizedText:
-    """Lines of text as one array of token ids; line i is tokens offsets[i] to offsets[i + 1]; no special tokens."""
-
-    tokens: np.ndarray[Any, Any]
-    offsets: np.ndarray[Any, Any]
-    start_id: int
-    end_id: int
-
-    def blocks(self, length: int) -> list[tuple[int, int]]:
-        """Lines side by side in blocks of `length` tokens, <s> and </s> counted → (first token, last + 1) of each.
-
-        A line that does not fit starts the next block, unless this one is less than three quarters full: it is cut.
-        """
-        room = length - 2
-        blocks: list[tuple[int, int]] = []
-        start = end = 0
-        for line_end in self.offsets[1:].tolist():
-            while line_end - start > room:
-                if end - start < 0.75 * room:
-                    end = start + room
-                blocks.append((start, end))
-                start = end
-            end = line_end
-        if end > start:
-            blocks.append((start, end))
-        return blocks
-
-    def block(self, start: int, end: int) -> list[int]:
-        return [self.start_id, *self.tokens[start:end].tolist(), self.end_id]
 
 
 def _step_blocks(
@@ -245,8 +191,17 @@ def _validation_batches(
 
 def _check(settings: PretrainSettings) -> None:
     """Refuse settings and text that cannot be used, before anything is written."""
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "steps", "batch_tokens",
-                 "block_length", "long_block_length", "evaluate_every"):
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "steps",
+        "batch_tokens",
+        "block_length",
+        "long_block_length",
+        "evaluate_every",
+    ):
         if getattr(settings, name) < 1:
             raise MinipeftError(f"--{name.replace('_', '-')} {getattr(settings, name)} is not a number of 1 or more")
     for name in ("lr", "warmup_steps", "weight_decay", "checkpoint_minutes"):
@@ -258,15 +213,19 @@ def _check(settings: PretrainSettings) -> None:
         raise MinipeftError(f"--dropout {settings.dropout} is not a probability below 1")
     if settings.model is None:
         if settings.vocab_size < SMALLEST_VOCABULARY:
-            raise MinipeftError(f"--vocab-size {settings.vocab_size} is too small; every byte and the special tokens "
-                                f"are {SMALLEST_VOCABULARY}")
+            raise MinipeftError(
+                f"--vocab-size {settings.vocab_size} is too small; every byte and the special tokens "
+                f"are {SMALLEST_VOCABULARY}"
+            )
         config = _new_config(settings, settings.vocab_size)
     else:
         model_folder = resolve_model(settings.model)[0]
         config = load_config(model_folder)
         if (size := load_tokenizer(model_folder).vocab_size) > config.vocab_size:
-            raise MinipeftError(f"{model_folder}: the tokenizer has {size} entries, the model {config.vocab_size}; "
-                                "use the model's tokenizer")
+            raise MinipeftError(
+                f"{model_folder}: the tokenizer has {size} entries, the model {config.vocab_size}; "
+                "use the model's tokenizer"
+            )
     for name in ("block_length", "long_block_length"):
         length = getattr(settings, name)
         if not 3 <= length <= config.max_length:
@@ -276,7 +235,7 @@ def _check(settings: PretrainSettings) -> None:
         if length > settings.batch_tokens:
             raise MinipeftError(f"--batch-tokens {settings.batch_tokens} is less than one block of {length} tokens")
     if not (Path(settings.output) / "pretrain.json").is_file():
-        lines = sum(1 for _ in _lines(settings.text))
+        lines = sum(1 for _ in read_lines(settings.text))
         if lines < HELD_OUT_EVERY:
             raise MinipeftError(
                 f"{', '.join(settings.text)}: {lines} lines of text; {HELD_OUT_EVERY} or more are needed, "
@@ -312,7 +271,7 @@ def _tokenizer(folder: Path, settings: PretrainSettings) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         return load_tokenizer(folder)
     if settings.model is None:
-        every_fourth = (line for number, line in enumerate(_lines(settings.text)) if number % 4 == 0)
+        every_fourth = (line for number, line in enumerate(read_lines(settings.text)) if number % 4 == 0)
         return train_tokenizer(every_fourth, settings.vocab_size, folder)
     tokenizer = load_tokenizer(settings.model)
     tokenizer.save(folder)
@@ -329,10 +288,10 @@ def _tokens(folder: Path, settings: PretrainSettings, tokenizer: Tokenizer) -> t
             held_out = name == "validation"
             lines = (
                 line
-                for number, line in enumerate(_lines(settings.text))
+                for number, line in enumerate(read_lines(settings.text))
                 if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out
             )
-            tokens, offsets = _tokenize(lines, tokenizer)
+            tokens, offsets = tokenize_lines(lines, tokenizer)
             write_atomically(file, lambda path, t=tokens, o=offsets: _save_arrays(path, t, o))  # type: ignore[misc]
         with np.load(file) as arrays:
             texts.append(TokenizedText(arrays["tokens"], arrays["offsets"], start_id, end_id))
@@ -343,37 +302,9 @@ def _tokens(folder: Path, settings: PretrainSettings, tokenizer: Tokenizer) -> t
     return texts[0], texts[1]
 
 
-def _tokenize(lines: Iterator[str], tokenizer: Tokenizer) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    tokenizer.tokenizer.no_truncation()
-    parts, lengths = [], [0]
-    while chunk := [line for _, line in zip(range(10_000), lines, strict=False)]:
-        for encoding in tokenizer.tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
-            parts.append(np.array(encoding.ids, dtype=np.int32))
-            lengths.append(len(encoding.ids))
-    return np.concatenate([np.zeros(0, np.int32), *parts]), np.cumsum(np.array(lengths, dtype=np.int64))
-
-
 def _save_arrays(path: Path, tokens: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any]) -> None:
     with open(path, "wb") as file:
         np.savez(file, tokens=tokens, offsets=offsets)
-
-
-def _lines(paths: Sequence[str]) -> Iterator[str]:
-    """Lines of text files, or the field "text" of each line of jsonl files; empty lines are left out."""
-    for path in paths:
-        try:
-            with open(path, encoding="utf-8") as file:
-                for number, line in enumerate(file, 1):
-                    text = line.strip()
-                    if path.endswith(".jsonl"):
-                        try:
-                            text = json.loads(line)["text"].strip()
-                        except (ValueError, KeyError, TypeError, AttributeError):
-                            raise MinipeftError(f'{path}, line {number}: no JSON object with a "text"') from None
-                    if text:
-                        yield text
-        except (OSError, UnicodeDecodeError) as error:
-            raise MinipeftError(f"{path}: cannot be read as text ({error})") from None
 
 
 def _new_config(settings: PretrainSettings, vocab_size: int) -> EncoderConfig:

@@ -1,4 +1,4 @@
-"""A run: settings → a folder with config.json, metrics.jsonl, adapter/, checkpoint/ and result.json; and back."""
+"""A run: settings → a folder with config.json, metrics.jsonl, adapter/, checkpoint/ and result.json."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import torch
 
 from minipeft import __version__
-from minipeft.adapter import load_adapter, reload_adapter
+from minipeft.adapter import reload_adapter
 from minipeft.data.tasks import Task, choose_data, get_task, read_split
-from minipeft.data.tokenizer import Tokenizer, load_tokenizer
+from minipeft.data.tokenizer import load_tokenizer
+from minipeft.device import MAX_TOKENS, choose_device, choose_precision
 from minipeft.errors import MinipeftError
 from minipeft.files import make_folder, read_json, write_json
 from minipeft.hub import resolve_model
@@ -28,13 +29,12 @@ from minipeft.model.config import load_config
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.training import recipes
 from minipeft.training.loop import Progress, train_loop
-from minipeft.training.metrics import Encoded, encode_split, evaluate, predict_logits
+from minipeft.training.metrics import encode_split
 from minipeft.training.recipes import TrainSettings, recipe
 
 logger = logging.getLogger("minipeft")
 Number = TypeVar("Number", int, float)
 
-MAX_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # of a batch; more fill a larger machine
 LONGEST = 512  # tokens, where the model takes more
 FREE_TO_CHANGE = ("output", "resume", "quiet", "device", "compile")  # a resumed run may change these
 
@@ -77,7 +77,7 @@ def train(**settings: Any) -> Result:
     wanted = dataclasses.replace(
         wanted,
         **unset,
-        model=model_folder.name if wanted.model == "auto" else wanted.model,
+        model=_model_to_reload(wanted.model, model_folder),
         device=device,
         precision=choose_precision(wanted.precision, device),
         max_length=_max_length(wanted.max_length, config.max_length),
@@ -144,86 +144,11 @@ def train(**settings: Any) -> Result:
     return Result(content, model, folder)
 
 
-@dataclass(frozen=True)
-class LoadedRun:
-    """A finished run, reloaded: the model with its best adapter, and what belongs to it."""
-
-    model: SequenceClassifier
-    tokenizer: Tokenizer
-    task: Task
-    settings: dict[str, Any]
-    device: str
-
-    def evaluate(self, split: str | None = None, data: str | None = None, limit: int | None = None) -> dict[str, float]:
-        """Loss and metrics on a split, by default the one that the run was evaluated on."""
-        source = self.settings["source"] if data is None else choose_data(self.task, data)[0]
-        if split is None:
-            split, limit = self.task.validation, limit or self.settings["eval_limit"]
-        rows = read_split(self.task, split, source, limit)
-        examples = encode_split(rows, self.tokenizer, self.settings["max_length"], self.model.config)
-        return evaluate(self.model, examples, self.settings["max_tokens"], self.device)
-
-    def predict(self, texts: list[str], pairs: list[str] | None = None) -> list[dict[str, Any]]:
-        """For each text its label by name and the probability of each; for regression, its score."""
-        if (pairs is not None) != (len(self.task.columns) == 2):
-            columns = " and ".join(self.task.columns)
-            raise MinipeftError(
-                f"{self.task.name} takes {columns}: give {'each text a pair' if pairs is None else 'no pair'}"
-            )
-        sequences = self.tokenizer.encode_full(texts, pairs, self.settings["max_length"])
-        examples = Encoded.unlabelled(self.task, sequences)
-        logits = predict_logits(self.model, examples, self.settings["max_tokens"], self.device)
-        if self.task.is_regression:
-            return [{"score": score} for score in logits[:, 0].tolist()]
-        names = list(self.model.config.id2label.values())
-        return [
-            {"label": names[int(row.argmax())], "probabilities": dict(zip(names, row.softmax(0).tolist(), strict=True))}
-            for row in logits
-        ]
-
-
-def load_run(folder: str | Path, device: str = "auto") -> LoadedRun:
-    """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do."""
-    folder = Path(folder)
-    settings = read_json(folder / "config.json")
-    missing = sorted({"task", "model", "precision", "max_length", "max_tokens", "source"} - set(settings))
-    if missing:
-        raise MinipeftError(f"{folder / 'config.json'}: no {missing[0]} in it; name the folder of a run")
-    task = get_task(settings["task"])
-    model_folder, _ = resolve_model(settings["model"])
-    dtype = torch.bfloat16 if settings["precision"] == "bf16" else torch.float32
-    logger.setLevel(logging.ERROR)  # the new head that the next line announces is replaced by the adapter's
-    model = load_pretrained(model_folder, task.num_labels, dtype)
-    logger.setLevel(logging.NOTSET)
-    load_adapter(model, folder / "adapter")
-    device = choose_device(device)
-    return LoadedRun(model.to(device).eval(), load_tokenizer(model_folder), task, settings, device)
-
-
-def choose_device(device: str) -> str:
-    """auto → cuda, mps or cpu; a device that is asked for and absent raises."""
-    # On the CPU, torch keeps the last 1,024 kernels that it made, one a shape. Packed batches hardly ever repeat a
-    # shape, so they would only fill the memory.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if present[name])
-    if device not in present:
-        raise MinipeftError(f"unknown device {device!r}; one of auto, {', '.join(present)}")
-    if not present[device]:
-        raise MinipeftError(
-            f"device {device} was asked for, but this machine or this torch has none; pass --device cpu"
-        )
-    return device
-
-
-def choose_precision(precision: str, device: str) -> str:
-    """auto → bf16 on a CUDA device that has it, else fp32."""
-    if precision not in ("auto", "fp32", "bf16"):
-        raise MinipeftError(f"unknown precision {precision!r}; one of auto, fp32, bf16")
-    if precision == "auto":
-        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return precision
+def _model_to_reload(wanted: str, folder: Path) -> str:
+    """What finds the same checkpoint again, from any current directory: a folder's whole path, or a name."""
+    if wanted == "auto":
+        return folder.name
+    return str(folder.resolve()) if Path(wanted).expanduser().is_dir() else wanted
 
 
 def _method(wanted: TrainSettings) -> tuple[Any, TrainSettings]:

@@ -1,0 +1,37 @@
+"""Which device and precision a run uses, and how many tokens it computes at a time."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from minipeft.errors import MinipeftError
+
+MAX_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # of a batch; more fill a larger machine
+
+
+def choose_device(device: str) -> str:
+    """auto → cuda, mps or cpu; a device that is asked for and absent raises."""
+    # On the CPU, torch keeps the last 1,024 kernels that it made, one a shape. Packed batches hardly ever repeat a
+    # shape, so they would only fill the memory.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if present[name])
+    if device not in present:
+        raise MinipeftError(f"unknown device {device!r}; one of auto, {', '.join(present)}")
+    if not present[device]:
+        raise MinipeftError(
+            f"device {device} was asked for, but this machine or this torch has none; pass --device cpu"
+        )
+    return device
+
+
+def choose_precision(precision: str, device: str) -> str:
+    """auto → bf16 on a CUDA device that has it, else fp32."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise MinipeftError(f"unknown precision {precision!r}; one of auto, fp32, bf16")
+    if precision == "auto":
+        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return precision
