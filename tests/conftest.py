@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("MINIPEFT_SHARED", REPOSITORY.parent / "shared"))
@@ -42,7 +47,7 @@ def reference_model(model_type: str = "roberta", num_labels: int = 2, seed: int 
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
             elif "embeddings" not in name:
-                parameter.mul_(2.0)
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
     return model
 
 
@@ -52,3 +57,81 @@ def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoint"
     reference_model().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny roberta with random weights, a language-model head and a tokenizer of its own of 500 entries."""
+    from minipeft.data.standin import generate
+    from minipeft.data.tokenizer import train_tokenizer
+    from minipeft.model.checkpoint import save_checkpoint
+    from minipeft.model.config import EncoderConfig
+    from minipeft.model.roberta import MaskedLanguageModel, initialise
+
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    train_tokenizer([*generate("rte", "train")["sentence1"], *generate("sst2", "train")["sentence"]], 500, folder)
+    config = EncoderConfig(vocab_size=500, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                           intermediate_size=64, max_position_embeddings=130)
+    torch.manual_seed(0)
+    model = MaskedLanguageModel(config)
+    initialise(model, 0.2)
+    save_checkpoint(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The start of the generated rte (jsonl) and sst2 (parquet), as a --data folder: 96 and 32 rows a split."""
+    from datasets import Dataset
+
+    from minipeft.data.standin import generate
+
+    folder = tmp_path_factory.mktemp("data")
+    for task, split, rows in (("rte", "train", 96), ("rte", "validation", 32), ("sst2", "train", 96),
+                              ("sst2", "validation", 32)):
+        (folder / task).mkdir(exist_ok=True)
+        columns = Dataset.from_dict({name: column[:rows] for name, column in generate(task, split).items()})
+        if task == "rte":
+            columns.to_json(folder / task / f"{split}.jsonl")
+        else:
+            columns.to_parquet(folder / task / f"{split}.parquet")
+    return folder
+
+
+def ragged(lengths: Sequence[int], vocab_size: int = 300, seed: int = 0) -> list[list[int]]:
+    """Random token ids, one list a length, without the special ones (of which one is padding to transformers)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(5, vocab_size, (length,), generator=generator).tolist() for length in lengths]
+
+
+def padded(token_ids: Sequence[Sequence[int]], pad_token_id: int = 1,
+           token_types: Sequence[Sequence[int]] | None = None) -> dict[str, Tensor]:
+    """The same sequences as transformers takes them."""
+    def table(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
+        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+
+    inputs = {"input_ids": table(token_ids, pad_token_id),
+              "attention_mask": table([[1] * len(row) for row in token_ids], 0)}
+    return inputs if token_types is None else inputs | {"token_type_ids": table(token_types, 0)}
+
+
+def largest(a: Tensor, b: Tensor) -> float:
+    """The largest absolute difference of two tensors of the same shape and dtype."""
+    assert a.shape == b.shape and a.dtype == b.dtype
+    return float((a - b).detach().abs().max())
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a child process: no network, this checkout's package."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY), **extra}
+
+
+def run_command(*arguments: object, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with `arguments` in the repository, in a fresh process and without a network."""
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=REPOSITORY, env=environment(**extra), text=True,
+                          capture_output=True, timeout=300)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path: what "nothing is overwritten" is checked with."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

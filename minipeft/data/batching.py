@@ -68,16 +68,18 @@ class PackedBatch:
 def pack(
     token_ids: Sequence[Sequence[int] | Encoding],
     labels: Sequence[int] | Sequence[float] | None = None,
-    *,
-    config: PackingConfig,
+    config: PackingConfig | None = None,
 ) -> PackedBatch:
     """Lay sequences end to end.
 
     token_ids: lists of int, or tokenizers.Encoding (which carries bert's token types), special tokens included.
     labels: one a sequence; class numbers, or floats where config.num_labels is 1 (regression).
+    config: the model's, model.config; it is needed, for positions and bounds.
     Raises MinipeftError for an empty batch or sequence, a sequence beyond the position table, a token id outside the
     vocabulary, a label outside the classes; the message names the sequence.
     """
+    if config is None:
+        raise MinipeftError("pack needs the model's config: pack(token_ids, labels, config=model.config)")
     sequences = [sequence.ids if isinstance(sequence, Encoding) else list(sequence) for sequence in token_ids]
     if not sequences:
         raise MinipeftError("a batch needs at least one sequence")

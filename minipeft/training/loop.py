@@ -79,8 +79,7 @@ def train_loop(
                 began = time.perf_counter()
                 chosen = order[now.place : now.place + sequences_per_step]
                 torch.manual_seed(seed * 1_000_003 + now.step)  # dropout is a function of the step: see --resume
-                learning_rate = lr * linear_schedule(now.step, warmup_steps, total_steps)
-                set_learning_rate(optimizer, learning_rate)
+                set_learning_rate(optimizer, lr * linear_schedule(now.step, warmup_steps, total_steps))
                 step_loss = torch.zeros((), device=device)
                 for indices in split_by_tokens(chosen, train.lengths, max_tokens):
                     batch = train.batch(indices, model.config).to(device)
@@ -116,7 +115,7 @@ def train_loop(
                 "step": now.step,
                 "train_loss": now.loss_sum / len(train),
                 **evaluated,
-                "learning_rate": learning_rate,
+                "learning_rate": lr * linear_schedule(now.step - 1, warmup_steps, total_steps),
                 "seconds": now.seconds,
                 "samples_per_second": len(train) / now.seconds,
             }

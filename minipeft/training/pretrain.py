@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 
 SMALLEST_VOCABULARY = 256 + len(ROBERTA_SPECIALS)
 HELD_OUT_EVERY = 200  # one line in so many is validation text
+_epoch_order = lru_cache(maxsize=1)(epoch_order)  # asked for in every step
 IGNORED = ("resume", "quiet", "checkpoint_minutes", "device")  # a resumed run may change these
 
 
@@ -164,18 +166,8 @@ def _step_blocks(
     """The step's blocks: epochs of all blocks in a random order, cut into steps."""
     per_epoch = max(1, len(blocks) // count)
     epoch, place = divmod(step, per_epoch)
-    order = _order(len(blocks), seed, epoch)
+    order = _epoch_order(len(blocks), seed, epoch)
     return [text.block(*blocks[index]) for index in order[place * count : (place + 1) * count]]
-
-
-_last_order: tuple[tuple[int, int, int], list[int]] | None = None
-
-
-def _order(count: int, seed: int, epoch: int) -> list[int]:
-    global _last_order
-    if _last_order is None or _last_order[0] != (count, seed, epoch):
-        _last_order = ((count, seed, epoch), epoch_order(count, seed, epoch))
-    return _last_order[1]
 
 
 def _validation_batches(

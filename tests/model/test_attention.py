@@ -1,0 +1,137 @@
+"""The fast attention against its plain twin: forward, backward, dropout; and the plan of its groups."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import largest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minipeft.model.attention import (
+    LONGEST_BY_PRODUCTS,
+    PADDING_BOUND,
+    attend_grouped,
+    attend_plain,
+    group_by_length,
+)
+
+CPU, FLOAT = torch.device("cpu"), torch.float32
+RAGGED = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
+def inputs(lengths: list[int], num_heads: int, head_size: int, first_only: bool, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [len(lengths) if first_only else sum(lengths), sum(lengths), sum(lengths)]
+    return [torch.randn(count, num_heads * head_size, generator=generator).requires_grad_() for count in rows]
+
+
+def with_gradients(output: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
+    return [output, *torch.autograd.grad((output * weights).sum(), tensors)]
+
+
+def compare(lengths: list[int], num_heads: int, head_size: int, first_only: bool) -> None:
+    tensors = inputs(lengths, num_heads, head_size, first_only)
+    groups = group_by_length(lengths, CPU, FLOAT)
+    plain = with_gradients(attend_plain(*tensors, lengths, num_heads, first_only=first_only), tensors)
+    fast = with_gradients(attend_grouped(*tensors, groups, num_heads, first_only=first_only), tensors)
+    for a, b in zip(plain, fast, strict=True):
+        assert largest(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@given(lengths=RAGGED, num_heads=st.integers(1, 3), head_size=st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+@example(lengths=[20, 19, 20, 18, 1], num_heads=2, head_size=4)  # a group with padding
+@example(lengths=[1], num_heads=1, head_size=1)
+def test_grouped_equals_plain_forward_and_backward(first_only: bool, lengths: list[int], num_heads: int,
+                                                  head_size: int) -> None:
+    compare(lengths, num_heads, head_size, first_only)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("lengths", [
+    [LONGEST_BY_PRODUCTS, LONGEST_BY_PRODUCTS - 1, LONGEST_BY_PRODUCTS + 1], [300, 280, 512, 3, 500, 290],
+    [LONGEST_BY_PRODUCTS + 1] * 3], ids=str)
+def test_grouped_equals_plain_at_lengths_for_the_fused_kernel(lengths: list[int], first_only: bool) -> None:
+    compare(lengths, 2, 8, first_only)
+
+
+def test_long_lengths_of_different_size_share_a_masked_group() -> None:
+    groups = group_by_length([300, 290, 280], CPU, FLOAT).groups
+    assert len(groups) == 1 and groups[0].mask is not None  # so the test above covers a mask in the fused kernel
+
+
+def test_plain_is_the_equation() -> None:
+    query, key, value = inputs([6], 1, 4, first_only=False)
+    expected = torch.softmax(query @ key.T / math.sqrt(4), dim=-1) @ value
+    assert largest(attend_plain(query, key, value, [6], 1), expected) < 1e-6
+
+
+def test_sequences_do_not_see_each_other_nor_padding() -> None:
+    lengths = [19, 20, 18]
+    query, key, value = (x.detach() for x in inputs(lengths, 2, 4, first_only=False))
+    groups = group_by_length(lengths, CPU, FLOAT)
+    assert len(groups.groups) == 1 and groups.groups[0].mask is not None
+    before = attend_grouped(query, key, value, groups, 2)
+    key[:19], value[:19] = 1e4, -1e4
+    after = attend_grouped(query, key, value, groups, 2)
+    assert torch.equal(before[19:], after[19:])
+    assert not torch.equal(before[:19], after[:19])
+
+
+@given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_groups_hold_every_token_once_and_little_padding(lengths: list[int]) -> None:
+    plan = group_by_length(lengths, CPU, FLOAT)
+    tokens, count = sum(lengths), len(lengths)
+    assert torch.equal(plan.token_of_slot[plan.slot_of_token], torch.arange(tokens))
+    assert torch.equal(plan.sequence_order.sort().values, torch.arange(count))
+    assert torch.equal(plan.sequence_order[plan.place_of_sequence], torch.arange(count))
+    sequence_of_token = torch.repeat_interleave(torch.arange(count), torch.tensor(lengths))
+    slot = sequence = 0
+    for group in plan.groups:
+        assert group.start == slot
+        members = plan.sequence_order[sequence:sequence + group.count]
+        real = torch.arange(group.longest) < torch.tensor(lengths)[members][:, None]  # (count, longest)
+        slots = plan.token_of_slot[slot:slot + group.count * group.longest].view(group.count, group.longest)
+        assert torch.equal(sequence_of_token[slots], members[:, None].expand_as(slots))  # padding repeats its own
+        assert real[:, 0].all() and real[-1].all()
+        assert int((~real).sum()) <= PADDING_BOUND * real.numel()
+        if group.mask is None:
+            assert real.all()
+        else:
+            assert group.mask.shape == (group.count, 1, 1, group.longest) and group.mask.dtype == FLOAT
+            assert torch.equal(group.mask[:, 0, 0] == 0, real)
+            assert torch.equal(group.mask[:, 0, 0] == -math.inf, ~real)
+        slot, sequence = slot + real.numel(), sequence + group.count
+    assert slot == len(plan.token_of_slot) and sequence == count
+
+
+@pytest.mark.parametrize("length", [8, LONGEST_BY_PRODUCTS + 4])
+@pytest.mark.parametrize("attend", [attend_plain, attend_grouped])
+def test_dropout_falls_on_the_weights_with_the_same_distribution(attend: object, length: int) -> None:
+    """Equal scores, values of 1: each row sums kept weights of 1 / (L (1 − p)): mean 1, variance p / (L (1 − p))."""
+    probability, heads, lengths = 0.3, 4, [length] * (20_000 // length)
+    torch.manual_seed(0)
+    query = torch.zeros(len(lengths), heads)
+    key, value = torch.zeros(sum(lengths), heads), torch.ones(sum(lengths), heads)
+    plan = lengths if attend is attend_plain else group_by_length(lengths, CPU, FLOAT)
+    output = attend(query, key, value, plan, heads, probability, first_only=True)  # type: ignore[operator]
+    variance, draws = probability / (length * (1 - probability)), output.numel()
+    assert abs(float(output.mean()) - 1) < 4 * math.sqrt(variance / draws)
+    assert abs(float(output.var()) / variance - 1) < 4 * math.sqrt(2 / draws) + 2 / length / math.sqrt(draws)
+    kept = output * length * (1 - probability)
+    assert largest(kept, kept.round()) < 1e-3  # whole weights are dropped
+
+
+def test_bfloat16_groups_agree_with_plain() -> None:
+    lengths = [20, 19, 3, 300, 290]
+    query, key, value = (x.detach().bfloat16() for x in inputs(lengths, 2, 8, first_only=False))
+    fast = attend_grouped(query, key, value, group_by_length(lengths, CPU, torch.bfloat16), 2)
+    exact = attend_plain(query.float(), key.float(), value.float(), lengths, 2)
+    assert fast.dtype == torch.bfloat16 and largest(fast.float(), exact) < 0.1

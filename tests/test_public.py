@@ -1,0 +1,81 @@
+"""The public names, what importing costs, and what is never imported."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minipeft
+
+PACKAGE = Path(minipeft.__file__).parent
+CONTRACT = {"load_pretrained", "load_tokenizer", "pack", "LoRA", "BitFit", "Full", "Head", "apply", "count_parameters",
+            "save_adapter", "load_adapter", "merge", "unmerge", "export", "train", "MinipeftError"}
+
+
+def modules_after(code: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after `code`."""
+    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], text=True,
+                          capture_output=True, check=True, cwd=PACKAGE.parent)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", sorted({*minipeft.__all__} | CONTRACT))
+def test_every_public_name_is_there(name: str) -> None:
+    assert name in minipeft.__all__ and name in dir(minipeft)
+    assert getattr(minipeft, name).__module__.startswith("minipeft.")
+    assert getattr(minipeft, name).__doc__
+
+
+def test_the_lists_of_names_agree() -> None:
+    """The names for type checkers, for the lazy import and for `import *` are the same."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    typed = {(node.module, alias.name) for block in tree.body if isinstance(block, ast.If)
+             for node in ast.walk(block) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    lazy = {(home, name) for home, names in minipeft._HOMES.items() for name in names}
+    assert typed == lazy and sorted(name for _, name in lazy) == sorted(minipeft.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Lora'"):
+        minipeft.Lora  # noqa: B018
+
+
+def test_importing_minipeft_imports_neither_torch_nor_tokenizers_nor_datasets() -> None:
+    assert modules_after("import minipeft").isdisjoint({"torch", "tokenizers", "datasets", "numpy"})
+
+
+def test_loading_and_training_import_nothing_of_hugging_faces_training_libraries() -> None:
+    loaded = modules_after("from minipeft import *\nimport minipeft.training.pretrain, minipeft.cli")
+    assert "torch" in loaded and "tokenizers" in loaded
+    assert loaded.isdisjoint({"transformers", "peft", "accelerate"})
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages that a file imports anywhere, in strings given to import_module too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "__import__"):
+            names |= {str(arg.value).partition(".")[0] for arg in node.args if isinstance(arg, ast.Constant)}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_imports_transformers_peft_or_accelerate(path: Path) -> None:
+    allowed = {"minipeft", "torch", "tokenizers", "datasets", "safetensors", "tqdm", "huggingface_hub", "matplotlib",
+               "numpy", "pyarrow", "filelock"} | set(sys.stdlib_module_names)
+    assert imported(path) <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "data").glob("*.py")), ids=lambda path: path.name)
+def test_data_knows_nothing_of_model_methods_and_training(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.module.startswith(("minipeft.model", "minipeft.methods", "minipeft.training"))

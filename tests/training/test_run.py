@@ -1,0 +1,359 @@
+"""A run's folder, in this process and in fresh ones: files, fields, refusal, resume to the bit, reload to the bit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, contents, environment, run_command, shared
+from safetensors.torch import load_file
+
+from minipeft import (
+    BitFit,
+    EncoderConfig,
+    LoRA,
+    MinipeftError,
+    Result,
+    SequenceClassifier,
+    load_run,
+    load_tokenizer,
+    train,
+)
+from minipeft.model.checkpoint import save_checkpoint
+from minipeft.model.roberta import initialise
+from minipeft.training.metrics import Encoded, predict_logits
+
+METRICS_FIELDS = ["epoch", "step", "train_loss", "eval_loss", "accuracy", "learning_rate", "seconds",
+                  "samples_per_second"]
+RESULT_FIELDS = {"task", "method", "model", "data", "metric", "best", "last", "parameters", "train_seconds",
+                 "samples_per_second", "peak_memory_bytes", "seed", "versions"}
+SMALL = {"epochs": 2, "batch_size": 8, "grad_accum": 2, "train_limit": 48, "eval_limit": 16, "warmup_steps": 2,
+         "device": "cpu", "quiet": True}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+    logging.getLogger("minipeft").setLevel(logging.NOTSET)
+
+
+def small_run(checkpoint: Path, data: Path, output: Path, **settings: Any) -> Result:
+    return train(**{"task": "rte", "model": str(checkpoint), "data": str(data), "output": str(output), **SMALL,
+                    **settings})
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in ("seconds", "samples_per_second")}
+            for row in history]
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("task", ["rte", "sst2"])
+@pytest.mark.parametrize("method", ["lora", "bitfit", "full", "head"])
+def test_every_method_leaves_a_whole_run_of_real_data(task: str, method: str, tiny_checkpoint: Path,
+                                                      tmp_path: Path) -> None:
+    result = small_run(tiny_checkpoint, shared("glue"), tmp_path / "run", task=task, method=method)
+    folder = tmp_path / "run"
+    optional = {"curves.png"}  # with the extra `plot`
+    assert set(contents(folder)) - optional == {
+        "config.json", "metrics.jsonl", "result.json", "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors", "checkpoint/state.pt"}
+    history, content = rows(folder), json.loads((folder / "result.json").read_text())
+    assert [list(row) for row in history] == [METRICS_FIELDS] * 2
+    assert [(row["epoch"], row["step"]) for row in history] == [(1, 3), (2, 6)]
+    assert content == result.content and set(content) == RESULT_FIELDS
+    assert (content["task"], content["method"], content["metric"]) == (task, method, "accuracy")
+    best = max(history, key=lambda row: row["accuracy"])
+    assert content["best"] == {"epoch": best["epoch"], "value": best["accuracy"]}
+    assert content["last"] == {"epoch": 2, "value": history[-1]["accuracy"]} and result.best == best["accuracy"]
+    in_file = sum(tensor.numel() for tensor in adapter(folder).values())
+    assert content["parameters"]["method"] + content["parameters"]["head"] == in_file
+    assert content["train_seconds"] == pytest.approx(sum(row["seconds"] for row in history))
+    reloaded = load_run(folder).evaluate()
+    assert reloaded == {"eval_loss": best["eval_loss"], "accuracy": best["accuracy"]}
+
+
+def test_a_regression_task_runs_and_predicts_a_score(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = small_run(tiny_checkpoint, shared("glue"), tmp_path / "run", task="stsb", method="bitfit")
+    assert result.content["metric"] == "pearson" and result.model.config.num_labels == 1
+    best = max(rows(tmp_path / "run"), key=lambda row: row["pearson"])
+    run = load_run(tmp_path / "run")
+    assert run.evaluate() == {name: best[name] for name in ("eval_loss", "pearson", "spearman")}
+    (score,) = run.predict(["A man plays a guitar."], ["Someone plays."])
+    assert list(score) == ["score"] and isinstance(score["score"], float)
+
+
+def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
+    from dataclasses import fields
+
+    from minipeft.training.recipes import TrainSettings
+
+    small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert set(config) == {f.name for f in fields(TrainSettings)} | {"source"}
+    assert {name for name, value in config.items() if value is None} == set()
+
+
+def test_a_method_given_as_its_config_is_the_method_given_by_flags(tiny_checkpoint: Path, small_data: Path,
+                                                                   tmp_path: Path) -> None:
+    flags = small_run(tiny_checkpoint, small_data, tmp_path / "flags", method="lora", rank=3, alpha=6.0, dropout=0.0,
+                      targets=("key", "intermediate"))
+    config = small_run(tiny_checkpoint, small_data, tmp_path / "config",
+                       method=LoRA(3, 6.0, 0.0, ("key", "intermediate")))
+    assert without_times(rows(flags.output)) == without_times(rows(config.output))
+    assert flags.model.method == config.model.method == LoRA(3, 6.0, 0.0, ("key", "intermediate"))
+    assert small_run(tiny_checkpoint, small_data, tmp_path / "bitfit", method=BitFit()).content["method"] == "bitfit"
+
+
+def test_how_a_step_is_shared_out_changes_nothing(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "no-dropout")
+    content = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(content | {"hidden_dropout_prob": 0.0,
+                                                                  "attention_probs_dropout_prob": 0.0}))
+    common = {"method": "lora", "dropout": 0.0, "train_limit": 96}
+    histories = []
+    for name, settings in {"16x4": {"batch_size": 16, "grad_accum": 4}, "64x1": {"batch_size": 64, "grad_accum": 1},
+                           "few tokens": {"batch_size": 64, "grad_accum": 1, "max_tokens": 100}}.items():
+        small_run(checkpoint, small_data, tmp_path / name, **common, **settings)
+        histories.append(without_times(rows(tmp_path / name)))
+    assert histories[0] == histories[1]
+    for one, other in zip(histories[0], histories[2], strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+    one, other = adapter(tmp_path / "16x4"), adapter(tmp_path / "few tokens")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tiny_checkpoint: Path, small_data: Path,
+                                                                tmp_path: Path) -> None:
+    small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
+    before = contents(tmp_path)
+    with pytest.raises(MinipeftError, match=r"already holds a run; pass --resume"):
+        small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("lr", 1e-4), ("rank", 4), ("seed", 1), ("epochs", 3), ("batch_size", 4), ("train_limit", 40), ("task", "sst2"),
+    ("method", "bitfit"), ("targets", ("key",)), ("precision", "bf16"), ("max_tokens", 64)])
+def test_resume_with_another_setting_is_refused_by_its_name(name: str, value: Any, finished: Path, small_data: Path,
+                                                            tiny_checkpoint: Path) -> None:
+    before = contents(finished)
+    with pytest.raises(MinipeftError, match=rf"was begun with {name} "):
+        small_run(tiny_checkpoint, small_data, finished, resume=True, **{name: value})
+    assert contents(finished) == before
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        return small_run(tiny_checkpoint, small_data, tmp_path_factory.mktemp("finished") / "run").output
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path, tiny_checkpoint: Path, small_data: Path) -> None:
+    before = contents(finished)
+    small_run(tiny_checkpoint, small_data, finished, resume=True)
+    after = contents(finished)
+    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors", "checkpoint/state.pt"):
+        assert after[name] == before[name]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_resume_on_an_absent_or_empty_folder_starts_the_run(there: bool, tiny_checkpoint: Path, small_data: Path,
+                                                            tmp_path: Path) -> None:
+    if there:
+        (tmp_path / "run").mkdir()
+    result = small_run(tiny_checkpoint, small_data, tmp_path / "run", resume=True, epochs=1)
+    assert result.content["last"]["epoch"] == 1 and (tmp_path / "run" / "result.json").is_file()
+
+
+def test_resume_refuses_a_folder_that_holds_something_else(tiny_checkpoint: Path, small_data: Path,
+                                                           tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(MinipeftError, match="is not empty and holds no run"):
+        small_run(tiny_checkpoint, small_data, tmp_path / "run", resume=True)
+    assert contents(tmp_path) == {"run/thesis.txt": b"mine"}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "of another run"])
+def test_resume_from_a_damaged_checkpoint_is_refused(damage: str, finished: Path, tiny_checkpoint: Path,
+                                                     small_data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    state = folder / "checkpoint" / "state.pt"
+    whole = state.read_bytes()
+    if damage == "of another run":
+        small_run(tiny_checkpoint, small_data, tmp_path / "other", method="head", epochs=1)
+        whole = (tmp_path / "other" / "checkpoint" / "state.pt").read_bytes()
+    state.write_bytes({"truncated": whole[:len(whole) // 2], "empty": b"", "garbage": b"no pickle" * 50,
+                       "of another run": whole}[damage])
+    before = contents(folder)
+    with pytest.raises(MinipeftError, match=r"state\.pt"):
+        small_run(tiny_checkpoint, small_data, folder, resume=True)
+    after = contents(folder)
+    assert after.keys() == before.keys()
+    assert [name for name in after if after[name] != before[name]] == ["config.json"]  # with this call's --resume
+
+
+def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(tiny_checkpoint: Path, small_data: Path,
+                                                                tmp_path: Path) -> None:
+    """SIGINT in the middle, --resume, SIGTERM in the middle, --resume: the adapter of an unbroken run, with dropout."""
+    def arguments(output: str) -> list[str]:
+        return ["train.py", "--task", "rte", "--model", str(tiny_checkpoint), "--data", str(small_data), "--epochs",
+                "4", "--batch-size", "1", "--grad-accum", "1", "--dropout", "0.2", "--device", "cpu", "--output",
+                str(tmp_path / output)]
+
+    steps = 4 * 96
+    unbroken = run_command(*arguments("unbroken"), "--quiet")
+    assert unbroken.returncode == 0, unbroken.stderr
+    places = []
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        more = ["--resume"] if number == signal.SIGTERM else []
+        process = subprocess.Popen([sys.executable, *arguments("broken"), *more], cwd=REPOSITORY, env=environment(),
+                                   stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stderr is not None
+        seen = b""
+        while not any(int(done) > (places or [0])[-1] for done in re.findall(rb"(\d+)/%d \[" % steps, seen)):
+            piece = process.stderr.read1(4096)
+            assert piece, seen
+            seen += piece
+        process.send_signal(number)
+        error = (seen + process.communicate(timeout=120)[1]).decode()
+        assert process.returncode == status, error
+        last_line = error.strip().splitlines()[-1]
+        assert re.search(r"minipeft: interrupted in step \d+; go on with --resume", last_line), error
+        assert "Traceback" not in error
+        progress = torch.load(tmp_path / "broken" / "checkpoint" / "state.pt", weights_only=True)["progress"]
+        places.append(progress["step"])
+        assert not (tmp_path / "broken" / "result.json").exists()
+    assert 0 < places[0] < places[1] < steps
+    resumed = run_command(*arguments("broken"), "--resume", "--quiet")
+    assert resumed.returncode == 0, resumed.stderr
+    assert without_times(rows(tmp_path / "broken")) == without_times(rows(tmp_path / "unbroken"))
+    assert same_tensors(adapter(tmp_path / "broken"), adapter(tmp_path / "unbroken"))
+    states = [torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True)["trained"]
+              for name in ("broken", "unbroken")]
+    assert same_tensors(*states)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_fresh_process_predicts_the_training_process_s_bits(precision: str, tiny_checkpoint: Path, small_data: Path,
+                                                              tmp_path: Path) -> None:
+    result = small_run(tiny_checkpoint, small_data, tmp_path / "run", precision=precision, lr=5e-3)
+    texts, pairs = ["All dogs bark.", "A bird sings in the garden.", "Nobody came"], ["Dogs bark.", "It rains", ""]
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    from minipeft.data.tasks import get_task
+
+    sequences = Encoded.unlabelled(get_task("rte"), tokenizer.encode_full(texts, pairs, 128))
+    expected = predict_logits(result.model, sequences, 2048, "cpu").softmax(1)
+    given = [word for text, pair in zip(texts, pairs, strict=True) for word in ("--text", text, "--pair", pair)]
+    predicted = run_command("-m", "minipeft", "predict", tmp_path / "run", *given)
+    assert predicted.returncode == 0 and predicted.stderr == "", predicted.stderr
+    lines = [json.loads(line) for line in predicted.stdout.splitlines()]
+    assert [list(line["probabilities"].values()) for line in lines] == expected.tolist()
+    assert all(list(line["probabilities"]) == ["entailment", "not_entailment"] for line in lines)
+    assert [line["label"] for line in lines] == [max(line["probabilities"], key=line["probabilities"].get)
+                                                 for line in lines]
+    best = max(rows(tmp_path / "run"), key=lambda row: row["accuracy"])
+    if precision == "bf16":  # a process less
+        assert load_run(tmp_path / "run").evaluate() == {name: best[name] for name in ("eval_loss", "accuracy")}
+        return
+    evaluated = run_command("-m", "minipeft", "evaluate", tmp_path / "run")
+    assert json.loads(evaluated.stdout) == {"eval_loss": best["eval_loss"], "accuracy": best["accuracy"]}
+
+
+def test_in_bf16_what_trains_stays_float32(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
+    for method in ("lora", "bitfit", "full"):
+        result = small_run(tiny_checkpoint, small_data, tmp_path / method, method=method, precision="bf16")
+        assert {tensor.dtype for tensor in adapter(tmp_path / method).values()} == {torch.float32}
+        parameters = list(result.model.parameters())
+        assert {parameter.dtype for parameter in parameters if parameter.requires_grad} == {torch.float32}
+        frozen = {parameter.dtype for parameter in parameters if not parameter.requires_grad}
+        assert frozen == (set() if method == "full" else {torch.bfloat16})
+        exact = small_run(tiny_checkpoint, small_data, tmp_path / f"{method}-fp32", method=method)
+        for row, reference in zip(rows(result.output), rows(exact.output), strict=True):
+            assert row["train_loss"] == pytest.approx(reference["train_loss"], abs=0.05)
+
+
+def test_compiled_layers_train_to_the_same_losses(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("torch.compile needs a C++ compiler on the CPU, and there is none")
+    checkpoint = tmp_path / "one-layer"  # each layer is compiled by itself, and slowly
+    checkpoint.mkdir()
+    shutil.copyfile(tiny_checkpoint / "tokenizer.json", checkpoint / "tokenizer.json")
+    torch.manual_seed(0)
+    model = SequenceClassifier(EncoderConfig(
+        vocab_size=500, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=130, hidden_dropout_prob=0.0))
+    initialise(model, 0.2)
+    save_checkpoint(model, checkpoint)
+    settings = {"epochs": 1, "dropout": 0.0}
+    small_run(checkpoint, small_data, tmp_path / "plain", **settings)
+    small_run(checkpoint, small_data, tmp_path / "compiled", compile=True, **settings)
+    plain, compiled = rows(tmp_path / "plain")[0], rows(tmp_path / "compiled")[0]
+    assert compiled["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-4)
+    assert compiled["eval_loss"] == pytest.approx(plain["eval_loss"], abs=1e-4)
+    assert load_run(tmp_path / "compiled").evaluate()["eval_loss"] == pytest.approx(compiled["eval_loss"], abs=1e-5)
+
+
+def test_a_learning_rate_that_blows_up_keeps_the_last_good_epoch(tiny_checkpoint: Path, small_data: Path,
+                                                                 tmp_path: Path) -> None:
+    """One step an epoch, and a warmup: the first step has learning rate 0, the second an absurd one."""
+    settings = {"epochs": 4, "batch_size": 48, "grad_accum": 1, "lr": 1e36, "warmup_steps": 10}
+    with pytest.raises(MinipeftError, match=r"step \d+: .*lower --lr .*keeps the checkpoint of epoch 1"):
+        small_run(tiny_checkpoint, small_data, tmp_path / "run", **settings)
+    assert all(torch.isfinite(tensor).all() for tensor in adapter(tmp_path / "run").values())
+    (row,) = rows(tmp_path / "run")
+    assert load_run(tmp_path / "run").evaluate() == {name: row[name] for name in ("eval_loss", "accuracy")}
+    state = torch.load(tmp_path / "run" / "checkpoint" / "state.pt", weights_only=True)
+    assert state["progress"]["epoch"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in state["trained"].values())
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_names_given_explicitly_are_never_replaced(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(MinipeftError, match="example/no-such-encoder"):
+        small_run(Path("example/no-such-encoder"), small_data, tmp_path / "run")
+    with pytest.raises(MinipeftError, match="no folder rte"):
+        small_run(tiny_checkpoint, tmp_path, tmp_path / "run")
+    assert contents(tmp_path) == {}
+
+
+def test_unknown_settings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MinipeftError, match="unknown setting 'learning_rate'"):
+        train(learning_rate=1e-3)
+    with pytest.raises(MinipeftError, match="is no method"):
+        train(method=object())
+
+
+def test_without_an_output_each_run_gets_a_folder_of_its_own(tiny_checkpoint: Path, small_data: Path, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {**SMALL, "epochs": 1, "task": "sst2", "model": str(tiny_checkpoint), "data": str(small_data)}
+    folders = [train(**settings).output for _ in range(2)]
+    assert folders[0] != folders[1] and all(str(folder).startswith("runs/sst2-lora") for folder in folders)
+    assert train(**settings, resume=True).output == folders[1]
