@@ -124,7 +124,10 @@ def read_split(task: Task, split: str, source: str, limit: int | None = None) ->
     if source == "cache":
         from datasets import Dataset
 
-        return _checked(task, Dataset.from_file(str(_cached(task)[split])), f"{HUB_NAME} {task.name} {split}", limit)
+        cached = _cached(task)
+        if split not in cached:
+            raise MinipeftError(f"{HUB_NAME} {task.name}: no split {split!r} in the cache; one of {', '.join(cached)}")
+        return _checked(task, Dataset.from_file(str(cached[split])), f"{HUB_NAME} {task.name} {split}", limit)
     if source == "hub":
         from datasets import load_dataset
 

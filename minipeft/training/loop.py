@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from minipeft.data.batching import epoch_order, split_by_tokens
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import write_atomically, write_lines
 from minipeft.model.roberta import SequenceClassifier
+from minipeft.training.interrupt import collect_signals
 from minipeft.training.metrics import Encoded, evaluate, sequence_loss
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 
@@ -71,7 +69,7 @@ def train_loop(
     optimizer = adamw(model, weight_decay)
     total_steps = epochs * math.ceil(len(train) / sequences_per_step)
     now = _restore(folder, model, optimizer, device)
-    with _signals() as received, tqdm(total=total_steps, initial=now.step, unit="step", disable=quiet) as bar:
+    with collect_signals() as received, tqdm(total=total_steps, initial=now.step, unit="step", disable=quiet) as bar:
         while now.epoch < epochs:
             model.train()
             order = epoch_order(len(train), seed, now.epoch)
@@ -165,24 +163,3 @@ def _kept(folder: Path, now: Progress) -> str:
     if now.history:
         return f"{folder} keeps the checkpoint of epoch {now.history[-1]['epoch']}"
     return "no epoch was finished, so there is no checkpoint"
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step ends before the run does; a second signal ends it at once."""
-    received: list[int] = []
-
-    def collect(number: int, frame: Any) -> None:
-        received.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    try:
-        before = {name: signal.signal(name, collect) for name in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # only the main thread gets signals
-        before = {}
-    try:
-        yield received
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

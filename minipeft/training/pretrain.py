@@ -25,12 +25,13 @@ from tqdm import tqdm
 from minipeft.data.batching import PackedBatch, epoch_order, pack
 from minipeft.data.corpus import TokenizedText, mask, read_lines, tokenize_lines
 from minipeft.data.tokenizer import ROBERTA_SPECIALS, Tokenizer, load_tokenizer, train_tokenizer
-from minipeft.errors import MinipeftError
+from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import make_folder, read_json, write_atomically, write_json, write_lines
 from minipeft.hub import resolve_model
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
 from minipeft.model.config import EncoderConfig, load_config
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, initialise
+from minipeft.training.interrupt import collect_signals
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 
 SMALLEST_VOCABULARY = 256 + len(ROBERTA_SPECIALS)
@@ -94,50 +95,52 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
                 f"{state_file}: not readable as a checkpoint ({type(error).__name__}); remove it to start the run anew"
             ) from None
         history = [row for row in history if row["step"] <= first_step]
-    bar = tqdm(
-        range(first_step, settings.steps),
-        initial=first_step,
-        total=settings.steps,
-        unit="step",
-        disable=settings.quiet,
-        mininterval=1.0,
-    )
     saved_at = time.monotonic()
     model.train()
-    for step in bar:
-        length = settings.block_length if step < 0.9 * settings.steps else settings.long_block_length
-        token_ids = _step_blocks(train_text, blocks[length], settings.batch_tokens // length, settings.seed, step)
-        torch.manual_seed(settings.seed * 1_000_003 + step)
-        batch, masked, targets = mask(pack(token_ids, config=model.config), tokenizer)
-        learning_rate = settings.lr * linear_schedule(step, settings.warmup_steps, settings.steps)
-        set_learning_rate(optimizer, learning_rate)
-        loss = F.cross_entropy(
-            model(batch.to(settings.device), masked.to(settings.device)), targets.to(settings.device)
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    with (
+        collect_signals() as received,
+        tqdm(total=settings.steps, initial=first_step, unit="step", disable=settings.quiet) as bar,
+    ):
+        for step in range(first_step, settings.steps):
+            length = settings.block_length if step < 0.9 * settings.steps else settings.long_block_length
+            token_ids = _step_blocks(train_text, blocks[length], settings.batch_tokens // length, settings.seed, step)
+            torch.manual_seed(settings.seed * 1_000_003 + step)
+            batch, masked, targets = mask(pack(token_ids, config=model.config), tokenizer)
+            learning_rate = settings.lr * linear_schedule(step, settings.warmup_steps, settings.steps)
+            set_learning_rate(optimizer, learning_rate)
+            loss = F.cross_entropy(
+                model(batch.to(settings.device), masked.to(settings.device)), targets.to(settings.device)
+            )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
 
-        done = step + 1
-        evaluating = done % settings.evaluate_every == 0 or done == settings.steps
-        saving = done == settings.steps or time.monotonic() - saved_at > 60 * settings.checkpoint_minutes
-        if (evaluating or saving) and not math.isfinite(loss.item()):
-            raise MinipeftError(f"step {done}: the loss is {loss.item()}; lower --lr ({folder} keeps the last state)")
-        if evaluating:
-            row = {
-                "step": done,
-                "train_loss": loss.item(),
-                "learning_rate": learning_rate,
-                **evaluate_language_model(model, validation, settings.device),
-            }
-            history.append(row)
-            write_lines(folder / "metrics.jsonl", history)
-            bar.set_postfix(eval_loss=f"{row['eval_loss']:.3f}", perplexity=f"{row['perplexity']:.1f}")
-        if saving:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-            write_atomically(state_file, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
-            saved_at = time.monotonic()
+            done = step + 1
+            evaluating = done % settings.evaluate_every == 0 or done == settings.steps
+            due = time.monotonic() - saved_at > 60 * settings.checkpoint_minutes
+            saving = done == settings.steps or due or bool(received)
+            if (evaluating or saving) and not math.isfinite(loss.item()):
+                raise MinipeftError(
+                    f"step {done}: the loss is {loss.item()}; lower --lr ({folder} keeps the last state)"
+                )
+            if evaluating:
+                row = {
+                    "step": done,
+                    "train_loss": loss.item(),
+                    "learning_rate": learning_rate,
+                    **evaluate_language_model(model, validation, settings.device),
+                }
+                history.append(row)
+                write_lines(folder / "metrics.jsonl", history)
+                bar.set_postfix(eval_loss=f"{row['eval_loss']:.3f}", perplexity=f"{row['perplexity']:.1f}")
+            if saving:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+                write_atomically(state_file, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
+                saved_at = time.monotonic()
+            bar.update()
+            if received:
+                raise Interrupted(received[0], f"interrupted in step {done}; go on with --resume")
     save_checkpoint(model, folder, torch.float16)
     result = {"steps": settings.steps, **evaluate_language_model(model, validation, settings.device)}
     write_json(folder / "result.json", result)

@@ -157,8 +157,11 @@ def test_the_result_is_a_checkpoint_for_us_and_for_transformers(unbroken: Path) 
     assert json.loads((unbroken / "config.json").read_text())["hidden_dropout_prob"] == 0.1
 
 
-def test_a_run_killed_in_the_middle_goes_on_to_the_same_bits(text: Path, unbroken: Path, tmp_path: Path) -> None:
-    """SIGKILL while each step saves; with dropout, and with rows already written after the last checkpoint."""
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_run_ended_in_the_middle_goes_on_to_the_same_bits(
+    text: Path, unbroken: Path, tmp_path: Path, sent: signal.Signals, status: int
+) -> None:
+    """While each step saves; with dropout, and with rows already written after the last checkpoint."""
     wanted = settings(text, tmp_path / "model")
     process = subprocess.Popen([sys.executable, "-m", "minipeft", "pretrain",
                                 *flags(replace(wanted, checkpoint_minutes=1e-9))],
@@ -167,9 +170,9 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_bits(text: Path, unbroke
     while not state_file.is_file():
         assert process.poll() is None, process.communicate()[1].decode()
         time.sleep(0.002)
-    process.kill()
+    process.send_signal(sent)
     process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.returncode == status
     state = torch.load(state_file, weights_only=True)
     assert 0 < state["step"] < wanted.steps
     before = contents(tmp_path)
