@@ -18,8 +18,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("MINIPEFT_SHARED", REPOSITORY.parent / "shared"))
 
 # A small shape a family; hidden sizes and head counts are odd on purpose.
-SMALL: dict[str, Any] = {"vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3,
-                         "intermediate_size": 80, "max_position_embeddings": 514, "layer_norm_eps": 1e-5}
+SMALL: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 80,
+    "max_position_embeddings": 514,
+    "layer_norm_eps": 1e-5,
+}
 
 
 def shared(*parts: str) -> Path:
@@ -30,16 +37,25 @@ def shared(*parts: str) -> Path:
     return path
 
 
-def reference_model(model_type: str = "roberta", num_labels: int = 2, seed: int = 0, kind: str = "classification",
-                    **shape: Any) -> Any:
+def reference_model(
+    model_type: str = "roberta", num_labels: int = 2, seed: int = 0, kind: str = "classification", **shape: Any
+) -> Any:
     """A transformers model with random weights; larger ones than its own initialisation's, so that logits differ."""
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
     torch.manual_seed(seed)
     bert = model_type == "bert"
-    config = AutoConfig.for_model(model_type, **{
-        **SMALL, "num_labels": num_labels, "pad_token_id": 0 if bert else 1, "type_vocab_size": 2 if bert else 1,
-        **({"max_position_embeddings": 512} if bert else {}), **shape})
+    config = AutoConfig.for_model(
+        model_type,
+        **{
+            **SMALL,
+            "num_labels": num_labels,
+            "pad_token_id": 0 if bert else 1,
+            "type_vocab_size": 2 if bert else 1,
+            **({"max_position_embeddings": 512} if bert else {}),
+            **shape,
+        },
+    )
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForMaskedLM
     model = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -70,8 +86,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"
     train_tokenizer([*generate("rte", "train")["sentence1"], *generate("sst2", "train")["sentence"]], 500, folder)
-    config = EncoderConfig(vocab_size=500, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                           intermediate_size=64, max_position_embeddings=130)
+    config = EncoderConfig(
+        vocab_size=500,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=130,
+    )
     torch.manual_seed(0)
     model = MaskedLanguageModel(config)
     initialise(model, 0.2)
@@ -87,8 +109,12 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from minipeft.data.standin import generate
 
     folder = tmp_path_factory.mktemp("data")
-    for task, split, rows in (("rte", "train", 96), ("rte", "validation", 32), ("sst2", "train", 96),
-                              ("sst2", "validation", 32)):
+    for task, split, rows in (
+        ("rte", "train", 96),
+        ("rte", "validation", 32),
+        ("sst2", "train", 96),
+        ("sst2", "validation", 32),
+    ):
         (folder / task).mkdir(exist_ok=True)
         columns = Dataset.from_dict({name: column[:rows] for name, column in generate(task, split).items()})
         if task == "rte":
@@ -104,14 +130,18 @@ def ragged(lengths: Sequence[int], vocab_size: int = 300, seed: int = 0) -> list
     return [torch.randint(5, vocab_size, (length,), generator=generator).tolist() for length in lengths]
 
 
-def padded(token_ids: Sequence[Sequence[int]], pad_token_id: int = 1,
-           token_types: Sequence[Sequence[int]] | None = None) -> dict[str, Tensor]:
+def padded(
+    token_ids: Sequence[Sequence[int]], pad_token_id: int = 1, token_types: Sequence[Sequence[int]] | None = None
+) -> dict[str, Tensor]:
     """The same sequences as transformers takes them."""
+
     def table(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
         return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
 
-    inputs = {"input_ids": table(token_ids, pad_token_id),
-              "attention_mask": table([[1] * len(row) for row in token_ids], 0)}
+    inputs = {
+        "input_ids": table(token_ids, pad_token_id),
+        "attention_mask": table([[1] * len(row) for row in token_ids], 0),
+    }
     return inputs if token_types is None else inputs | {"token_type_ids": table(token_types, 0)}
 
 
@@ -128,8 +158,14 @@ def environment(**extra: str) -> dict[str, str]:
 
 def run_command(*arguments: object, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run Python with `arguments` in the repository, in a fresh process and without a network."""
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=REPOSITORY, env=environment(**extra), text=True,
-                          capture_output=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment(**extra),
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

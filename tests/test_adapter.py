@@ -68,14 +68,25 @@ def edit_config(folder: Path, **fields: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------- with peft
 
 
-@pytest.mark.parametrize(("model_type", "targets"), [
-    ("roberta", ("query", "value")), ("roberta", ("output",)), ("roberta", ("ffn_output",)),
-    ("roberta", ("key", "intermediate", "output")), ("roberta", ("value", "ffn_output", "intermediate")),
-    ("roberta", LINEAR_NAMES), ("xlm-roberta", ("query",)), ("bert", ("query", "value")), ("bert", LINEAR_NAMES),
-    ("bert", ("ffn_output", "output")), ("bert", ("output",)),
-])
-def test_a_saved_lora_opens_in_peft_with_the_same_logits(model_type: str, targets: tuple[str, ...],
-                                                         tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "targets"),
+    [
+        ("roberta", ("query", "value")),
+        ("roberta", ("output",)),
+        ("roberta", ("ffn_output",)),
+        ("roberta", ("key", "intermediate", "output")),
+        ("roberta", ("value", "ffn_output", "intermediate")),
+        ("roberta", LINEAR_NAMES),
+        ("xlm-roberta", ("query",)),
+        ("bert", ("query", "value")),
+        ("bert", LINEAR_NAMES),
+        ("bert", ("ffn_output", "output")),
+        ("bert", ("output",)),
+    ],
+)
+def test_a_saved_lora_opens_in_peft_with_the_same_logits(
+    model_type: str, targets: tuple[str, ...], tmp_path: Path
+) -> None:
     from peft import PeftModel
 
     reference = reference_model(model_type)
@@ -92,20 +103,27 @@ def test_a_saved_lora_opens_in_peft_with_the_same_logits(model_type: str, target
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize(("model_type", "targets"), [
-    ("roberta", ["query", "value"]), ("roberta", ["attention.output.dense", "key"]),
-    ("roberta", ["query", "key", "value", "output.dense", "intermediate.dense"]),
-    ("roberta", r".*\.layer\.\d+\.(attention\.self\.value|output\.dense)"),
-    ("roberta", "all-linear"), ("camembert", ["intermediate.dense"]), ("bert", ["query", "value"]),
-    ("bert", r"bert\.encoder\.layer\..*\.dense"),
-])
+@pytest.mark.parametrize(
+    ("model_type", "targets"),
+    [
+        ("roberta", ["query", "value"]),
+        ("roberta", ["attention.output.dense", "key"]),
+        ("roberta", ["query", "key", "value", "output.dense", "intermediate.dense"]),
+        ("roberta", r".*\.layer\.\d+\.(attention\.self\.value|output\.dense)"),
+        ("roberta", "all-linear"),
+        ("camembert", ["intermediate.dense"]),
+        ("bert", ["query", "value"]),
+        ("bert", r"bert\.encoder\.layer\..*\.dense"),
+    ],
+)
 def test_an_adapter_that_peft_saved_loads_with_the_same_logits(model_type: str, targets: Any, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     reference = reference_model(model_type, num_labels=3)
     reference.save_pretrained(tmp_path / "base")
-    wrapped = get_peft_model(reference, LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=5, target_modules=targets,
-                                                   lora_dropout=0.1))
+    wrapped = get_peft_model(
+        reference, LoraConfig(task_type="SEQ_CLS", r=3, lora_alpha=5, target_modules=targets, lora_dropout=0.1)
+    )
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in wrapped.parameters():
@@ -183,8 +201,9 @@ def test_a_merged_adapter_is_not_saved(checkpoint: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta", "camembert", "bert"])
 @pytest.mark.parametrize("method", [LoRA(rank=2, alpha=8, targets=LINEAR_NAMES), BitFit()], ids=["lora", "bitfit"])
-def test_an_export_loads_in_transformers_with_the_same_logits_and_labels(method: Any, model_type: str,
-                                                                       tmp_path: Path) -> None:
+def test_an_export_loads_in_transformers_with_the_same_logits_and_labels(
+    method: Any, model_type: str, tmp_path: Path
+) -> None:
     from transformers import AutoModelForSequenceClassification
 
     reference_model(model_type).save_pretrained(tmp_path / "base")
@@ -212,12 +231,18 @@ def saved(checkpoint: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-@pytest.mark.parametrize(("model_type", "shape", "message"), [
-    ("bert", {}, "bert"), ("roberta", {"num_hidden_layers": 2}, "2 layers"), ("roberta", {"vocab_size": 301}, "301"),
-    ("roberta", {"hidden_size": 51}, "51"),
-])
-def test_an_adapter_of_another_base_is_refused(model_type: str, shape: dict[str, Any], message: str, saved: Path,
-                                               tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "shape", "message"),
+    [
+        ("bert", {}, "bert"),
+        ("roberta", {"num_hidden_layers": 2}, "2 layers"),
+        ("roberta", {"vocab_size": 301}, "301"),
+        ("roberta", {"hidden_size": 51}, "51"),
+    ],
+)
+def test_an_adapter_of_another_base_is_refused(
+    model_type: str, shape: dict[str, Any], message: str, saved: Path, tmp_path: Path
+) -> None:
     reference_model(model_type, **shape).save_pretrained(tmp_path / "other")
     with pytest.raises(MinipeftError, match=f"trained on roberta with 3 layers of 48 and 300 tokens.*{message}"):
         load_adapter(load_pretrained(tmp_path / "other"), saved)
@@ -232,14 +257,18 @@ def test_an_adapter_for_other_labels_is_refused(saved: Path, checkpoint: Path, t
 A = "base_model.model.roberta.encoder.layer.1.attention.self.value.lora_A.weight"
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda state: {name: state[name] for name in state if name != A}, f"{A} is missing"),
-    (lambda state: state | {A.replace("value", "key"): state[A].clone()}, r"nothing uses tensor \S*key\.lora_A"),
-    (lambda state: state | {A: torch.zeros(3, 48)}, r"value\.lora_A\.weight has shape \(3, 48\).*\(2, 48\)"),
-    (lambda state: {}, "missing"),
-])
-def test_tensors_that_do_not_fit_are_named(change: Callable[[State], State], message: str, saved: Path,
-                                           checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {name: state[name] for name in state if name != A}, f"{A} is missing"),
+        (lambda state: state | {A.replace("value", "key"): state[A].clone()}, r"nothing uses tensor \S*key\.lora_A"),
+        (lambda state: state | {A: torch.zeros(3, 48)}, r"value\.lora_A\.weight has shape \(3, 48\).*\(2, 48\)"),
+        (lambda state: {}, "missing"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    change: Callable[[State], State], message: str, saved: Path, checkpoint: Path
+) -> None:
     save_file(change(load_file(saved / WEIGHTS)), saved / WEIGHTS)
     with pytest.raises(MinipeftError, match=message):
         load_adapter(load_pretrained(checkpoint), saved)
@@ -247,25 +276,49 @@ def test_tensors_that_do_not_fit_are_named(change: Callable[[State], State], mes
 
 @pytest.mark.parametrize("content", [b"", b"<html>", None])
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_damaged_or_missing_file_is_named_in_one_line(name: str, content: bytes | None, saved: Path,
-                                                        checkpoint: Path) -> None:
+def test_a_damaged_or_missing_file_is_named_in_one_line(
+    name: str, content: bytes | None, saved: Path, checkpoint: Path
+) -> None:
     (saved / name).unlink() if content is None else (saved / name).write_bytes(content)
     with pytest.raises(MinipeftError, match=name) as caught:
         load_adapter(load_pretrained(checkpoint), saved)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("use_dora", True), ("use_rslora", True), ("bias", "all"), ("rank_pattern", {"query": 4}),
-    ("alpha_pattern", {"query": 4}), ("layers_to_transform", [0]), ("lora_bias", True), ("exclude_modules", ["key"]),
-    ("init_lora_weights", "pissa"), ("init_lora_weights", "pissa_niter_16"), ("init_lora_weights", "olora"),
-    ("trainable_token_indices", [3]), ("kasa_config", {"beta": 1}), ("monteclora_config", {"n": 1}),
-    ("peft_type", "IA3"), ("peft_type", None), ("peft_type", "MINIPEFT_LORA"), ("r", 0), ("r", "2"),
-    ("lora_alpha", "x"), ("lora_dropout", 2), ("target_modules", ["dense_h"]), ("target_modules", None),
-    ("target_modules", [3]), ("target_modules", "(("), ("target_modules", 7),
-])
-def test_a_setting_that_cannot_be_kept_is_refused_by_name(field: str, value: Any, saved: Path,
-                                                         checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_dora", True),
+        ("use_rslora", True),
+        ("bias", "all"),
+        ("rank_pattern", {"query": 4}),
+        ("alpha_pattern", {"query": 4}),
+        ("layers_to_transform", [0]),
+        ("lora_bias", True),
+        ("exclude_modules", ["key"]),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "pissa_niter_16"),
+        ("init_lora_weights", "olora"),
+        ("trainable_token_indices", [3]),
+        ("kasa_config", {"beta": 1}),
+        ("monteclora_config", {"n": 1}),
+        ("peft_type", "IA3"),
+        ("peft_type", None),
+        ("peft_type", "MINIPEFT_LORA"),
+        ("r", 0),
+        ("r", "2"),
+        ("lora_alpha", "x"),
+        ("lora_dropout", 2),
+        ("target_modules", ["dense_h"]),
+        ("target_modules", None),
+        ("target_modules", [3]),
+        ("target_modules", "(("),
+        ("target_modules", 7),
+    ],
+)
+def test_a_setting_that_cannot_be_kept_is_refused_by_name(
+    field: str, value: Any, saved: Path, checkpoint: Path
+) -> None:
     edit_config(saved, **{field: value})
     with pytest.raises(MinipeftError) as caught:
         load_adapter(load_pretrained(checkpoint), saved)
@@ -278,9 +331,24 @@ def test_every_field_of_pefts_config_is_either_checked_or_known_to_change_nothin
     from peft import LoraConfig
 
     read = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "init_lora_weights"}
-    no_effect = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-                 "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-                 "qalora_group_size", "runtime_config", "ensure_weight_tying", "velora_config"}
+    no_effect = {
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "megatron_config",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "qalora_group_size",
+        "runtime_config",
+        "ensure_weight_tying",
+        "velora_config",
+    }
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
     assert fields - read - no_effect - set(PEFT_LORA_FIXED) == set()
     defaults = LoraConfig().to_dict()

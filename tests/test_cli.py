@@ -18,8 +18,20 @@ from safetensors.torch import load_file, save_file
 
 from minipeft.cli import main
 
-SMALL = ["--epochs", "1", "--train-limit", "32", "--eval-limit", "16", "--batch-size", "8", "--grad-accum", "1",
-         "--device", "cpu"]
+SMALL = [
+    "--epochs",
+    "1",
+    "--train-limit",
+    "32",
+    "--eval-limit",
+    "16",
+    "--batch-size",
+    "8",
+    "--grad-accum",
+    "1",
+    "--device",
+    "cpu",
+]
 COMMANDS = ("train", "evaluate", "predict", "pretrain", "export", "fetch")
 
 
@@ -44,15 +56,29 @@ def finished(tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.T
     return {task: folder / task for task in ("rte", "sst2")}
 
 
-def test_train_py_says_what_it_trains_and_leaves_a_result(finished: dict[str, Path], small_data: Path,
-                                                          tiny_checkpoint: Path) -> None:
+def test_train_py_says_what_it_trains_and_leaves_a_result(
+    finished: dict[str, Path], small_data: Path, tiny_checkpoint: Path
+) -> None:
     content = json.loads((finished["rte"] / "result.json").read_text())
     assert content["model"].endswith(str(tiny_checkpoint)) and content["data"].startswith(str(small_data))
 
 
 def test_without_data_or_a_network_the_stand_in_is_used_and_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    done = run_command("-m", "minipeft", "train", "--task", "sst2", "--method", "head", "--model", tiny_checkpoint,
-                       *SMALL, "--output", tmp_path / "run", HF_DATASETS_CACHE=str(tmp_path / "empty"))
+    done = run_command(
+        "-m",
+        "minipeft",
+        "train",
+        "--task",
+        "sst2",
+        "--method",
+        "head",
+        "--model",
+        tiny_checkpoint,
+        *SMALL,
+        "--output",
+        tmp_path / "run",
+        HF_DATASETS_CACHE=str(tmp_path / "empty"),
+    )
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "run" / "result.json").read_text())
     assert "stand-in" in content["data"] and f"data    {content['data']}" in done.stderr
@@ -73,18 +99,36 @@ def test_bad_data_ends_a_real_process_with_status_2_and_one_line(place: Place) -
     assert "row 7: label 'maybe'" in done.stderr and not place.output.exists()
 
 
-def test_a_learning_rate_that_blows_up_ends_a_real_process_with_status_2(tiny_checkpoint: Path, small_data: Path,
-                                                                         tmp_path: Path) -> None:
-    done = run_command("train.py", "--task", "rte", "--model", tiny_checkpoint, "--data", small_data, *SMALL, "--lr",
-                       "1e36", "--warmup-steps", "0", "--quiet", "--output", tmp_path / "run")
+def test_a_learning_rate_that_blows_up_ends_a_real_process_with_status_2(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    done = run_command(
+        "train.py",
+        "--task",
+        "rte",
+        "--model",
+        tiny_checkpoint,
+        "--data",
+        small_data,
+        *SMALL,
+        "--lr",
+        "1e36",
+        "--warmup-steps",
+        "0",
+        "--quiet",
+        "--output",
+        tmp_path / "run",
+    )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert re.match(r"minipeft: step \d+: .*(nan|inf).*lower --lr", done.stderr)
 
 
 def test_help_and_every_import_need_neither_torch_nor_transformers() -> None:
-    modules = sorted(".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
-                     for path in (REPOSITORY / "minipeft").rglob("*.py")
-                     if path.stem not in ("__main__", "__init__", "curves"))
+    modules = sorted(
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        for path in (REPOSITORY / "minipeft").rglob("*.py")
+        if path.stem not in ("__main__", "__init__", "curves")
+    )
     assert "minipeft.training.pretrain" in modules
     script = f"""
 import importlib, sys
@@ -120,7 +164,8 @@ def test_the_pretraining_flags_are_its_settings_with_the_same_defaults() -> None
     automatic = {"command", "text", "output", "device", "precision"}
     assert set(flags) - {"command"} == {f.name for f in fields(PretrainSettings)}
     assert {name: value for name, value in flags.items() if name not in automatic} == {
-        f.name: f.default for f in fields(PretrainSettings) if f.name not in automatic}
+        f.name: f.default for f in fields(PretrainSettings) if f.name not in automatic
+    }
     assert flags["device"] == flags["precision"] == "auto"
 
 
@@ -140,8 +185,9 @@ def test_predict_prints_a_line_of_json_a_text(finished: dict[str, Path], capsys:
         assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-6)
 
 
-def test_evaluate_takes_another_split_and_other_data(finished: dict[str, Path], small_data: Path, tmp_path: Path,
-                                                     capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_takes_another_split_and_other_data(
+    finished: dict[str, Path], small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["evaluate", str(finished["rte"])]) == 0
     assert main(["evaluate", str(finished["rte"]), "--split", "train"]) == 0
     (tmp_path / "rte").mkdir()
@@ -180,8 +226,19 @@ class Place:
         self.output = folder / "output"
 
     def train(self, *more: str, task: str = "rte") -> list[str]:
-        return ["train", "--task", task, "--model", str(self.model), "--data", str(self.data), "--output",
-                str(self.output), *SMALL, *more]
+        return [
+            "train",
+            "--task",
+            task,
+            "--model",
+            str(self.model),
+            "--data",
+            str(self.data),
+            "--output",
+            str(self.output),
+            *SMALL,
+            *more,
+        ]
 
     def rows(self, edit: Callable[[list[dict[str, Any]]], Any], split: str = "train") -> None:
         path = self.data / "rte" / f"{split}.jsonl"
@@ -220,42 +277,46 @@ def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[st
     return error
 
 
-@pytest.mark.parametrize(("flags", "expected"), [
-    (["--task", "rtf"], "unknown task 'rtf'; one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"),
-    (["--method", "lroa"], "unknown method 'lroa'; one of full, head, bitfit, lora"),
-    (["--targets", "query", "values"], "unknown target 'values'; one of query, key, value, output, intermediate"),
-    (["--rank", "0"], "rank 0"),
-    (["--rank", "-1"], "rank -1"),
-    (["--alpha", "nan"], "alpha nan"),
-    (["--dropout", "1"], "dropout 1.0"),
-    (["--dropout", "-0.1"], "dropout -0.1"),
-    (["--method", "bitfit", "--rank", "2"], "--rank 2 has no meaning for bitfit"),
-    (["--method", "full", "--targets", "key"], "--targets ['key'] has no meaning for full"),
-    (["--method", "head", "--dropout", "0"], "--dropout 0.0 has no meaning for head"),
-    (["--epochs", "0"], "--epochs 0"),
-    (["--lr", "-0.001"], "--lr -0.001"),
-    (["--lr", "nan"], "--lr nan"),
-    (["--lr", "inf"], "--lr inf"),
-    (["--weight-decay", "-1"], "--weight-decay -1.0"),
-    (["--warmup-steps", "-1"], "--warmup-steps -1"),
-    (["--batch-size", "0"], "--batch-size 0"),
-    (["--grad-accum", "-4"], "--grad-accum -4"),
-    (["--max-tokens", "0"], "--max-tokens 0"),
-    (["--train-limit", "0"], "--train-limit 0"),
-    (["--eval-limit", "0"], "--eval-limit 0"),
-    (["--max-length", "129"], "--max-length 129 is beyond the model's position table; it takes up to 128"),
-    (["--max-length", "0"], "--max-length 0"),
-    (["--max-length", "4"], "max_length 4 leaves no room"),
-    (["--seed", "99999999999999999999"], "--seed 99999999999999999999"),
-    (["--device", "tpu"], "unknown device 'tpu'; one of auto, cpu, cuda, mps"),
-    (["--precision", "fp16"], "unknown precision 'fp16'; one of auto, fp32, bf16"),
-    (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
-    (["--model", "example/no-such-encoder"], "example/no-such-encoder"),
-    (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
-    (["--task", "cola"], "no folder cola"),
-])
-def test_a_bad_flag_is_refused(flags: list[str], expected: str, place: Place,
-                               capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--task", "rtf"], "unknown task 'rtf'; one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"),
+        (["--method", "lroa"], "unknown method 'lroa'; one of full, head, bitfit, lora"),
+        (["--targets", "query", "values"], "unknown target 'values'; one of query, key, value, output, intermediate"),
+        (["--rank", "0"], "rank 0"),
+        (["--rank", "-1"], "rank -1"),
+        (["--alpha", "nan"], "alpha nan"),
+        (["--dropout", "1"], "dropout 1.0"),
+        (["--dropout", "-0.1"], "dropout -0.1"),
+        (["--method", "bitfit", "--rank", "2"], "--rank 2 has no meaning for bitfit"),
+        (["--method", "full", "--targets", "key"], "--targets ['key'] has no meaning for full"),
+        (["--method", "head", "--dropout", "0"], "--dropout 0.0 has no meaning for head"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--lr", "-0.001"], "--lr -0.001"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--lr", "inf"], "--lr inf"),
+        (["--weight-decay", "-1"], "--weight-decay -1.0"),
+        (["--warmup-steps", "-1"], "--warmup-steps -1"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--grad-accum", "-4"], "--grad-accum -4"),
+        (["--max-tokens", "0"], "--max-tokens 0"),
+        (["--train-limit", "0"], "--train-limit 0"),
+        (["--eval-limit", "0"], "--eval-limit 0"),
+        (["--max-length", "129"], "--max-length 129 is beyond the model's position table; it takes up to 128"),
+        (["--max-length", "0"], "--max-length 0"),
+        (["--max-length", "4"], "max_length 4 leaves no room"),
+        (["--seed", "99999999999999999999"], "--seed 99999999999999999999"),
+        (["--device", "tpu"], "unknown device 'tpu'; one of auto, cpu, cuda, mps"),
+        (["--precision", "fp16"], "unknown precision 'fp16'; one of auto, fp32, bf16"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--model", "example/no-such-encoder"], "example/no-such-encoder"),
+        (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--task", "cola"], "no folder cola"),
+    ],
+)
+def test_a_bad_flag_is_refused(
+    flags: list[str], expected: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert expected in refused(place.train(*flags), place.folder, capsys)
 
 
@@ -285,8 +346,10 @@ DAMAGES: dict[str, tuple[Callable[[Place], Any], str]] = {
     "weights cut short": (lambda p: p.damage("model.safetensors", lambda b: b[:-9]), "not a whole safetensors"),
     "weights cut in the header": (lambda p: p.damage("model.safetensors", lambda b: b[:40]), "not a whole safetensors"),
     "empty weights": (lambda p: p.damage("model.safetensors", lambda b: b""), "not a whole safetensors"),
-    "weights that are text": (lambda p: p.damage("model.safetensors", lambda b: b"<html>404</html>" * 99),
-                              "not a whole safetensors"),
+    "weights that are text": (
+        lambda p: p.damage("model.safetensors", lambda b: b"<html>404</html>" * 99),
+        "not a whole safetensors",
+    ),
     "a config that is no JSON": (lambda p: p.damage("config.json", lambda b: b[:-20]), "not readable as JSON"),
     "a config that is a list": (lambda p: p.damage("config.json", lambda b: b"[]"), "no JSON object"),
     "a tokenizer cut short": (lambda p: p.damage("tokenizer.json", lambda b: b[:300]), "tokenizer files cannot be"),
@@ -296,8 +359,10 @@ DAMAGES: dict[str, tuple[Callable[[Place], Any], str]] = {
     "more layers than the weights have": (lambda p: p.config(num_hidden_layers=3), "encoder.layer.2"),
     "fewer layers than the weights have": (lambda p: p.config(num_hidden_layers=1), "unknown tensor encoder.layer.1"),
     "another vocabulary size": (lambda p: p.config(vocab_size=501), "word_embeddings.weight has shape (500, 32)"),
-    "another width": (lambda p: p.weights(lambda s: s.update({LAYER: torch.zeros(32, 60)})),
-                      f"{LAYER} has shape (32, 60)"),
+    "another width": (
+        lambda p: p.weights(lambda s: s.update({LAYER: torch.zeros(32, 60)})),
+        f"{LAYER} has shape (32, 60)",
+    ),
     "a tensor too few": (lambda p: p.weights(lambda s: s.pop(LAYER)), "encoder.layer.0.output.dense.weight"),
     "a tensor too many": (lambda p: p.weights(lambda s: s.update({"roberta.extra": torch.ones(2)})), "extra"),
     "a tensor of integers": (lambda p: p.weights(lambda s: s.update({LAYER: s[LAYER].long()})), "torch.int64"),
@@ -308,11 +373,15 @@ DAMAGES: dict[str, tuple[Callable[[Place], Any], str]] = {
     "a null sentence": (change_row(5, sentence2=None), "train.jsonl, row 5: sentence2 is null"),
     "an empty split": (lambda p: p.rows(lambda rows: rows.clear()), "train.jsonl"),
     "no validation split": (lambda p: (p.data / "rte" / "validation.jsonl").unlink(), "no validation.parquet"),
-    "a split that is no JSON": (lambda p: (p.data / "rte" / "train.jsonl").write_text("sentence1\tsentence2\n"),
-                                "train.jsonl: not readable"),
+    "a split that is no JSON": (
+        lambda p: (p.data / "rte" / "train.jsonl").write_text("sentence1\tsentence2\n"),
+        "train.jsonl: not readable",
+    ),
     "an empty sst2 split": (lambda p: _empty_parquet(p.data / "rte"), "train.parquet: the split is empty"),
-    "a parquet file cut short": (lambda p: (p.data / "rte" / "train.parquet").write_bytes(b"PAR1 and no more"),
-                                 "train.parquet: not readable"),
+    "a parquet file cut short": (
+        lambda p: (p.data / "rte" / "train.parquet").write_bytes(b"PAR1 and no more"),
+        "train.parquet: not readable",
+    ),
 }
 
 
@@ -329,8 +398,9 @@ def test_a_damaged_input_is_refused(damage: str, place: Place, capsys: pytest.Ca
     assert expected in refused(place.train(), place.folder, capsys)
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused_with_the_row(place: Place,
-                                                                   capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tokenizer_larger_than_the_model_is_refused_with_the_row(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     def shrink(state: dict[str, torch.Tensor]) -> None:
         for name in ("roberta.embeddings.word_embeddings.weight", "lm_head.bias"):
             state[name] = state[name][:280].clone()
@@ -347,28 +417,33 @@ def test_an_output_that_cannot_be_a_folder_is_refused(place: Place, capsys: pyte
         assert str(place.folder / "file") in refused(arguments, place.folder, capsys)
 
 
-def test_an_output_that_holds_a_run_is_refused(finished: dict[str, Path], place: Place,
-                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_holds_a_run_is_refused(
+    finished: dict[str, Path], place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = shutil.copytree(finished["rte"], place.folder / "run")
     line = refused(place.train("--output", str(run)), place.folder, capsys)
     assert "already holds a run; pass --resume" in line
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["predict", "--text", "a"]])
-def test_a_folder_that_is_no_run_is_refused(command: list[str], place: Place,
-                                            capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_run_is_refused(
+    command: list[str], place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     for folder in (place.folder / "absent", place.model, place.data):
         assert str(folder) in refused([command[0], str(folder), *command[1:]], place.folder, capsys)
 
 
-@pytest.mark.parametrize(("task", "more", "expected"), [
-    ("rte", ["--text", "a"], "give each text a pair"),
-    ("rte", ["--text", "a", "--text", "b", "--pair", "c"], "2 texts but 1 pairs"),
-    ("sst2", ["--text", "a", "--pair", "b"], "give no pair"),
-])
+@pytest.mark.parametrize(
+    ("task", "more", "expected"),
+    [
+        ("rte", ["--text", "a"], "give each text a pair"),
+        ("rte", ["--text", "a", "--text", "b", "--pair", "c"], "2 texts but 1 pairs"),
+        ("sst2", ["--text", "a", "--pair", "b"], "give no pair"),
+    ],
+)
 def test_predict_with_the_wrong_number_of_sentences_is_refused(
-        task: str, more: list[str], expected: str, finished: dict[str, Path],
-        capsys: pytest.CaptureFixture[str]) -> None:
+    task: str, more: list[str], expected: str, finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert expected in refused(["predict", str(finished[task]), *more], finished[task], capsys)
 
 
@@ -386,57 +461,103 @@ def test_a_damaged_run_is_refused(finished: dict[str, Path], place: Place, capsy
     assert "IA3" in refused(["predict", str(run), "--text", "a", "--pair", "b"], place.folder, capsys)
 
 
-def test_evaluating_an_unknown_or_unlabelled_split_is_refused(finished: dict[str, Path], place: Place,
-                                                              capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluating_an_unknown_or_unlabelled_split_is_refused(
+    finished: dict[str, Path], place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["evaluate", str(finished["rte"]), "--data", str(place.data), "--split"]
     assert "no test.parquet" in refused([*arguments, "test"], place.folder, capsys)
     place.rows(lambda rows: [row.update(label=-1) for row in rows], "validation")
     assert "GLUE hides the labels" in refused([*arguments, "validation"], place.folder, capsys)
 
 
-def test_exporting_over_something_is_refused(finished: dict[str, Path], place: Place,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
+def test_exporting_over_something_is_refused(
+    finished: dict[str, Path], place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "is not empty" in refused(["export", str(finished["rte"]), str(place.model)], place.folder, capsys)
     (place.folder / "file").write_text("not a folder")
     refused(["export", str(finished["rte"]), str(place.folder / "file")], place.folder, capsys)
 
 
-@pytest.mark.parametrize(("flags", "expected"), [
-    (["--text", "/nowhere/at/all.txt"], "/nowhere/at/all.txt"),
-    (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
-    (["--steps", "0"], "--steps 0"),
-    (["--batch-tokens", "8"], "--batch-tokens 8"),
-    (["--block-length", "2"], "--block-length 2"),
-    (["--block-length", "600"], "--block-length 600"),
-    (["--long-block-length", "600"], "--long-block-length 600"),
-    (["--lr", "-1"], "--lr -1.0"),
-    (["--lr", "nan"], "--lr nan"),
-    (["--evaluate-every", "0"], "--evaluate-every 0"),
-    (["--num-attention-heads", "5"], "num_attention_heads 5"),
-    (["--dropout", "1.5"], "--dropout 1.5"),
-    (["--vocab-size", "100"], "--vocab-size 100"),
-    (["--device", "tpu"], "unknown device 'tpu'"),
-])
-def test_a_bad_pretraining_flag_is_refused(flags: list[str], expected: str, tmp_path: Path,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--text", "/nowhere/at/all.txt"], "/nowhere/at/all.txt"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--steps", "0"], "--steps 0"),
+        (["--batch-tokens", "8"], "--batch-tokens 8"),
+        (["--block-length", "2"], "--block-length 2"),
+        (["--block-length", "600"], "--block-length 600"),
+        (["--long-block-length", "600"], "--long-block-length 600"),
+        (["--lr", "-1"], "--lr -1.0"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--evaluate-every", "0"], "--evaluate-every 0"),
+        (["--num-attention-heads", "5"], "num_attention_heads 5"),
+        (["--dropout", "1.5"], "--dropout 1.5"),
+        (["--vocab-size", "100"], "--vocab-size 100"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+    ],
+)
+def test_a_bad_pretraining_flag_is_refused(
+    flags: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Line {number} of some text about dogs and cats.\n" for number in range(400)))
-    arguments = ["pretrain", "--text", str(text), "--output", str(tmp_path / "output"), "--vocab-size", "300",
-                 "--hidden-size", "16", "--num-hidden-layers", "1", "--num-attention-heads", "2", "--steps", "2",
-                 "--block-length", "32", "--long-block-length", "64", "--batch-tokens", "128", "--device", "cpu",
-                 "--quiet"]
+    arguments = [
+        "pretrain",
+        "--text",
+        str(text),
+        "--output",
+        str(tmp_path / "output"),
+        "--vocab-size",
+        "300",
+        "--hidden-size",
+        "16",
+        "--num-hidden-layers",
+        "1",
+        "--num-attention-heads",
+        "2",
+        "--steps",
+        "2",
+        "--block-length",
+        "32",
+        "--long-block-length",
+        "64",
+        "--batch-tokens",
+        "128",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
     assert expected in refused([*arguments, *flags], tmp_path, capsys)
 
 
-@pytest.mark.parametrize(("name", "content", "expected"), [
-    ("short.txt", b"one line\n", "1 lines of text"),
-    ("empty.txt", b"", "0 lines of text"),
-    ("latin.txt", "caf\xe9\n".encode("latin-1") * 300, "latin.txt"),
-    ("broken.jsonl", b"{\"text\": \"a\"}\n{\"texts\": \"b\"}\n", "broken.jsonl, line 2"),
-])
-def test_bad_pretraining_text_is_refused(name: str, content: bytes, expected: str, tmp_path: Path,
-                                         capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("short.txt", b"one line\n", "1 lines of text"),
+        ("empty.txt", b"", "0 lines of text"),
+        ("latin.txt", "caf\xe9\n".encode("latin-1") * 300, "latin.txt"),
+        ("broken.jsonl", b'{"text": "a"}\n{"texts": "b"}\n', "broken.jsonl, line 2"),
+    ],
+)
+def test_bad_pretraining_text_is_refused(
+    name: str, content: bytes, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / name).write_bytes(content)
-    line = refused(["pretrain", "--text", str(tmp_path / name), "--output", str(tmp_path / "output"), "--device", "cpu",
-                    "--vocab-size", "300", "--quiet"], tmp_path, capsys)
+    line = refused(
+        [
+            "pretrain",
+            "--text",
+            str(tmp_path / name),
+            "--output",
+            str(tmp_path / "output"),
+            "--device",
+            "cpu",
+            "--vocab-size",
+            "300",
+            "--quiet",
+        ],
+        tmp_path,
+        capsys,
+    )
     assert expected in line

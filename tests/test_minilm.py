@@ -49,12 +49,27 @@ def test_a_few_steps_of_lora_lower_the_loss_on_real_sentences(minilm: Path, tmp_
     torch.manual_seed(0)
     task, source = get_task("sst2"), str(shared("glue"))
     model = load_pretrained(minilm)
-    train, validation = (encode_split(read_split(task, split, source, 128), load_tokenizer(minilm), 128, model.config)
-                         for split in ("train", "validation"))
+    train, validation = (
+        encode_split(read_split(task, split, source, 128), load_tokenizer(minilm), 128, model.config)
+        for split in ("train", "validation")
+    )
     apply(model, LoRA(rank=2, alpha=8))
     before = evaluate(model, validation, 2048, "cpu")["eval_loss"]
-    done = train_loop(model, train, validation, tmp_path, epochs=3, lr=2e-3, sequences_per_step=16, warmup_steps=2,
-                      weight_decay=0.01, max_tokens=2048, seed=0, device="cpu", quiet=True)
+    done = train_loop(
+        model,
+        train,
+        validation,
+        tmp_path,
+        epochs=3,
+        lr=2e-3,
+        sequences_per_step=16,
+        warmup_steps=2,
+        weight_decay=0.01,
+        max_tokens=2048,
+        seed=0,
+        device="cpu",
+        quiet=True,
+    )
     losses = [row["train_loss"] for row in done.history]
     assert losses[-1] < 0.8 * losses[0]
     assert done.history[-1]["eval_loss"] < before

@@ -12,14 +12,35 @@ import pytest
 import minipeft
 
 PACKAGE = Path(minipeft.__file__).parent
-CONTRACT = {"load_pretrained", "load_tokenizer", "pack", "LoRA", "BitFit", "Full", "Head", "apply", "count_parameters",
-            "save_adapter", "load_adapter", "merge", "unmerge", "export", "train", "MinipeftError"}
+CONTRACT = {
+    "load_pretrained",
+    "load_tokenizer",
+    "pack",
+    "LoRA",
+    "BitFit",
+    "Full",
+    "Head",
+    "apply",
+    "count_parameters",
+    "save_adapter",
+    "load_adapter",
+    "merge",
+    "unmerge",
+    "export",
+    "train",
+    "MinipeftError",
+}
 
 
 def modules_after(code: str) -> set[str]:
     """The modules that a fresh interpreter has loaded after `code`."""
-    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], text=True,
-                          capture_output=True, check=True, cwd=PACKAGE.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        text=True,
+        capture_output=True,
+        check=True,
+        cwd=PACKAGE.parent,
+    )
     return set(done.stdout.split())
 
 
@@ -33,8 +54,14 @@ def test_every_public_name_is_there(name: str) -> None:
 def test_the_lists_of_names_agree() -> None:
     """The names for type checkers, for the lazy import and for `import *` are the same."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    typed = {(node.module, alias.name) for block in tree.body if isinstance(block, ast.If)
-             for node in ast.walk(block) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    typed = {
+        (node.module, alias.name)
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     lazy = {(home, name) for home, names in minipeft._HOMES.items() for name in names}
     assert typed == lazy and sorted(name for _, name in lazy) == sorted(minipeft.__all__)
 
@@ -69,8 +96,19 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_file_imports_transformers_peft_or_accelerate(path: Path) -> None:
-    allowed = {"minipeft", "torch", "tokenizers", "datasets", "safetensors", "tqdm", "huggingface_hub", "matplotlib",
-               "numpy", "pyarrow", "filelock"} | set(sys.stdlib_module_names)
+    allowed = {
+        "minipeft",
+        "torch",
+        "tokenizers",
+        "datasets",
+        "safetensors",
+        "tqdm",
+        "huggingface_hub",
+        "matplotlib",
+        "numpy",
+        "pyarrow",
+        "filelock",
+    } | set(sys.stdlib_module_names)
     assert imported(path) <= allowed
 
 

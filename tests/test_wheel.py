@@ -25,8 +25,22 @@ def test_the_wheel_brings_the_bundled_encoder_and_trains_outside_the_repository(
     elsewhere.mkdir()
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
-    command = [sys.executable, "-c", "import sys; from minipeft.cli import main; sys.exit(main())", "train",
-               "--task", "rte", "--method", "bitfit", "--epochs", "1", "--train-limit", "64", "--eval-limit", "32"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from minipeft.cli import main; sys.exit(main())",
+        "train",
+        "--task",
+        "rte",
+        "--method",
+        "bitfit",
+        "--epochs",
+        "1",
+        "--train-limit",
+        "64",
+        "--eval-limit",
+        "32",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -228,8 +228,14 @@ def _banner(
         f"data    {data}\n"
         f"device  {wanted.device}, {wanted.precision}",
         file=sys.stderr,
-        flush=True,
     )
+    if "stand-in" in model + data:
+        print(
+            "*** STAND-IN: this run shows that the machine works. Its figures say nothing about roberta-base or "
+            f"{task.name}. ***",
+            file=sys.stderr,
+        )
+    sys.stderr.flush()
 
 
 def _result(

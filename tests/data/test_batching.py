@@ -16,21 +16,30 @@ from minipeft import EncoderConfig, MinipeftError, pack
 from minipeft.data.batching import epoch_order, split_by_tokens
 
 ROBERTA = EncoderConfig(vocab_size=50, hidden_size=4, num_attention_heads=1, max_position_embeddings=32)
-BERT = EncoderConfig(model_type="bert", vocab_size=50, hidden_size=4, num_attention_heads=1, pad_token_id=0,
-                     max_position_embeddings=30, type_vocab_size=2)
+BERT = EncoderConfig(
+    model_type="bert",
+    vocab_size=50,
+    hidden_size=4,
+    num_attention_heads=1,
+    pad_token_id=0,
+    max_position_embeddings=30,
+    type_vocab_size=2,
+)
 SEQUENCES = st.lists(st.lists(st.integers(0, 49), min_size=1, max_size=30), min_size=1, max_size=10)
 
 
 @given(sequences=SEQUENCES, config=st.sampled_from([ROBERTA, BERT]), data=st.data())
-def test_a_batch_holds_the_sequences_end_to_end(sequences: list[list[int]], config: EncoderConfig,
-                                                data: st.DataObject) -> None:
+def test_a_batch_holds_the_sequences_end_to_end(
+    sequences: list[list[int]], config: EncoderConfig, data: st.DataObject
+) -> None:
     labels = data.draw(st.lists(st.integers(0, 1), min_size=len(sequences), max_size=len(sequences)))
     batch = pack(sequences, labels, config=config)
     ends = batch.cu_seqlens.tolist()
     assert [batch.input_ids[a:b].tolist() for a, b in pairwise(ends)] == sequences
     first = config.position_offset
     assert [batch.position_ids[a:b].tolist() for a, b in pairwise(ends)] == [
-        list(range(first, first + len(sequence))) for sequence in sequences]
+        list(range(first, first + len(sequence))) for sequence in sequences
+    ]
     assert int(batch.position_ids.max()) < config.max_position_embeddings
     assert batch.lengths == tuple(map(len, sequences)) and batch.max_seqlen == max(batch.lengths)
     assert (len(batch), batch.total_tokens) == (len(sequences), len(batch.input_ids))
@@ -51,7 +60,8 @@ def encodings() -> list[Any]:
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w1"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="w2 $A w3", pair="w2 $A w3 $B:1 w3:1", special_tokens=[("w2", 2), ("w3", 3)])
+        single="w2 $A w3", pair="w2 $A w3 $B:1 w3:1", special_tokens=[("w2", 2), ("w3", 3)]
+    )
     return [tokenizer.encode("w7 w8", "w9"), tokenizer.encode("w7")]
 
 
@@ -76,26 +86,30 @@ def test_a_batch_moves_whole() -> None:
     assert batch.lengths == (6, 3) and batch.max_seqlen == 6
 
 
-@pytest.mark.parametrize(("sequences", "labels", "message"), [
-    ([], None, "at least one sequence"),
-    ([[1], []], None, "sequence 1 has 0 tokens"),
-    ([[1], [1], [5] * 31], None, "sequence 2 has 31 tokens; the model takes 1 to 30"),
-    ([[1, 2], [3, 50]], None, "token id 50 in sequence 1 .* vocabulary of 50"),
-    ([[-1]], None, "token id -1 in sequence 0"),
-    ([[1], [2]], [0], "1 labels for 2 sequences"),
-    ([[1], [2]], [0, 2], "label 2 of sequence 1 .* 2 classes 0 to 1"),
-    ([[1]], [-1], "label -1 of sequence 0"),
-    ([[1]], [0.5], r"label 0\.5"),
-    ([[1]], [None], "label None"),
-])
+@pytest.mark.parametrize(
+    ("sequences", "labels", "message"),
+    [
+        ([], None, "at least one sequence"),
+        ([[1], []], None, "sequence 1 has 0 tokens"),
+        ([[1], [1], [5] * 31], None, "sequence 2 has 31 tokens; the model takes 1 to 30"),
+        ([[1, 2], [3, 50]], None, "token id 50 in sequence 1 .* vocabulary of 50"),
+        ([[-1]], None, "token id -1 in sequence 0"),
+        ([[1], [2]], [0], "1 labels for 2 sequences"),
+        ([[1], [2]], [0, 2], "label 2 of sequence 1 .* 2 classes 0 to 1"),
+        ([[1]], [-1], "label -1 of sequence 0"),
+        ([[1]], [0.5], r"label 0\.5"),
+        ([[1]], [None], "label None"),
+    ],
+)
 def test_what_does_not_fit_the_model_is_refused_by_number(sequences: Any, labels: Any, message: str) -> None:
     with pytest.raises(MinipeftError, match=message):
         pack(sequences, labels, config=ROBERTA)
 
 
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), max_tokens=st.integers(1, 100), data=st.data())
-def test_a_token_budget_takes_each_index_once_in_order_of_length(lengths: list[int], max_tokens: int,
-                                                                data: st.DataObject) -> None:
+def test_a_token_budget_takes_each_index_once_in_order_of_length(
+    lengths: list[int], max_tokens: int, data: st.DataObject
+) -> None:
     indices = data.draw(st.lists(st.integers(0, len(lengths) - 1), unique=True))
     batches = list(split_by_tokens(indices, lengths, max_tokens))
     flat = [index for batch in batches for index in batch]

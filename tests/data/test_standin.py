@@ -34,7 +34,7 @@ Columns = dict[str, list[Any]]
 
 
 def examples(columns: Columns, task: str) -> list[tuple[str, ...]]:
-    return list(zip(*(columns[name] for name in TEXTS[task])))
+    return list(zip(*(columns[name] for name in TEXTS[task]), strict=False))
 
 
 @pytest.mark.parametrize(("task", "split"), SIZES)
@@ -166,7 +166,7 @@ def entails(premise: str, hypothesis: str) -> bool:
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_entailment_labels_follow_from_the_words_of_the_pair(split: str) -> None:
     columns = standin.generate("rte", split)
-    for pair, label in zip(examples(columns, "rte"), columns["label"]):
+    for pair, label in zip(examples(columns, "rte"), columns["label"], strict=False):
         assert entails(*pair) == (label == 0), pair
 
 
@@ -198,7 +198,7 @@ def test_a_bag_of_words_does_not_solve_entailment(separate: bool, vectorizer: Co
 
     fitted = [clone(vectorizer).fit(column) for column in texts(train)]
     seen, held_out = (
-        hstack([one.transform(column) for one, column in zip(fitted, texts(columns))])
+        hstack([one.transform(column) for one, column in zip(fitted, texts(columns), strict=False)])
         for columns in (train, validation)
     )
     model = LogisticRegression(max_iter=2000).fit(seen, train["label"])
@@ -208,10 +208,10 @@ def test_a_bag_of_words_does_not_solve_entailment(separate: bool, vectorizer: Co
 def test_remembering_hypotheses_does_not_solve_entailment() -> None:
     train, validation = (standin.generate("rte", split) for split in ("train", "validation"))
     votes: Counter[str] = Counter()
-    for hypothesis, label in zip(train["sentence2"], train["label"]):
+    for hypothesis, label in zip(train["sentence2"], train["label"], strict=False):
         votes[hypothesis] += 1 if label else -1
     guesses = [int(votes[hypothesis] > 0) for hypothesis in validation["sentence2"]]
-    right = sum(guess == label for guess, label in zip(guesses, validation["label"]))
+    right = sum(guess == label for guess, label in zip(guesses, validation["label"], strict=False))
     assert right / len(guesses) < LEAK
 
 
@@ -233,14 +233,14 @@ def sentiment(sentence: str) -> int:
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_sentiment_labels_follow_from_the_words_of_the_sentence(split: str) -> None:
     columns = standin.generate("sst2", split)
-    for sentence, label in zip(columns["sentence"], columns["label"]):
+    for sentence, label in zip(columns["sentence"], columns["label"], strict=False):
         assert sentence == sentence.lower()
         assert sentiment(sentence) == label, sentence
 
 
 def test_taking_a_negation_out_flips_the_sentiment() -> None:
     columns = standin.generate("sst2", "train")
-    labels = dict(zip(columns["sentence"], columns["label"]))
+    labels = dict(zip(columns["sentence"], columns["label"], strict=False))
     compared = 0
     for sentence, label in labels.items():
         words = sentence.split()
@@ -253,7 +253,7 @@ def test_taking_a_negation_out_flips_the_sentiment() -> None:
 
 def test_exchanging_the_clauses_of_a_contrast_flips_the_sentiment() -> None:
     columns = standin.generate("sst2", "train")
-    labels = dict(zip(columns["sentence"], columns["label"]))
+    labels = dict(zip(columns["sentence"], columns["label"], strict=False))
     compared = 0
     for sentence, label in labels.items():
         judgements = [word for word in sentence.split() if word in standin.PRAISE + standin.BLAME]

@@ -35,11 +35,20 @@ def write(folder: Path, task: str, columns: dict[str, list[Any]], ending: str = 
 
 
 # GLUE's own sizes (Wang et al. 2019, table 1, and the data's cards)
-@pytest.mark.parametrize(("name", "split", "size"), [
-    ("rte", "train", 2490), ("rte", "validation", 277), ("sst2", "validation", 872), ("mrpc", "train", 3668),
-    ("mrpc", "validation", 408), ("stsb", "train", 5749), ("stsb", "validation", 1500), ("cola", "validation", 1043),
-    ("wnli", "validation", 71),
-])
+@pytest.mark.parametrize(
+    ("name", "split", "size"),
+    [
+        ("rte", "train", 2490),
+        ("rte", "validation", 277),
+        ("sst2", "validation", 872),
+        ("mrpc", "train", 3668),
+        ("mrpc", "validation", 408),
+        ("stsb", "train", 5749),
+        ("stsb", "validation", 1500),
+        ("cola", "validation", 1043),
+        ("wnli", "validation", 71),
+    ],
+)
 def test_real_glue_is_read_whole(name: str, split: str, size: int) -> None:
     from pyarrow import parquet
 
@@ -89,8 +98,19 @@ def test_a_tsv_line_is_taken_as_it_stands(texts: list[str], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("ending", ["tsv", "jsonl"])
-@pytest.mark.parametrize("texts", [['say "hi', 'a" b"'], ["NA", "null"], ["12", "13"], ["1.50", "2.00"],
-                                   ["true", "False"], ["'", '"'], ["# a", " b "]], ids=str)
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ['say "hi', 'a" b"'],
+        ["NA", "null"],
+        ["12", "13"],
+        ["1.50", "2.00"],
+        ["true", "False"],
+        ["'", '"'],
+        ["# a", " b "],
+    ],
+    ids=str,
+)
 def test_text_stays_text(texts: list[str], ending: str, tmp_path: Path) -> None:
     source = write(tmp_path, "sst2", {"sentence": texts, "label": [0, 1]}, ending)
     assert read_split(get_task("sst2"), "train", source).texts == texts
@@ -114,16 +134,20 @@ def test_a_later_limit_cuts_before_the_bad_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "tsv"])
-@pytest.mark.parametrize(("change", "message"), [
-    ({"sentence2": None}, r"no column 'sentence2' \(there are .*label.*\)"),
-    ({"label": None}, "no column 'label'"),
-    ({"label": [0, 1, 2]}, "row 2: label 2 is none of rte's: 0 entailment, 1 not_entailment"),
-    ({"label": [0, -1, 1]}, r"row 1: label -1 .*hides the labels"),
-    ({"label": ["entailment", "maybe", "entailment"]}, "row 1: label 'maybe'"),
-    ({"label": [0.0, 1.0, 0.5]}, r"row 2: label 0\.5"),
-])
-def test_columns_and_labels_that_do_not_fit_are_named(change: dict[str, Any], message: str, ending: str,
-                                                      tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sentence2": None}, r"no column 'sentence2' \(there are .*label.*\)"),
+        ({"label": None}, "no column 'label'"),
+        ({"label": [0, 1, 2]}, "row 2: label 2 is none of rte's: 0 entailment, 1 not_entailment"),
+        ({"label": [0, -1, 1]}, r"row 1: label -1 .*hides the labels"),
+        ({"label": ["entailment", "maybe", "entailment"]}, "row 1: label 'maybe'"),
+        ({"label": [0.0, 1.0, 0.5]}, r"row 2: label 0\.5"),
+    ],
+)
+def test_columns_and_labels_that_do_not_fit_are_named(
+    change: dict[str, Any], message: str, ending: str, tmp_path: Path
+) -> None:
     columns = {name: values for name, values in (PAIR | change).items() if values is not None}
     with pytest.raises(MinipeftError, match=rf"train\.{ending}.*{message}") as caught:
         read_split(get_task("rte"), "train", write(tmp_path, "rte", columns, ending))
@@ -155,15 +179,24 @@ def test_regression_takes_finite_numbers_alone(label: Any, tmp_path: Path) -> No
         read_split(get_task("stsb"), "train", source)
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("train.jsonl", "", "empty"), ("train.tsv", "", "empty"), ("train.parquet", "", "empty"),
-    ("train.tsv", "sentence\tlabel\n", "empty"), ("train.jsonl", "\n\n", "train.jsonl"),
-    ("train.jsonl", "{not json}\n", "jsonl"),
-    ("train.jsonl", '{"sentence": "a", "label": 0}\n{"sentence": ', "jsonl"), ("train.parquet", "PAR1 no", "parquet"),
-    ("train.tsv", "sentence\tlabel\na\t0\nb\t1\t2\t3\n", "tsv"), ("train.jsonl", "[1, 2]\n", "train.jsonl"),
-    ("train.jsonl", '{"sentence": {"a": 1}, "label": 0}\n', "no text"), ("train.tsv", "\xff\x00\n", "tsv"),
-    ("train.csv", "sentence,label\na,0\n", r"no train\.parquet, train\.jsonl or train\.tsv"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.jsonl", "", "empty"),
+        ("train.tsv", "", "empty"),
+        ("train.parquet", "", "empty"),
+        ("train.tsv", "sentence\tlabel\n", "empty"),
+        ("train.jsonl", "\n\n", "train.jsonl"),
+        ("train.jsonl", "{not json}\n", "jsonl"),
+        ("train.jsonl", '{"sentence": "a", "label": 0}\n{"sentence": ', "jsonl"),
+        ("train.parquet", "PAR1 no", "parquet"),
+        ("train.tsv", "sentence\tlabel\na\t0\nb\t1\t2\t3\n", "tsv"),
+        ("train.jsonl", "[1, 2]\n", "train.jsonl"),
+        ("train.jsonl", '{"sentence": {"a": 1}, "label": 0}\n', "no text"),
+        ("train.tsv", "\xff\x00\n", "tsv"),
+        ("train.csv", "sentence,label\na,0\n", r"no train\.parquet, train\.jsonl or train\.tsv"),
+    ],
+)
 def test_files_that_cannot_be_read_are_named_in_one_line(name: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "sst2").mkdir()
     (tmp_path / "sst2" / name).write_bytes(content.encode("latin-1"))
@@ -191,4 +224,13 @@ def test_a_folder_without_the_task_is_refused(tmp_path: Path) -> None:
 
 def test_the_table_has_glues_labels_in_order() -> None:
     assert {name: task.num_labels for name, task in TASKS.items()} == {
-        "rte": 2, "sst2": 2, "cola": 2, "mrpc": 2, "stsb": 1, "qnli": 2, "qqp": 2, "mnli": 3, "wnli": 2}
+        "rte": 2,
+        "sst2": 2,
+        "cola": 2,
+        "mrpc": 2,
+        "stsb": 1,
+        "qnli": 2,
+        "qqp": 2,
+        "mnli": 3,
+        "wnli": 2,
+    }

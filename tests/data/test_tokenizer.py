@@ -34,7 +34,8 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         shutil.copy(path, both / path.name)
     (both / "config.json").write_text('{"model_type": "roberta"}')
     return {name: load_tokenizer(folder) for name, folder in folders.items()} | {
-        "transformers": AutoTokenizer.from_pretrained(both)}
+        "transformers": AutoTokenizer.from_pretrained(both)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,9 @@ def test_a_pair_has_robertas_template(kind: str, roberta: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("kind", ["json", "bpe"])
 @pytest.mark.parametrize("max_length", [512, 48])
-def test_real_rte_is_tokenized_and_truncated_as_in_transformers(kind: str, max_length: int,
-                                                               roberta: dict[str, Any]) -> None:
+def test_real_rte_is_tokenized_and_truncated_as_in_transformers(
+    kind: str, max_length: int, roberta: dict[str, Any]
+) -> None:
     split = read_split(get_task("rte"), "validation", str(shared("glue")))
     assert split.pairs is not None
     theirs = roberta["transformers"](split.texts, split.pairs, truncation="longest_first", max_length=max_length)
@@ -70,8 +72,9 @@ def test_real_rte_is_tokenized_and_truncated_as_in_transformers(kind: str, max_l
 @given(text=TEXT, pair=TEXT, max_length=st.integers(5, 40))
 @settings(max_examples=150, deadline=None)
 @example(text="fill  <mask> in<mask>", pair="</s> <unk><pad> <s>", max_length=40)
-def test_any_text_is_tokenized_and_truncated_as_in_transformers(roberta: dict[str, Any], text: str, pair: str,
-                                                                max_length: int) -> None:
+def test_any_text_is_tokenized_and_truncated_as_in_transformers(
+    roberta: dict[str, Any], text: str, pair: str, max_length: int
+) -> None:
     theirs = roberta["transformers"]
     for kind in ("json", "bpe"):
         ours = roberta[kind]
@@ -83,8 +86,9 @@ def test_any_text_is_tokenized_and_truncated_as_in_transformers(roberta: dict[st
 
 @given(text=TEXT, pair=TEXT, max_length=st.integers(4, 40))
 @settings(max_examples=60, deadline=None)
-def test_bert_has_its_own_template_and_token_types(minilm: tuple[Tokenizer, Any], text: str, pair: str,
-                                                   max_length: int) -> None:
+def test_bert_has_its_own_template_and_token_types(
+    minilm: tuple[Tokenizer, Any], text: str, pair: str, max_length: int
+) -> None:
     ours, theirs = minilm
     (encoding,) = ours.encode_full([text], [pair], max_length)
     expected = theirs([text], [pair], truncation="longest_first", max_length=max_length)
@@ -131,8 +135,14 @@ def test_a_saved_tokenizer_is_the_same_without_its_settings(roberta: dict[str, A
 
 def test_settings_in_tokenizer_json_do_not_pad_or_cut(tmp_path: Path) -> None:
     content = json.loads(shared("tokenizers", "roberta-base", "tokenizer.json").read_text(encoding="utf-8"))
-    content["padding"] = {"strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 1,
-                          "pad_type_id": 0, "pad_token": "<pad>"}
+    content["padding"] = {
+        "strategy": {"Fixed": 20},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 1,
+        "pad_type_id": 0,
+        "pad_token": "<pad>",
+    }
     content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     tokenizer = load_tokenizer(tmp_path)
@@ -140,14 +150,19 @@ def test_settings_in_tokenizer_json_do_not_pad_or_cut(tmp_path: Path) -> None:
     assert tokenizer.truncated == 0
 
 
-@pytest.mark.parametrize(("files", "message"), [
-    ({}, r"no tokenizer\.json and no vocab\.json"), ({"vocab.json": "{}"}, r"no tokenizer\.json"),
-    ({"tokenizer.json": ""}, "cannot be read"), ({"tokenizer.json": "[]"}, "cannot be read"),
-    ({"tokenizer.json": '{"model": {"type": "Magic"}}'}, "cannot be read"),
-    ({"vocab.json": "{", "merges.txt": ""}, "cannot be read"),
-    ({"vocab.json": '{"a": 0}', "merges.txt": "x y\n"}, "cannot be read"),
-    ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "<s>"),
-])
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"no tokenizer\.json and no vocab\.json"),
+        ({"vocab.json": "{}"}, r"no tokenizer\.json"),
+        ({"tokenizer.json": ""}, "cannot be read"),
+        ({"tokenizer.json": "[]"}, "cannot be read"),
+        ({"tokenizer.json": '{"model": {"type": "Magic"}}'}, "cannot be read"),
+        ({"vocab.json": "{", "merges.txt": ""}, "cannot be read"),
+        ({"vocab.json": '{"a": 0}', "merges.txt": "x y\n"}, "cannot be read"),
+        ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "<s>"),
+    ],
+)
 def test_missing_and_bad_files_are_named_in_one_line(files: dict[str, str], message: str, tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)

@@ -22,8 +22,9 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> SequenceClassifier:
 
 def test_it_trains_exactly_the_encoders_biases_and_the_head(model: SequenceClassifier) -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == {name for name, _ in model.named_parameters()
-                       if name.startswith("head.") or name.endswith(".bias")}
+    assert trained == {
+        name for name, _ in model.named_parameters() if name.startswith("head.") or name.endswith(".bias")
+    }
     in_encoder = {name for name in trained if name.startswith("encoder.")}
     assert len(in_encoder) == 1 + 8 * len(model.encoder.layers)  # six linear layers and two LayerNorms a layer
     assert all(dict(model.named_parameters())[name].ndim == 1 for name in in_encoder)

@@ -36,9 +36,14 @@ from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 
 LENGTHS = (7, 1, 40, 3, 129, 7)
 # For each of our targets, the regular expression that means it to peft.
-PEFT_TARGETS = {"query": r"attention\.self\.query", "key": r"attention\.self\.key", "value": r"attention\.self\.value",
-                "output": r"attention\.output\.dense", "intermediate": r"intermediate\.dense",
-                "ffn_output": r"\d+\.output\.dense"}
+PEFT_TARGETS = {
+    "query": r"attention\.self\.query",
+    "key": r"attention\.self\.key",
+    "value": r"attention\.self\.value",
+    "output": r"attention\.output\.dense",
+    "intermediate": r"intermediate\.dense",
+    "ffn_output": r"\d+\.output\.dense",
+}
 HEADS = {"roberta": ["classifier"], "bert": ["pooler", "classifier"]}
 
 
@@ -50,8 +55,14 @@ def with_peft(folder: Path, method: LoRA, model_type: str = "roberta", **shape: 
     reference.save_pretrained(folder)
     model = apply(load_pretrained(folder), method)
     targets = "|".join(PEFT_TARGETS[target] for target in method.targets)
-    config = LoraConfig(task_type="SEQ_CLS", r=method.rank, lora_alpha=method.alpha, lora_dropout=method.dropout,
-                        target_modules=rf".*\.layer\.\S*({targets})", modules_to_save=HEADS[model_type])
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=rf".*\.layer\.\S*({targets})",
+        modules_to_save=HEADS[model_type],
+    )
     wrapped = get_peft_model(reference, config)
     theirs, names = dict(wrapped.named_parameters()), peft_names(model)
     with torch.no_grad():
@@ -129,13 +140,22 @@ def test_dropout_falls_on_the_input_of_a_alone_in_training_alone() -> None:
 # ------------------------------------------------------------------------------------------------------- the config
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"rank": 0}, "rank 0"), ({"rank": -3}, "rank -3"), ({"rank": 2.5}, "rank 2.5"), ({"rank": "2"}, "rank '2'"),
-    ({"alpha": math.inf}, "alpha inf"), ({"alpha": math.nan}, "alpha nan"), ({"dropout": 1}, "dropout 1"),
-    ({"dropout": -0.1}, r"dropout -0\.1"), ({"targets": ()}, "query, key, value, output, intermediate, ffn_output"),
-    ({"targets": ("query", "dense")}, "'dense'; one of query, key, value, output, intermediate, ffn_output"),
-    ({"targets": "classifier"}, "classifier"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "rank 0"),
+        ({"rank": -3}, "rank -3"),
+        ({"rank": 2.5}, "rank 2.5"),
+        ({"rank": "2"}, "rank '2'"),
+        ({"alpha": math.inf}, "alpha inf"),
+        ({"alpha": math.nan}, "alpha nan"),
+        ({"dropout": 1}, "dropout 1"),
+        ({"dropout": -0.1}, r"dropout -0\.1"),
+        ({"targets": ()}, "query, key, value, output, intermediate, ffn_output"),
+        ({"targets": ("query", "dense")}, "'dense'; one of query, key, value, output, intermediate, ffn_output"),
+        ({"targets": "classifier"}, "classifier"),
+    ],
+)
 def test_bad_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(MinipeftError, match=message):
         LoRA(**settings)
@@ -160,8 +180,14 @@ def test_parameters_are_rank_times_in_and_out_features_of_each_target(rank: int,
     from minipeft import EncoderConfig
 
     hidden, inner, layers = 6, 10, 2
-    config = EncoderConfig(vocab_size=9, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=2,
-                           intermediate_size=inner, max_position_embeddings=12)
+    config = EncoderConfig(
+        vocab_size=9,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=inner,
+        max_position_embeddings=12,
+    )
     model = apply(SequenceClassifier(config), LoRA(rank=rank, targets=tuple(targets)))
     sizes = {name: hidden + (inner if name in ("intermediate", "ffn_output") else hidden) for name in LINEAR_NAMES}
     assert count_parameters(model).method == layers * rank * sum(sizes[target] for target in targets)
@@ -172,9 +198,17 @@ def test_parameters_are_rank_times_in_and_out_features_of_each_target(rank: int,
 # --------------------------------------------------------------------------------------------------------- with peft
 
 
-@pytest.mark.parametrize(("model_type", "targets"), [
-    ("roberta", ("query", "value")), ("roberta", ("output",)), ("roberta", ("ffn_output",)),
-    ("roberta", ("intermediate", "key")), ("roberta", LINEAR_NAMES), ("bert", LINEAR_NAMES)])
+@pytest.mark.parametrize(
+    ("model_type", "targets"),
+    [
+        ("roberta", ("query", "value")),
+        ("roberta", ("output",)),
+        ("roberta", ("ffn_output",)),
+        ("roberta", ("intermediate", "key")),
+        ("roberta", LINEAR_NAMES),
+        ("bert", LINEAR_NAMES),
+    ],
+)
 def test_logits_and_gradients_equal_peft(model_type: str, targets: tuple[str, ...], tmp_path: Path) -> None:
     wrapped, model = with_peft(tmp_path, LoRA(rank=3, alpha=8, targets=targets), model_type, num_hidden_layers=2)
     randomise(wrapped, model)
@@ -203,7 +237,7 @@ def rte_batches() -> Batches:
     folder = shared("tokenizers", "roberta-base")
     split = read_split(get_task("rte"), "train", str(shared("glue")), limit=STEPS * BATCH)
     ids = load_tokenizer(folder).encode(split.texts, split.pairs, max_length=96)
-    return [(ids[i:i + BATCH], list(map(int, split.labels[i:i + BATCH]))) for i in range(0, STEPS * BATCH, BATCH)]
+    return [(ids[i : i + BATCH], list(map(int, split.labels[i : i + BATCH]))) for i in range(0, STEPS * BATCH, BATCH)]
 
 
 def our_losses(model: SequenceClassifier, batches: Batches) -> list[float]:
@@ -226,8 +260,13 @@ def their_losses(model: Any, batches: Batches) -> list[float]:
     from transformers import get_linear_schedule_with_warmup
 
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.01},
-                                   {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0}], lr=RATE)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.01},
+            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        lr=RATE,
+    )
     schedule = get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS)
     losses = []
     for ids, labels in batches:
@@ -243,8 +282,14 @@ def their_losses(model: Any, batches: Batches) -> list[float]:
 
 @pytest.mark.parametrize("method", [LoRA(rank=2, alpha=8), BitFit()], ids=["lora", "bitfit"])
 def test_every_loss_of_50_steps_on_rte_equals_transformers_and_peft(method: Any, tmp_path: Path) -> None:
-    shape = {"vocab_size": 50265, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
-             "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    shape = {
+        "vocab_size": 50265,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
     if method == BitFit():
         peer = reference_model(**shape)
         peer.save_pretrained(tmp_path)
@@ -263,8 +308,10 @@ def test_every_loss_of_50_steps_on_rte_equals_transformers_and_peft(method: Any,
 
 def our_losses_without_training(model: SequenceClassifier, batches: Batches) -> list[float]:
     with torch.no_grad():
-        return [F.cross_entropy(model(pack(ids, config=model.config)), torch.tensor(labels)).item()
-                for ids, labels in batches]
+        return [
+            F.cross_entropy(model(pack(ids, config=model.config)), torch.tensor(labels)).item()
+            for ids, labels in batches
+        ]
 
 
 def test_bfloat16_activations_keep_a_and_b_and_their_gradients_in_float32(checkpoint: Path) -> None:

@@ -37,13 +37,16 @@ def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
 
 
 # The shape of roberta-base: 12 layers of 768 and 3,072; each count is written out from its formula.
-@pytest.mark.parametrize(("method", "expected"), [
-    (LoRA(rank=2), 73_728),  # 12 layers · 2 targets · 2 · (768 + 768)
-    (LoRA(rank=8, targets=LINEAR_NAMES), 12 * 8 * (4 * 2 * 768 + 2 * (768 + 3072))),
-    (BitFit(), 102_144),  # 12 · 11 · 768 + 768
-    (Head(), 0),
-    (Full(), 124_055_040),  # (50,265 + 514 + 1) · 768 + 2 · 768 + 12 · 7,087,872
-])
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (LoRA(rank=2), 73_728),  # 12 layers · 2 targets · 2 · (768 + 768)
+        (LoRA(rank=8, targets=LINEAR_NAMES), 12 * 8 * (4 * 2 * 768 + 2 * (768 + 3072))),
+        (BitFit(), 102_144),  # 12 · 11 · 768 + 768
+        (Head(), 0),
+        (Full(), 124_055_040),  # (50,265 + 514 + 1) · 768 + 2 · 768 + 12 · 7,087,872
+    ],
+)
 def test_counts_on_roberta_base_are_those_of_the_papers(method: Any, expected: int) -> None:
     count = count_parameters(meta(EncoderConfig(), method))
     assert count.method == expected
@@ -80,10 +83,17 @@ def test_a_saved_file_holds_as_many_numbers_as_are_counted(method: Any, checkpoi
     count, (hidden, inner, layers) = count_parameters(model), (48, 80, 3)
     in_head = sum(tensor.numel() for name, tensor in state.items() if ".classifier." in name)
     assert in_head == count.head == hidden * hidden + hidden + 2 * hidden + 2
-    encoder = (300 + 514 + 1) * hidden + 2 * hidden + layers * (
-        4 * hidden * (hidden + 1) + hidden * inner + inner + inner * hidden + hidden + 4 * hidden)
-    expected = {"full": encoder, "head": 0, "bitfit": hidden + layers * (7 * hidden + inner),
-                "lora": layers * 2 * 2 * 2 * hidden}[method_name(method)]
+    encoder = (
+        (300 + 514 + 1) * hidden
+        + 2 * hidden
+        + layers * (4 * hidden * (hidden + 1) + hidden * inner + inner + inner * hidden + hidden + 4 * hidden)
+    )
+    expected = {
+        "full": encoder,
+        "head": 0,
+        "bitfit": hidden + layers * (7 * hidden + inner),
+        "lora": layers * 2 * 2 * 2 * hidden,
+    }[method_name(method)]
     assert sum(tensor.numel() for tensor in state.values()) - in_head == count.method == expected
 
 

@@ -48,15 +48,22 @@ def compare(lengths: list[int], num_heads: int, head_size: int, first_only: bool
 @settings(max_examples=40, deadline=None)
 @example(lengths=[20, 19, 20, 18, 1], num_heads=2, head_size=4)  # a group with padding
 @example(lengths=[1], num_heads=1, head_size=1)
-def test_grouped_equals_plain_forward_and_backward(first_only: bool, lengths: list[int], num_heads: int,
-                                                  head_size: int) -> None:
+def test_grouped_equals_plain_forward_and_backward(
+    first_only: bool, lengths: list[int], num_heads: int, head_size: int
+) -> None:
     compare(lengths, num_heads, head_size, first_only)
 
 
 @pytest.mark.parametrize("first_only", [False, True])
-@pytest.mark.parametrize("lengths", [
-    [LONGEST_BY_PRODUCTS, LONGEST_BY_PRODUCTS - 1, LONGEST_BY_PRODUCTS + 1], [300, 280, 512, 3, 500, 290],
-    [LONGEST_BY_PRODUCTS + 1] * 3], ids=str)
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [LONGEST_BY_PRODUCTS, LONGEST_BY_PRODUCTS - 1, LONGEST_BY_PRODUCTS + 1],
+        [300, 280, 512, 3, 500, 290],
+        [LONGEST_BY_PRODUCTS + 1] * 3,
+    ],
+    ids=str,
+)
 def test_grouped_equals_plain_at_lengths_for_the_fused_kernel(lengths: list[int], first_only: bool) -> None:
     compare(lengths, 2, 8, first_only)
 
@@ -96,9 +103,9 @@ def test_groups_hold_every_token_once_and_little_padding(lengths: list[int]) -> 
     slot = sequence = 0
     for group in plan.groups:
         assert group.start == slot
-        members = plan.sequence_order[sequence:sequence + group.count]
+        members = plan.sequence_order[sequence : sequence + group.count]
         real = torch.arange(group.longest) < torch.tensor(lengths)[members][:, None]  # (count, longest)
-        slots = plan.token_of_slot[slot:slot + group.count * group.longest].view(group.count, group.longest)
+        slots = plan.token_of_slot[slot : slot + group.count * group.longest].view(group.count, group.longest)
         assert torch.equal(sequence_of_token[slots], members[:, None].expand_as(slots))  # padding repeats its own
         assert real[:, 0].all() and real[-1].all()
         assert int((~real).sum()) <= PADDING_BOUND * real.numel()

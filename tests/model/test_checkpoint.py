@@ -72,10 +72,10 @@ def test_every_kind_of_weights_gives_the_same_model(kind: str, tmp_path: Path) -
     assert largest(logits(load_pretrained(tmp_path)), reference_logits(reference)) < 1e-5
 
 
-@pytest.mark.parametrize(("model_type", "family"), [("roberta", "roberta"), ("camembert", "roberta"),
-                                                    ("bert", "bert")])
+@pytest.mark.parametrize(("model_type", "family"), [("roberta", "roberta"), ("camembert", "roberta"), ("bert", "bert")])
 def test_a_language_model_or_a_bare_encoder_gets_a_new_head_and_says_so_in_one_line(
-        model_type: str, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model_type: str, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     reference = reference_model(model_type, kind="language model")
     reference.save_pretrained(tmp_path / "masked")
     getattr(reference, family).save_pretrained(tmp_path / "bare")  # no prefix; a bare encoder of bert may have a pooler
@@ -93,7 +93,8 @@ def test_a_language_model_or_a_bare_encoder_gets_a_new_head_and_says_so_in_one_l
 
 
 def test_a_bert_encoder_with_its_pooler_keeps_it_and_gets_a_new_classifier(
-        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     reference = reference_model("bert")
     reference.bert.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path)
@@ -101,10 +102,19 @@ def test_a_bert_encoder_with_its_pooler_keeps_it_and_gets_a_new_classifier(
     assert [("head.out_proj" in line, "head.dense" in line) for line in lines(caplog)] == [(True, False)]
 
 
-@pytest.mark.parametrize("extra", ["roberta.pooler.dense.weight", "lm_head.dense.weight", "lm_head.decoder.weight",
-                                   "roberta.embeddings.position_ids", "pooler.dense.bias"])
-def test_tensors_for_another_purpose_are_dropped_by_name(extra: str, checkpoint: Path,
-                                                         caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "roberta.pooler.dense.weight",
+        "lm_head.dense.weight",
+        "lm_head.decoder.weight",
+        "roberta.embeddings.position_ids",
+        "pooler.dense.bias",
+    ],
+)
+def test_tensors_for_another_purpose_are_dropped_by_name(
+    extra: str, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before = logits(load_pretrained(checkpoint))
     rewrite(checkpoint, lambda state: state | {extra: torch.zeros(3, 2)})
     assert torch.equal(before, logits(load_pretrained(checkpoint)))
@@ -115,9 +125,13 @@ def test_tensors_for_another_purpose_are_dropped_by_name(extra: str, checkpoint:
 def test_gamma_and_beta_are_old_names_of_a_layer_norm(model_type: str, tmp_path: Path) -> None:
     reference = reference_model(model_type)
     reference.save_pretrained(tmp_path)
-    rewrite(tmp_path, lambda state: {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
-        for name, tensor in state.items()})
+    rewrite(
+        tmp_path,
+        lambda state: {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+            for name, tensor in state.items()
+        },
+    )
     assert "LayerNorm.gamma" in " ".join(load_file(tmp_path / "model.safetensors"))
     assert largest(logits(load_pretrained(tmp_path)), reference_logits(reference)) < 1e-5
 
@@ -161,8 +175,9 @@ def test_a_saved_language_model_loads_in_transformers_with_the_same_logits(model
         assert largest(model(pack([ids], config=model.config)), theirs(torch.tensor([ids])).logits[0]) < 1e-5
 
 
-def test_a_classifier_gives_a_language_model_a_new_head_and_says_so(checkpoint: Path,
-                                                                    caplog: pytest.LogCaptureFixture) -> None:
+def test_a_classifier_gives_a_language_model_a_new_head_and_says_so(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = load_language_model(checkpoint)
     assert model(pack(ragged(LENGTHS), config=model.config)).isfinite().all()
     (line,) = lines(caplog)
@@ -202,35 +217,45 @@ def reshaped(name: str, *shape: int) -> Callable[[State], State]:
 KEY = "roberta.encoder.layer.1.attention.self.key.weight"
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (without(KEY), f"{KEY} is missing"),
-    (without("classifier.out_proj.bias"), "classifier.out_proj.bias is missing"),
-    (without("classifier.dense.weight"), "classifier.dense.weight is missing"),
-    (reshaped(KEY, 48, 47), r"key\.weight has shape \(48, 47\).*\(48, 48\)"),
-    (reshaped("roberta.embeddings.word_embeddings.weight", 299, 48), r"word_embeddings.*\(299, 48\).*\(300, 48\)"),
-    (reshaped("classifier.out_proj.weight", 3, 48), r"out_proj.*\(3, 48\).*num_labels"),
-    (lambda state: state | {"roberta.encoder.layer.3.output.dense.bias": torch.zeros(2)}, r"encoder\.layer\.3\.output"),
-    (lambda state: state | {KEY + ".lora_A": torch.zeros(2)}, "unknown tensor .*lora_A"),
-    (lambda state: state | {KEY: state[KEY].to(torch.int32)}, "int32"),
-    (lambda state: {"model." + name: tensor for name, tensor in state.items()}, "model"),
-    (lambda state: {"vit.patch.weight": torch.zeros(3)}, "vit.patch.weight"),
-])
-def test_a_tensor_that_is_missing_unknown_or_misshapen_is_named(change: Callable[[State], State], message: str,
-                                                                checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without(KEY), f"{KEY} is missing"),
+        (without("classifier.out_proj.bias"), "classifier.out_proj.bias is missing"),
+        (without("classifier.dense.weight"), "classifier.dense.weight is missing"),
+        (reshaped(KEY, 48, 47), r"key\.weight has shape \(48, 47\).*\(48, 48\)"),
+        (reshaped("roberta.embeddings.word_embeddings.weight", 299, 48), r"word_embeddings.*\(299, 48\).*\(300, 48\)"),
+        (reshaped("classifier.out_proj.weight", 3, 48), r"out_proj.*\(3, 48\).*num_labels"),
+        (
+            lambda state: state | {"roberta.encoder.layer.3.output.dense.bias": torch.zeros(2)},
+            r"encoder\.layer\.3\.output",
+        ),
+        (lambda state: state | {KEY + ".lora_A": torch.zeros(2)}, "unknown tensor .*lora_A"),
+        (lambda state: state | {KEY: state[KEY].to(torch.int32)}, "int32"),
+        (lambda state: {"model." + name: tensor for name, tensor in state.items()}, "model"),
+        (lambda state: {"vit.patch.weight": torch.zeros(3)}, "vit.patch.weight"),
+    ],
+)
+def test_a_tensor_that_is_missing_unknown_or_misshapen_is_named(
+    change: Callable[[State], State], message: str, checkpoint: Path
+) -> None:
     with pytest.raises(MinipeftError, match=message):
         load_pretrained(rewrite(checkpoint, change))
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"model_type": "gpt2"}, "gpt2"),
-    ({"model_type": "bert"}, "unknown tensor|missing"),
-    ({"vocab_size": 301}, r"word_embeddings.*\(300, 48\).*\(301, 48\)"),
-    ({"hidden_size": 51}, "shape"),
-    ({"num_hidden_layers": 2}, "unknown tensor.*layer.2"),
-    ({"num_hidden_layers": 4}, r"layer\.3\..*missing"),
-    ({"num_attention_heads": 5}, "not a multiple"),
-    ({"max_position_embeddings": 512}, "position_embeddings"),
-])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "gpt2"}, "gpt2"),
+        ({"model_type": "bert"}, "unknown tensor|missing"),
+        ({"vocab_size": 301}, r"word_embeddings.*\(300, 48\).*\(301, 48\)"),
+        ({"hidden_size": 51}, "shape"),
+        ({"num_hidden_layers": 2}, "unknown tensor.*layer.2"),
+        ({"num_hidden_layers": 4}, r"layer\.3\..*missing"),
+        ({"num_attention_heads": 5}, "not a multiple"),
+        ({"max_position_embeddings": 512}, "position_embeddings"),
+    ],
+)
 def test_a_config_of_another_model_is_refused(fields: dict[str, Any], message: str, checkpoint: Path) -> None:
     with pytest.raises(MinipeftError, match=message):
         load_pretrained(write_config(checkpoint, **fields))
@@ -256,8 +281,14 @@ def test_a_damaged_file_is_named_in_one_line(name: str, damage: str, checkpoint:
         path.unlink()
         path.mkdir()
     else:
-        path.write_bytes({"half": content[:len(content) // 2], "empty": b"", "text": b"<html>not found</html>",
-                          "an end and nothing before it": b"\x80\x02."}[damage])
+        path.write_bytes(
+            {
+                "half": content[: len(content) // 2],
+                "empty": b"",
+                "text": b"<html>not found</html>",
+                "an end and nothing before it": b"\x80\x02.",
+            }[damage]
+        )
     with pytest.raises(MinipeftError, match=str(checkpoint)) as caught:
         load_pretrained(checkpoint)
     assert "\n" not in str(caught.value)
@@ -266,15 +297,16 @@ def test_a_damaged_file_is_named_in_one_line(name: str, damage: str, checkpoint:
 @ANY_FILE
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_no_damage_to_a_file_gives_anything_but_one_clear_error(name: str, data: st.DataObject,
-                                                                small_file: dict[str, bytes], tmp_path: Path) -> None:
+def test_no_damage_to_a_file_gives_anything_but_one_clear_error(
+    name: str, data: st.DataObject, small_file: dict[str, bytes], tmp_path: Path
+) -> None:
     from minipeft.model.checkpoint import read_weights
 
     content = bytearray(small_file[name])
     start = data.draw(st.integers(0, len(content) - 1))
     patch = data.draw(st.binary(max_size=16))
-    content[start:start + data.draw(st.integers(0, 16))] = patch
-    (tmp_path / name).write_bytes(content[:data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    content[start : start + data.draw(st.integers(0, 16))] = patch
+    (tmp_path / name).write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
     try:
         tensors = read_weights(tmp_path)
     except MinipeftError as error:
@@ -331,8 +363,16 @@ def test_a_missing_shard_and_a_bad_index_are_named(tmp_path: Path) -> None:
         load_pretrained(tmp_path)
     shutil.copy(tmp_path / "away", tmp_path.parent / "outside.safetensors")
     index = tmp_path / "model.safetensors.index.json"
-    for content in ("", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": [1]}}',
-                    '{"weight_map": {"a": "../outside.safetensors"}}', '{"weight_map": {}}'):
+    for content in (
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": [1]}}',
+        '{"weight_map": {"a": "../outside.safetensors"}}',
+        '{"weight_map": {}}',
+    ):
         index.write_text(content)
         with pytest.raises(MinipeftError):
             load_pretrained(tmp_path)

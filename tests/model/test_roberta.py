@@ -18,14 +18,25 @@ from minipeft.model.roberta import SequenceClassifier
 
 LENGTHS = (7, 1, 40, 3, 129, 7, 2, 64)
 FAMILIES = ("roberta", "xlm-roberta", "camembert", "bert")
-BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": 50265,
-        "num_hidden_layers": 2}
-LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096, "vocab_size": 50265,
-         "num_hidden_layers": 2}
+BASE = {
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "vocab_size": 50265,
+    "num_hidden_layers": 2,
+}
+LARGE = {
+    "hidden_size": 1024,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "vocab_size": 50265,
+    "num_hidden_layers": 2,
+}
 
 
-def both(folder: Path, model_type: str = "roberta", num_labels: int = 2,
-         **shape: Any) -> tuple[Any, SequenceClassifier]:
+def both(
+    folder: Path, model_type: str = "roberta", num_labels: int = 2, **shape: Any
+) -> tuple[Any, SequenceClassifier]:
     """transformers' model with random weights, and ours with the same."""
     reference = reference_model(model_type, num_labels, **shape)
     reference.save_pretrained(folder)
@@ -37,24 +48,29 @@ def bert_pairs(count: int, vocab_size: int) -> list[Encoding]:
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab_size)}, unk_token="w1"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="w2 $A w3", pair="w2 $A w3 $B:1 w3:1", special_tokens=[("w2", 2), ("w3", 3)])
+        single="w2 $A w3", pair="w2 $A w3 $B:1 w3:1", special_tokens=[("w2", 2), ("w3", 3)]
+    )
     firsts, seconds = ragged(range(1, count + 1), vocab_size), ragged(range(count, 0, -1), vocab_size, seed=1)
-    return tokenizer.encode_batch([(" ".join(f"w{i}" for i in a), " ".join(f"w{i}" for i in b))
-                                   for a, b in zip(firsts, seconds, strict=True)])
+    return tokenizer.encode_batch(
+        [(" ".join(f"w{i}" for i in a), " ".join(f"w{i}" for i in b)) for a, b in zip(firsts, seconds, strict=True)]
+    )
 
 
-@pytest.mark.parametrize(("model_type", "num_labels", "shape"), [
-    ("roberta", 2, {}),
-    ("roberta", 1, {"num_attention_heads": 1}),
-    ("roberta", 2, {"hidden_size": 35, "num_attention_heads": 5, "intermediate_size": 33}),
-    ("roberta", 3, {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "layer_norm_eps": 1e-12}),
-    ("roberta", 2, {"pad_token_id": 4}),
-    ("roberta", 2, {"type_vocab_size": 2}),
-    ("xlm-roberta", 3, {}),
-    ("camembert", 2, {}),
-    ("bert", 2, {}),
-    ("bert", 5, {"hidden_size": 49, "num_attention_heads": 7}),
-])
+@pytest.mark.parametrize(
+    ("model_type", "num_labels", "shape"),
+    [
+        ("roberta", 2, {}),
+        ("roberta", 1, {"num_attention_heads": 1}),
+        ("roberta", 2, {"hidden_size": 35, "num_attention_heads": 5, "intermediate_size": 33}),
+        ("roberta", 3, {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "layer_norm_eps": 1e-12}),
+        ("roberta", 2, {"pad_token_id": 4}),
+        ("roberta", 2, {"type_vocab_size": 2}),
+        ("xlm-roberta", 3, {}),
+        ("camembert", 2, {}),
+        ("bert", 2, {}),
+        ("bert", 5, {"hidden_size": 49, "num_attention_heads": 7}),
+    ],
+)
 @torch.no_grad()
 def test_logits_equal_transformers(model_type: str, num_labels: int, shape: dict[str, Any], tmp_path: Path) -> None:
     reference, model = both(tmp_path, model_type, num_labels, **shape)
@@ -87,8 +103,9 @@ def test_logits_with_token_types_equal_transformers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["roberta", "bert"])
 @torch.no_grad()
-def test_every_length_from_1_to_512_gives_the_same_logits_alone_and_in_transformers(model_type: str,
-                                                                                 tmp_path: Path) -> None:
+def test_every_length_from_1_to_512_gives_the_same_logits_alone_and_in_transformers(
+    model_type: str, tmp_path: Path
+) -> None:
     reference, model = both(tmp_path, model_type, num_hidden_layers=1)
     ids = ragged((*range(1, 24), 255, 256, 257, 400, 510, 511, 512))
     together = model(pack(ids, config=model.config))
@@ -175,10 +192,12 @@ def test_masked_language_model_logits_equal_transformers(model_type: str, tmp_pa
     assert largest(model(batch, masked), logits[masked]) < 1e-5
 
 
-DROPOUTS = {"hidden": {"hidden_dropout_prob": 0.3, "classifier_dropout": 0.0},
-            "attention": {"attention_probs_dropout_prob": 0.4},
-            "classifier": {"classifier_dropout": 0.4},
-            "classifier by default": {"hidden_dropout_prob": 0.3}}
+DROPOUTS = {
+    "hidden": {"hidden_dropout_prob": 0.3, "classifier_dropout": 0.0},
+    "attention": {"attention_probs_dropout_prob": 0.4},
+    "classifier": {"classifier_dropout": 0.4},
+    "classifier by default": {"hidden_dropout_prob": 0.3},
+}
 
 
 def draws(model: Any, ids: list[list[int]], count: int, seed: int) -> Tensor:
@@ -193,8 +212,9 @@ def draws(model: Any, ids: list[list[int]], count: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("model_type", ["roberta", "bert"])
 @pytest.mark.parametrize("dropout", DROPOUTS)
 @torch.no_grad()
-def test_dropout_in_training_spreads_the_logits_as_in_transformers(model_type: str, dropout: str,
-                                                                   tmp_path: Path) -> None:
+def test_dropout_in_training_spreads_the_logits_as_in_transformers(
+    model_type: str, dropout: str, tmp_path: Path
+) -> None:
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     reference, model = both(tmp_path, model_type, num_hidden_layers=1, **none | DROPOUTS[dropout])
     ids = ragged((6,))
@@ -222,8 +242,9 @@ def test_evaluation_has_no_dropout(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["roberta", "bert"])
 @torch.no_grad()
-def test_bfloat16_is_as_near_to_float32_as_in_transformers_and_logits_stay_float32(model_type: str,
-                                                                                tmp_path: Path) -> None:
+def test_bfloat16_is_as_near_to_float32_as_in_transformers_and_logits_stay_float32(
+    model_type: str, tmp_path: Path
+) -> None:
     reference, model = both(tmp_path, model_type)
     half = load_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     ids = ragged(LENGTHS)

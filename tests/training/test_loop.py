@@ -34,9 +34,24 @@ def encoded(count: int, seed: int = 0, flip: bool = False, task: str = "sst2") -
 
 def run(model: SequenceClassifier, train: Encoded, validation: Encoded, folder: Path, **changes: Any) -> Progress:
     folder.mkdir(exist_ok=True)
-    return train_loop(model, train, validation, folder, **{
-        "epochs": EPOCHS, "lr": LR, "sequences_per_step": PER_STEP, "warmup_steps": WARMUP, "weight_decay": 0.1,
-        "max_tokens": 64, "seed": 3, "device": "cpu", "quiet": True, **changes})
+    return train_loop(
+        model,
+        train,
+        validation,
+        folder,
+        **{
+            "epochs": EPOCHS,
+            "lr": LR,
+            "sequences_per_step": PER_STEP,
+            "warmup_steps": WARMUP,
+            "weight_decay": 0.1,
+            "max_tokens": 64,
+            "seed": 3,
+            "device": "cpu",
+            "quiet": True,
+            **changes,
+        },
+    )
 
 
 def test_full_fine_tuning_is_that_of_transformers_in_padded_batches(tmp_path: Path) -> None:
@@ -49,15 +64,16 @@ def test_full_fine_tuning_is_that_of_transformers_in_padded_batches(tmp_path: Pa
 
     decayed = [p for n, p in reference.named_parameters() if not n.endswith("bias") and "LayerNorm" not in n]
     others = [p for n, p in reference.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-                                  lr=LR)
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=LR
+    )
     scheduler = get_linear_schedule_with_warmup(optimizer, WARMUP, 3 * EPOCHS)
     reference.train()
     norms = []
     for epoch in range(EPOCHS):
         order, losses = epoch_order(COUNT, 3, epoch), []
         for start in range(0, COUNT, PER_STEP):
-            chosen = order[start:start + PER_STEP]
+            chosen = order[start : start + PER_STEP]
             labels = torch.tensor([train.split.labels[index] for index in chosen])
             loss = reference(**padded([train.sequences[index] for index in chosen]), labels=labels).loss
             optimizer.zero_grad()
@@ -130,27 +146,48 @@ def test_the_best_epoch_is_kept_although_later_ones_are_worse(checkpoint: Path, 
     assert (details["task"], details["metric"]) == ("sst2", "accuracy")
     restored = load_adapter(load_pretrained(checkpoint), tmp_path / "run" / "adapter")
     assert evaluate(restored, validation, 64, "cpu") == {
-        name: done.history[best][name] for name in ("eval_loss", "accuracy")}
+        name: done.history[best][name] for name in ("eval_loss", "accuracy")
+    }
     last = evaluate(model, validation, 64, "cpu")
     assert last == {name: done.history[-1][name] for name in ("eval_loss", "accuracy")}
 
 
 def test_training_learns(checkpoint: Path, tmp_path: Path) -> None:
     train = encoded(COUNT)
-    done = run(apply(load_pretrained(checkpoint), LoRA(rank=8)), train, train, tmp_path / "run", epochs=25,
-               warmup_steps=0, lr=5e-3)
+    done = run(
+        apply(load_pretrained(checkpoint), LoRA(rank=8)),
+        train,
+        train,
+        tmp_path / "run",
+        epochs=25,
+        warmup_steps=0,
+        lr=5e-3,
+    )
     assert done.history[-1]["eval_loss"] < 0.5 * done.history[0]["train_loss"]
     assert done.history[-1]["accuracy"] == 1.0
 
 
 def test_metrics_jsonl_holds_the_history(checkpoint: Path, tmp_path: Path) -> None:
-    done = run(apply(load_pretrained(checkpoint), Head()), encoded(COUNT, task="mrpc"), encoded(6, 1, task="mrpc"),
-               tmp_path / "run")
+    done = run(
+        apply(load_pretrained(checkpoint), Head()),
+        encoded(COUNT, task="mrpc"),
+        encoded(6, 1, task="mrpc"),
+        tmp_path / "run",
+    )
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == done.history
     for row in done.history:
-        assert list(row) == ["epoch", "step", "train_loss", "eval_loss", "accuracy", "f1", "learning_rate", "seconds",
-                             "samples_per_second"]
+        assert list(row) == [
+            "epoch",
+            "step",
+            "train_loss",
+            "eval_loss",
+            "accuracy",
+            "f1",
+            "learning_rate",
+            "seconds",
+            "samples_per_second",
+        ]
         assert row["samples_per_second"] == pytest.approx(COUNT / row["seconds"])
 
 

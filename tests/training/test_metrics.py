@@ -32,8 +32,9 @@ from minipeft.training.metrics import (
 
 
 def two_columns(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]]:
-    return st.integers(1, 40).flatmap(lambda size: st.tuples(*(
-        st.lists(values, min_size=size, max_size=size).map(np.array) for _ in range(2))))
+    return st.integers(1, 40).flatmap(
+        lambda size: st.tuples(*(st.lists(values, min_size=size, max_size=size).map(np.array) for _ in range(2)))
+    )
 
 
 # Few values, so that there are ties; quarters, so that sums are exact and a constant column is one.
@@ -45,7 +46,8 @@ def test_binary_metrics_are_scikit_learn_s(columns: tuple[np.ndarray, np.ndarray
     predictions, labels = columns
     assert accuracy(predictions, labels) == pytest.approx(accuracy_score(labels, predictions), abs=1e-12)
     assert f1(predictions, labels) == pytest.approx(
-        f1_score(labels, predictions, labels=[0, 1], zero_division=0.0), abs=1e-12)
+        f1_score(labels, predictions, labels=[0, 1], zero_division=0.0), abs=1e-12
+    )
     expected = matthews_corrcoef(labels, predictions) if len(set(labels) | set(predictions)) > 1 else 0.0
     assert matthews_correlation(predictions, labels) == pytest.approx(expected, abs=1e-12)
 

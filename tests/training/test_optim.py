@@ -25,8 +25,14 @@ def test_the_schedule_is_transformers_s(warmup_steps: int, total_steps: int) -> 
 
 @pytest.mark.parametrize("method", [Full(), BitFit(), LoRA(rank=2)])
 def test_matrices_decay_and_biases_and_layer_norm_do_not(method: object) -> None:
-    config = EncoderConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
-                           intermediate_size=12, max_position_embeddings=20)
+    config = EncoderConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=20,
+    )
     model = apply(SequenceClassifier(config), method)
     groups = parameter_groups(model, 0.1)
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}

@@ -36,10 +36,26 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(text: Path, output: Path, **changes: Any) -> PretrainSettings:
-    return replace(PretrainSettings(
-        text=(str(text),), output=str(output), vocab_size=400, hidden_size=32, num_hidden_layers=2,
-        num_attention_heads=2, steps=60, batch_tokens=256, block_length=32, long_block_length=64, lr=3e-3,
-        warmup_steps=5, evaluate_every=20, dropout=0.1, quiet=True), **changes)
+    return replace(
+        PretrainSettings(
+            text=(str(text),),
+            output=str(output),
+            vocab_size=400,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            steps=60,
+            batch_tokens=256,
+            block_length=32,
+            long_block_length=64,
+            lr=3e-3,
+            warmup_steps=5,
+            evaluate_every=20,
+            dropout=0.1,
+            quiet=True,
+        ),
+        **changes,
+    )
 
 
 def flags(wanted: PretrainSettings) -> list[str]:
@@ -163,9 +179,12 @@ def test_a_run_ended_in_the_middle_goes_on_to_the_same_bits(
 ) -> None:
     """While each step saves; with dropout, and with rows already written after the last checkpoint."""
     wanted = settings(text, tmp_path / "model")
-    process = subprocess.Popen([sys.executable, "-m", "minipeft", "pretrain",
-                                *flags(replace(wanted, checkpoint_minutes=1e-9))],
-                               cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minipeft", "pretrain", *flags(replace(wanted, checkpoint_minutes=1e-9))],
+        cwd=REPOSITORY,
+        env=environment(),
+        stderr=subprocess.PIPE,
+    )
     state_file = tmp_path / "model" / "checkpoint" / "state.pt"
     while not state_file.is_file():
         assert process.poll() is None, process.communicate()[1].decode()
@@ -188,8 +207,10 @@ def test_a_run_ended_in_the_middle_goes_on_to_the_same_bits(
     assert metrics(tmp_path / "model") == metrics(unbroken)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", unbroken))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    ours, theirs = (torch.load(folder / "checkpoint" / "state.pt", weights_only=True)["model"]
-                    for folder in (tmp_path / "model", unbroken))
+    ours, theirs = (
+        torch.load(folder / "checkpoint" / "state.pt", weights_only=True)["model"]
+        for folder in (tmp_path / "model", unbroken)
+    )
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -203,8 +224,9 @@ def test_a_damaged_state_is_refused(text: Path, unbroken: Path, tmp_path: Path) 
         pretrain(settings(text, folder, resume=True))
 
 
-def test_pretraining_goes_on_from_a_checkpoint_with_text_in_jsonl(tiny_checkpoint: Path, text: Path,
-                                                                  tmp_path: Path) -> None:
+def test_pretraining_goes_on_from_a_checkpoint_with_text_in_jsonl(
+    tiny_checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
     jsonl = tmp_path / "text.jsonl"
     lines = text.read_text(encoding="utf-8").splitlines()
     jsonl.write_text("".join(json.dumps({"text": line, "id": number}) + "\n" for number, line in enumerate(lines)))

@@ -33,12 +33,41 @@ from minipeft.model.checkpoint import save_checkpoint
 from minipeft.model.roberta import initialise
 from minipeft.training.metrics import Encoded, predict_logits
 
-METRICS_FIELDS = ["epoch", "step", "train_loss", "eval_loss", "accuracy", "learning_rate", "seconds",
-                  "samples_per_second"]
-RESULT_FIELDS = {"task", "method", "model", "data", "metric", "best", "last", "parameters", "train_seconds",
-                 "samples_per_second", "peak_memory_bytes", "seed", "versions"}
-SMALL = {"epochs": 2, "batch_size": 8, "grad_accum": 2, "train_limit": 48, "eval_limit": 16, "warmup_steps": 2,
-         "device": "cpu", "quiet": True}
+METRICS_FIELDS = [
+    "epoch",
+    "step",
+    "train_loss",
+    "eval_loss",
+    "accuracy",
+    "learning_rate",
+    "seconds",
+    "samples_per_second",
+]
+RESULT_FIELDS = {
+    "task",
+    "method",
+    "model",
+    "data",
+    "metric",
+    "best",
+    "last",
+    "parameters",
+    "train_seconds",
+    "samples_per_second",
+    "peak_memory_bytes",
+    "seed",
+    "versions",
+}
+SMALL = {
+    "epochs": 2,
+    "batch_size": 8,
+    "grad_accum": 2,
+    "train_limit": 48,
+    "eval_limit": 16,
+    "warmup_steps": 2,
+    "device": "cpu",
+    "quiet": True,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +78,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def small_run(checkpoint: Path, data: Path, output: Path, **settings: Any) -> Result:
-    return train(**{"task": "rte", "model": str(checkpoint), "data": str(data), "output": str(output), **SMALL,
-                    **settings})
+    return train(
+        **{"task": "rte", "model": str(checkpoint), "data": str(data), "output": str(output), **SMALL, **settings}
+    )
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -58,8 +88,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name not in ("seconds", "samples_per_second")}
-            for row in history]
+    return [
+        {name: value for name, value in row.items() if name not in ("seconds", "samples_per_second")} for row in history
+    ]
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -72,14 +103,20 @@ def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize("task", ["rte", "sst2"])
 @pytest.mark.parametrize("method", ["lora", "bitfit", "full", "head"])
-def test_every_method_leaves_a_whole_run_of_real_data(task: str, method: str, tiny_checkpoint: Path,
-                                                      tmp_path: Path) -> None:
+def test_every_method_leaves_a_whole_run_of_real_data(
+    task: str, method: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     result = small_run(tiny_checkpoint, shared("glue"), tmp_path / "run", task=task, method=method)
     folder = tmp_path / "run"
     optional = {"curves.png"}  # with the extra `plot`
     assert set(contents(folder)) - optional == {
-        "config.json", "metrics.jsonl", "result.json", "adapter/adapter_config.json",
-        "adapter/adapter_model.safetensors", "checkpoint/state.pt"}
+        "config.json",
+        "metrics.jsonl",
+        "result.json",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "checkpoint/state.pt",
+    }
     history, content = rows(folder), json.loads((folder / "result.json").read_text())
     assert [list(row) for row in history] == [METRICS_FIELDS] * 2
     assert [(row["epoch"], row["step"]) for row in history] == [(1, 3), (2, 6)]
@@ -116,12 +153,22 @@ def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_d
     assert {name for name, value in config.items() if value is None} == set()
 
 
-def test_a_method_given_as_its_config_is_the_method_given_by_flags(tiny_checkpoint: Path, small_data: Path,
-                                                                   tmp_path: Path) -> None:
-    flags = small_run(tiny_checkpoint, small_data, tmp_path / "flags", method="lora", rank=3, alpha=6.0, dropout=0.0,
-                      targets=("key", "intermediate"))
-    config = small_run(tiny_checkpoint, small_data, tmp_path / "config",
-                       method=LoRA(3, 6.0, 0.0, ("key", "intermediate")))
+def test_a_method_given_as_its_config_is_the_method_given_by_flags(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    flags = small_run(
+        tiny_checkpoint,
+        small_data,
+        tmp_path / "flags",
+        method="lora",
+        rank=3,
+        alpha=6.0,
+        dropout=0.0,
+        targets=("key", "intermediate"),
+    )
+    config = small_run(
+        tiny_checkpoint, small_data, tmp_path / "config", method=LoRA(3, 6.0, 0.0, ("key", "intermediate"))
+    )
     assert without_times(rows(flags.output)) == without_times(rows(config.output))
     assert flags.model.method == config.model.method == LoRA(3, 6.0, 0.0, ("key", "intermediate"))
     assert small_run(tiny_checkpoint, small_data, tmp_path / "bitfit", method=BitFit()).content["method"] == "bitfit"
@@ -130,12 +177,16 @@ def test_a_method_given_as_its_config_is_the_method_given_by_flags(tiny_checkpoi
 def test_how_a_step_is_shared_out_changes_nothing(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
     checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "no-dropout")
     content = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(content | {"hidden_dropout_prob": 0.0,
-                                                                  "attention_probs_dropout_prob": 0.0}))
+    (checkpoint / "config.json").write_text(
+        json.dumps(content | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    )
     common = {"method": "lora", "dropout": 0.0, "train_limit": 96}
     histories = []
-    for name, settings in {"16x4": {"batch_size": 16, "grad_accum": 4}, "64x1": {"batch_size": 64, "grad_accum": 1},
-                           "few tokens": {"batch_size": 64, "grad_accum": 1, "max_tokens": 100}}.items():
+    for name, settings in {
+        "16x4": {"batch_size": 16, "grad_accum": 4},
+        "64x1": {"batch_size": 64, "grad_accum": 1},
+        "few tokens": {"batch_size": 64, "grad_accum": 1, "max_tokens": 100},
+    }.items():
         small_run(checkpoint, small_data, tmp_path / name, **common, **settings)
         histories.append(without_times(rows(tmp_path / name)))
     assert histories[0] == histories[1]
@@ -146,8 +197,9 @@ def test_how_a_step_is_shared_out_changes_nothing(tiny_checkpoint: Path, small_d
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tiny_checkpoint: Path, small_data: Path,
-                                                                tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
     small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
     before = contents(tmp_path)
     with pytest.raises(MinipeftError, match=r"already holds a run; pass --resume"):
@@ -155,11 +207,25 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tiny_checkpoint:
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("lr", 1e-4), ("rank", 4), ("seed", 1), ("epochs", 3), ("batch_size", 4), ("train_limit", 40), ("task", "sst2"),
-    ("method", "bitfit"), ("targets", ("key",)), ("precision", "bf16"), ("max_tokens", 64)])
-def test_resume_with_another_setting_is_refused_by_its_name(name: str, value: Any, finished: Path, small_data: Path,
-                                                            tiny_checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", 1e-4),
+        ("rank", 4),
+        ("seed", 1),
+        ("epochs", 3),
+        ("batch_size", 4),
+        ("train_limit", 40),
+        ("task", "sst2"),
+        ("method", "bitfit"),
+        ("targets", ("key",)),
+        ("precision", "bf16"),
+        ("max_tokens", 64),
+    ],
+)
+def test_resume_with_another_setting_is_refused_by_its_name(
+    name: str, value: Any, finished: Path, small_data: Path, tiny_checkpoint: Path
+) -> None:
     before = contents(finished)
     with pytest.raises(MinipeftError, match=rf"was begun with {name} "):
         small_run(tiny_checkpoint, small_data, finished, resume=True, **{name: value})
@@ -183,16 +249,18 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path, tiny_checkpoint
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_resume_on_an_absent_or_empty_folder_starts_the_run(there: bool, tiny_checkpoint: Path, small_data: Path,
-                                                            tmp_path: Path) -> None:
+def test_resume_on_an_absent_or_empty_folder_starts_the_run(
+    there: bool, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
     if there:
         (tmp_path / "run").mkdir()
     result = small_run(tiny_checkpoint, small_data, tmp_path / "run", resume=True, epochs=1)
     assert result.content["last"]["epoch"] == 1 and (tmp_path / "run" / "result.json").is_file()
 
 
-def test_resume_refuses_a_folder_that_holds_something_else(tiny_checkpoint: Path, small_data: Path,
-                                                           tmp_path: Path) -> None:
+def test_resume_refuses_a_folder_that_holds_something_else(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     with pytest.raises(MinipeftError, match="is not empty and holds no run"):
@@ -201,16 +269,20 @@ def test_resume_refuses_a_folder_that_holds_something_else(tiny_checkpoint: Path
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "of another run"])
-def test_resume_from_a_damaged_checkpoint_is_refused(damage: str, finished: Path, tiny_checkpoint: Path,
-                                                     small_data: Path, tmp_path: Path) -> None:
+def test_resume_from_a_damaged_checkpoint_is_refused(
+    damage: str, finished: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
     state = folder / "checkpoint" / "state.pt"
     whole = state.read_bytes()
     if damage == "of another run":
         small_run(tiny_checkpoint, small_data, tmp_path / "other", method="head", epochs=1)
         whole = (tmp_path / "other" / "checkpoint" / "state.pt").read_bytes()
-    state.write_bytes({"truncated": whole[:len(whole) // 2], "empty": b"", "garbage": b"no pickle" * 50,
-                       "of another run": whole}[damage])
+    state.write_bytes(
+        {"truncated": whole[: len(whole) // 2], "empty": b"", "garbage": b"no pickle" * 50, "of another run": whole}[
+            damage
+        ]
+    )
     before = contents(folder)
     with pytest.raises(MinipeftError, match=r"state\.pt"):
         small_run(tiny_checkpoint, small_data, folder, resume=True)
@@ -219,13 +291,33 @@ def test_resume_from_a_damaged_checkpoint_is_refused(damage: str, finished: Path
     assert [name for name in after if after[name] != before[name]] == ["config.json"]  # with this call's --resume
 
 
-def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(tiny_checkpoint: Path, small_data: Path,
-                                                                tmp_path: Path) -> None:
+def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
     """SIGINT in the middle, --resume, SIGTERM in the middle, --resume: the adapter of an unbroken run, with dropout."""
+
     def arguments(output: str) -> list[str]:
-        return ["train.py", "--task", "rte", "--model", str(tiny_checkpoint), "--data", str(small_data), "--epochs",
-                "4", "--batch-size", "1", "--grad-accum", "1", "--dropout", "0.2", "--device", "cpu", "--output",
-                str(tmp_path / output)]
+        return [
+            "train.py",
+            "--task",
+            "rte",
+            "--model",
+            str(tiny_checkpoint),
+            "--data",
+            str(small_data),
+            "--epochs",
+            "4",
+            "--batch-size",
+            "1",
+            "--grad-accum",
+            "1",
+            "--dropout",
+            "0.2",
+            "--device",
+            "cpu",
+            "--output",
+            str(tmp_path / output),
+        ]
 
     steps = 4 * 96
     unbroken = run_command(*arguments("unbroken"), "--quiet")
@@ -233,8 +325,13 @@ def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(tiny_checkpoint:
     places = []
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         more = ["--resume"] if number == signal.SIGTERM else []
-        process = subprocess.Popen([sys.executable, *arguments("broken"), *more], cwd=REPOSITORY, env=environment(),
-                                   stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, *arguments("broken"), *more],
+            cwd=REPOSITORY,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         assert process.stderr is not None
         seen = b""
         while not any(int(done) > (places or [0])[-1] for done in re.findall(rb"(\d+)/%d \[" % steps, seen)):
@@ -255,14 +352,17 @@ def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(tiny_checkpoint:
     assert resumed.returncode == 0, resumed.stderr
     assert without_times(rows(tmp_path / "broken")) == without_times(rows(tmp_path / "unbroken"))
     assert same_tensors(adapter(tmp_path / "broken"), adapter(tmp_path / "unbroken"))
-    states = [torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True)["trained"]
-              for name in ("broken", "unbroken")]
+    states = [
+        torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True)["trained"]
+        for name in ("broken", "unbroken")
+    ]
     assert same_tensors(*states)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_fresh_process_predicts_the_training_process_s_bits(precision: str, tiny_checkpoint: Path, small_data: Path,
-                                                              tmp_path: Path) -> None:
+def test_a_fresh_process_predicts_the_training_process_s_bits(
+    precision: str, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
     result = small_run(tiny_checkpoint, small_data, tmp_path / "run", precision=precision, lr=5e-3)
     texts, pairs = ["All dogs bark.", "A bird sings in the garden.", "Nobody came"], ["Dogs bark.", "It rains", ""]
     tokenizer = load_tokenizer(tiny_checkpoint)
@@ -276,8 +376,9 @@ def test_a_fresh_process_predicts_the_training_process_s_bits(precision: str, ti
     lines = [json.loads(line) for line in predicted.stdout.splitlines()]
     assert [list(line["probabilities"].values()) for line in lines] == expected.tolist()
     assert all(list(line["probabilities"]) == ["entailment", "not_entailment"] for line in lines)
-    assert [line["label"] for line in lines] == [max(line["probabilities"], key=line["probabilities"].get)
-                                                 for line in lines]
+    assert [line["label"] for line in lines] == [
+        max(line["probabilities"], key=line["probabilities"].get) for line in lines
+    ]
     best = max(rows(tmp_path / "run"), key=lambda row: row["accuracy"])
     if precision == "bf16":  # a process less
         assert load_run(tmp_path / "run").evaluate() == {name: best[name] for name in ("eval_loss", "accuracy")}
@@ -306,9 +407,17 @@ def test_compiled_layers_train_to_the_same_losses(tiny_checkpoint: Path, small_d
     checkpoint.mkdir()
     shutil.copyfile(tiny_checkpoint / "tokenizer.json", checkpoint / "tokenizer.json")
     torch.manual_seed(0)
-    model = SequenceClassifier(EncoderConfig(
-        vocab_size=500, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=130, hidden_dropout_prob=0.0))
+    model = SequenceClassifier(
+        EncoderConfig(
+            vocab_size=500,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=130,
+            hidden_dropout_prob=0.0,
+        )
+    )
     initialise(model, 0.2)
     save_checkpoint(model, checkpoint)
     settings = {"epochs": 1, "dropout": 0.0}
@@ -320,8 +429,9 @@ def test_compiled_layers_train_to_the_same_losses(tiny_checkpoint: Path, small_d
     assert load_run(tmp_path / "compiled").evaluate()["eval_loss"] == pytest.approx(compiled["eval_loss"], abs=1e-5)
 
 
-def test_a_learning_rate_that_blows_up_keeps_the_last_good_epoch(tiny_checkpoint: Path, small_data: Path,
-                                                                 tmp_path: Path) -> None:
+def test_a_learning_rate_that_blows_up_keeps_the_last_good_epoch(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
     """One step an epoch, and a warmup: the first step has learning rate 0, the second an absurd one."""
     settings = {"epochs": 4, "batch_size": 48, "grad_accum": 1, "lr": 1e36, "warmup_steps": 10}
     with pytest.raises(MinipeftError, match=r"step \d+: .*lower --lr .*keeps the checkpoint of epoch 1"):
@@ -350,8 +460,9 @@ def test_unknown_settings_are_refused(tmp_path: Path) -> None:
         train(method=object())
 
 
-def test_without_an_output_each_run_gets_a_folder_of_its_own(tiny_checkpoint: Path, small_data: Path, tmp_path: Path,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_output_each_run_gets_a_folder_of_its_own(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings = {**SMALL, "epochs": 1, "task": "sst2", "model": str(tiny_checkpoint), "data": str(small_data)}
     folders = [train(**settings).output for _ in range(2)]
