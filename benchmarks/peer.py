@@ -1,0 +1,266 @@
+"""minipeft beside transformers + peft, in one process: the same weights, sequences, order, dropout and optimizer.
+
+    python benchmarks/peer.py --data ../shared/glue --tokenizer ../shared/tokenizers/roberta-base
+
+Every row takes steps in turn, A B A B, after a warm-up, and prints samples/s and tokens/s of both, the ratio of each
+pair (median, minimum, maximum), and the part of the machine's own matrix-product rate that minipeft's products reach.
+The peer pads each batch of 16 to its longest sequence, as the Trainer does (`--group-by-length`: batches of near-equal
+length, as its option of that name). Weights are random, in roberta-base's shape: the time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+
+import minipeft
+from minipeft.data.batching import split_by_tokens
+from minipeft.data.tasks import get_task, read_split
+from minipeft.device import MAX_TOKENS, choose_device
+from minipeft.model.config import load_config
+from minipeft.training.metrics import Encoded, encode_split, sequence_loss
+from minipeft.training.optim import adamw, parameter_groups
+
+BATCH, ACCUMULATION = 16, 4
+METHODS: dict[str, Any] = {
+    "lora": minipeft.LoRA(rank=2, alpha=8),
+    "bitfit": minipeft.BitFit(),
+    "full": minipeft.Full(),
+    "head": minipeft.Head(),
+}
+
+
+def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encoded, list[int]], None]:
+    """A step of minipeft over the examples at some indices."""
+    dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32
+    model = minipeft.apply(minipeft.load_pretrained(folder, dtype=dtype), METHODS[row.method]).to(wanted.device)
+    optimizer = adamw(model, 0.01)
+    model.train(row.mode == "training")
+
+    def step(examples: Encoded, indices: list[int]) -> None:
+        with torch.set_grad_enabled(row.mode == "training"):
+            for chosen in split_by_tokens(indices, examples.lengths, wanted.max_tokens):
+                batch = examples.batch(chosen, model.config).to(wanted.device)
+                logits = model(batch)
+                if row.mode == "training":
+                    assert batch.labels is not None
+                    (sequence_loss(logits, batch.labels) / len(indices)).backward()
+        if row.mode == "training":
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def peer(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encoded, list[int]], None]:
+    """The same step through transformers and peft."""
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    if row.method == "lora":
+        model = get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, r=2, lora_alpha=8, lora_dropout=0.0))
+    else:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(
+                "classifier" in name or row.method == "full" or (row.method == "bitfit" and name.endswith(".bias"))
+            )
+    model.to(wanted.device).train(row.mode == "training")
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=0.0)
+    autocast = torch.autocast(wanted.device, torch.bfloat16, enabled=wanted.peer_precision == "bf16")
+
+    def step(examples: Encoded, indices: list[int]) -> None:
+        if wanted.group_by_length:
+            indices = sorted(indices, key=examples.lengths.__getitem__, reverse=True)
+        size = BATCH if row.mode == "training" else BATCH * ACCUMULATION
+        with torch.set_grad_enabled(row.mode == "training"):
+            for start in range(0, len(indices), size):
+                chosen = indices[start : start + size]
+                longest = max(examples.lengths[index] for index in chosen)
+                rows = [(examples.sequences[index].ids, longest - examples.lengths[index]) for index in chosen]
+                ids = torch.tensor([ids + [1] * more for ids, more in rows]).to(wanted.device)
+                mask = torch.tensor([[1] * len(ids) + [0] * more for ids, more in rows]).to(wanted.device)
+                with autocast:
+                    logits = model(input_ids=ids, attention_mask=mask).logits
+                if row.mode == "training":
+                    labels = torch.tensor([examples.split.labels[index] for index in chosen]).to(wanted.device)
+                    (sequence_loss(logits.float(), labels) / len(indices)).backward()
+        if row.mode == "training":
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    task: str
+    method: str
+    mode: str
+    precision: str
+    dropout: float
+
+
+def products(row: Row, tokens: int, sequences: int, hidden: int, layers: int) -> float:
+    """Floating-point operations of the encoder's matrix products, as minipeft has to make them (attention apart).
+
+    A layer has 12 hidden² weights; the last one computes keys and values (2 hidden²) for every token and the rest for
+    <s> alone. Back, a frozen layer costs one product for its input; nothing flows below the first trained tensor.
+    """
+    forward = ((layers - 1) * 12 + 2) * hidden**2 * tokens + 10 * hidden**2 * sequences
+    if row.mode == "evaluation" or row.method == "head":
+        return 2.0 * forward
+    if row.method == "full":
+        return 6.0 * forward
+    below = 3 * hidden**2 * tokens if row.method == "lora" else 0  # the first layer's input needs no gradient
+    return 2.0 * (2 * forward - below)
+
+
+def product_rate(dtype: torch.dtype, device: str) -> float:
+    """Operations a second of a large matrix product: the best of several."""
+    a, b = torch.randn(2048, 768, device=device, dtype=dtype), torch.randn(768, 3072, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(12):
+        began = clock(device)
+        for _ in range(8):
+            a @ b
+        seconds.append(clock(device) - began)
+    return 8 * 2.0 * 2048 * 768 * 3072 / min(seconds)
+
+
+def clock(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> dict[str, Any]:
+    """One row: steps of both in turn."""
+    set_dropout(folder, row.dropout)
+    task, config = get_task(row.task), load_config(folder)
+    split = "train" if row.mode == "training" else task.validation
+    tokenizer = minipeft.load_tokenizer(wanted.tokenizer)
+    size = BATCH * ACCUMULATION
+    examples = encode_split(read_split(task, split, wanted.data, size * (rounds + 1)), tokenizer, 512, config)
+    steps = {"peer": peer(folder, wanted, row), "minipeft": ours(folder, wanted, row)}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    tokens = []
+    for number in range(rounds + 1):
+        indices = list(range(number * size, min(len(examples), (number + 1) * size)))
+        tokens.append(sum(examples.lengths[index] for index in indices))
+        for name, step in steps.items():
+            began = clock(wanted.device)
+            step(examples, indices)
+            seconds[name].append(clock(wanted.device) - began)
+    ratios = [a / b for a, b in zip(seconds["peer"][1:], seconds["minipeft"][1:], strict=True)]  # the first warms up
+    rate = product_rate(torch.bfloat16 if row.precision == "bf16" else torch.float32, wanted.device)
+    done = products(row, sum(tokens[1:]), size * rounds, config.hidden_size, config.num_hidden_layers)
+    speed = {name: size * rounds / sum(times[1:]) for name, times in seconds.items()}
+    return {
+        **dataclasses.asdict(row),
+        "peer_precision": wanted.peer_precision,
+        "group_by_length": wanted.group_by_length,
+        "samples_per_second": speed,
+        "tokens_per_second": {name: sum(tokens[1:]) / sum(times[1:]) for name, times in seconds.items()},
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "product_rate": rate,
+        "fraction_of_product_rate": done / sum(seconds["minipeft"][1:]) / rate,
+    }
+
+
+def peak_memory(wanted: argparse.Namespace, folder: Path, row: Row, side: str) -> int:
+    """Peak memory in bytes of a process of its own that takes three steps of one side."""
+    arguments = [sys.executable, __file__, "--data", wanted.data, "--tokenizer", wanted.tokenizer, "--memory-of", side]
+    arguments += ["--folder", str(folder), "--row", json.dumps(dataclasses.asdict(row)), "--device", wanted.device]
+    printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+    return int(printed.splitlines()[-1])
+
+
+def report_memory(wanted: argparse.Namespace) -> None:
+    """What `peak_memory` runs in the child."""
+    import resource
+
+    row, folder = Row(**json.loads(wanted.row)), Path(wanted.folder)
+    tokenizer, config = minipeft.load_tokenizer(wanted.tokenizer), load_config(folder)
+    rows = read_split(get_task(row.task), "train", wanted.data, 3 * BATCH * ACCUMULATION)
+    examples = encode_split(rows, tokenizer, 512, config)
+    step = (peer if wanted.memory_of == "peer" else ours)(folder, wanted, row)
+    for start in range(0, len(examples), BATCH * ACCUMULATION):
+        step(examples, list(range(start, start + BATCH * ACCUMULATION)))
+    on_cuda = wanted.device == "cuda"
+    print(torch.cuda.max_memory_allocated() if on_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def set_dropout(folder: Path, dropout: float) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    content |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("--data", required=True, help="folder with rte/ and sst2/")
+    flag("--tokenizer", required=True, help="folder with roberta-base's tokenizer")
+    flag("--tasks", nargs="+", default=["rte", "sst2"])
+    flag("--methods", nargs="+", default=list(METHODS))
+    flag("--modes", nargs="+", default=["training", "evaluation"])
+    flag("--precisions", nargs="+", default=["fp32", "bf16"])
+    flag("--dropouts", nargs="+", type=float, default=[0.0, 0.1])
+    flag("--peer-precision", default="fp32", help="fp32, or bf16 through autocast")
+    flag("--group-by-length", action="store_true")
+    flag("--rounds", type=int, default=5, help="steps of 64 sequences a row and side")
+    flag("--memory", action="store_true", help="peak memory of each side too, in processes of their own")
+    flag("--device", default="auto")
+    flag("--max-tokens", type=int)
+    flag("--output", help="JSON file for the rows")
+    flag("--memory-of", help=argparse.SUPPRESS)
+    flag("--folder", help=argparse.SUPPRESS)
+    flag("--row", help=argparse.SUPPRESS)
+    wanted = parser.parse_args()
+    wanted.device = choose_device(wanted.device)
+    wanted.max_tokens = wanted.max_tokens or MAX_TOKENS[wanted.device]
+    if wanted.memory_of:
+        return report_memory(wanted)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        RobertaForSequenceClassification(
+            RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
+        ).save_pretrained(folder)
+        kinds = itertools.product(wanted.tasks, wanted.methods, wanted.modes, wanted.precisions, wanted.dropouts)
+        for row in itertools.starmap(Row, kinds):
+            if row.mode == "evaluation" and row.dropout:
+                continue  # there is none in evaluation
+            result = measure(wanted, folder, row, wanted.rounds)
+            if wanted.memory and row.mode == "training":
+                result["peak_memory_bytes"] = {
+                    side: peak_memory(wanted, folder, row, side) for side in ("peer", "minipeft")
+                }
+            rows.append(result)
+            ratio = result["ratio"]
+            print(
+                f"{row.task:5} {row.method:7} {row.mode:10} {row.precision} dropout {row.dropout:<4} "
+                f"peer {result['samples_per_second']['peer']:7.2f}/s  "
+                f"minipeft {result['samples_per_second']['minipeft']:7.2f}/s  "
+                f"ratio {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})  "
+                f"{result['fraction_of_product_rate']:.2f} of the product rate  {result.get('peak_memory_bytes', '')}",
+                flush=True,
+            )
+    if wanted.output:
+        Path(wanted.output).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
