@@ -26,11 +26,12 @@ from minipeft.files import make_folder, read_json, write_atomically, write_json
 from minipeft.methods import METHODS, apply, method_name
 from minipeft.methods.lora import PEFT_NAMES, LoRA, LoRALinear
 from minipeft.model.checkpoint import name_table, save_checkpoint, tensor_names
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.roberta import LINEAR_NAMES, SequenceClassifier
 
 logger = logging.getLogger("minipeft")
 
 PREFIX = "base_model.model."
+TO_PEFT = {ours: theirs for theirs, ours in PEFT_NAMES.items()}
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Fields of peft's LoRA config that change the mathematics, with the only value that is supported here.
 PEFT_LORA_FIXED: dict[str, Any] = {
@@ -217,8 +218,7 @@ def _peft_config(model: SequenceClassifier) -> dict[str, Any]:
     }
     if not isinstance(method, LoRA):
         return content | {"peft_type": f"MINIPEFT_{method_name(method).upper()}", **asdict(method)}
-    peft_names = {ours: theirs for theirs, ours in PEFT_NAMES.items()}
-    targets: list[str] | str = [peft_names.get(target, target) for target in method.targets]
+    targets: list[str] | str = [TO_PEFT.get(target, target) for target in method.targets]
     if "ffn_output" in method.targets:  # "output.dense" alone would also name attention.output.dense
         any_of = "|".join(
             ["attention\\.self\\." + target for target in targets if "." not in target]
@@ -267,13 +267,8 @@ def _method(content: dict[str, Any], folder: Path) -> Any:
 def _targets(modules: list[str] | str, folder: Path) -> tuple[str, ...]:
     """Our names of the linear layers that peft's target_modules (suffixes, or one regular expression) name."""
     found = []
-    for ours in ("query", "key", "value", "output", "intermediate", "ffn_output"):
-        theirs = {
-            "output": "attention.output.dense",
-            "intermediate": "intermediate.dense",
-            "ffn_output": "output.dense",
-        }
-        path = "encoder.layer.0." + theirs.get(ours, f"attention.self.{ours}")
+    for ours in LINEAR_NAMES:
+        path = "encoder.layer.0." + TO_PEFT.get(ours, f"attention.self.{ours}")
         paths = ("roberta." + path, "bert." + path)
         if isinstance(modules, str):
             hit = any(re.fullmatch(modules, path) for path in paths)
