@@ -2,7 +2,7 @@
 
 import sys
 
-from minipeft.cli import main
+from minipeft.cli import main_train
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]], prog="train.py"))
+    sys.exit(main_train())

@@ -182,6 +182,8 @@ def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> 
 def peak_memory(wanted: argparse.Namespace, folder: Path, row: Row, side: str) -> int:
     """Peak memory in bytes of a process of its own that takes three steps of one side."""
     arguments = [sys.executable, __file__, "--data", wanted.data, "--tokenizer", wanted.tokenizer, "--memory-of", side]
+    arguments += ["--peer-precision", wanted.peer_precision, "--max-tokens", str(wanted.max_tokens)]
+    arguments += ["--group-by-length"] if wanted.group_by_length else []
     arguments += ["--folder", str(folder), "--row", json.dumps(dataclasses.asdict(row)), "--device", wanted.device]
     printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
     return int(printed.splitlines()[-1])

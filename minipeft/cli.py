@@ -6,20 +6,39 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.training.recipes import ALPHA, BATCH_SIZE, DROPOUT, GRAD_ACCUM, RANK, WARMUP_STEPS, WEIGHT_DECAY
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "minipeft") -> int:
-    """Run one command → the exit status: 0 done, 2 bad input, 130 or 143 interrupted after saving."""
-    wanted = vars(_parser(prog).parse_args(arguments))
-    command = wanted.pop("command")
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"minipeft: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`minipeft COMMAND …` → the exit status: 0 done, 2 bad input, 130 or 143 interrupted after saving."""
+    wanted = vars(_parser().parse_args(arguments))
+    return run(COMMANDS[wanted.pop("command")], wanted)
+
+
+def main_train(arguments: Sequence[str] | None = None) -> int:
+    """`train.py …`: the command `train` by itself."""
+    parser = Parser(prog="train.py", description="Fine-tune an encoder of the RoBERTa family on a task.")
+    add_train_flags(parser)
+    return run(_train, vars(parser.parse_args(arguments)))
+
+
+def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object]) -> int:
+    """Run a command; every error that input causes becomes one line and a status."""
     if wanted.get("quiet"):
         logging.getLogger("minipeft").setLevel(logging.ERROR)
     try:
-        COMMANDS[command](wanted)
+        command(wanted)
     except MinipeftError as error:
         print(f"minipeft: {error}", file=sys.stderr)
         return 2
@@ -32,10 +51,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "minipeft") -> int:
     return 0
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Parameter-efficient fine-tuning of RoBERTa in plain PyTorch."
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="minipeft", description="Parameter-efficient fine-tuning of RoBERTa in plain PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_train_flags(commands.add_parser("train", help="fine-tune on a task"))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from minipeft.errors import MinipeftError
@@ -13,9 +11,6 @@ MAX_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # of a batch; more fill 
 
 def choose_device(device: str) -> str:
     """auto → cuda, mps or cpu; a device that is asked for and absent raises."""
-    # On the CPU, torch keeps the last 1,024 kernels that it made, one a shape. Packed batches hardly ever repeat a
-    # shape, so they would only fill the memory.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if present[name])

@@ -1,5 +1,11 @@
 """What ends a command early: bad input, or a signal."""
 
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
 
 class MinipeftError(Exception):
     """Bad input: the message names the value, the place and the remedy, in one line.
@@ -14,3 +20,28 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int of `least` or more; anything else raises under `name`."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise MinipeftError(f"{name} {value!r} is not a whole number of {least} or more")
+    return number
+
+
+def finite_number(name: str, value: Any, least: float = -math.inf) -> float:
+    """`value` as a finite float of `least` or more; anything else raises under `name`."""
+    number = math.nan if isinstance(value, (bool, str)) or not hasattr(value, "__float__") else float(value)
+    if not math.isfinite(number) or number < least:
+        more = "" if least == -math.inf else f" of {least:g} or more"
+        raise MinipeftError(f"{name} {value!r} is not a finite number{more}")
+    return number

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from minipeft.errors import MinipeftError
+from safetensors import SafetensorError
+
+from minipeft.errors import MinipeftError, first_line
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -19,12 +22,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk
         raise MinipeftError(
-            f"{path}: cannot be written ({error.strerror or error}); the last good state is kept: "
+            f"{path}: cannot be written ({first_line(error)}); the last good state is kept: "
             "free space or choose another folder"
         ) from None
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -45,7 +50,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MinipeftError(f"{path} is missing; name the folder of a finished run or adapter") from None
+        holds = "an adapter folder, such as RUN/adapter," if path.name.startswith("adapter") else "a run's folder"
+        raise MinipeftError(f"{path} is missing; name {holds} instead of {path.parent}") from None
     except (OSError, ValueError) as error:
         raise MinipeftError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(content, dict):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -20,6 +22,8 @@ class PackingConfig(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def type_vocab_size(self) -> int: ...
+    @property
+    def pad_token_id(self) -> int: ...
     @property
     def position_offset(self) -> int: ...
     @property
@@ -80,7 +84,7 @@ def pack(
     """
     if config is None:
         raise MinipeftError("pack needs the model's config: pack(token_ids, labels, config=model.config)")
-    sequences = [sequence.ids if isinstance(sequence, Encoding) else list(sequence) for sequence in token_ids]
+    sequences = [_checked_ids(sequence, number, config.vocab_size) for number, sequence in enumerate(token_ids)]
     if not sequences:
         raise MinipeftError("a batch needs at least one sequence")
     lengths = tuple(len(sequence) for sequence in sequences)
@@ -90,22 +94,16 @@ def pack(
                 f"sequence {number} has {length} tokens; the model takes 1 to {config.max_length}: set max_length"
             )
     input_ids = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64)
-    if int(input_ids.min()) < 0 or int(input_ids.max()) >= config.vocab_size:
-        number, token = next(
-            (number, token)
-            for number, sequence in enumerate(sequences)
-            for token in sequence
-            if not 0 <= token < config.vocab_size
-        )
-        raise MinipeftError(
-            f"token id {token} in sequence {number} lies outside the model's vocabulary of "
-            f"{config.vocab_size}; the tokenizer belongs to another model"
-        )
     lengths_tensor = torch.tensor(lengths)
     cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32)
     torch.cumsum(lengths_tensor, 0, out=cu_seqlens[1:])
     starts = torch.repeat_interleave(cu_seqlens[:-1].long(), lengths_tensor)
     position_ids = torch.arange(len(input_ids)) - starts + config.position_offset
+    if config.position_offset and bool((input_ids == config.pad_token_id).any()):
+        # <pad> as a word of the text: it stands at the position padding_idx, and the others do not count it
+        counted = (input_ids != config.pad_token_id).long()
+        total = torch.cat([counted.new_zeros(1), counted.cumsum(0)])
+        position_ids = (total[1:] - total[starts]) * counted + config.pad_token_id
     return PackedBatch(
         input_ids,
         position_ids,
@@ -117,15 +115,25 @@ def pack(
     )
 
 
+def _checked_ids(sequence: Sequence[int] | Encoding, number: int, vocab_size: int) -> list[int]:
+    ids = sequence.ids if isinstance(sequence, Encoding) else sequence
+    try:
+        checked = [operator.index(token) for token in ids]
+    except TypeError:
+        raise MinipeftError(f"sequence {number} is {ids!r}, no list of token ids; encode the text first") from None
+    for token in (min(checked, default=0), max(checked, default=0)):
+        if not 0 <= token < vocab_size:
+            raise MinipeftError(
+                f"token id {token} in sequence {number} lies outside the model's vocabulary of {vocab_size}; "
+                "the tokenizer belongs to another model"
+            )
+    return checked
+
+
 def _token_types(token_ids: Sequence[Sequence[int] | Encoding], config: PackingConfig) -> Tensor | None:
-    if config.type_vocab_size == 1 or not any(isinstance(sequence, Encoding) for sequence in token_ids):
-        return None
-    types = [
-        kind
-        for sequence in token_ids
-        for kind in (sequence.type_ids if isinstance(sequence, Encoding) else [0] * len(sequence))
-    ]
-    return torch.tensor(types, dtype=torch.int64)
+    """The type of each token where any is not 0; plain lists of int carry none."""
+    types = [kind for sequence in token_ids for kind in getattr(sequence, "type_ids", [0] * len(sequence))]
+    return torch.tensor(types, dtype=torch.int64) if config.type_vocab_size > 1 and any(types) else None
 
 
 def _labels(labels: Sequence[int] | Sequence[float] | None, count: int, config: PackingConfig) -> Tensor | None:
@@ -134,6 +142,9 @@ def _labels(labels: Sequence[int] | Sequence[float] | None, count: int, config: 
     if len(labels) != count:
         raise MinipeftError(f"{len(labels)} labels for {count} sequences; give one a sequence")
     if config.num_labels == 1:
+        for number, label in enumerate(labels):
+            if not isinstance(label, (int, float)) or not math.isfinite(label):
+                raise MinipeftError(f"label {label!r} of sequence {number} is no finite number, which regression needs")
         return torch.tensor([float(label) for label in labels], dtype=torch.float32)
     for number, label in enumerate(labels):
         if label not in range(config.num_labels):

@@ -23,7 +23,7 @@ def read_lines(paths: Sequence[str]) -> Iterator[str]:
     """Lines of text files, or the field "text" of each line of jsonl files; empty lines are left out."""
     for path in paths:
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:
                 for number, line in enumerate(file, 1):
                     text = line.strip()
                     if path.endswith(".jsonl"):

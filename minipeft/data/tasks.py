@@ -6,12 +6,13 @@ import csv
 import math
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipeft.data import standin
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,14 +104,16 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
         return str(Path(data).resolve()), f"{data}/{task.name}"
     if _cached(task):
         return "cache", f"{HUB_NAME} ({task.name}), from the local cache"
+    reason = "no answer from the hub"
     if hub_reachable():
-        return "hub", f"{HUB_NAME} ({task.name})"
+        try:
+            _from_hub(task, None)
+            return "hub", f"{HUB_NAME} ({task.name})"
+        except MinipeftError as error:
+            reason = str(error)
     if task.name in standin.TASKS:
-        return "standin", f"generated stand-in for {task.name}: not GLUE, no benchmark"
-    raise MinipeftError(
-        f"no network to get {task.name} from {HUB_NAME}, and no stand-in for it; "
-        "pass --data with a folder that holds it"
-    )
+        return "standin", f"generated stand-in for {task.name}: not GLUE, no benchmark ({reason})"
+    raise MinipeftError(f"no {task.name}: {reason}, and there is no stand-in for it; pass --data with a folder of it")
 
 
 def read_split(task: Task, split: str, source: str, limit: int | None = None) -> Split:
@@ -129,16 +132,7 @@ def read_split(task: Task, split: str, source: str, limit: int | None = None) ->
             raise MinipeftError(f"{HUB_NAME} {task.name}: no split {split!r} in the cache; one of {', '.join(cached)}")
         return _checked(task, Dataset.from_file(str(cached[split])), f"{HUB_NAME} {task.name} {split}", limit)
     if source == "hub":
-        from datasets import load_dataset
-
-        try:
-            rows = load_dataset(HUB_NAME, task.name, split=split)
-        except Exception as error:  # the library lets through the errors of every layer below it
-            raise MinipeftError(
-                f"{HUB_NAME} {task.name}: not to be had from the hub ({_first_line(error)}); try again, "
-                "or pass --data with a folder that holds it"
-            ) from None
-        return _checked(task, rows, f"{HUB_NAME} {task.name} {split}", limit)
+        return _checked(task, _from_hub(task, split), f"{HUB_NAME} {task.name} {split}", limit)
     for ending in FORMATS:
         path = Path(source) / task.name / f"{split}.{ending}"
         if path.is_file():
@@ -149,27 +143,46 @@ def read_split(task: Task, split: str, source: str, limit: int | None = None) ->
 def read_file(path: Path) -> Dataset:
     """Read a parquet, jsonl or tsv file (tab-separated, a header line, no quoting) through the datasets library."""
     from datasets import Dataset, disable_progress_bars
+    from datasets.utils.logging import CRITICAL, set_verbosity
+    from pyarrow.parquet import read_metadata
 
     disable_progress_bars()
+    set_verbosity(CRITICAL)  # its errors are raised too, and become one line here
     if path.stat().st_size == 0:
         raise MinipeftError(f"{path}: the file is empty; write the split anew")
     with tempfile.TemporaryDirectory() as cache:
         try:
             options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
             if path.suffix == ".parquet":
+                if not read_metadata(path).num_rows:
+                    raise MinipeftError(f"{path}: the split is empty; it needs at least one row")
                 return Dataset.from_parquet(str(path), **options)
             if path.suffix == ".jsonl":
                 return Dataset.from_json(str(path), **options)
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:
                 header = file.readline().rstrip("\r\n").split("\t")
-            as_text = {name: lambda field: field or None for name in header if name != "label"}  # 12 is a text too
-            options |= {"converters": as_text, "keep_default_na": False, "na_values": [""]}
+            as_text = {name: lambda field: field or None for name in header}  # 12 is a text too; labels see _label
+            options |= {"converters": as_text, "keep_default_na": False, "na_values": [""], "encoding": "utf-8-sig"}
             return Dataset.from_csv(str(path), sep="\t", quoting=csv.QUOTE_NONE, **options)
+        except MinipeftError:
+            raise
         except Exception as error:  # the library wraps what its readers raise in exceptions of many kinds
-            reason = _first_line(error.__cause__ or error)
+            reason = first_line(error.__cause__ or error)
             if "corresponds to no data" in reason:
                 raise MinipeftError(f"{path}: the split is empty; it needs at least one row") from None
             raise MinipeftError(f"{path}: not readable as {path.suffix[1:]} ({reason}); write the split anew") from None
+
+
+def _from_hub(task: Task, split: str | None) -> Dataset:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(HUB_NAME, task.name, split=split)
+    except Exception as error:  # the library lets through the errors of every layer below it
+        raise MinipeftError(
+            f"{HUB_NAME} {task.name} is not to be had from the hub ({first_line(error)}); try again, or pass --data "
+            "with a folder that holds it"
+        ) from None
 
 
 def _cached(task: Task) -> dict[str, Path]:
@@ -204,8 +217,11 @@ def _checked(task: Task, rows: Dataset | dict[str, list[Any]], place: str, limit
 
 
 def _label(task: Task, label: Any, place: str) -> Any:
+    if isinstance(label, str) and label not in task.labels:
+        with suppress(ValueError):
+            label = float(label)  # a number as text, as in every tsv
     if task.is_regression:
-        if isinstance(label, (int, float)) and math.isfinite(label):
+        if isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label):
             return float(label)
         raise MinipeftError(f"{place}: label {label!r} is no finite number, which {task.name} needs")
     if label in task.labels:
@@ -215,7 +231,3 @@ def _label(task: Task, label: Any, place: str) -> Any:
     hidden = " (GLUE hides the labels of its test split)" if label == -1 else ""
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(task.labels))
     raise MinipeftError(f"{place}: label {label!r} is none of {task.name}'s: {classes}{hidden}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -13,9 +13,17 @@ from pathlib import Path
 from tokenizers import AddedToken, Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Tokenizer
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, first_line
 
 ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+class TokenIds(list[int]):
+    """A list of token ids that carries bert's token types along, in `type_ids`."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__(encoding.ids)
+        self.type_ids: list[int] = encoding.type_ids
 
 
 class Tokenizer:
@@ -62,6 +70,12 @@ class Tokenizer:
                 f"max_length {max_length} leaves no room beside the {special} special tokens; "
                 f"take {special + 1} or more"
             )
+        for what, sentences in (("texts", texts), ("pairs", [] if pairs is None else pairs)):
+            if isinstance(sentences, str):
+                raise MinipeftError(f"{what} is one string, {sentences[:40]!r}; give a list of strings")
+            for number, sentence in enumerate(sentences):
+                if not isinstance(sentence, str) or not _is_unicode(sentence):
+                    raise MinipeftError(f"{what}[{number}] is {sentence!r}, no valid text; mend or remove it")
         if pairs is not None and len(pairs) != len(texts):
             raise MinipeftError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs one pair")
         self.tokenizer.no_padding()
@@ -71,15 +85,13 @@ class Tokenizer:
         self.truncated += sum(1 for encoding in encodings if encoding.overflowing)
         return encodings
 
-    def encode(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
-    ) -> list[list[int]]:
-        """Token ids of each text, or of each (text, pair), special tokens included.
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512) -> list[TokenIds]:
+        """Token ids of each text, or of each (text, pair), special tokens included: lists of int, ready for `pack`.
 
         Longest-first truncation cuts to `max_length` ids, special tokens counted.
-        Raises MinipeftError when `max_length` leaves no room or the two lists differ in length.
+        Raises MinipeftError for what is no text, when `max_length` leaves no room or the two lists differ in length.
         """
-        return [encoding.ids for encoding in self.encode_full(texts, pairs, max_length)]
+        return [TokenIds(encoding) for encoding in self.encode_full(texts, pairs, max_length)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -108,7 +120,7 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
             return Tokenizer(pieces, folder)
     except Exception as error:  # the library raises plain Exception for every kind of bad file
         raise MinipeftError(
-            f"{folder}: the tokenizer files cannot be read ({_one_line(error)}); fetch the checkpoint again"
+            f"{folder}: the tokenizer files cannot be read ({first_line(error)}); fetch the checkpoint again"
         ) from None
     raise MinipeftError(
         f"{folder}: no tokenizer.json and no vocab.json + merges.txt; put the checkpoint's tokenizer files there"
@@ -166,5 +178,10 @@ def _set_roberta_template(tokenizer: _Tokenizer) -> None:
     )
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _is_unicode(text: str) -> bool:
+    """False for text with lone surrogates, which have no bytes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, finite_number, whole_number
 from minipeft.model.roberta import LINEAR_NAMES, EncoderLayer, Linear, SequenceClassifier
 
 PEFT_NAMES = {"attention.output.dense": "output", "intermediate.dense": "intermediate", "output.dense": "ffn_output"}
@@ -34,14 +34,15 @@ class LoRA:
     targets: tuple[str, ...] = ("query", "value")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise MinipeftError(f"rank {self.rank!r} is not a whole number of 1 or more")
-        if not math.isfinite(self.alpha):
-            raise MinipeftError(f"alpha {self.alpha!r} is not a finite number")
-        if not 0 <= self.dropout < 1:
+        object.__setattr__(self, "rank", whole_number("rank", self.rank))
+        object.__setattr__(self, "alpha", finite_number("alpha", self.alpha))
+        if not 0 <= finite_number("dropout", self.dropout) < 1:
             raise MinipeftError(f"dropout {self.dropout!r} is not a probability below 1")
         targets = (self.targets,) if isinstance(self.targets, str) else self.targets
-        targets = tuple(dict.fromkeys(PEFT_NAMES.get(target, target) for target in targets))
+        if not isinstance(targets, (tuple, list)):
+            raise MinipeftError(f"targets {targets!r} is no list of names; name some of {', '.join(LINEAR_NAMES)}")
+        names = [name for target in targets for name in str(target).split(",")]
+        targets = tuple(dict.fromkeys(PEFT_NAMES.get(name, name) for name in names))
         if not targets:
             raise MinipeftError(f"no targets; name some of {', '.join(LINEAR_NAMES)}")
         for target in targets:
@@ -73,6 +74,8 @@ class LoRALinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         if self.unmerged_weight is not None:
+            if self.training and torch.is_grad_enabled():
+                raise MinipeftError("the adapter is merged, so it cannot train; call minipeft.unmerge first")
             return y
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))  # (tokens, rank)
         return torch.addmm(y, low * self.scaling, self.lora_B.to(x.dtype).T)

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, first_line
+from minipeft.files import write_atomically, write_json
 from minipeft.model.config import MODEL_TYPES, EncoderConfig, load_config
 from minipeft.model.roberta import MaskedLanguageModel, SequenceClassifier, initialise
 
@@ -89,6 +90,7 @@ def load_pretrained(
 
     num_labels   classes; 1 for regression. A checkpoint without a classification head gets a new one, and says so.
     dtype        of the frozen weights and the activations: torch.float32 or torch.bfloat16
+    The model is in evaluation mode; call .train() before training it.
     Raises MinipeftError for a missing or damaged file, and for a tensor that is unknown, missing or of a wrong shape.
     """
     from minipeft.hub import resolve_model
@@ -103,7 +105,7 @@ def load_pretrained(
         model = SequenceClassifier(config)
     model = _fill(model, config, folder, UNUSED_BY_CLASSIFIER)
     model.folder = folder
-    return cast_frozen(model, dtype)
+    return cast_frozen(model, dtype).eval()
 
 
 def load_language_model(folder: Path) -> MaskedLanguageModel:
@@ -115,10 +117,12 @@ def load_language_model(folder: Path) -> MaskedLanguageModel:
 
 
 def cast_frozen(model: SequenceClassifier, dtype: torch.dtype) -> SequenceClassifier:
-    """Store the encoder in `dtype` and compute in it; the head stays float32."""
+    """Compute the encoder in `dtype`, and store in it what does not train; the head stays float32."""
     if dtype not in (torch.float32, torch.bfloat16):
         raise MinipeftError(f"dtype {dtype} is not supported; torch.float32 and torch.bfloat16 are")
-    model.encoder.to(dtype)
+    for parameter in model.encoder.parameters():
+        if model.method is None or not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
     model.encoder.dtype = dtype
     return model
 
@@ -132,9 +136,9 @@ def save_checkpoint(
     content = config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
     if isinstance(model, MaskedLanguageModel):
         content["architectures"] = ["BertForMaskedLM" if config.is_bert else "RobertaForMaskedLM"]
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", content)
     state = {theirs: tensors[ours].to(dtype).contiguous() for ours, theirs in tensor_names(model, config).items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    write_atomically(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
 
 
 def _fill(model: Any, config: EncoderConfig, folder: Path, unused: dict[str, tuple[str, ...]]) -> Any:
@@ -217,7 +221,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             content = torch.load(pickled, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
             raise MinipeftError(
-                f"{pickled}: not readable as tensors alone ({_first_line(error)}); use a checkpoint in safetensors"
+                f"{pickled}: not readable as tensors alone ({first_line(error)}); use a checkpoint in safetensors"
             ) from None
         if not isinstance(content, dict) or not all(
             isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
@@ -235,7 +239,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise MinipeftError(
-            f"{path}: not a whole safetensors file ({_first_line(error)}); fetch the checkpoint again"
+            f"{path}: not a whole safetensors file ({first_line(error)}); fetch the checkpoint again"
         ) from None
 
 
@@ -247,9 +251,5 @@ def _plain_name(name: str, family: str) -> str:
 
 def _shape_remedy(ours: str) -> str:
     if ours.startswith("head.out_proj"):
-        return "pass the checkpoint's own num_labels"
+        return "load it with its own num_labels, or take a checkpoint without a head"
     return "config.json and the weights belong to different models"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

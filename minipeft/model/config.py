@@ -11,7 +11,7 @@ from typing import Any
 
 from minipeft.errors import MinipeftError
 
-# model_type → (prefix of the encoder's tensors, offset of the first position is padding_idx + 1?)
+# model_type → the family whose names its tensors bear
 MODEL_TYPES = {"roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "bert": "bert"}
 
 
@@ -148,19 +148,25 @@ def load_config(folder: Path) -> EncoderConfig:
         raise MinipeftError(f"{path}: no model_type; one of {', '.join(MODEL_TYPES)} is needed")
     names = {f.name for f in dataclasses.fields(EncoderConfig)}
     known = {name: value for name, value in content.items() if name in names}
-    if content["model_type"] == "bert":  # what transformers assumes where bert's config is silent
-        known = {
-            "pad_token_id": 0,
-            "layer_norm_eps": 1e-12,
-            "type_vocab_size": 2,
-            "vocab_size": 30522,
-            "max_position_embeddings": 512,
-        } | known
+    known = _silent(content["model_type"]) | known
     try:
         labels = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        if not isinstance(labels, dict):
+            raise ValueError(f"id2label {labels!r} is no table of numbers and names")
         known["id2label"] = {int(number): str(name) for number, name in sorted(labels.items(), key=lambda x: int(x[0]))}
         return EncoderConfig(**known)
     except (TypeError, ValueError, AttributeError) as error:
         raise MinipeftError(f"{path}: {error}; fetch the checkpoint again") from None
     except MinipeftError as error:
         raise MinipeftError(f"{path}: {error}") from None
+
+
+def _silent(model_type: Any) -> dict[str, Any]:
+    """What transformers assumes where a config.json says nothing."""
+    return {
+        "vocab_size": 50265 if model_type == "roberta" else 30522,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0 if model_type == "bert" else 1,
+    }

@@ -18,7 +18,7 @@ from minipeft.data.batching import PackedBatch
 from minipeft.model.attention import Groups, attend_grouped, group_by_length
 from minipeft.model.config import EncoderConfig
 
-# The linear layers that a method may target, and the names by which peft's users know them.
+# The linear layers that a method may target.
 LINEAR_NAMES = ("query", "key", "value", "output", "intermediate", "ffn_output")
 
 

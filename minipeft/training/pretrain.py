@@ -204,6 +204,8 @@ def _check(settings: PretrainSettings) -> None:
             raise MinipeftError(
                 f"--{name.replace('_', '-')} {getattr(settings, name)} is not a finite number of 0 or more"
             )
+    if not 0 <= settings.seed < 2**32:
+        raise MinipeftError(f"--seed {settings.seed} is not a whole number from 0 to {2**32 - 1}")
     if not 0 <= settings.dropout < 1:
         raise MinipeftError(f"--dropout {settings.dropout} is not a probability below 1")
     if settings.model is None:

@@ -20,11 +20,11 @@ from minipeft.adapter import reload_adapter
 from minipeft.data.tasks import Task, choose_data, get_task, read_split
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import MAX_TOKENS, choose_device, choose_precision
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, finite_number, whole_number
 from minipeft.files import make_folder, read_json, write_json
 from minipeft.hub import resolve_model
 from minipeft.methods import apply, count_parameters, get_method, method_name
-from minipeft.model.checkpoint import load_pretrained
+from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.config import load_config
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.training import recipes
@@ -36,7 +36,8 @@ logger = logging.getLogger("minipeft")
 Number = TypeVar("Number", int, float)
 
 LONGEST = 512  # tokens, where the model takes more
-FREE_TO_CHANGE = ("output", "resume", "quiet", "device", "compile")  # a resumed run may change these
+# What a resumed run may change: the data is compared by its whole path, "source".
+FREE_TO_CHANGE = ("output", "resume", "quiet", "device", "max_tokens", "compile", "data")
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,18 @@ def train(**settings: Any) -> Result:
         raise MinipeftError(f"unknown setting {unknown[0]!r}; the settings are train.py's flags")
     given = settings.get("method")
     if given is not None and not isinstance(given, str):
-        settings |= {"method": method_name(given), **dataclasses.asdict(given)}
-    wanted = TrainSettings(**settings)
-    _check_numbers(wanted)
+        fields = dataclasses.asdict(given) if dataclasses.is_dataclass(given) else {}  # type: ignore[arg-type]
+        if twice := sorted(set(fields) & set(settings)):
+            raise MinipeftError(f"{twice[0]} is given twice, in {given!r} and as {settings[twice[0]]!r}; give it once")
+        settings |= {"method": method_name(given), **fields}
+    # What can be refused at once is refused here, before anything is fetched.
+    wanted = _checked(TrainSettings(**settings))
     task = get_task(wanted.task)
-    get_method(wanted.method)  # an unknown name ends here, before anything is fetched
+    method, wanted = _method(wanted)
     device = choose_device(wanted.device)
+    precision = choose_precision(wanted.precision, device)
+    folder = _choose_folder(wanted)
+    _check_folder(folder, wanted.resume)
     model_folder, model_in_words = resolve_model(wanted.model)
     source, data_in_words = choose_data(task, wanted.data)
     config = load_config(model_folder)
@@ -79,16 +86,14 @@ def train(**settings: Any) -> Result:
         **unset,
         model=_model_to_reload(wanted.model, model_folder),
         device=device,
-        precision=choose_precision(wanted.precision, device),
+        precision=precision,
         max_length=_max_length(wanted.max_length, config.max_length),
         max_tokens=wanted.max_tokens or MAX_TOKENS[device],
     )
-    method, wanted = _method(wanted)
-    folder = _choose_folder(wanted)
     record = {
         name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(wanted).items()
     } | {"output": str(folder), "source": source}
-    _check_folder(folder, record, wanted.resume)
+    _check_same_settings(folder, record)
 
     torch.manual_seed(wanted.seed)
     tokenizer = load_tokenizer(model_folder)
@@ -96,16 +101,13 @@ def train(**settings: Any) -> Result:
         encode_split(read_split(task, split, source, limit), tokenizer, _not_none(wanted.max_length), config)
         for split, limit in (("train", wanted.train_limit), (task.validation, wanted.eval_limit))
     )
-    model = load_pretrained(
-        model_folder, task.num_labels, torch.bfloat16 if wanted.precision == "bf16" else torch.float32
-    )
+    model = load_pretrained(model_folder, task.num_labels)
     model.config = model.config.with_labels(list(task.labels) or ["score"])
-    apply(model, method).to(device)
+    cast_frozen(apply(model, method), torch.bfloat16 if wanted.precision == "bf16" else torch.float32).to(device)
     if wanted.compile:
         model.encoder.compile_layers()
     parameters = count_parameters(model)
-    if not wanted.quiet:
-        _banner(task, method, model_in_words, data_in_words, wanted, parameters.method, parameters.head)
+    _banner(task, method, model_in_words, data_in_words, wanted, parameters.method, parameters.head)
     if tokenizer.truncated:
         logger.warning(
             "%d of %d examples were truncated to %d tokens",
@@ -131,7 +133,7 @@ def train(**settings: Any) -> Result:
         device=device,
         quiet=wanted.quiet,
     )
-    reload_adapter(model, folder / "adapter")
+    reload_adapter(model.eval(), folder / "adapter")
     content = _result(wanted, task, model_in_words, data_in_words, done, dataclasses.asdict(parameters), len(examples))
     write_json(folder / "result.json", content)
     _curves(folder)
@@ -165,17 +167,24 @@ def _method(wanted: TrainSettings) -> tuple[Any, TrainSettings]:
     return method, dataclasses.replace(wanted, **{name: getattr(method, name) for name in values})
 
 
-def _check_numbers(wanted: TrainSettings) -> None:
-    for name in ("epochs", "batch_size", "grad_accum", "max_length", "max_tokens", "train_limit", "eval_limit"):
-        value = getattr(wanted, name)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise MinipeftError(f"--{name.replace('_', '-')} {value!r} is not a whole number of 1 or more")
-    for name in ("lr", "weight_decay", "warmup_steps"):
-        value = getattr(wanted, name)
-        if value is not None and not 0 <= value < float("inf"):
-            raise MinipeftError(f"--{name.replace('_', '-')} {value!r} is not a finite number of 0 or more")
-    if not 0 <= wanted.seed < 2**32:
-        raise MinipeftError(f"--seed {wanted.seed} is not a whole number from 0 to {2**32 - 1}")
+def _checked(wanted: TrainSettings) -> TrainSettings:
+    """The settings with numbers of the right kind and names as text; what cannot be one is refused by its flag."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(TrainSettings):
+        name, value, flag = field.name, getattr(wanted, field.name), f"--{field.name.replace('_', '-')}"
+        if value is None:
+            values[name] = field.default
+        elif name in ("task", "method", "model", "data", "precision", "device", "output"):
+            values[name] = str(value)
+        elif name in ("warmup_steps", "seed"):
+            values[name] = whole_number(flag, value, least=0)
+        elif name in ("lr", "weight_decay"):
+            values[name] = finite_number(flag, value, least=0.0)
+        elif name in ("epochs", "batch_size", "grad_accum", "max_length", "max_tokens", "train_limit", "eval_limit"):
+            values[name] = whole_number(flag, value)
+    if values["seed"] >= 2**32:
+        raise MinipeftError(f"--seed {values['seed']} is not a whole number from 0 to {2**32 - 1}")
+    return dataclasses.replace(wanted, **values)
 
 
 def _max_length(wanted: int | None, longest: int) -> int:
@@ -197,39 +206,44 @@ def _choose_folder(wanted: TrainSettings) -> Path:
     return names[max(0, free - 1)] if wanted.resume else names[free]
 
 
-def _check_folder(folder: Path, record: dict[str, Any], resume: bool) -> None:
-    """Refuse to write over another run, and to resume with settings that would change it."""
-    before = folder / "config.json"
+def _check_folder(folder: Path, resume: bool) -> None:
+    """Refuse to write over another run, or into a folder of something else."""
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise MinipeftError(f"{above} is no folder that can be written to; choose another --output")
-    if not before.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise MinipeftError(f"{folder} is not empty and holds no run; choose another --output")
-        return
-    if not resume:
-        raise MinipeftError(f"{folder} already holds a run; pass --resume to go on with it, or another --output")
-    for name, value in read_json(before).items():
-        if name not in FREE_TO_CHANGE and record.get(name) != value:
-            raise MinipeftError(
-                f"{folder} was begun with {name} {value!r}, not {record.get(name)!r}; "
-                "resume with the same settings, or choose another --output"
-            )
+    if (folder / "config.json").is_file():
+        if not resume:
+            raise MinipeftError(f"{folder} already holds a run; pass --resume to go on with it, or another --output")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise MinipeftError(f"{folder} is not empty and holds no run; choose another --output")
+
+
+def _check_same_settings(folder: Path, record: dict[str, Any]) -> None:
+    """Refuse to resume with settings that would change the run; one that has no checkpoint yet starts anew."""
+    before = folder / "config.json"
+    if before.is_file() and (folder / "checkpoint" / "state.pt").is_file():
+        for name, value in read_json(before).items():
+            if name not in FREE_TO_CHANGE and record.get(name) != value:
+                raise MinipeftError(
+                    f"{folder} was begun with {name} {value!r}, not {record.get(name)!r}; "
+                    "resume with the same settings, or choose another --output"
+                )
 
 
 def _banner(
     task: Task, method: Any, model: str, data: str, wanted: TrainSettings, in_method: int, in_head: int
 ) -> None:
-    print(
-        f"task    {task.name}, {wanted.epochs} epochs at {wanted.lr:g}, "
-        f"{wanted.batch_size} x {wanted.grad_accum} sequences a step, seed {wanted.seed}\n"
-        f"method  {method!r}: {in_method:,} parameters, {in_head:,} in the head\n"
-        f"model   {model}\n"
-        f"data    {data}\n"
-        f"device  {wanted.device}, {wanted.precision}",
-        file=sys.stderr,
-    )
-    if "stand-in" in model + data:
+    if not wanted.quiet:
+        print(
+            f"task    {task.name}, {wanted.epochs} epochs at {wanted.lr:g}, "
+            f"{wanted.batch_size} x {wanted.grad_accum} sequences a step, seed {wanted.seed}\n"
+            f"method  {method!r}: {in_method:,} parameters, {in_head:,} in the head\n"
+            f"model   {model}\n"
+            f"data    {data}\n"
+            f"device  {wanted.device}, {wanted.precision}",
+            file=sys.stderr,
+        )
+    if "stand-in" in model + data:  # never silent, not even with --quiet
         print(
             "*** STAND-IN: this run shows that the machine works. Its figures say nothing about roberta-base or "
             f"{task.name}. ***",
