@@ -253,7 +253,7 @@ def _method(content: dict[str, Any], folder: Path) -> Any:
                 content.get("lora_dropout", 0.0),
                 _targets(content["target_modules"], folder),
             )
-        except (KeyError, TypeError, re.error) as error:
+        except (KeyError, TypeError, re.error, MinipeftError) as error:
             raise MinipeftError(f"{folder / CONFIG}: no usable LoRA config ({error!r})") from None
     for name, (config, _) in METHODS.items():
         if name != "lora" and kind == f"MINIPEFT_{name.upper()}":

@@ -23,8 +23,6 @@ class PackingConfig(Protocol):
     @property
     def type_vocab_size(self) -> int: ...
     @property
-    def pad_token_id(self) -> int: ...
-    @property
     def position_offset(self) -> int: ...
     @property
     def max_length(self) -> int: ...
@@ -78,7 +76,8 @@ def pack(
 
     token_ids: lists of int, or tokenizers.Encoding (which carries bert's token types), special tokens included.
     labels: one a sequence; class numbers, or floats where config.num_labels is 1 (regression).
-    config: the model's, model.config; it is needed, for positions and bounds.
+    config: the model's, model.config; it is needed, for positions and bounds. Positions count every token, also one
+    that is <pad>: nothing is padded here, so it can only be a word of the text.
     Raises MinipeftError for an empty batch or sequence, a sequence beyond the position table, a token id outside the
     vocabulary, a label outside the classes; the message names the sequence.
     """
@@ -99,11 +98,6 @@ def pack(
     torch.cumsum(lengths_tensor, 0, out=cu_seqlens[1:])
     starts = torch.repeat_interleave(cu_seqlens[:-1].long(), lengths_tensor)
     position_ids = torch.arange(len(input_ids)) - starts + config.position_offset
-    if config.position_offset and bool((input_ids == config.pad_token_id).any()):
-        # <pad> as a word of the text: it stands at the position padding_idx, and the others do not count it
-        counted = (input_ids != config.pad_token_id).long()
-        total = torch.cat([counted.new_zeros(1), counted.cumsum(0)])
-        position_ids = (total[1:] - total[starts]) * counted + config.pad_token_id
     return PackedBatch(
         input_ids,
         position_ids,

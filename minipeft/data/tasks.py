@@ -218,8 +218,10 @@ def _checked(task: Task, rows: Dataset | dict[str, list[Any]], place: str, limit
 
 def _label(task: Task, label: Any, place: str) -> Any:
     if isinstance(label, str) and label not in task.labels:
-        with suppress(ValueError):
-            label = float(label)  # a number as text, as in every tsv
+        for number in (int, float):  # a number as text, as in every tsv
+            with suppress(ValueError):
+                label = number(label)
+                break
     if task.is_regression:
         if isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label):
             return float(label)

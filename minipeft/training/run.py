@@ -37,7 +37,7 @@ Number = TypeVar("Number", int, float)
 
 LONGEST = 512  # tokens, where the model takes more
 # What a resumed run may change: the data is compared by its whole path, "source".
-FREE_TO_CHANGE = ("output", "resume", "quiet", "device", "max_tokens", "compile", "data")
+FREE_TO_CHANGE = ("output", "resume", "quiet", "device", "compile", "data")
 
 
 @dataclass(frozen=True)
