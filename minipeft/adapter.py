@@ -96,13 +96,18 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
             f"{folder}: the adapter was trained on {_in_words(base)}, but the model is "
             f"{_in_words(_base(model))}; load the model that it belongs to"
         )
+    labels = details.get("labels")
+    if isinstance(labels, list) and len(labels) != model.config.num_labels:
+        raise MinipeftError(
+            f"{folder}: the adapter has {len(labels)} labels, the model {model.config.num_labels}; "
+            f"load the model with num_labels={len(labels)}"
+        )
     apply(model, method)
     if model.config.is_bert and "pooler" not in (content.get("modules_to_save") or ["pooler"]):
         for name, tensor in model.head.dense.state_dict().items():  # peft left the pooler as the checkpoint has it
             state.setdefault(_adapter_names(model)[f"head.dense.{name}"], tensor)
     _fill(model, state, folder)
-    labels = details.get("labels")
-    if isinstance(labels, list) and len(labels) == model.config.num_labels:
+    if isinstance(labels, list):
         model.config = model.config.with_labels([str(label) for label in labels])
     return model
 

@@ -250,7 +250,7 @@ def test_an_adapter_of_another_base_is_refused(
 
 def test_an_adapter_for_other_labels_is_refused(saved: Path, checkpoint: Path, tmp_path: Path) -> None:
     reference_model(num_labels=3).save_pretrained(tmp_path / "three")
-    with pytest.raises(MinipeftError, match=r"classifier\.out_proj\S* has shape \(2.*\(3"):
+    with pytest.raises(MinipeftError, match=r"has 2 labels, the model 3; load the model with num_labels=2"):
         load_adapter(load_pretrained(tmp_path / "three", num_labels=3), saved)
 
 
