@@ -21,6 +21,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(beside)
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
+        beside.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         os.replace(beside, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk
         raise MinipeftError(
@@ -30,6 +31,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def make_folder(folder: Path) -> None:
