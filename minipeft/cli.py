@@ -88,7 +88,7 @@ def _parser() -> Parser:
     pretrain.add_argument("--warmup-steps", type=int, default=500, help="[500]")
     pretrain.add_argument("--weight-decay", type=float, default=0.01, help="[0.01]")
     pretrain.add_argument(
-        "--dropout", type=float, default=0.0, help="in pretraining; config.json keeps the model's [0]"
+        "--dropout", type=float, default=0.0, help="a new model keeps it in config.json, --model its own [0]"
     )
     pretrain.add_argument("--evaluate-every", type=int, default=500, help="steps [500]")
     pretrain.add_argument("--checkpoint-minutes", type=float, default=5.0, help="minutes between checkpoints [5]")

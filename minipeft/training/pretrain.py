@@ -311,6 +311,8 @@ def _new_config(settings: PretrainSettings, vocab_size: int) -> EncoderConfig:
         num_hidden_layers=settings.num_hidden_layers,
         num_attention_heads=settings.num_attention_heads,
         intermediate_size=4 * settings.hidden_size,
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.dropout,
     )
 
 
@@ -321,7 +323,7 @@ def _model(settings: PretrainSettings, tokenizer: Tokenizer) -> MaskedLanguageMo
         config = _new_config(settings, tokenizer.vocab_size)
         model = MaskedLanguageModel(config)
         initialise(model, config.initializer_range)
-    # The dropout of pretraining; model.config, which is saved, keeps what fine-tuning will use.
+    # The dropout of pretraining; model.config, which is saved, keeps a given checkpoint's own for fine-tuning.
     for part in model.encoder.modules():
         if isinstance(part, (Encoder, EncoderLayer)):
             part.config = replace(
