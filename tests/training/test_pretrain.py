@@ -170,7 +170,9 @@ def test_the_result_is_a_checkpoint_for_us_and_for_transformers(unbroken: Path) 
         torch.testing.assert_close(ours(pack([ids], config=ours.config)), expected, atol=1e-5, rtol=0)
     classifier = load_pretrained(unbroken, num_labels=3).eval()
     assert classifier(pack([ids], config=classifier.config)).shape == (1, 3)
-    assert json.loads((unbroken / "config.json").read_text())["hidden_dropout_prob"] == 0.1  # what it was pretrained with
+    assert (
+        json.loads((unbroken / "config.json").read_text())["hidden_dropout_prob"] == 0.1
+    )  # what it was pretrained with
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
