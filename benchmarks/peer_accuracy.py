@@ -2,7 +2,8 @@
 
     python benchmarks/peer_accuracy.py --task rte --method lora --rank 2 --model DIR --data DIR --epochs 6 --lr 1e-3
 
-takes train.py's flags and prints one JSON line an epoch, with the names of metrics.jsonl. Batches are padded to their
+takes train.py's flags (of which --targets, --precision, --device, --compile, --output and --resume have no effect:
+query and value, fp32, on the CPU, nothing written) and prints one JSON line an epoch, with the names of metrics.jsonl. Batches are padded to their
 longest sequence and sorted by length within a step, which changes the time and nothing else.
 """
 
@@ -88,6 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_train_flags(parser)
     wanted = parser.parse_args()
+    if wanted.data == "auto" or wanted.epochs is None or wanted.lr is None:
+        parser.error("--data, --epochs and --lr are needed")
     task = get_task(wanted.task)
     folder, _ = resolve_model(wanted.model)
     config, tokenizer = load_config(folder), load_tokenizer(folder)
