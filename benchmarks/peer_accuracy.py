@@ -3,8 +3,8 @@
     python benchmarks/peer_accuracy.py --task rte --method lora --rank 2 --model DIR --data DIR --epochs 6 --lr 1e-3
 
 takes train.py's flags (of which --targets, --precision, --device, --compile, --output and --resume have no effect:
-query and value, fp32, on the CPU, nothing written) and prints one JSON line an epoch, with the names of metrics.jsonl. Batches are padded to their
-longest sequence and sorted by length within a step, which changes the time and nothing else.
+query and value, fp32, on the CPU, nothing written) and prints one JSON line an epoch, with the names of metrics.jsonl.
+Batches are padded to their longest sequence and sorted by length within a step, which changes the time alone.
 """
 
 from __future__ import annotations
