@@ -45,3 +45,13 @@ def finite_number(name: str, value: Any, least: float = -math.inf) -> float:
         more = "" if least == -math.inf else f" of {least:g} or more"
         raise MinipeftError(f"{name} {value!r} is not a finite number{more}")
     return number
+
+
+def check_seed(value: Any) -> int:
+    """A seed that every random generator takes."""
+    try:
+        if (seed := whole_number("--seed", value, least=0)) < 2**32:
+            return seed
+    except MinipeftError:
+        pass
+    raise MinipeftError(f"--seed {value!r} is not a whole number from 0 to {2**32 - 1}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -92,10 +92,4 @@ def mask(batch: PackedBatch, tokenizer: Tokenizer) -> tuple[PackedBatch, Tensor,
     at_random = (chance >= REPLACED_BY_MASK) & (chance < REPLACED_BY_MASK + REPLACED_AT_RANDOM)
     replacement = torch.where(at_random, torch.randint(tokenizer.vocab_size, targets.shape), replacement)
     input_ids = batch.input_ids.index_copy(0, masked, replacement)
-    return (
-        PackedBatch(
-            input_ids, batch.position_ids, batch.token_type_ids, batch.cu_seqlens, batch.max_seqlen, batch.lengths
-        ),
-        masked,
-        targets,
-    )
+    return replace(batch, input_ids=input_ids), masked, targets

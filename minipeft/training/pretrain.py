@@ -25,7 +25,7 @@ from tqdm import tqdm
 from minipeft.data.batching import PackedBatch, epoch_order, pack
 from minipeft.data.corpus import TokenizedText, mask, read_lines, tokenize_lines
 from minipeft.data.tokenizer import ROBERTA_SPECIALS, Tokenizer, load_tokenizer, train_tokenizer
-from minipeft.errors import Interrupted, MinipeftError
+from minipeft.errors import Interrupted, MinipeftError, check_seed, finite_number, whole_number
 from minipeft.files import make_folder, read_json, write_atomically, write_json, write_lines
 from minipeft.hub import resolve_model
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
@@ -197,15 +197,10 @@ def _check(settings: PretrainSettings) -> None:
         "long_block_length",
         "evaluate_every",
     ):
-        if getattr(settings, name) < 1:
-            raise MinipeftError(f"--{name.replace('_', '-')} {getattr(settings, name)} is not a number of 1 or more")
+        whole_number(f"--{name.replace('_', '-')}", getattr(settings, name))
     for name in ("lr", "warmup_steps", "weight_decay", "checkpoint_minutes"):
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise MinipeftError(
-                f"--{name.replace('_', '-')} {getattr(settings, name)} is not a finite number of 0 or more"
-            )
-    if not 0 <= settings.seed < 2**32:
-        raise MinipeftError(f"--seed {settings.seed} is not a whole number from 0 to {2**32 - 1}")
+        finite_number(f"--{name.replace('_', '-')}", getattr(settings, name), least=0.0)
+    check_seed(settings.seed)
     if not 0 <= settings.dropout < 1:
         raise MinipeftError(f"--dropout {settings.dropout} is not a probability below 1")
     if settings.model is None:

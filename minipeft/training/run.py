@@ -20,7 +20,7 @@ from minipeft.adapter import reload_adapter
 from minipeft.data.tasks import Task, choose_data, get_task, read_split
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import MAX_TOKENS, choose_device, choose_precision
-from minipeft.errors import MinipeftError, finite_number, whole_number
+from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
 from minipeft.files import make_folder, read_json, write_json
 from minipeft.hub import resolve_model
 from minipeft.methods import apply, count_parameters, get_method, method_name
@@ -176,14 +176,14 @@ def _checked(wanted: TrainSettings) -> TrainSettings:
             values[name] = field.default
         elif name in ("task", "method", "model", "data", "precision", "device", "output"):
             values[name] = str(value)
-        elif name in ("warmup_steps", "seed"):
+        elif name == "seed":
+            values[name] = check_seed(value)
+        elif name == "warmup_steps":
             values[name] = whole_number(flag, value, least=0)
         elif name in ("lr", "weight_decay"):
             values[name] = finite_number(flag, value, least=0.0)
         elif name in ("epochs", "batch_size", "grad_accum", "max_length", "max_tokens", "train_limit", "eval_limit"):
             values[name] = whole_number(flag, value)
-    if values["seed"] >= 2**32:
-        raise MinipeftError(f"--seed {values['seed']} is not a whole number from 0 to {2**32 - 1}")
     return dataclasses.replace(wanted, **values)
 
 
