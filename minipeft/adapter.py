@@ -1,6 +1,6 @@
 """A trained method as files in peft's format; merging, and exporting a whole model.
 
-adapter_config.json        peft's fields for LoRA; a peft_type of our own for the methods that peft lacks
+adapter_config.json        peft's fields; a peft_type of our own for the methods that peft lacks
 adapter_model.safetensors  what trained, head included, under the names that peft gives; labels, task and best score
                            travel in its metadata
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import re
 import shutil
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,92 +21,59 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minipeft.data.batching import PackedBatch
 from minipeft.errors import MinipeftError
 from minipeft.files import make_folder, read_json, write_atomically, write_json
-from minipeft.methods import METHODS, apply, method_name
-from minipeft.methods.lora import PEFT_NAMES, LoRA, LoRALinear
+from minipeft.methods import METHODS, Row, apply, method_name
+from minipeft.methods.adapted import AdaptedLinear
+from minipeft.methods.peft_format import check_fields
 from minipeft.model.checkpoint import name_table, save_checkpoint, tensor_names
-from minipeft.model.roberta import LINEAR_NAMES, SequenceClassifier
+from minipeft.model.config import EncoderConfig
+from minipeft.model.roberta import SequenceClassifier
 
 logger = logging.getLogger("minipeft")
 
 PREFIX = "base_model.model."
-TO_PEFT = {ours: theirs for theirs, ours in PEFT_NAMES.items()}
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Fields of peft's LoRA config that change the mathematics, with the only value that is supported here.
-PEFT_LORA_FIXED: dict[str, Any] = {
-    "use_dora": False,
-    "use_rslora": False,
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "layers_to_transform": None,
-    "layers_pattern": None,
-    "exclude_modules": None,
-    "layer_replication": None,
-    "lora_bias": False,
-    "target_parameters": None,
-    "alora_invocation_tokens": None,
-    "use_qalora": False,
-    "trainable_token_indices": None,
-    "use_bdlora": None,
-    "arrow_config": None,
-    "kasa_config": None,
-    "monteclora_config": None,
-}
-# How A and B may have started; the other ways (pissa, olora, …) change the frozen weights too.
-PEFT_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) -> None:
     """Write what trained to `folder`, which is made if need be; `details` (task, score, …) travel in the file."""
     if model.method is None:
         raise MinipeftError("the model has no method, so there is no adapter to save; call minipeft.apply first")
-    if any(part.unmerged_weight is not None for part in _lora_layers(model)):
+    if any(part.unmerged is not None for part in _adapted(model)):
         raise MinipeftError("the adapter is merged; call minipeft.unmerge before saving it")
     folder = Path(folder)
     make_folder(folder)
-    names = _adapter_names(model)
-    state = {
-        names[name]: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    state = {theirs: tensor.detach().cpu().contiguous() for theirs, tensor in adapter_tensors(model).items()}
     config = model.config
-    details = {"labels": list(config.id2label.values()), "base": _base(model)} | details
+    details = {"labels": list(config.id2label.values()), "base": _base(config)} | details
     metadata = {"format": "pt", "minipeft": json.dumps(details)}
-    write_json(folder / CONFIG, _peft_config(model))
+    write_json(folder / CONFIG, _content(model))
     write_atomically(folder / WEIGHTS, lambda path: save_file(state, path, metadata=metadata))
 
 
 def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:
     """Install the method that `folder` holds, with its trained values; returns the same model.
 
-    Raises MinipeftError for an adapter of another base, an unknown type or setting, and a tensor that is missing,
-    unused or of a wrong shape.
+    Raises MinipeftError, before the model is changed, for an adapter of another base, an unknown type or setting, and a
+    tensor that is missing, unused or of a wrong shape.
     """
     folder = Path(folder)
-    content = read_json(folder / CONFIG)
-    method = _method(content, folder)
-    state, details = read_adapter(folder)
-    base = details.get("base")
-    if base is not None and base != _base(model):
-        raise MinipeftError(
-            f"{folder}: the adapter was trained on {_in_words(base)}, but the model is "
-            f"{_in_words(_base(model))}; load the model that it belongs to"
-        )
+    method, state, details = read_adapter(folder, model.config)
     labels = details.get("labels")
     if isinstance(labels, list) and len(labels) != model.config.num_labels:
         raise MinipeftError(
             f"{folder}: the adapter has {len(labels)} labels, the model {model.config.num_labels}; "
             f"load the model with num_labels={len(labels)}"
         )
+    with torch.device("meta"):
+        shape = apply(SequenceClassifier(model.config), method)
+    names = adapter_tensors(shape)
+    own = _head_of_the_model(model, shape, state, folder)
+    _check_tensors({theirs: tensor for theirs, tensor in names.items() if theirs not in own}, state, folder)
     apply(model, method)
-    if model.config.is_bert and "pooler" not in (content.get("modules_to_save") or ["pooler"]):
-        for name, tensor in model.head.dense.state_dict().items():  # peft left the pooler as the checkpoint has it
-            state.setdefault(_adapter_names(model)[f"head.dense.{name}"], tensor)
-    _fill(model, state, folder)
+    _fill(model, state | own)
     if isinstance(labels, list):
         model.config = model.config.with_labels([str(label) for label in labels])
     return model
@@ -114,34 +81,101 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
 
 def reload_adapter(model: SequenceClassifier, folder: Path) -> None:
     """Give a model that has the method already the values in `folder`: a run's best epoch, say."""
-    _fill(model, read_adapter(folder)[0], folder)
+    _, state, _ = read_adapter(folder, model.config)
+    _check_tensors(adapter_tensors(model), state, folder)
+    _fill(model, state)
 
 
-def _fill(model: SequenceClassifier, state: dict[str, Tensor], folder: Path) -> None:
-    names = _adapter_names(model)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            tensor = state.pop(names[name], None)
-            if tensor is None:
-                raise MinipeftError(f"{folder / WEIGHTS}: tensor {names[name]} is missing; the file is not whole")
-            if tensor.shape != parameter.shape:
-                raise MinipeftError(
-                    f"{folder / WEIGHTS}: {names[name]} has shape {tuple(tensor.shape)}, but the model "
-                    f"asks for {tuple(parameter.shape)}; load the model that the adapter belongs to"
-                )
-            parameter.copy_(tensor)
-    if state:
+def read_adapter(folder: Path, config: EncoderConfig) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+    """An adapter for a model of shape `config`: its method, its tensors, and the details that travel with them."""
+    content = read_json(folder / CONFIG)
+    state, details = _read_tensors(folder / WEIGHTS)
+    base = details.get("base")
+    if base is not None and base != _base(config):
         raise MinipeftError(
-            f"{folder / WEIGHTS}: nothing uses tensor {min(state)} (and {len(state) - 1} more); "
+            f"{folder}: the adapter was trained on {_in_words(base)}, but the model is "
+            f"{_in_words(_base(config))}; load the model that it belongs to"
+        )
+    try:
+        method = _method(content, config)
+    except MinipeftError as error:
+        raise MinipeftError(f"{folder / CONFIG}: {error}") from None
+    # With bias="all", peft writes the head's biases again, under its wrapper's names.
+    wrappers = (".modules_to_save.default.", ".original_module.")
+    return method, {name: state[name] for name in state if not any(part in name for part in wrappers)}, details
+
+
+def adapter_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
+    """What an adapter file holds: peft's name → the tensor, for what trains and for a method's own buffers."""
+    row = METHODS[method_name(model.method)]
+    prefix, renamed = (row.peft.prefix, row.peft.names) if row.peft else (PREFIX, {})
+    modules = name_table(model, model.config)
+    checkpoint = tensor_names(model, model.config)
+    state = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in checkpoint and not tensor.requires_grad:
+            continue
+        module = next((ours for ours in _above(name) if ours in modules), "")
+        leaf = name.removeprefix(module).removeprefix(".")
+        if name in renamed:  # a tensor of the whole model
+            state[renamed[name]] = tensor
+        elif name in checkpoint and isinstance(model.get_submodule(module), AdaptedLinear):
+            state[f"{prefix}{modules[module]}.base_layer.{leaf}"] = tensor
+        elif name in checkpoint:
+            state[prefix + checkpoint[name]] = tensor
+        else:
+            state[f"{prefix}{modules.get(module, module)}.{renamed.get(leaf, leaf)}"] = tensor
+    return state
+
+
+def _above(name: str) -> Iterable[str]:
+    """The modules that hold a tensor, from the innermost."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], folder: Path) -> None:
+    """Every tensor that the model has is in the file with its shape, and no other is."""
+    for name, tensor in expected.items():
+        if name not in state:
+            raise MinipeftError(f"{folder / WEIGHTS}: tensor {name} is missing; the file is not whole")
+        if state[name].shape != tensor.shape:
+            raise MinipeftError(
+                f"{folder / WEIGHTS}: {name} has shape {tuple(state[name].shape)}, but the model "
+                f"asks for {tuple(tensor.shape)}; load the model that the adapter belongs to"
+            )
+    if unused := sorted(set(state) - set(expected)):
+        raise MinipeftError(
+            f"{folder / WEIGHTS}: nothing uses tensor {unused[0]} (and {len(unused) - 1} more); "
             "the adapter belongs to another model or method"
         )
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of an adapter, and the details that travel with them (labels, task, score)."""
-    path = folder / WEIGHTS
+@torch.no_grad()
+def _fill(model: SequenceClassifier, state: dict[str, Tensor]) -> None:
+    for name, tensor in adapter_tensors(model).items():
+        tensor.copy_(state[name])
+
+
+def _head_of_the_model(
+    model: SequenceClassifier, shape: SequenceClassifier, state: dict[str, Tensor], folder: Path
+) -> dict[str, Tensor]:
+    """The parts of the head that peft did not save, because its modules_to_save do not name them, from the model."""
+    named = read_json(folder / CONFIG).get("modules_to_save") or []
+    tensors = dict(model.head.named_parameters())
+    own = {}
+    for theirs, tensor in adapter_tensors(shape).items():
+        ours = next((name for name, t in shape.head.named_parameters() if t is tensor), None)
+        part = "pooler" if ".pooler." in theirs else "classifier"
+        if ours is not None and theirs not in state and part not in named:
+            own[theirs] = tensors[ours].detach().clone()
+    if any("classifier" in name for name in own):
+        logger.warning("%s holds no classification head: the model keeps its own", folder)
+    return own
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -155,8 +189,14 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @torch.no_grad()
 def merge(model: SequenceClassifier) -> SequenceClassifier:
-    """Add each low-rank product to its frozen weight (methods other than LoRA have nothing to merge)."""
-    for part in _lora_layers(model):
+    """Put the method into the frozen weights, summed in float32, so that prediction costs nothing more.
+
+    Raises MinipeftError for a method that is more than a change of weights. Methods that train the encoder's own
+    tensors have nothing to merge.
+    """
+    if model.method is not None and not METHODS[method_name(model.method)].merges:
+        raise MinipeftError(f"{model.method!r} is no change of the encoder's weights, so it cannot be merged")
+    for part in _adapted(model):
         part.merge()
     return model
 
@@ -164,47 +204,41 @@ def merge(model: SequenceClassifier) -> SequenceClassifier:
 @torch.no_grad()
 def unmerge(model: SequenceClassifier) -> SequenceClassifier:
     """Undo `merge`: the frozen weights are what they were, to the bit."""
-    for part in _lora_layers(model):
+    for part in _adapted(model):
         part.unmerge()
     return model
 
 
-def export(model: SequenceClassifier, folder: str | Path) -> None:
-    """Write a whole checkpoint, adapter merged, that transformers loads; the tokenizer's files come along."""
+@torch.inference_mode()
+def largest_difference(model: SequenceClassifier, merged: SequenceClassifier, batches: Iterable[PackedBatch]) -> float:
+    """The largest absolute difference of the logits that a model and its merged copy give `batches`."""
+    return max(float((model(batch) - merged(batch)).abs().max()) for batch in batches)
+
+
+def export(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:
+    """Write a whole checkpoint, adapter merged, that transformers loads; the tokenizer's files come along.
+
+    Returns the merged copy, in float32 on the CPU; `model` stays as it is.
+    """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise MinipeftError(f"{folder} is not empty; export to a new folder")
-    make_folder(folder)
     whole = merge(copy.deepcopy(model).cpu().float())
+    whole.encoder.dtype = torch.float32
+    make_folder(folder)
     save_checkpoint(whole, folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"):
         if model.folder is not None and (model.folder / name).is_file():
             shutil.copyfile(model.folder / name, folder / name)
+    return whole
 
 
-def _lora_layers(model: SequenceClassifier) -> list[LoRALinear]:
-    return [part for part in model.modules() if isinstance(part, LoRALinear)]
+def _adapted(model: SequenceClassifier) -> list[AdaptedLinear]:
+    return [part for part in model.modules() if isinstance(part, AdaptedLinear)]
 
 
-def _adapter_names(model: SequenceClassifier) -> dict[str, str]:
-    """Our name of each parameter → its name in the file."""
-    modules = name_table(model, model.config)
-    names = {ours: PREFIX + theirs for ours, theirs in tensor_names(model, model.config).items()}
-    for name, _ in model.named_parameters():
-        if name not in names:  # a method's own tensor: peft keeps each in a module of its own
-            module, _, leaf = name.rpartition(".")
-            names[name] = f"{PREFIX}{modules[module]}.{leaf}.weight"
-    return names
-
-
-def _base(model: SequenceClassifier) -> dict[str, Any]:
-    config = model.config
-    return {
-        "model_type": config.model_type,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "vocab_size": config.vocab_size,
-    }
+def _base(config: EncoderConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
 
 
 def _in_words(base: dict[str, Any]) -> str:
@@ -214,73 +248,41 @@ def _in_words(base: dict[str, Any]) -> str:
     )
 
 
-def _peft_config(model: SequenceClassifier) -> dict[str, Any]:
-    method = model.method
-    content: dict[str, Any] = {
+COMMON = ("base_model_name_or_path", "task_type", "inference_mode", "peft_type", "modules_to_save")
+
+
+def _content(model: SequenceClassifier) -> dict[str, Any]:
+    """What adapter_config.json says of the model's method."""
+    method, config = model.method, model.config
+    name = method_name(method)
+    row = METHODS[name]
+    own = {"peft_type": f"MINIPEFT_{name.upper()}", **asdict(method)}
+    content = own if row.peft is None else {"peft_type": row.peft.peft_type, **row.peft.write(method, config)}
+    return content | {
         "base_model_name_or_path": str(model.folder) if model.folder else None,
         "task_type": "SEQ_CLS",
         "inference_mode": True,
-    }
-    if not isinstance(method, LoRA):
-        return content | {"peft_type": f"MINIPEFT_{method_name(method).upper()}", **asdict(method)}
-    targets: list[str] | str = [TO_PEFT.get(target, target) for target in method.targets]
-    if "ffn_output" in method.targets:  # "output.dense" alone would also name attention.output.dense
-        any_of = "|".join(
-            ["attention\\.self\\." + target for target in targets if "." not in target]
-            + [target.replace(".", "\\.") for target in targets if "." in target]
-        )
-        targets = f".*\\.layer\\.\\d+\\.({any_of})"
-    return content | {
-        "peft_type": "LORA",
-        "r": method.rank,
-        "lora_alpha": method.alpha,
-        "lora_dropout": method.dropout,
-        "target_modules": targets,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "modules_to_save": ["pooler", "classifier"] if model.config.is_bert else ["classifier"],
+        "modules_to_save": [
+            *(["pooler"] if config.is_bert else []),
+            "classifier",
+            *content.get("modules_to_save", []),
+        ],
     }
 
 
-def _method(content: dict[str, Any], folder: Path) -> Any:
+def _method(content: dict[str, Any], config: EncoderConfig) -> Any:
     """The method's config that an adapter_config.json describes."""
     kind = content.get("peft_type")
-    if kind == "LORA":
-        for name, value in PEFT_LORA_FIXED.items():
-            if content.get(name, value) not in (value, None):
-                raise MinipeftError(f"{folder / CONFIG}: {name} {content[name]!r} is not supported; {value!r} is")
-        if (start := content.get("init_lora_weights")) not in PEFT_INITIALISATIONS:
-            raise MinipeftError(f"{folder / CONFIG}: init_lora_weights {start!r} is not supported; true is")
-        try:
-            return LoRA(
-                content["r"],
-                content["lora_alpha"],
-                content.get("lora_dropout", 0.0),
-                _targets(content["target_modules"], folder),
-            )
-        except (KeyError, TypeError, re.error, MinipeftError) as error:
-            raise MinipeftError(f"{folder / CONFIG}: no usable LoRA config ({error!r})") from None
-    for name, (config, _) in METHODS.items():
-        if name != "lora" and kind == f"MINIPEFT_{name.upper()}":
-            return config()
-    raise MinipeftError(
-        f"{folder / CONFIG}: unknown peft_type {kind!r}; LORA is known, and "
-        f"{', '.join(f'MINIPEFT_{name.upper()}' for name in METHODS if name != 'lora')}"
-    )
+    for name, row in METHODS.items():
+        if row.peft is not None and row.peft.describes(content):
+            return row.peft.read(content, config)
+        if row.peft is None and kind == f"MINIPEFT_{name.upper()}":
+            return _own(row, content)
+    known = [row.peft.peft_type if row.peft else f"MINIPEFT_{name.upper()}" for name, row in METHODS.items()]
+    raise MinipeftError(f"unknown peft_type {kind!r}; {', '.join(dict.fromkeys(known))} are known")
 
 
-def _targets(modules: list[str] | str, folder: Path) -> tuple[str, ...]:
-    """Our names of the linear layers that peft's target_modules (suffixes, or one regular expression) name."""
-    found = []
-    for ours in LINEAR_NAMES:
-        path = "encoder.layer.0." + TO_PEFT.get(ours, f"attention.self.{ours}")
-        paths = ("roberta." + path, "bert." + path)
-        if isinstance(modules, str):
-            hit = any(re.fullmatch(modules, path) for path in paths)
-        else:
-            hit = any(path == name or path.endswith("." + name) for name in modules for path in paths)
-        if hit:
-            found.append(ours)
-    if not found:
-        raise MinipeftError(f"{folder / CONFIG}: target_modules {modules!r} names no linear layer of the encoder")
-    return tuple(found)
+def _own(row: Row, content: dict[str, Any]) -> Any:
+    names = {f.name for f in fields(row.config)}
+    check_fields(content, {*names, *COMMON})
+    return row.config(**{name: value for name, value in content.items() if name in names})

@@ -76,6 +76,7 @@ def _parser() -> Parser:
     )
     pretrain.add_argument("--output", required=True, help="folder that becomes the checkpoint")
     pretrain.add_argument("--model", help="checkpoint to go on from [none: a new model and tokenizer]")
+    pretrain.add_argument("--start", default="counts", help="of a new model: word co-occurrence counts, or random")
     pretrain.add_argument("--vocab-size", type=int, default=8192, help="of a new tokenizer [8192]")
     pretrain.add_argument("--hidden-size", type=int, default=256, help="of a new model [256]")
     pretrain.add_argument("--num-hidden-layers", type=int, default=6, help="of a new model [6]")

@@ -16,7 +16,7 @@ from minipeft.device import choose_device
 from minipeft.errors import MinipeftError
 from minipeft.files import read_json
 from minipeft.hub import resolve_model
-from minipeft.model.checkpoint import load_pretrained
+from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.training.metrics import Encoded, encode_split, evaluate, predict_logits
 
@@ -73,8 +73,8 @@ def load_run(folder: str | Path, device: str = "auto") -> LoadedRun:
     dtype = torch.bfloat16 if settings["precision"] == "bf16" else torch.float32
     level = logger.level
     logger.setLevel(logging.ERROR)  # the new head that the next line announces is replaced by the adapter's
-    model = load_pretrained(model_folder, task.num_labels, dtype)
+    model = load_pretrained(model_folder, task.num_labels)
     logger.setLevel(level)
-    load_adapter(model, folder / "adapter")
+    cast_frozen(load_adapter(model, folder / "adapter"), dtype)
     device = choose_device(device)
     return LoadedRun(model.to(device).eval(), load_tokenizer(model_folder), task, settings, device)

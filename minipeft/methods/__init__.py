@@ -7,20 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from minipeft.errors import MinipeftError
-from minipeft.methods import bitfit, full, head, lora
+from minipeft.methods import bitfit, dora, full, head, lora
+from minipeft.methods.peft_format import PeftFormat
 from minipeft.model.roberta import SequenceClassifier
 
-# name → (config, the function that installs it)
-METHODS: dict[str, tuple[type[Any], Callable[[SequenceClassifier, Any], None]]] = {
-    "full": (full.Full, full.install),
-    "head": (head.Head, head.install),
-    "bitfit": (bitfit.BitFit, bitfit.install),
-    "lora": (lora.LoRA, lora.install),
+
+class Row(NamedTuple):
+    """A method in the registry.
+
+    config        its settings, a frozen dataclass
+    install       puts it into a frozen model
+    peft          how peft stores it; None for a method that peft lacks
+    merges        whether it can be merged into the encoder's weights
+    penalty       model → what its loss has beside the task's, a scalar added once a step
+    after_step    (model, step, total_steps): what it does after optimizer step number `step`, gradients still there
+    """
+
+    config: type[Any]
+    install: Callable[[SequenceClassifier, Any], None]
+    peft: PeftFormat | None = None
+    merges: bool = True
+    penalty: Callable[[SequenceClassifier], Tensor] | None = None
+    after_step: Callable[[SequenceClassifier, int, int], None] | None = None
+
+
+METHODS: dict[str, Row] = {
+    "full": Row(full.Full, full.install),
+    "head": Row(head.Head, head.install),
+    "bitfit": Row(bitfit.BitFit, bitfit.install),
+    "lora": Row(lora.LoRA, lora.install, lora.PEFT),
+    "dora": Row(dora.DoRA, dora.install, dora.PEFT),
 }
 
 
@@ -37,16 +59,16 @@ def get_method(name: str) -> type[Any]:
     """A method's config class; an unknown name raises with the valid ones."""
     if name not in METHODS:
         raise MinipeftError(f"unknown method {name!r}; one of {', '.join(METHODS)}")
-    return METHODS[name][0]
+    return METHODS[name].config
 
 
 def method_name(method: Any) -> str:
     """The registry's name of a method's config."""
-    for name, (config, _) in METHODS.items():
-        if type(method) is config:
+    for name, row in METHODS.items():
+        if type(method) is row.config:
             return name
     raise MinipeftError(
-        f"{method!r} is no method; make one of {', '.join(config.__name__ for config, _ in METHODS.values())}"
+        f"{method!r} is no method; make one of {', '.join(row.config.__name__ for row in METHODS.values())}"
     )
 
 
@@ -56,7 +78,7 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
     What trains (the method's parameters and the head) is float32 from here on, whatever the frozen weights are.
     Raises MinipeftError for a model that already has a method.
     """
-    install = METHODS[method_name(method)][1]
+    install = METHODS[method_name(method)].install
     if model.method is not None:
         raise MinipeftError(f"the model already has {model.method!r}; load the checkpoint anew to apply {method!r}")
     model.requires_grad_(False)

@@ -1,104 +1,292 @@
-"""LoRA (Hu et al. 2021): a frozen linear layer plus a trained product of two thin matrices."""
+"""LoRA (Hu et al. 2021): a frozen linear layer plus a trained product of two thin matrices; and its refinements."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, finite_number, whole_number
-from minipeft.model.roberta import LINEAR_NAMES, EncoderLayer, Linear, SequenceClassifier
+from minipeft.methods.adapted import AdaptedLinear, check_targets, targeted
+from minipeft.methods.peft_format import PeftFormat, check_fields, read_pattern, read_targets, write_targets
+from minipeft.model.checkpoint import modules_named
+from minipeft.model.config import EncoderConfig
+from minipeft.model.roberta import LINEAR_NAMES, Linear, SequenceClassifier
 
-PEFT_NAMES = {"attention.output.dense": "output", "intermediate.dense": "intermediate", "output.dense": "ffn_output"}
+INITIALISATIONS = ("kaiming", "gaussian", "pissa")
+BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """h = W x + b + (alpha / rank) · B A dropout(x)    (Hu et al. 2021, equation 3)
+    """h = W x + b + s · B A dropout(x), s = alpha / rank    (Hu et al. 2021, equation 3)
 
-    rank      r, the inner dimension of B A
-    alpha     the scaling's numerator
-    dropout   probability on the input of A, in training
-    targets   linear layers, by name: query, key, value, output, intermediate, ffn_output
+    rank            r, the inner dimension of B A
+    alpha           the scaling's numerator
+    dropout         probability on the input of A, in training
+    targets         linear layers, by name: query, key, value, output, intermediate, ffn_output
+    rslora          s = alpha / √rank, which keeps the update's size as the rank grows (Kalajdzievski 2023, theorem 3.2)
+    init            how A starts, B being 0: "kaiming" (uniform) or "gaussian" (standard deviation 1 / rank); "pissa":
+                    A and B from the rank largest singular values of W, which keeps the rest (Meng et al. 2024,
+                    equations 2 to 4)
+    lr_ratio        the learning rate of B over that of A (LoRA+, Hayou et al. 2024, which takes 16)
+    rank_pattern    other ranks, by "layer.target", by target or by layer, the first of these that is there counting:
+                    {"11.query": 16, "value": 4, "0": 0}; 0 leaves the layer out
+    alpha_pattern   other alphas, likewise
+    bias            biases that train as well: "none", "all" of the encoder's, or "lora_only", the targets'
+    modules_to_save modules of the encoder that train whole, by transformers' names: ("LayerNorm",)
 
     Parameters: rank · (in_features + out_features) for each target in each layer; 73,728 for roberta-base with rank 2
-    on query and value. Raises MinipeftError for a rank below 1, a dropout outside [0, 1) or an unknown target.
+    on query and value. Raises MinipeftError for a rank below 1, a dropout outside [0, 1), an unknown target or choice.
     """
 
     rank: int = 8
     alpha: float = 16
     dropout: float = 0.0
     targets: tuple[str, ...] = ("query", "value")
+    rslora: bool = False
+    init: str = "kaiming"
+    lr_ratio: float = 1.0
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    bias: str = "none"
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", whole_number("rank", self.rank))
         object.__setattr__(self, "alpha", finite_number("alpha", self.alpha))
         if not 0 <= finite_number("dropout", self.dropout) < 1:
             raise MinipeftError(f"dropout {self.dropout!r} is not a probability below 1")
-        targets = (self.targets,) if isinstance(self.targets, str) else self.targets
-        if not isinstance(targets, (tuple, list)):
-            raise MinipeftError(f"targets {targets!r} is no list of names; name some of {', '.join(LINEAR_NAMES)}")
-        names = [name for target in targets for name in str(target).split(",")]
-        targets = tuple(dict.fromkeys(PEFT_NAMES.get(name, name) for name in names))
-        if not targets:
-            raise MinipeftError(f"no targets; name some of {', '.join(LINEAR_NAMES)}")
-        for target in targets:
-            if target not in LINEAR_NAMES:
-                raise MinipeftError(f"unknown target {target!r}; one of {', '.join(LINEAR_NAMES)}")
-        object.__setattr__(self, "targets", targets)
+        object.__setattr__(self, "targets", check_targets(self.targets))
+        if not isinstance(self.rslora, bool):
+            raise MinipeftError(f"rslora {self.rslora!r} is neither True nor False")
+        for name, choices in (("init", INITIALISATIONS), ("bias", BIASES)):
+            if getattr(self, name) not in choices:
+                raise MinipeftError(f"unknown {name} {getattr(self, name)!r}; one of {', '.join(choices)}")
+        if finite_number("lr_ratio", self.lr_ratio) <= 0:
+            raise MinipeftError(f"lr_ratio {self.lr_ratio!r} is not above 0; 1 gives A and B the same learning rate")
+        for name in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, name), dict):
+                raise MinipeftError(f'{name} {getattr(self, name)!r} is no table; write it like {{"11.query": 16}}')
+        for key, value in self.rank_pattern.items():
+            whole_number(f"rank_pattern[{key!r}]", value, least=0)
+        for key, alpha in self.alpha_pattern.items():
+            finite_number(f"alpha_pattern[{key!r}]", alpha)
+        whole = self.modules_to_save
+        object.__setattr__(self, "modules_to_save", (whole,) if isinstance(whole, str) else tuple(whole))
+
+    def rank_of(self, layer: int, target: str) -> int:
+        """The rank in a layer; 0 where the target stays as it is."""
+        return _of_pattern(self.rank_pattern, layer, target, self.rank)
+
+    def alpha_of(self, layer: int, target: str) -> float:
+        """The alpha in a layer."""
+        return _of_pattern(self.alpha_pattern, layer, target, self.alpha)
 
 
-class LoRALinear(Linear):
-    """y = x Wᵀ + b + (alpha / rank) · dropout(x) Aᵀ Bᵀ    (Hu et al. 2021, equation 3)
+def _of_pattern(pattern: dict[str, Any], layer: int, target: str, default: Any) -> Any:
+    return next((pattern[key] for key in (f"{layer}.{target}", target, str(layer)) if key in pattern), default)
+
+
+class LoRALinear(AdaptedLinear):
+    """y = x Wᵀ + b + s · dropout(x) Aᵀ Bᵀ, s = alpha / rank    (Hu et al. 2021, equation 3)
 
     weight (out_features, in_features) and bias (out_features,) are the frozen layer's own; lora_A (rank, in_features)
     starts Kaiming-uniform and lora_B (out_features, rank) at 0, so that training starts from the pretrained function.
     x: (tokens, in_features) → (tokens, out_features), in x's dtype; A and B are float32 and cast.
     """
 
-    def __init__(self, frozen: Linear, rank: int, alpha: float, dropout: float) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = frozen.in_features, frozen.out_features
-        self.weight, self.bias = frozen.weight, frozen.bias
-        self.scaling = alpha / rank
+    def __init__(
+        self,
+        frozen: Linear,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        init: str = "kaiming",
+    ) -> None:
+        super().__init__(frozen)
+        self.scaling = alpha / math.sqrt(rank) if rslora else alpha / rank
         self.dropout = dropout
         device = frozen.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        self.unmerged_weight: Tensor | None = None
+        if init == "gaussian":
+            nn.init.normal_(self.lora_A, std=1 / rank)
+        else:
+            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        if init == "pissa" and device.type != "meta":
+            self._start_at_the_principal_part()
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        if self.unmerged_weight is not None:
-            if self.training and torch.is_grad_enabled():
-                raise MinipeftError("the adapter is merged, so it cannot train; call minipeft.unmerge first")
+        if self.is_merged():
             return y
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))  # (tokens, rank)
         return torch.addmm(y, low * self.scaling, self.lora_B.to(x.dtype).T)
 
-    @torch.no_grad()
-    def merge(self) -> None:
-        """W ← W + (alpha / rank) · B A, summed in float32; the frozen W is kept aside."""
-        if self.unmerged_weight is None:
-            self.unmerged_weight = self.weight.detach().clone()
-            merged = self.weight.float() + self.scaling * (self.lora_B @ self.lora_A)
-            self.weight.copy_(merged.to(self.weight.dtype))
+    def merged_weight(self) -> Tensor:
+        """W + s · B A."""
+        return self.weight.float() + self.scaling * (self.lora_B @ self.lora_A)
 
     @torch.no_grad()
-    def unmerge(self) -> None:
-        """Put the frozen W back, to the bit."""
-        if self.unmerged_weight is not None:
-            self.weight.copy_(self.unmerged_weight)
-            self.unmerged_weight = None
+    def _start_at_the_principal_part(self) -> None:
+        """PiSSA: W = U Σ Vᵀ; s · B A is its first `rank` terms, √Σ on each side, and the frozen weight is the rest."""
+        rank = len(self.lora_A)
+        if rank > min(self.weight.shape):
+            raise MinipeftError(
+                f"rank {rank} is more than the {min(self.weight.shape)} singular values that pissa starts from"
+            )
+        u, sigma, v = torch.linalg.svd(self.weight.float(), full_matrices=False)
+        root = (sigma[:rank] / self.scaling).sqrt()
+        self.lora_A.copy_(root[:, None] * v[:rank])
+        self.lora_B.copy_(u[:, :rank] * root)
+        self.weight = nn.Parameter(  # a new one: the checkpoint's own may be shared with other models
+            (self.weight.float() - self.scaling * (self.lora_B @ self.lora_A)).to(self.weight.dtype), False
+        )
 
 
 def install(model: SequenceClassifier, method: LoRA) -> None:
-    for layer in model.encoder.layers:
-        assert isinstance(layer, EncoderLayer)
-        for target in method.targets:
-            frozen = getattr(layer, target)
-            setattr(layer, target, LoRALinear(frozen, method.rank, method.alpha, method.dropout))
+    install_low_rank(model, method, LoRALinear)
+
+
+def install_low_rank(model: SequenceClassifier, method: LoRA, kind: type[LoRALinear]) -> None:
+    """Replace the targets by layers of `kind`, and let the biases and modules train that `method` names."""
+    _check_patterns(method, model.config)
+    whole = [model.get_submodule(name) for suffix in method.modules_to_save for name in _modules(model, suffix)]
+    for layer, number, target, frozen in targeted(model, method.targets):
+        if rank := method.rank_of(number, target):
+            alpha = method.alpha_of(number, target)
+            adapted = kind(frozen, rank, alpha, method.dropout, method.rslora, method.init)
+            setattr(layer, target, adapted)
+            adapted.bias.requires_grad_(method.bias == "lora_only")
+    for module in whole:
+        module.requires_grad_(True)
+    if method.bias == "all":
+        for name, parameter in model.encoder.named_parameters():
+            if name.endswith(".bias"):
+                parameter.requires_grad_(True)
+
+
+def _check_patterns(method: LoRA, config: EncoderConfig) -> None:
+    """A key that fits no targeted layer is refused, and so is a pattern that leaves nothing to train."""
+    places = [(layer, target) for layer in range(config.num_hidden_layers) for target in method.targets]
+    known = {key for layer, target in places for key in (f"{layer}.{target}", target, str(layer))}
+    for name in ("rank_pattern", "alpha_pattern"):
+        for key in getattr(method, name):
+            if key not in known:
+                raise MinipeftError(
+                    f"{name} names {key!r}, but the targets are {', '.join(method.targets)} in layers 0 to "
+                    f'{config.num_hidden_layers - 1}; write "11.query", "query" or "11"'
+                )
+    if not any(method.rank_of(*place) for place in places):
+        raise MinipeftError("rank_pattern gives every layer rank 0; leave one in")
+
+
+def _modules(model: SequenceClassifier, suffix: str) -> list[str]:
+    found = [name for name in modules_named(model, suffix, model.config) if name.startswith("encoder.")]
+    if not found:
+        raise MinipeftError(f"modules_to_save names {suffix!r}, which is no module of the encoder; LayerNorm is one")
+    if any(name.rpartition(".")[2] in LINEAR_NAMES for name in found):
+        raise MinipeftError(f"modules_to_save names {suffix!r}, a linear layer; name it in targets")
+    return found
+
+
+def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
+    """peft's LoraConfig fields."""
+    places = [(layer, target) for layer in range(config.num_hidden_layers) for target in method.targets]
+    ranks = {place: method.rank_of(*place) for place in places if method.rank_of(*place)}
+    return {
+        "r": method.rank,
+        "lora_alpha": method.alpha,
+        "lora_dropout": method.dropout,
+        "target_modules": write_targets(config, ranks),
+        "use_rslora": method.rslora,
+        "init_lora_weights": {"kaiming": True}.get(method.init, method.init),
+        "bias": method.bias,
+        "fan_in_fan_out": False,
+        "modules_to_save": list(method.modules_to_save),
+        **{
+            name: {write_targets(config, [place])[0]: of(*place) for place in ranks if of(*place) != default}
+            for name, of, default in (
+                ("rank_pattern", method.rank_of, method.rank),
+                ("alpha_pattern", method.alpha_of, method.alpha),
+            )
+        },
+    }
+
+
+# Fields of peft's LoraConfig that `from_peft` understands.
+KNOWN = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "use_rslora"),
+    *("init_lora_weights", "bias", "rank_pattern", "alpha_pattern"),
+}
+# How A and B may have started; the other ways (olora, loftq, corda, …) change the frozen weights.
+PEFT_INITIALISATIONS = {"gaussian": "gaussian", "pissa": "pissa"} | dict.fromkeys((True, False, None), "kaiming")
+PEFT_INITIALISATIONS |= dict.fromkeys(("eva", "orthogonal"), "kaiming")
+
+
+def from_peft(content: dict[str, Any], config: EncoderConfig) -> LoRA:
+    """The config that peft's LoraConfig fields describe."""
+    check_fields(content, KNOWN)
+    return LoRA(**low_rank_fields(content, config))
+
+
+def low_rank_fields(content: dict[str, Any], config: EncoderConfig) -> dict[str, Any]:
+    """LoRA's fields, by our names."""
+    start = content.get("init_lora_weights")
+    if start not in PEFT_INITIALISATIONS:
+        raise MinipeftError(f"init_lora_weights {start!r} is not supported; true, gaussian and pissa are")
+    targets = read_targets(content, config)
+    names = tuple(name for name in LINEAR_NAMES if any(target == name for _, target in targets))
+    rank, alpha = content.get("r", 8), content.get("lora_alpha", 8)
+    ranks = {
+        (layer, name): read_pattern(content, "rank_pattern", targets[layer, name], rank)
+        if (layer, name) in targets
+        else 0
+        for layer in range(config.num_hidden_layers)
+        for name in names
+    }
+    alphas = {place: read_pattern(content, "alpha_pattern", path, alpha) for place, path in targets.items()}
+    return {
+        "rank": rank,
+        "alpha": alpha,
+        "dropout": content.get("lora_dropout", 0.0),
+        "targets": names,
+        "rslora": bool(content.get("use_rslora", False)),
+        "init": PEFT_INITIALISATIONS[start],
+        "rank_pattern": _pattern(ranks, rank),
+        "alpha_pattern": _pattern(alphas, alpha),
+        "bias": content.get("bias", "none"),
+        "modules_to_save": _whole_modules(content),
+    }
+
+
+def _pattern(values: dict[tuple[int, str], Any], default: Any) -> dict[str, Any]:
+    """The shortest of our patterns: by target where all layers agree."""
+    pattern: dict[str, Any] = {}
+    for target in dict.fromkeys(target for _, target in values):
+        of_target = {f"{layer}.{name}": value for (layer, name), value in values.items() if name == target}
+        if len(set(of_target.values())) == 1:
+            of_target = dict.fromkeys([target], next(iter(of_target.values())))
+        pattern |= {key: value for key, value in of_target.items() if value != default}
+    return pattern
+
+
+def _whole_modules(content: dict[str, Any]) -> tuple[str, ...]:
+    """modules_to_save but for the head, which trains in every method ("score" is peft's name for other models')."""
+    return tuple(dict.fromkeys(n for n in content.get("modules_to_save") or () if n not in HEADS))
+
+
+HEADS = ("classifier", "score", "pooler")
+PEFT = PeftFormat(
+    "LORA",
+    to_peft,
+    from_peft,
+    names={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},
+    marks={"use_dora": False},
+)

@@ -69,6 +69,11 @@ def name_table(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
     return table
 
 
+def modules_named(model: nn.Module, suffix: str, config: EncoderConfig) -> list[str]:
+    """Our names of the modules whose path in transformers' model ends in `suffix`, which is how peft names modules."""
+    return [ours for ours, theirs in name_table(model, config).items() if f".{theirs}".endswith(f".{suffix}")]
+
+
 def tensor_names(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
     """Our tensor's name → Hugging Face's, for the tensors of a checkpoint (a method's own are not among them)."""
     table = name_table(model, config)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
@@ -16,6 +17,7 @@ from minipeft.adapter import save_adapter
 from minipeft.data.batching import epoch_order, split_by_tokens
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import write_atomically, write_lines
+from minipeft.methods import METHODS, method_name
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.metrics import Encoded, evaluate, sequence_loss
@@ -65,6 +67,7 @@ def train_loop(
     Interrupted after a signal, with the state saved.
     """
     metric = train.split.task.metrics[0]
+    method = METHODS[method_name(model.method)]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = adamw(model, weight_decay)
     total_steps = epochs * math.ceil(len(train) / sequences_per_step)
@@ -79,6 +82,8 @@ def train_loop(
                 torch.manual_seed(seed * 1_000_003 + now.step)  # dropout is a function of the step: see --resume
                 set_learning_rate(optimizer, lr * linear_schedule(now.step, warmup_steps, total_steps))
                 step_loss = torch.zeros((), device=device)
+                if method.penalty is not None:
+                    method.penalty(model).backward()
                 for indices in split_by_tokens(chosen, train.lengths, max_tokens):
                     batch = train.batch(indices, model.config).to(device)
                     assert batch.labels is not None
@@ -92,6 +97,8 @@ def train_loop(
                         f"lower --lr ({_kept(folder, now)})"
                     )
                 optimizer.step()
+                if method.after_step is not None:
+                    method.after_step(model, now.step, total_steps)
                 optimizer.zero_grad()
                 now.step += 1
                 now.place += len(chosen)
@@ -134,10 +141,19 @@ def train_loop(
 
 
 def _save(folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, now: Progress) -> None:
-    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    state = {"trained": trained, "optimizer": optimizer.state_dict(), "progress": vars(now)}
+    state = {
+        "trained": {name: tensor.detach() for name, tensor in _trained(model).items()},
+        "optimizer": optimizer.state_dict(),
+        "progress": vars(now),
+    }
     (folder / "checkpoint").mkdir(exist_ok=True)
     write_atomically(folder / "checkpoint" / "state.pt", lambda path: torch.save(state, path))
+
+
+def _trained(model: SequenceClassifier) -> dict[str, Tensor]:
+    """What a step moves: the trained parameters, and a method's buffers."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {**parameters, **dict(model.named_buffers())}
 
 
 def _restore(folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, device: str) -> Progress:
@@ -147,10 +163,10 @@ def _restore(folder: Path, model: SequenceClassifier, optimizer: torch.optim.Opt
         return Progress()
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-        parameters = dict(model.named_parameters())
+        tensors = _trained(model)
         with torch.no_grad():
             for name, tensor in state["trained"].items():
-                parameters[name].copy_(tensor)
+                tensors[name].copy_(tensor)
         optimizer.load_state_dict(state["optimizer"])
         return Progress(**state["progress"])
     except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike

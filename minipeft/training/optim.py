@@ -9,11 +9,19 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What trains, in two groups: matrices decay, biases and LayerNorm's vectors do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """What trains, in groups: matrices decay, biases and LayerNorm's vectors do not.
+
+    lr_ratio is the group's learning rate over the run's: LoRA+ gives B a larger one (Hayou et al. 2024, section 4).
+    """
+    ratio = getattr(getattr(model, "method", None), "lr_ratio", 1.0)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = parameter.ndim >= 2, ratio if name.endswith("lora_B") else 1.0
+            groups.setdefault(key, []).append(parameter)
     return [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr_ratio": lr_ratio}
+        for (decays, lr_ratio), parameters in sorted(groups.items(), key=lambda item: (not item[0][0], item[0][1]))
     ]
 
 
@@ -21,14 +29,14 @@ def adamw(
     model: nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) over what trains; the learning rate is set in every step."""
-    groups = [group for group in parameter_groups(model, weight_decay) if group["params"]]
+    groups = parameter_groups(model, weight_decay)
     fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["lr_ratio"]
 
 
 def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:

@@ -33,6 +33,7 @@ from minipeft.model.config import EncoderConfig, load_config
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, initialise
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
+from minipeft.training.start import LARGEST_VOCABULARY, start_from_counts
 
 SMALLEST_VOCABULARY = 256 + len(ROBERTA_SPECIALS)
 HELD_OUT_EVERY = 200  # one line in so many is validation text
@@ -47,6 +48,7 @@ class PretrainSettings:
     text: tuple[str, ...]
     output: str
     model: str | None = None  # a checkpoint to go on from; None: a new model and a new tokenizer
+    start: str = "counts"  # of a new model's weights, or "random": see training/start.py
     vocab_size: int = 8192
     hidden_size: int = 256
     num_hidden_layers: int = 6
@@ -77,7 +79,10 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     tokenizer = _tokenizer(folder, settings)
     train_text, validation_text = _tokens(folder, settings, tokenizer)
     torch.manual_seed(settings.seed)
-    model = _model(settings, tokenizer).to(settings.device)
+    model = _model(settings, tokenizer)
+    if settings.model is None and settings.start == "counts" and not state_file.is_file():
+        start_from_counts(model, train_text.tokens)
+    model = model.to(settings.device)
     model.encoder.dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     optimizer = adamw(model, settings.weight_decay, betas=(0.9, 0.98), eps=1e-6)
     blocks = {length: train_text.blocks(length) for length in (settings.block_length, settings.long_block_length)}
@@ -208,6 +213,13 @@ def _check(settings: PretrainSettings) -> None:
             raise MinipeftError(
                 f"--vocab-size {settings.vocab_size} is too small; every byte and the special tokens "
                 f"are {SMALLEST_VOCABULARY}"
+            )
+        if settings.start not in ("counts", "random"):
+            raise MinipeftError(f"--start {settings.start!r} is neither counts nor random")
+        if settings.start == "counts" and settings.vocab_size > LARGEST_VOCABULARY:
+            raise MinipeftError(
+                f"--start counts takes a --vocab-size up to {LARGEST_VOCABULARY}, not {settings.vocab_size}; "
+                "use --start random"
             )
         config = _new_config(settings, settings.vocab_size)
     else:

@@ -109,7 +109,7 @@ def test_what_trains_is_what_a_step_moves(method: Any, checkpoint: Path) -> None
 
 @pytest.mark.parametrize("method", ALL, ids=str)
 def test_a_method_prints_as_its_constructor_and_has_a_name(method: Any) -> None:
-    assert eval(repr(method), {kind.__name__: kind for kind, _ in METHODS.values()}) == method
+    assert eval(repr(method), {row.config.__name__: row.config for row in METHODS.values()}) == method
     assert get_method(method_name(method)) is type(method)
 
 
@@ -122,11 +122,11 @@ def test_applying_changes_no_logits(method: Any, checkpoint: Path) -> None:
 
 
 def test_an_unknown_method_and_a_second_one_are_refused(checkpoint: Path) -> None:
-    with pytest.raises(MinipeftError, match="'adapter'; one of full, head, bitfit, lora"):
+    with pytest.raises(MinipeftError, match="'adapter'; one of full, head, bitfit, lora, "):
         get_method("adapter")
     model = load_pretrained(checkpoint)
     for wrong in ("lora", LoRA, None):
-        with pytest.raises(MinipeftError, match=r"is no method; make one of Full, Head, BitFit, LoRA"):
+        with pytest.raises(MinipeftError, match=r"is no method; make one of Full, Head, BitFit, LoRA, "):
             apply(model, wrong)
     assert all(p.requires_grad for p in model.parameters())  # nothing was frozen
     apply(model, BitFit())

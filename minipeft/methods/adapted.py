@@ -1,0 +1,81 @@
+"""What the methods that change linear layers share: naming the layers, and merging into their frozen weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minipeft.errors import MinipeftError
+from minipeft.model.roberta import LINEAR_NAMES, EncoderLayer, Linear, SequenceClassifier
+
+PEFT_NAMES = {"attention.output.dense": "output", "intermediate.dense": "intermediate", "output.dense": "ffn_output"}
+
+
+class AdaptedLinear(Linear):
+    """A frozen linear layer, y = x Wᵀ + b, that a method changes; its weight and bias are the frozen layer's own.
+
+    A method that can be merged writes `merged_weight`, and `merged_bias` where it changes the bias too.
+    """
+
+    def __init__(self, frozen: Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = frozen.in_features, frozen.out_features
+        self.weight, self.bias = frozen.weight, frozen.bias
+        self.unmerged: tuple[Tensor, Tensor] | None = None  # the frozen weight and bias, while merged
+
+    def merged_weight(self) -> Tensor:
+        """The weight (out_features, in_features), float32, of one linear layer that computes the same."""
+        raise NotImplementedError
+
+    def merged_bias(self) -> Tensor:
+        """Its bias (out_features,), float32."""
+        return self.bias.float()
+
+    def is_merged(self) -> bool:
+        """Whether the frozen layer alone computes the result; training a merged layer raises MinipeftError."""
+        if self.unmerged is not None and self.training and torch.is_grad_enabled():
+            raise MinipeftError("the adapter is merged, so it cannot train; call minipeft.unmerge first")
+        return self.unmerged is not None
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Put the method into the weight, summed in float32; the frozen weight and bias are kept aside."""
+        if self.unmerged is None:
+            weight, bias = self.merged_weight(), self.merged_bias()
+            self.unmerged = self.weight.detach().clone(), self.bias.detach().clone()
+            self.weight.copy_(weight)
+            self.bias.copy_(bias)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the frozen weight and bias back, to the bit."""
+        if self.unmerged is not None:
+            self.weight.copy_(self.unmerged[0])
+            self.bias.copy_(self.unmerged[1])
+            self.unmerged = None
+
+
+def check_targets(targets: Any) -> tuple[str, ...]:
+    """Names of linear layers as a tuple of ours, each once; peft's names are taken too, and "query,value"."""
+    targets = (targets,) if isinstance(targets, str) else targets
+    if not isinstance(targets, (tuple, list)):
+        raise MinipeftError(f"targets {targets!r} is no list of names; name some of {', '.join(LINEAR_NAMES)}")
+    names = [name for target in targets for name in str(target).split(",")]
+    names = list(dict.fromkeys(PEFT_NAMES.get(name, name) for name in names))
+    if not names:
+        raise MinipeftError(f"no targets; name some of {', '.join(LINEAR_NAMES)}")
+    for name in names:
+        if name not in LINEAR_NAMES:
+            raise MinipeftError(f"unknown target {name!r}; one of {', '.join(LINEAR_NAMES)}")
+    return tuple(names)
+
+
+def targeted(model: SequenceClassifier, targets: tuple[str, ...]) -> Iterator[tuple[EncoderLayer, int, str, Linear]]:
+    """(layer, its number, target, the linear layer) for each target in each layer; to be replaced by setattr."""
+    for number, layer in enumerate(model.encoder.layers):
+        assert isinstance(layer, EncoderLayer)
+        for target in targets:
+            yield layer, number, target, getattr(layer, target)

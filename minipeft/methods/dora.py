@@ -1,0 +1,74 @@
+"""DoRA (Liu et al. 2024): LoRA turns the direction of a weight's rows, and a trained vector holds their lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minipeft.methods.lora import KNOWN, LoRA, LoRALinear, install_low_rank, low_rank_fields, to_peft
+from minipeft.methods.peft_format import PeftFormat, check_fields
+from minipeft.model.config import EncoderConfig
+from minipeft.model.roberta import Linear, SequenceClassifier
+
+
+@dataclass(frozen=True)
+class DoRA(LoRA):
+    """h = m ⊙ (V / ‖V‖) x + b, V = W + s · B A    (Liu et al. 2024, equation 5)
+
+    ‖V‖ is the length of each row of V and m, which trains, starts as that of W. The settings are LoRA's.
+    Parameters: LoRA's and out_features for each target in each layer; 92,160 for roberta-base with rank 2 on query and
+    value.
+    """
+
+
+class DoRALinear(LoRALinear):
+    """y = x (m / ‖V‖ ⊙ V)ᵀ + b, V = W + s · B A; the gradient takes ‖V‖ as a constant (Liu et al. 2024, section 4.3).
+
+    lora_magnitude_vector (out_features,) is m. Dropout is on the input of A alone: W sees x as it is.
+    """
+
+    def __init__(self, frozen: Linear, *low_rank: Any) -> None:
+        super().__init__(frozen, *low_rank)
+        self.lora_magnitude_vector = nn.Parameter(self._lengths())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_merged():
+            return super().forward(x)
+        bias = self.bias.to(x.dtype)
+        scale = (self.lora_magnitude_vector / self._lengths()).to(x.dtype)  # (out_features,)
+        return (super().forward(x) - bias) * scale + bias
+
+    def merged_weight(self) -> Tensor:
+        """m / ‖V‖ ⊙ V."""
+        return (self.lora_magnitude_vector / self._lengths())[:, None] * super().merged_weight()
+
+    @torch.no_grad()
+    def _lengths(self) -> Tensor:
+        return torch.linalg.vector_norm(super().merged_weight(), dim=1)
+
+
+def install(model: SequenceClassifier, method: DoRA) -> None:
+    install_low_rank(model, method, DoRALinear)
+
+
+def dora_to_peft(method: DoRA, config: EncoderConfig) -> dict[str, Any]:
+    """peft's LoraConfig fields."""
+    return to_peft(method, config) | {"use_dora": True}
+
+
+def dora_from_peft(content: dict[str, Any], config: EncoderConfig) -> DoRA:
+    """The config that peft's LoraConfig fields describe."""
+    check_fields(content, {*KNOWN, "use_dora"})
+    return DoRA(**low_rank_fields(content, config))
+
+
+PEFT = PeftFormat(
+    "LORA",
+    dora_to_peft,
+    dora_from_peft,
+    names={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},
+    marks={"use_dora": True},
+)

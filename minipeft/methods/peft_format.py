@@ -1,0 +1,150 @@
+"""peft's adapter_config.json: what each field says about our layers, and refusing what cannot be done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from minipeft.errors import MinipeftError
+from minipeft.methods.adapted import PEFT_NAMES
+from minipeft.model.config import MODEL_TYPES, EncoderConfig
+from minipeft.model.roberta import LINEAR_NAMES
+
+TO_PEFT = {ours: theirs for theirs, ours in PEFT_NAMES.items()}
+# Fields that change no number of a loaded adapter.
+WITHOUT_EFFECT = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",  # checked by `check_fields`; peft writes it for every method on linear layers
+    "inference_mode",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+    "velora_config",
+}
+# peft's "all-linear" names the head's layers too, and leaves them out where modules_to_save has them.
+HEAD_MODULES = ("pooler.dense", "classifier.dense", "classifier.out_proj", "classifier", "score")
+Targets = dict[tuple[int, str], str]  # (layer's number, our target) → the module's path in transformers' model
+
+
+@dataclass(frozen=True)
+class PeftFormat:
+    """How peft stores a method.
+
+    peft_type    peft's name of the method
+    write        the method's config and the model's → peft's fields
+    read         peft's fields and the model's config → the method's config; raises MinipeftError
+    names        the last part of a tensor's name here → in peft's file, where it differs; or the whole name
+    marks        fields that tell methods of one peft_type apart
+    prefix       what peft puts before transformers' names
+    """
+
+    peft_type: str
+    write: Callable[[Any, EncoderConfig], dict[str, Any]]
+    read: Callable[[dict[str, Any], EncoderConfig], Any]
+    names: dict[str, str] = field(default_factory=dict)
+    marks: dict[str, Any] = field(default_factory=dict)
+    prefix: str = "base_model.model."
+
+    def describes(self, content: dict[str, Any]) -> bool:
+        """Whether an adapter_config.json is of this method."""
+        return content.get("peft_type") == self.peft_type and all(
+            bool(content.get(name)) == value for name, value in self.marks.items()
+        )
+
+
+def check_fields(content: dict[str, Any], known: Collection[str]) -> None:
+    """Refuse a field that is set and that nothing here understands: it might change the mathematics."""
+    for name, value in content.items():
+        understood = name in known or (name in WITHOUT_EFFECT and name != "fan_in_fan_out")
+        if value not in (None, False, "", "none", [], {}) and not understood:
+            raise MinipeftError(f"{name} {value!r} is not supported; an adapter without it is")
+
+
+def module_path(config: EncoderConfig, layer: int, target: str) -> str:
+    """transformers' name of a layer's linear module."""
+    inside = TO_PEFT.get(target, f"attention.self.{target}")
+    return f"{MODEL_TYPES[config.model_type]}.encoder.layer.{layer}.{inside}"
+
+
+def write_targets(config: EncoderConfig, targets: Collection[tuple[int, str]]) -> list[str]:
+    """peft's target_modules for (layer, target) pairs: a suffix where all layers have the target, else one a layer."""
+    names = []
+    for target in LINEAR_NAMES:
+        layers = [layer for layer, name in targets if name == target]
+        # "output.dense" alone would name attention.output.dense too
+        if len(layers) == config.num_hidden_layers and target != "ffn_output":
+            names.append(TO_PEFT.get(target, target))
+        else:
+            names += [module_path(config, layer, target).partition(".encoder.")[2] for layer in layers]
+    return names
+
+
+def read_targets(content: dict[str, Any], config: EncoderConfig) -> Targets:
+    """The linear layers that peft's target_modules name: a list of suffixes, or one regular expression."""
+    modules = content.get("target_modules")
+    if not isinstance(modules, str) and not (
+        isinstance(modules, list) and modules and all(isinstance(name, str) for name in modules)
+    ):
+        raise MinipeftError(f"target_modules {modules!r} is neither a list of names nor a regular expression")
+    excluded = content.get("exclude_modules") or []
+    layers = None if isinstance(modules, str) else content.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+    whole = content.get("modules_to_save") or []  # trained as they are, so never targets
+    every = {
+        (layer, target): module_path(config, layer, target)
+        for layer in range(config.num_hidden_layers)
+        for target in LINEAR_NAMES
+    }
+    found = {
+        place: path
+        for place, path in every.items()
+        if names(modules, path)
+        and not names(excluded, path)
+        and not names(whole, path)
+        and (layers is None or place[0] in layers)
+    }
+    if not found:
+        raise MinipeftError(f"target_modules {modules!r} names no linear layer of the encoder")
+    known = [*every.values(), *HEAD_MODULES]
+    for name in [] if isinstance(modules, str) else modules:
+        if not any(names([name], path) for path in known):
+            raise MinipeftError(f"target_modules names {name!r}, which is no linear layer of the encoder")
+    return found
+
+
+def names(modules: list[str] | str, path: str) -> bool:
+    """Whether peft's list of suffixes, or regular expression, names the module at `path`."""
+    if isinstance(modules, str):
+        try:
+            return re.fullmatch(modules, path) is not None
+        except re.error as error:
+            raise MinipeftError(f"{modules!r} is no regular expression ({error})") from None
+    return any(path == name or path.endswith("." + name) for name in modules)
+
+
+def read_pattern(content: dict[str, Any], field_name: str, path: str, default: Any) -> Any:
+    """What rank_pattern or alpha_pattern says of a module: the value of the first key that its path ends in."""
+    pattern = content.get(field_name) or {}
+    if not isinstance(pattern, dict):
+        raise MinipeftError(f"{field_name} {pattern!r} is no table of module names")
+    for key, value in pattern.items():
+        try:
+            if re.match(rf"(.*\.)?({key})$", path):
+                return value
+        except re.error as error:
+            raise MinipeftError(f"{field_name}: {key!r} is no regular expression ({error})") from None
+    return default
