@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minipeft.data.batching import PackedBatch
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, first_line
 from minipeft.files import make_folder, read_json, write_atomically, write_json
 from minipeft.methods import METHODS, Row, apply, method_name
 from minipeft.methods.adapted import AdaptedLinear
@@ -67,8 +67,11 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
             f"{folder}: the adapter has {len(labels)} labels, the model {model.config.num_labels}; "
             f"load the model with num_labels={len(labels)}"
         )
-    with torch.device("meta"):
-        shape = apply(SequenceClassifier(model.config), method)
+    try:
+        with torch.device("meta"):
+            shape = apply(SequenceClassifier(model.config), method)
+    except MinipeftError as error:
+        raise MinipeftError(f"{folder / CONFIG}: {error}") from None
     names = adapter_tensors(shape)
     own = _head_of_the_model(model, shape, state, folder)
     _check_tensors({theirs: tensor for theirs, tensor in names.items() if theirs not in own}, state, folder)
@@ -98,8 +101,8 @@ def read_adapter(folder: Path, config: EncoderConfig) -> tuple[Any, dict[str, Te
         )
     try:
         method = _method(content, config)
-    except MinipeftError as error:
-        raise MinipeftError(f"{folder / CONFIG}: {error}") from None
+    except (MinipeftError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MinipeftError(f"{folder / CONFIG}: no usable config of a method ({first_line(error)})") from None
     # With bias="all", peft writes the head's biases again, under its wrapper's names.
     wrappers = (".modules_to_save.default.", ".original_module.")
     return method, {name: state[name] for name in state if not any(part in name for part in wrappers)}, details

@@ -112,27 +112,27 @@ def read_targets(content: dict[str, Any], config: EncoderConfig) -> Targets:
     found = {
         place: path
         for place, path in every.items()
-        if names(modules, path)
-        and not names(excluded, path)
-        and not names(whole, path)
+        if _names(modules, path, "target_modules")
+        and not _names(excluded, path, "exclude_modules")
+        and not _names(whole, path, "modules_to_save")
         and (layers is None or place[0] in layers)
     }
     if not found:
         raise MinipeftError(f"target_modules {modules!r} names no linear layer of the encoder")
     known = [*every.values(), *HEAD_MODULES]
     for name in [] if isinstance(modules, str) else modules:
-        if not any(names([name], path) for path in known):
+        if not any(_names([name], path, "target_modules") for path in known):
             raise MinipeftError(f"target_modules names {name!r}, which is no linear layer of the encoder")
     return found
 
 
-def names(modules: list[str] | str, path: str) -> bool:
-    """Whether peft's list of suffixes, or regular expression, names the module at `path`."""
+def _names(modules: list[str] | str, path: str, field_name: str) -> bool:
+    """Whether a field of peft's, a list of suffixes or a regular expression, names the module at `path`."""
     if isinstance(modules, str):
         try:
             return re.fullmatch(modules, path) is not None
         except re.error as error:
-            raise MinipeftError(f"{modules!r} is no regular expression ({error})") from None
+            raise MinipeftError(f"{field_name} {modules!r} is no regular expression ({error})") from None
     return any(path == name or path.endswith("." + name) for name in modules)
 
 
