@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from minipeft.errors import MinipeftError
     from minipeft.methods import apply, count_parameters
     from minipeft.methods.bitfit import BitFit
+    from minipeft.methods.dora import DoRA
     from minipeft.methods.full import Full
     from minipeft.methods.head import Head
     from minipeft.methods.lora import LoRA, LoRALinear
@@ -31,6 +32,7 @@ _HOMES = {
     "minipeft.errors": ("MinipeftError",),
     "minipeft.methods": ("apply", "count_parameters"),
     "minipeft.methods.bitfit": ("BitFit",),
+    "minipeft.methods.dora": ("DoRA",),
     "minipeft.methods.full": ("Full",),
     "minipeft.methods.head": ("Head",),
     "minipeft.methods.lora": ("LoRA", "LoRALinear"),
@@ -42,6 +44,7 @@ _HOMES = {
 }
 __all__ = [
     "BitFit",
+    "DoRA",
     "EncoderConfig",
     "Full",
     "Head",
