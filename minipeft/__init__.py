@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minipeft.adapter import export, load_adapter, merge, save_adapter, unmerge
+    from minipeft.adapter import load_adapter, save_adapter
     from minipeft.data.batching import PackedBatch, pack
     from minipeft.data.tokenizer import Tokenizer, load_tokenizer
     from minipeft.errors import MinipeftError
+    from minipeft.merging import export, merge, unmerge
     from minipeft.methods import apply, count_parameters
     from minipeft.methods.bitfit import BitFit
     from minipeft.methods.dora import DoRA
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "minipeft.adapter": ("export", "load_adapter", "merge", "save_adapter", "unmerge"),
+    "minipeft.adapter": ("load_adapter", "save_adapter"),
     "minipeft.data.batching": ("PackedBatch", "pack"),
     "minipeft.data.tokenizer": ("Tokenizer", "load_tokenizer"),
     "minipeft.errors": ("MinipeftError",),
+    "minipeft.merging": ("export", "merge", "unmerge"),
     "minipeft.methods": ("apply", "count_parameters"),
     "minipeft.methods.bitfit": ("BitFit",),
     "minipeft.methods.dora": ("DoRA",),

@@ -1,4 +1,4 @@
-"""A trained method as files in peft's format; merging, and exporting a whole model.
+"""A trained method as files in peft's format.
 
 adapter_config.json        peft's fields; a peft_type of our own for the methods that peft lacks
 adapter_model.safetensors  what trained, head included, under the names that peft gives; labels, task and best score
@@ -7,12 +7,10 @@ adapter_model.safetensors  what trained, head included, under the names that pef
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
-import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minipeft.data.batching import PackedBatch
 from minipeft.errors import MinipeftError, first_line
 from minipeft.files import make_folder, read_json, write_atomically, write_json
 from minipeft.methods import METHODS, Row, apply, method_name
-from minipeft.methods.adapted import AdaptedLinear
+from minipeft.methods.adapted import AdaptedLinear, adapted_layers
 from minipeft.methods.peft_format import check_fields
-from minipeft.model.checkpoint import name_table, save_checkpoint, tensor_names
+from minipeft.model.checkpoint import name_table, tensor_names
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import SequenceClassifier
 
@@ -41,7 +38,7 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
     """Write what trained to `folder`, which is made if need be; `details` (task, score, …) travel in the file."""
     if model.method is None:
         raise MinipeftError("the model has no method, so there is no adapter to save; call minipeft.apply first")
-    if any(part.unmerged is not None for part in _adapted(model)):
+    if any(part.unmerged is not None for part in adapted_layers(model)):
         raise MinipeftError("the adapter is merged; call minipeft.unmerge before saving it")
     folder = Path(folder)
     make_folder(folder)
@@ -106,6 +103,43 @@ def read_adapter(folder: Path, config: EncoderConfig) -> tuple[Any, dict[str, Te
     # With bias="all", peft writes the head's biases again, under its wrapper's names.
     wrappers = (".modules_to_save.default.", ".original_module.")
     return method, {name: state[name] for name in state if not any(part in name for part in wrappers)}, details
+
+
+@dataclass(frozen=True)
+class Start:
+    """Another run's adapter, to start from: its folder, method, tensors, and the details that travel with them."""
+
+    folder: Path
+    method: Any
+    state: dict[str, Tensor]
+    details: dict[str, Any]
+
+
+def read_start(run: Path, config: EncoderConfig) -> Start:
+    """The adapter of a run, or of an adapter folder, for a model of shape `config`."""
+    folder = run / "adapter" if (run / "adapter" / CONFIG).is_file() else run
+    return Start(folder, *read_adapter(folder, config))
+
+
+def start_from(model: SequenceClassifier, start: Start) -> str:
+    """Give a model that has the method an adapter's values, head included where the labels are the same.
+
+    Returns one line that says what was taken.
+    """
+    tensors = adapter_tensors(model)
+    in_head = {id(parameter) for parameter in model.head.parameters()}
+    head = {name for name, tensor in tensors.items() if id(tensor) in in_head}
+    labels, own = start.details.get("labels"), list(model.config.id2label.values())
+    keeps_head = labels == own
+    wanted = {name: tensor for name, tensor in tensors.items() if keeps_head or name not in head}
+    found = {name: tensor for name, tensor in start.state.items() if keeps_head or name not in head}
+    _check_tensors(wanted, found, start.folder)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(found[name])
+    trained_on = f"{start.details.get('task', 'an adapter')}, labels {', '.join(map(str, labels or ['unknown']))}"
+    taken = "head included" if keeps_head else f"with a new head for {', '.join(own)}"
+    return f"start   {start.folder} ({trained_on}), {taken}"
 
 
 def adapter_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
@@ -188,56 +222,6 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise MinipeftError(f"{path}: not a whole safetensors file ({str(error)[:200]})") from None
     return state, details if isinstance(details, dict) else {}
-
-
-@torch.no_grad()
-def merge(model: SequenceClassifier) -> SequenceClassifier:
-    """Put the method into the frozen weights, summed in float32, so that prediction costs nothing more.
-
-    Raises MinipeftError for a method that is more than a change of weights. Methods that train the encoder's own
-    tensors have nothing to merge.
-    """
-    if model.method is not None and not METHODS[method_name(model.method)].merges:
-        raise MinipeftError(f"{model.method!r} is no change of the encoder's weights, so it cannot be merged")
-    for part in _adapted(model):
-        part.merge()
-    return model
-
-
-@torch.no_grad()
-def unmerge(model: SequenceClassifier) -> SequenceClassifier:
-    """Undo `merge`: the frozen weights are what they were, to the bit."""
-    for part in _adapted(model):
-        part.unmerge()
-    return model
-
-
-@torch.inference_mode()
-def largest_difference(model: SequenceClassifier, merged: SequenceClassifier, batches: Iterable[PackedBatch]) -> float:
-    """The largest absolute difference of the logits that a model and its merged copy give `batches`."""
-    return max(float((model(batch) - merged(batch)).abs().max()) for batch in batches)
-
-
-def export(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:
-    """Write a whole checkpoint, adapter merged, that transformers loads; the tokenizer's files come along.
-
-    Returns the merged copy, in float32 on the CPU; `model` stays as it is.
-    """
-    folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise MinipeftError(f"{folder} is not empty; export to a new folder")
-    whole = merge(copy.deepcopy(model).cpu().float())
-    whole.encoder.dtype = torch.float32
-    make_folder(folder)
-    save_checkpoint(whole, folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"):
-        if model.folder is not None and (model.folder / name).is_file():
-            shutil.copyfile(model.folder / name, folder / name)
-    return whole
-
-
-def _adapted(model: SequenceClassifier) -> list[AdaptedLinear]:
-    return [part for part in model.modules() if isinstance(part, AdaptedLinear)]
 
 
 def _base(config: EncoderConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.training.recipes import ALPHA, BATCH_SIZE, DROPOUT, GRAD_ACCUM, RANK, WARMUP_STEPS, WEIGHT_DECAY
@@ -99,7 +99,11 @@ def _parser() -> Parser:
     pretrain.add_argument("--resume", action="store_true", help="go on with the run in --output")
     pretrain.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    export = commands.add_parser("export", help="a run's model, merged, as a checkpoint that transformers loads")
+    export = commands.add_parser(
+        "export",
+        aliases=["merge"],
+        help="merge a run's adapter: a checkpoint that transformers loads, and the largest difference of a logit",
+    )
     export.add_argument("run", help="folder of a finished run")
     export.add_argument("folder", help="new folder for the checkpoint")
 
@@ -117,6 +121,15 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--alpha", type=float, help=f"LoRA's alpha; alpha / rank scales the update [{ALPHA:g}]")
     flag("--dropout", type=float, help=f"on LoRA's input [{DROPOUT:g}]")
     flag("--targets", nargs="+", help="LoRA's layers: query key value output intermediate ffn_output [query value]")
+    flag(
+        "--method-options",
+        nargs="+",
+        type=_option,
+        action=Options,
+        metavar="NAME=VALUE",
+        help="the method's other settings, such as rslora=true or init=pissa: minipeft/methods/",
+    )
+    flag("--init-adapter", metavar="RUN", help="start from another run's adapter; a new head where the labels differ")
     flag("--model", default="auto", help="a name or a folder [auto: roberta-base, else the bundled roberta-mini]")
     flag("--data", default="auto", help="folder with <task>/train.parquet, … [auto: GLUE, else a generated stand-in]")
     flag("--epochs", type=int, help="[by task: rte 25, sst2 5, …: training/recipes.py]")
@@ -142,6 +155,24 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--output", help="folder of the run [runs/<task>-<method>…]")
     flag("--resume", action="store_true", help="go on from the run's last checkpoint")
     flag("--quiet", action="store_true", help="no banner and no progress bars")
+
+
+def _option(text: str) -> tuple[str, object]:
+    """NAME=VALUE, the value as JSON where it is JSON, else as text."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name.replace("-", "_"), json.loads(value)
+    except ValueError:
+        return name.replace("-", "_"), value
+
+
+class Options(argparse.Action):
+    """The pairs of --method-options as one table."""
+
+    def __call__(self, parser: object, namespace: object, values: Any, option_string: object = None) -> None:
+        setattr(namespace, self.dest, dict(values))
 
 
 def _train(wanted: dict[str, object]) -> None:
@@ -176,10 +207,9 @@ def _pretrain(wanted: dict[str, object]) -> None:
 
 
 def _export(wanted: dict[str, object]) -> None:
-    from minipeft.adapter import export
     from minipeft.predict import load_run
 
-    export(load_run(str(wanted["run"]), "cpu").model, str(wanted["folder"]))
+    print(json.dumps(load_run(str(wanted["run"]), "cpu", "fp32").export(str(wanted["folder"])), ensure_ascii=False))
 
 
 def _fetch(wanted: dict[str, object]) -> None:
@@ -194,5 +224,6 @@ COMMANDS = {
     "predict": _predict,
     "pretrain": _pretrain,
     "export": _export,
+    "merge": _export,
     "fetch": _fetch,
 }

@@ -16,11 +16,14 @@ from minipeft.device import choose_device
 from minipeft.errors import MinipeftError
 from minipeft.files import read_json
 from minipeft.hub import resolve_model
+from minipeft.merging import export
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.training.metrics import Encoded, encode_split, evaluate, predict_logits
 
 logger = logging.getLogger("minipeft")
+
+COMPARED = 256  # validation examples that an export is compared on
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,17 @@ class LoadedRun:
         examples = encode_split(rows, self.tokenizer, self.settings["max_length"], self.model.config)
         return evaluate(self.model, examples, self.settings["max_tokens"], self.device)
 
+    def export(self, folder: str | Path) -> dict[str, Any]:
+        """Merge in float32 and write the checkpoint; says how far its logits are from the adapter's, unmerged."""
+        merged = export(self.model, folder)
+        rows = read_split(self.task, self.task.validation, self.settings["source"], COMPARED)
+        examples = encode_split(rows, self.tokenizer, self.settings["max_length"], self.model.config)
+        logits, after = (
+            predict_logits(model, examples, self.settings["max_tokens"], self.device) for model in (self.model, merged)
+        )
+        difference = float((logits - after).abs().max())
+        return {"folder": str(folder), "largest_logit_difference": difference, "examples": len(examples)}
+
     def predict(self, texts: list[str], pairs: list[str] | None = None) -> list[dict[str, Any]]:
         """For each text its label by name and the probability of each; for regression, its score."""
         if (pairs is not None) != (len(self.task.columns) == 2):
@@ -61,8 +75,8 @@ class LoadedRun:
         ]
 
 
-def load_run(folder: str | Path, device: str = "auto") -> LoadedRun:
-    """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do."""
+def load_run(folder: str | Path, device: str = "auto", precision: str | None = None) -> LoadedRun:
+    """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do; by default in its precision."""
     folder = Path(folder)
     settings = read_json(folder / "config.json")
     missing = sorted({"task", "model", "precision", "max_length", "max_tokens", "source"} - set(settings))
@@ -70,7 +84,7 @@ def load_run(folder: str | Path, device: str = "auto") -> LoadedRun:
         raise MinipeftError(f"{folder / 'config.json'}: no {missing[0]} in it; name the folder of a run")
     task = get_task(settings["task"])
     model_folder, _ = resolve_model(settings["model"])
-    dtype = torch.bfloat16 if settings["precision"] == "bf16" else torch.float32
+    dtype = torch.bfloat16 if (precision or settings["precision"]) == "bf16" else torch.float32
     level = logger.level
     logger.setLevel(logging.ERROR)  # the new head that the next line announces is replaced by the adapter's
     model = load_pretrained(model_folder, task.num_labels)

@@ -79,3 +79,8 @@ def targeted(model: SequenceClassifier, targets: tuple[str, ...]) -> Iterator[tu
         assert isinstance(layer, EncoderLayer)
         for target in targets:
             yield layer, number, target, getattr(layer, target)
+
+
+def adapted_layers(model: SequenceClassifier) -> list[AdaptedLinear]:
+    """The linear layers that a method has changed."""
+    return [part for part in model.modules() if isinstance(part, AdaptedLinear)]

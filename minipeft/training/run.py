@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import platform
@@ -16,26 +17,25 @@ from typing import Any, TypeVar
 import torch
 
 from minipeft import __version__
-from minipeft.adapter import reload_adapter
+from minipeft.adapter import read_start, reload_adapter, start_from
 from minipeft.data.tasks import Task, choose_data, get_task, read_split
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import MAX_TOKENS, choose_device, choose_precision
-from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
+from minipeft.errors import MinipeftError
 from minipeft.files import make_folder, read_json, write_json
 from minipeft.hub import resolve_model
-from minipeft.methods import apply, count_parameters, get_method, method_name
+from minipeft.methods import apply, count_parameters
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.config import load_config
 from minipeft.model.roberta import SequenceClassifier
-from minipeft.training import recipes
 from minipeft.training.loop import Progress, train_loop
 from minipeft.training.metrics import encode_split
 from minipeft.training.recipes import TrainSettings, recipe
+from minipeft.training.settings import choose_max_length, choose_method, settings_of
 
 logger = logging.getLogger("minipeft")
 Number = TypeVar("Number", int, float)
 
-LONGEST = 512  # tokens, where the model takes more
 # What a resumed run may change: the data is compared by its whole path, "source".
 FREE_TO_CHANGE = ("output", "resume", "quiet", "device", "compile", "data")
 
@@ -59,19 +59,13 @@ def train(**settings: Any) -> Result:
 
     Raises MinipeftError for bad input, before anything is written.
     """
-    unknown = sorted(set(settings) - {f.name for f in dataclasses.fields(TrainSettings)})
-    if unknown:
-        raise MinipeftError(f"unknown setting {unknown[0]!r}; the settings are train.py's flags")
-    given = settings.get("method")
-    if given is not None and not isinstance(given, str):
-        fields = dataclasses.asdict(given) if dataclasses.is_dataclass(given) else {}  # type: ignore[arg-type]
-        if twice := sorted(set(fields) & set(settings)):
-            raise MinipeftError(f"{twice[0]} is given twice, in {given!r} and as {settings[twice[0]]!r}; give it once")
-        settings |= {"method": method_name(given), **fields}
     # What can be refused at once is refused here, before anything is fetched.
-    wanted = _checked(TrainSettings(**settings))
+    wanted = settings_of(settings)
     task = get_task(wanted.task)
-    method, wanted = _method(wanted)
+    start = None
+    if wanted.init_adapter is not None:
+        start = read_start(Path(wanted.init_adapter), load_config(resolve_model(wanted.model)[0]))
+    method, wanted = choose_method(wanted, None if start is None else start.method)
     device = choose_device(wanted.device)
     precision = choose_precision(wanted.precision, device)
     folder = _choose_folder(wanted)
@@ -85,14 +79,13 @@ def train(**settings: Any) -> Result:
         wanted,
         **unset,
         model=_model_to_reload(wanted.model, model_folder),
+        init_adapter=None if start is None else str(start.folder.resolve()),
         device=device,
         precision=precision,
-        max_length=_max_length(wanted.max_length, config.max_length),
+        max_length=choose_max_length(wanted.max_length, config.max_length),
         max_tokens=wanted.max_tokens or MAX_TOKENS[device],
     )
-    record = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(wanted).items()
-    } | {"output": str(folder), "source": source}
+    record = json.loads(json.dumps(dataclasses.asdict(wanted) | {"output": str(folder), "source": source}))
     _check_same_settings(folder, record)
 
     torch.manual_seed(wanted.seed)
@@ -103,11 +96,15 @@ def train(**settings: Any) -> Result:
     )
     model = load_pretrained(model_folder, task.num_labels)
     model.config = model.config.with_labels(list(task.labels) or ["score"])
-    cast_frozen(apply(model, method), torch.bfloat16 if wanted.precision == "bf16" else torch.float32).to(device)
+    apply(model, method)
+    began_with = None if start is None else start_from(model, start)
+    cast_frozen(model, torch.bfloat16 if wanted.precision == "bf16" else torch.float32).to(device)
     if wanted.compile:
         model.encoder.compile_layers()
     parameters = count_parameters(model)
     _banner(task, method, model_in_words, data_in_words, wanted, parameters.method, parameters.head)
+    if began_with is not None and not wanted.quiet:
+        print(began_with, file=sys.stderr)
     if tokenizer.truncated:
         logger.warning(
             "%d of %d examples were truncated to %d tokens",
@@ -151,48 +148,6 @@ def _model_to_reload(wanted: str, folder: Path) -> str:
     if wanted == "auto":
         return folder.name
     return str(folder.resolve()) if Path(wanted).expanduser().is_dir() else wanted
-
-
-def _method(wanted: TrainSettings) -> tuple[Any, TrainSettings]:
-    """The method's config, and the settings with its fields filled in; a field that it does not have is refused."""
-    config = get_method(wanted.method)
-    fields = {f.name for f in dataclasses.fields(config)}
-    given = {name: getattr(wanted, name) for name in ("rank", "alpha", "dropout", "targets")}
-    for name, value in given.items():
-        if value is not None and name not in fields:
-            raise MinipeftError(f"--{name} {value!r} has no meaning for {wanted.method}; leave it out")
-    report = {"rank": recipes.RANK, "alpha": recipes.ALPHA, "dropout": recipes.DROPOUT}
-    values = {name: given[name] if given[name] is not None else report.get(name) for name in given if name in fields}
-    method = config(**{name: value for name, value in values.items() if value is not None})
-    return method, dataclasses.replace(wanted, **{name: getattr(method, name) for name in values})
-
-
-def _checked(wanted: TrainSettings) -> TrainSettings:
-    """The settings with numbers of the right kind and names as text; what cannot be one is refused by its flag."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(TrainSettings):
-        name, value, flag = field.name, getattr(wanted, field.name), f"--{field.name.replace('_', '-')}"
-        if value is None:
-            values[name] = field.default
-        elif name in ("task", "method", "model", "data", "precision", "device", "output"):
-            values[name] = str(value)
-        elif name == "seed":
-            values[name] = check_seed(value)
-        elif name == "warmup_steps":
-            values[name] = whole_number(flag, value, least=0)
-        elif name in ("lr", "weight_decay"):
-            values[name] = finite_number(flag, value, least=0.0)
-        elif name in ("epochs", "batch_size", "grad_accum", "max_length", "max_tokens", "train_limit", "eval_limit"):
-            values[name] = whole_number(flag, value)
-    return dataclasses.replace(wanted, **values)
-
-
-def _max_length(wanted: int | None, longest: int) -> int:
-    if wanted is not None and wanted > longest:
-        raise MinipeftError(
-            f"--max-length {wanted} is beyond the model's position table; it takes up to {longest} tokens"
-        )
-    return wanted or min(LONGEST, longest)
 
 
 def _choose_folder(wanted: TrainSettings) -> Path:

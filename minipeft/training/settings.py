@@ -1,0 +1,101 @@
+"""A run's settings, checked: numbers of the right kind, and the method that they describe."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
+from minipeft.methods import get_method, method_name
+from minipeft.training.recipes import ALPHA, DROPOUT, RANK, TrainSettings
+
+LONGEST = 512  # tokens, where the model takes more
+METHOD_FLAGS = ("rank", "alpha", "dropout", "targets")  # flags of their own; the other options are --method-options
+REPORT = {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT}  # the defaults of lora and its like
+# What an adapter that a run starts from may leave to the run: it does not change what the adapter computes.
+FREE_OF_ADAPTER = ("dropout", "lr_ratio")
+
+
+def settings_of(given: dict[str, Any]) -> TrainSettings:
+    """`minipeft.train`'s keywords as settings; a method's config gives its fields. Raises MinipeftError by name."""
+    unknown = sorted(set(given) - {f.name for f in dataclasses.fields(TrainSettings)})
+    if unknown:
+        raise MinipeftError(f"unknown setting {unknown[0]!r}; the settings are train.py's flags")
+    method = given.get("method")
+    if method is not None and not isinstance(method, str):
+        fields = dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {}  # type: ignore[arg-type]
+        name = method_name(method)
+        options = given.get("method_options") or {}
+        if twice := sorted(set(fields) & (set(given) | set(options))):
+            value = given.get(twice[0], options.get(twice[0]))
+            raise MinipeftError(f"{twice[0]} is given twice, in {method!r} and as {value!r}; give it once")
+        given = given | {"method": name, **{flag: fields.pop(flag) for flag in METHOD_FLAGS if flag in fields}}
+        given["method_options"] = options | fields
+    return _checked(TrainSettings(**given))
+
+
+def _checked(wanted: TrainSettings) -> TrainSettings:
+    """The settings with numbers of the right kind and names as text; what cannot be one is refused by its flag."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(TrainSettings):
+        name, value, flag = field.name, getattr(wanted, field.name), f"--{field.name.replace('_', '-')}"
+        if value is None:
+            values[name] = field.default
+        elif name in ("task", "method", "model", "data", "precision", "device", "output", "init_adapter"):
+            values[name] = str(value)
+        elif name == "seed":
+            values[name] = check_seed(value)
+        elif name == "warmup_steps":
+            values[name] = whole_number(flag, value, least=0)
+        elif name in ("lr", "weight_decay"):
+            values[name] = finite_number(flag, value, least=0.0)
+        elif name in ("epochs", "batch_size", "grad_accum", "max_length", "max_tokens", "train_limit", "eval_limit"):
+            values[name] = whole_number(flag, value)
+        elif name == "method_options" and not isinstance(value, dict):
+            raise MinipeftError(f"{flag} {value!r} is no table of names and values; write --method-options rslora=true")
+    return dataclasses.replace(wanted, **values)
+
+
+def choose_method(wanted: TrainSettings, start: Any = None) -> tuple[Any, TrainSettings]:
+    """The method's config, and the settings with its fields filled in; a field that it does not have is refused.
+
+    `start` is the method of an adapter that the run starts from: what is not given is as there, and what is given must
+    not change what that adapter computes.
+    """
+    config = get_method(wanted.method)
+    fields = {f.name for f in dataclasses.fields(config)}
+    flags = {name: getattr(wanted, name) for name in METHOD_FLAGS if getattr(wanted, name) is not None}
+    options = wanted.method_options or {}
+    for name, value in flags.items():
+        if name not in fields:
+            raise MinipeftError(f"--{name} {value!r} has no meaning for {wanted.method}; leave it out")
+    for name in options:
+        if name not in fields or name in METHOD_FLAGS:
+            own = ", ".join(f.name for f in dataclasses.fields(config) if f.name not in METHOD_FLAGS) or "none"
+            raise MinipeftError(f"--method-options: {wanted.method} has no {name!r}; its options: {own}")
+    defaults = {name: value for name, value in REPORT.items() if wanted.method in ("lora", "dora")}
+    if start is not None:
+        if type(start) is not config:
+            raise MinipeftError(
+                f"--init-adapter {wanted.init_adapter} holds {start!r}; pass --method {method_name(start)}"
+            )
+        defaults = dataclasses.asdict(start)
+    method = config(**(defaults | flags | options))
+    for name in defaults if start is not None else ():
+        if name not in FREE_OF_ADAPTER and getattr(method, name) != getattr(start, name):
+            raise MinipeftError(
+                f"--init-adapter {wanted.init_adapter} holds {start!r}: {name} {getattr(method, name)!r} "
+                "would change what it computes; leave it out"
+            )
+    return method, dataclasses.replace(
+        wanted, **{name: getattr(method, name) for name in METHOD_FLAGS if name in fields}
+    )
+
+
+def choose_max_length(wanted: int | None, longest: int) -> int:
+    """--max-length, or what the model takes up to 512 tokens."""
+    if wanted is not None and wanted > longest:
+        raise MinipeftError(
+            f"--max-length {wanted} is beyond the model's position table; it takes up to {longest} tokens"
+        )
+    return wanted or min(LONGEST, longest)
