@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minipeft.adapter import load_adapter, save_adapter
+    from minipeft.adapter_set import AdapterSet
     from minipeft.data.batching import PackedBatch, pack
     from minipeft.data.tokenizer import Tokenizer, load_tokenizer
     from minipeft.errors import MinipeftError
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "minipeft.adapter": ("load_adapter", "save_adapter"),
+    "minipeft.adapter_set": ("AdapterSet",),
     "minipeft.data.batching": ("PackedBatch", "pack"),
     "minipeft.data.tokenizer": ("Tokenizer", "load_tokenizer"),
     "minipeft.errors": ("MinipeftError",),
@@ -45,6 +47,7 @@ _HOMES = {
     "minipeft.training.run": ("Result", "train"),
 }
 __all__ = [
+    "AdapterSet",
     "BitFit",
     "DoRA",
     "EncoderConfig",

@@ -109,6 +109,23 @@ def pack(
     )
 
 
+def reorder(batch: PackedBatch, order: Sequence[int]) -> PackedBatch:
+    """The same sequences in another order."""
+    starts = torch.tensor([0, *batch.lengths]).cumsum(0)
+    lengths = tuple(batch.lengths[sequence] for sequence in order)
+    tokens = torch.cat([torch.arange(batch.lengths[sequence]) + starts[sequence] for sequence in order])
+    tokens = tokens.to(batch.input_ids.device)
+    return PackedBatch(
+        batch.input_ids[tokens],
+        batch.position_ids[tokens],
+        None if batch.token_type_ids is None else batch.token_type_ids[tokens],
+        torch.tensor([0, *lengths]).cumsum(0).to(batch.cu_seqlens),
+        batch.max_seqlen,
+        lengths,
+        None if batch.labels is None else batch.labels[torch.tensor(order, device=batch.labels.device)],
+    )
+
+
 def _checked_ids(sequence: Sequence[int] | Encoding, number: int, vocab_size: int) -> list[int]:
     ids = sequence.ids if isinstance(sequence, Encoding) else sequence
     try:

@@ -1,0 +1,88 @@
+"""One batch in which each sequence names its adapter, beside switching adapters sequence by sequence.
+
+    python benchmarks/adapters.py --data ../shared/glue --tokenizer ../shared/tokenizers/roberta-base --task sst2
+
+The same base, adapters and texts in one process, in turn, after a warm-up; prints sequences/s of both and the ratio of
+each pair (median, minimum, maximum). Weights are random, in roberta-base's shape: the time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import minipeft
+from minipeft.data.tasks import get_task, read_split
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder with <task>/validation.parquet")
+    parser.add_argument("--tokenizer", required=True, help="folder with tokenizer.json")
+    parser.add_argument("--task", default="sst2", help="[sst2]")
+    parser.add_argument("--adapters", type=int, default=8, help="[8]")
+    parser.add_argument("--rank", type=int, default=8, help="[8]")
+    parser.add_argument("--sequences", type=int, default=128, help="in a batch [128]")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs [5]")
+    parser.add_argument("--device", default="cpu", help="[cpu]")
+    wanted = parser.parse_args()
+    task = get_task(wanted.task)
+    split = read_split(task, "validation", wanted.data, wanted.sequences)
+    ids = minipeft.load_tokenizer(wanted.tokenizer).encode(split.texts, split.pairs)
+
+    torch.manual_seed(0)
+    model = minipeft.SequenceClassifier(minipeft.EncoderConfig()).eval()
+    adapters = minipeft.AdapterSet(model)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(wanted.adapters):
+            other = minipeft.apply(minipeft.SequenceClassifier(model.config), minipeft.LoRA(rank=wanted.rank))
+            for name, parameter in other.named_parameters():
+                if name.endswith("lora_B"):
+                    torch.nn.init.normal_(parameter, std=0.02)
+            minipeft.save_adapter(other, Path(folder) / str(number))
+            adapters.load(str(number), Path(folder) / str(number))
+    adapters.to(wanted.device)
+    names = [str(number % wanted.adapters) for number in range(len(ids))]
+
+    def together() -> torch.Tensor:
+        return adapters(minipeft.pack(ids, config=model.config).to(wanted.device), names).cpu()
+
+    def one_by_one() -> torch.Tensor:
+        rows = []
+        for name, sequence in zip(names, ids, strict=True):
+            adapters.switch(name)
+            rows.append(adapters(minipeft.pack([sequence], config=model.config).to(wanted.device)).cpu())
+        return torch.cat(rows)
+
+    difference = float((together() - one_by_one()).abs().max())  # also the warm-up
+    rates = [(rate(together, len(ids)), rate(one_by_one, len(ids))) for _ in range(wanted.rounds)]
+    ratios = [a / b for a, b in rates]
+    row = {
+        "task": task.name,
+        "adapters": wanted.adapters,
+        "sequences": len(ids),
+        "tokens": sum(map(len, ids)),
+        "largest_difference": difference,
+        "together_per_second": statistics.median(a for a, _ in rates),
+        "one_by_one_per_second": statistics.median(b for _, b in rates),
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+    }
+    print(json.dumps(row))
+
+
+def rate(run: Callable[[], torch.Tensor], sequences: int) -> float:
+    """Sequences a second."""
+    start = time.perf_counter()
+    run()
+    return sequences / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

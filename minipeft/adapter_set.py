@@ -1,0 +1,193 @@
+"""Several LoRA adapters on one base: switch, disable, average, or one batch in which each sequence names its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minipeft.adapter import CONFIG, load_adapter, read_adapter
+from minipeft.data.batching import PackedBatch, reorder
+from minipeft.errors import MinipeftError, finite_number
+from minipeft.methods.adapted import targeted
+from minipeft.methods.lora import LoRA, LoRALinear
+from minipeft.model.roberta import LINEAR_NAMES, ClassificationHead, Linear, SequenceClassifier
+
+
+@dataclass
+class Route:
+    """Which adapter each row belongs to, as runs of neighbours: (name, sequences, tokens); None is the base alone."""
+
+    runs: tuple[tuple[str | None, int, int], ...] = ()
+
+    def rows(self, count: int) -> list[tuple[str | None, int, int]]:
+        """(adapter, first row, last + 1) for a layer that sees `count` rows: every token, or one a sequence."""
+        tokens = count == sum(tokens for _, _, tokens in self.runs)
+        found, start = [], 0
+        for name, sequences, length in self.runs:
+            stop = start + (length if tokens else sequences)
+            found.append((name, start, stop))
+            start = stop
+        return found
+
+
+class GroupedLoRALinear(Linear):
+    """y = x Wᵀ + b, and to the rows of adapter i the product s_i · x A_iᵀ B_iᵀ    (Hu et al. 2021, equation 3)
+
+    x: (rows, in_features) → (rows, out_features); an adapter that leaves the layer as it is has no A and B here.
+    """
+
+    def __init__(self, frozen: Linear, route: Route) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = frozen.in_features, frozen.out_features
+        self.weight, self.bias = frozen.weight, frozen.bias
+        self.route = route
+        self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()  # B carries the scaling
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        for name, start, stop in self.route.rows(len(x)):
+            if name is not None and name in self.lora_A:
+                low = x[start:stop] @ self.lora_A[name].to(x.dtype).T  # (rows of the adapter, rank)
+                y[start:stop].addmm_(low, self.lora_B[name].to(x.dtype).T)
+        return y
+
+
+class AdapterSet(nn.Module):
+    """Several LoRA adapters, each with its own head, on the frozen weights of one model, for prediction.
+
+    model   a SequenceClassifier without a method; the set takes it over
+
+        adapters = AdapterSet(load_pretrained("roberta-base"))
+        adapters.load("rte", "runs/rte/adapter")
+        adapters.load("sst2", "runs/sst2/adapter")
+        adapters(batch, ["rte", "sst2", None])      # each sequence by its own; None: the base and its own head
+        adapters.switch("rte")
+        adapters(batch)                             # all by one
+    """
+
+    def __init__(self, model: SequenceClassifier) -> None:
+        super().__init__()
+        if model.method is not None:
+            raise MinipeftError(f"the model already has {model.method!r}; give the set a model without a method")
+        self.model = model.eval().requires_grad_(False)
+        self.heads = nn.ModuleDict()
+        self.labels: dict[str, list[str]] = {}
+        self.active: str | None = None
+        self._own_config, self._own_head = model.config, model.head
+        self._route = Route()
+        self._places = [
+            (layer, target, frozen, GroupedLoRALinear(frozen, self._route))
+            for layer, _, target, frozen in targeted(model, LINEAR_NAMES)
+        ]
+        for layer, target, _, grouped in self._places:
+            setattr(layer, target, grouped)
+
+    def load(self, name: str, folder: str | Path) -> None:
+        """Add the LoRA adapter in `folder` under `name`. Raises MinipeftError as load_adapter does."""
+        self._check_new(name)
+        folder = Path(folder)
+        method, _, details = read_adapter(folder, self._own_config)
+        if type(method) is not LoRA or method.bias != "none" or method.modules_to_save:
+            raise MinipeftError(f"{folder / CONFIG}: an AdapterSet takes LoRA of A and B alone, not {method!r}")
+        model = self.model
+        labels = details.get("labels") or list(self._own_config.id2label.values())
+        model.config = self._own_config.with_labels([str(label) for label in labels])
+        model.head = ClassificationHead(model.config).to(self._own_head.dense.weight.device).eval()
+        for layer, target, frozen, _ in self._places:
+            setattr(layer, target, frozen)
+        try:
+            load_adapter(model, folder)
+            for layer, target, frozen, grouped in self._places:
+                lora = getattr(layer, target)
+                if isinstance(lora, LoRALinear):
+                    a, b = _difference(lora, frozen)
+                    grouped.lora_A[name], grouped.lora_B[name] = _frozen(a), _frozen(b)
+            self.heads[name] = model.head.requires_grad_(False)
+            self.labels[name] = list(model.config.id2label.values())
+        finally:
+            for layer, target, _, grouped in self._places:
+                setattr(layer, target, grouped)
+            model.method, model.config, model.head = None, self._own_config, self._own_head
+
+    def average(self, name: str, weights: dict[str, float]) -> None:
+        """Add under `name` the sum of adapters times their weights: Σ w_i · s_i · B_i A_i, and the heads likewise."""
+        self._check_new(name)
+        if not weights:
+            raise MinipeftError("no weights; give some adapters theirs")
+        for part, weight in weights.items():
+            self._check_known(part)
+            finite_number(f"weight of {part!r}", weight)
+            if self.labels[part] != self.labels[next(iter(weights))]:
+                raise MinipeftError(f"{part!r} has the labels {', '.join(self.labels[part])}, the first one others")
+        for _, _, _, layer in self._places:
+            parts = [part for part in weights if part in layer.lora_A]
+            if parts:
+                layer.lora_A[name] = _frozen(torch.cat([layer.lora_A[part] for part in parts]))
+                layer.lora_B[name] = _frozen(torch.cat([weights[part] * layer.lora_B[part] for part in parts], dim=1))
+        head = copy.deepcopy(self.heads[next(iter(weights))])
+        states = [(weight, self.heads[part].state_dict()) for part, weight in weights.items()]
+        head.load_state_dict({key: sum(weight * state[key] for weight, state in states) for key in states[0][1]})
+        self.heads[name], self.labels[name] = head, self.labels[next(iter(weights))]
+
+    def switch(self, name: str | None) -> None:
+        """Let every sequence go through one adapter from now on; None disables them all."""
+        if name is not None:
+            self._check_known(name)
+        self.active = name
+
+    @torch.inference_mode()
+    def forward(self, batch: PackedBatch, adapters: Sequence[str | None] | None = None) -> Tensor:
+        """Logits (num_sequences, most labels of an adapter in it), float32, in the batch's order.
+
+        adapters: one name a sequence, None for the base; by default the one that `switch` chose. Where an adapter has
+        fewer labels than another, its sequences have -inf in the columns beyond.
+        """
+        names = [self.active] * len(batch) if adapters is None else list(adapters)
+        if len(names) != len(batch):
+            raise MinipeftError(f"{len(names)} adapters for {len(batch)} sequences; name one a sequence")
+        for name in {name for name in names if name is not None}:
+            self._check_known(name)
+        order = sorted(range(len(batch)), key=lambda i: names[i] or "")
+        runs = []
+        for name, members in groupby(order, key=lambda i: names[i]):
+            of_name = list(members)
+            runs.append((name, len(of_name), sum(batch.lengths[i] for i in of_name)))
+        self._route.runs = tuple(runs)
+        hidden = self.model.encoder(reorder(batch, order), first_only=True)  # (num_sequences, hidden_size)
+        heads = [self._own_head if name is None else self.heads[name] for name, _, _ in runs]
+        outputs = [head(part) for head, part in zip(heads, hidden.split([count for _, count, _ in runs]), strict=True)]
+        width = max(output.shape[1] for output in outputs)
+        logits = torch.empty(len(batch), width, device=hidden.device)
+        sorted_logits = torch.cat([F.pad(output, (0, width - output.shape[1]), value=-torch.inf) for output in outputs])
+        logits[torch.tensor(order, device=hidden.device)] = sorted_logits
+        return logits
+
+    def _check_new(self, name: str) -> None:
+        if name in self.heads or not name or "." in name:
+            taken = ", ".join(self.heads) or "none so far"
+            raise MinipeftError(f"adapter name {name!r} is taken, empty or has a dot in it; taken: {taken}")
+
+    def _check_known(self, name: str) -> None:
+        if name not in self.heads:
+            raise MinipeftError(f"no adapter {name!r}; loaded: {', '.join(self.heads) or 'none'}")
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().clone(), requires_grad=False)
+
+
+def _difference(lora: LoRALinear, frozen: Linear) -> tuple[Tensor, Tensor]:
+    """A and s · B of what an adapter adds to the frozen weight; pissa has taken a part out of it, of the same rank."""
+    a, b = lora.lora_A.detach(), lora.scaling * lora.lora_B.detach()
+    if lora.weight is frozen.weight:
+        return a, b
+    u, sigma, v = torch.linalg.svd(frozen.weight.float() - lora.weight.float(), full_matrices=False)
+    rank = len(a)
+    return torch.cat([a, v[:rank]]), torch.cat([b, -u[:, :rank] * sigma[:rank]], dim=1)
