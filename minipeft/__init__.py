@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from minipeft.methods.full import Full
     from minipeft.methods.head import Head
     from minipeft.methods.lora import LoRA, LoRALinear
+    from minipeft.methods.prefix_tuning import PrefixTuning
+    from minipeft.methods.prompt_tuning import PromptTuning
     from minipeft.model.checkpoint import load_pretrained
     from minipeft.model.config import EncoderConfig
     from minipeft.model.roberta import SequenceClassifier
@@ -40,6 +42,8 @@ _HOMES = {
     "minipeft.methods.full": ("Full",),
     "minipeft.methods.head": ("Head",),
     "minipeft.methods.lora": ("LoRA", "LoRALinear"),
+    "minipeft.methods.prefix_tuning": ("PrefixTuning",),
+    "minipeft.methods.prompt_tuning": ("PromptTuning",),
     "minipeft.model.checkpoint": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
     "minipeft.model.roberta": ("SequenceClassifier",),
@@ -57,6 +61,8 @@ __all__ = [
     "LoRALinear",
     "MinipeftError",
     "PackedBatch",
+    "PrefixTuning",
+    "PromptTuning",
     "Result",
     "SequenceClassifier",
     "Tokenizer",

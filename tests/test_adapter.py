@@ -20,6 +20,8 @@ from minipeft import (
     Head,
     LoRA,
     MinipeftError,
+    PrefixTuning,
+    PromptTuning,
     SequenceClassifier,
     apply,
     export,
@@ -38,6 +40,7 @@ from minipeft.model.roberta import LINEAR_NAMES
 State = dict[str, Tensor]
 LENGTHS = (7, 1, 40, 3)
 METHODS = [LoRA(rank=2, alpha=8), LoRA(rank=3, alpha=1, dropout=0.1, targets=LINEAR_NAMES), BitFit(), Full(), Head()]
+METHODS += [PromptTuning(4, init="vocabulary"), PrefixTuning(4)]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Keys and values (num_virtual_tokens, hidden_size) that every sequence's tokens attend to beside their own.
+Prefix = tuple[Tensor, Tensor]
+
 # Sequences share a group while the padding in it stays below this part of its slots.
 PADDING_BOUND = 0.15
 
@@ -32,16 +35,20 @@ def attend_plain(
     num_heads: int,
     dropout: float = 0.0,
     first_only: bool = False,
+    prefix: Prefix | None = None,
 ) -> Tensor:
     """Every sequence by itself, written as the equation.
 
     query          (tokens, hidden_size), or (num_sequences, hidden_size) with first_only: the first token's alone
     key, value     (tokens, hidden_size)
+    prefix         keys and values (num_virtual_tokens, hidden_size) before those of each sequence
     returns        the query's shape
     """
     outputs = []
     query_lengths = [1] * len(lengths) if first_only else list(lengths)
     for q, k, v in zip(query.split(query_lengths), key.split(list(lengths)), value.split(list(lengths)), strict=True):
+        if prefix is not None:
+            k, v = (torch.cat([before.to(x.dtype), x]) for before, x in zip(prefix, (k, v), strict=True))
         q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(0, 1) for x in (q, k, v))  # (heads, length, head_size)
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         weights = F.dropout(torch.softmax(scores, dim=-1), dropout)
@@ -122,6 +129,7 @@ def attend_grouped(
     num_heads: int,
     dropout: float = 0.0,
     first_only: bool = False,
+    prefix: Prefix | None = None,
 ) -> Tensor:
     """The same as `attend_plain`, in small groups of near-equal length."""
     if first_only:
@@ -140,12 +148,23 @@ def attend_grouped(
         else:
             q = query[rows].view(shape).transpose(1, 2)
         place += group.count
-        output = _attend(q, k, v, group.mask, dropout)  # (count, heads, 1 or longest, head_size)
+        mask = group.mask
+        if prefix is not None:
+            k, v = (_behind(before, x) for before, x in zip(prefix, (k, v), strict=True))
+            mask = None if mask is None else F.pad(mask, (len(prefix[0]), 0))  # 0: every token sees the prefix
+        output = _attend(q, k, v, mask, dropout)  # (count, heads, 1 or longest, head_size)
         outputs.append(output.transpose(1, 2).reshape(-1, query.shape[-1]))
     output = torch.cat(outputs)
     if first_only:
         return _rearrange(output, groups.place_of_sequence, groups.sequence_order)
     return _rearrange(output, groups.slot_of_token, groups.token_of_slot)
+
+
+def _behind(prefix: Tensor, x: Tensor) -> Tensor:
+    """(num_virtual_tokens, hidden_size) before x (count, heads, longest, head_size), along the tokens."""
+    count, num_heads = x.shape[:2]
+    heads = prefix.to(x.dtype).unflatten(-1, (num_heads, -1)).transpose(0, 1)  # (heads, num_virtual_tokens, head_size)
+    return torch.cat([heads.expand(count, -1, -1, -1), x], dim=2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:

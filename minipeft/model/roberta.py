@@ -7,6 +7,7 @@ Shapes: total_tokens = all tokens of the batch, without padding; num_sequences =
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.data.batching import PackedBatch
-from minipeft.model.attention import Groups, attend_grouped, group_by_length
+from minipeft.model.attention import Groups, Prefix, attend_grouped, group_by_length
 from minipeft.model.config import EncoderConfig
 
 # The linear layers that a method may target.
@@ -52,8 +53,10 @@ class EncoderLayer(nn.Module):
         self.ffn_output = Linear(inner, hidden)
         self.output_layer_norm = LayerNorm(hidden, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, groups: Groups, first_tokens: Tensor | None = None) -> Tensor:
-        """x: (total_tokens, hidden_size) → the same shape.
+    def forward(
+        self, x: Tensor, groups: Groups, first_tokens: Tensor | None = None, prefix: Prefix | None = None
+    ) -> Tensor:
+        """x: (total_tokens, hidden_size) → the same shape; `prefix` holds keys and values that all sequences see.
 
         With `first_tokens` (num_sequences,), the index of each sequence's first token: keys and values are computed
         for every token, all else for these alone → (num_sequences, hidden_size).
@@ -72,6 +75,7 @@ class EncoderLayer(nn.Module):
             config.num_attention_heads,
             attention_dropout,
             first_only=first_tokens is not None,
+            prefix=prefix,
         )
         return self.after_attention(x, attended, dropout)
 
@@ -93,6 +97,8 @@ class Encoder(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        # Prompt and prefix tuning: batch, words, prefixes → the same three with what they put before each sequence.
+        self.virtual_tokens: nn.Module | None = None
         self.dtype = torch.float32  # of the activations, and of the frozen weights
 
     def compile_layers(self) -> None:
@@ -105,10 +111,14 @@ class Encoder(nn.Module):
         """Hidden states of every token (total_tokens, hidden_size), in `self.dtype`.
 
         With `first_only`, of each sequence's first token (num_sequences, hidden_size): the classifier reads nothing
-        else, so the last layer need not compute the rest.
+        else, so the last layer need not compute the rest. The virtual tokens of a prompt count as tokens.
         """
-        groups = group_by_length(batch.lengths, batch.input_ids.device, self.dtype)
-        x = self.word_embeddings(batch.input_ids) + self.position_embeddings(batch.position_ids)
+        words = self.word_embeddings(batch.input_ids)  # (total_tokens, hidden_size)
+        prefixes: Sequence[Prefix | None] = [None] * len(self.layers)
+        if self.virtual_tokens is not None:
+            batch, words, prefixes = self.virtual_tokens(batch, words, prefixes)
+        groups = group_by_length(batch.lengths, words.device, self.dtype)
+        x = words + self.position_embeddings(batch.position_ids)
         if batch.token_type_ids is None:
             x = x + self.token_type_embeddings.weight[0]
         else:
@@ -118,7 +128,7 @@ class Encoder(nn.Module):
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             first_tokens = batch.cu_seqlens[:-1] if first_only and number == last else None
-            x = layer(x, groups, first_tokens)
+            x = layer(x, groups, first_tokens, prefixes[number])
         return x
 
 

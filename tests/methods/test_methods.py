@@ -17,6 +17,8 @@ from minipeft import (
     Head,
     LoRA,
     MinipeftError,
+    PrefixTuning,
+    PromptTuning,
     SequenceClassifier,
     apply,
     count_parameters,
@@ -27,7 +29,7 @@ from minipeft import (
 from minipeft.methods import METHODS, get_method, method_name
 from minipeft.model.roberta import LINEAR_NAMES
 
-ALL = [Full(), Head(), BitFit(), LoRA(rank=2)]
+ALL = [Full(), Head(), BitFit(), LoRA(rank=2), PromptTuning(3), PrefixTuning(3)]
 
 
 def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
@@ -43,6 +45,8 @@ def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
         (LoRA(rank=2), 73_728),  # 12 layers · 2 targets · 2 · (768 + 768)
         (LoRA(rank=8, targets=LINEAR_NAMES), 12 * 8 * (4 * 2 * 768 + 2 * (768 + 3072))),
         (BitFit(), 102_144),  # 12 · 11 · 768 + 768
+        (PromptTuning(20), 15_360),  # 20 · 768
+        (PrefixTuning(20), 368_640),  # 20 · 12 · 2 · 768
         (Head(), 0),
         (Full(), 124_055_040),  # (50,265 + 514 + 1) · 768 + 2 · 768 + 12 · 7,087,872
     ],
@@ -51,7 +55,9 @@ def test_counts_on_roberta_base_are_those_of_the_papers(method: Any, expected: i
     count = count_parameters(meta(EncoderConfig(), method))
     assert count.method == expected
     assert count.head == 592_130  # 768 · 768 + 768 + 768 · 2 + 2
-    assert count.total == 124_055_040 + 592_130 + (expected if isinstance(method, LoRA) else 0)
+    assert count.total == 124_055_040 + 592_130 + (
+        expected if isinstance(method, (LoRA, PromptTuning, PrefixTuning)) else 0
+    )
 
 
 def test_key_biases_of_roberta_base() -> None:
@@ -93,6 +99,8 @@ def test_a_saved_file_holds_as_many_numbers_as_are_counted(method: Any, checkpoi
         "head": 0,
         "bitfit": hidden + layers * (7 * hidden + inner),
         "lora": layers * 2 * 2 * 2 * hidden,
+        "prompt_tuning": 3 * hidden,
+        "prefix_tuning": 3 * layers * 2 * hidden,
     }[method_name(method)]
     assert sum(tensor.numel() for tensor in state.values()) - in_head == count.method == expected
 
@@ -113,7 +121,8 @@ def test_a_method_prints_as_its_constructor_and_has_a_name(method: Any) -> None:
     assert get_method(method_name(method)) is type(method)
 
 
-@pytest.mark.parametrize("method", ALL, ids=str)
+# Virtual tokens are seen from the start.
+@pytest.mark.parametrize("method", [m for m in ALL if not isinstance(m, (PromptTuning, PrefixTuning))], ids=str)
 def test_applying_changes_no_logits(method: Any, checkpoint: Path) -> None:
     model = load_pretrained(checkpoint).eval()
     batch = pack(ragged((7, 1, 12)), config=model.config)

@@ -23,9 +23,12 @@ CPU, FLOAT = torch.device("cpu"), torch.float32
 RAGGED = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
-def inputs(lengths: list[int], num_heads: int, head_size: int, first_only: bool, seed: int = 0) -> list[Tensor]:
+def inputs(
+    lengths: list[int], num_heads: int, head_size: int, first_only: bool, virtual: int = 0, seed: int = 0
+) -> list[Tensor]:
+    """query, key and value; with `virtual`, the key and value of a prefix as well."""
     generator = torch.Generator().manual_seed(seed)
-    rows = [len(lengths) if first_only else sum(lengths), sum(lengths), sum(lengths)]
+    rows = [len(lengths) if first_only else sum(lengths), sum(lengths), sum(lengths)] + [virtual] * 2 * (virtual > 0)
     return [torch.randn(count, num_heads * head_size, generator=generator).requires_grad_() for count in rows]
 
 
@@ -34,26 +37,29 @@ def with_gradients(output: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     return [output, *torch.autograd.grad((output * weights).sum(), tensors)]
 
 
-def compare(lengths: list[int], num_heads: int, head_size: int, first_only: bool) -> None:
-    tensors = inputs(lengths, num_heads, head_size, first_only)
+def compare(lengths: list[int], num_heads: int, head_size: int, first_only: bool, virtual: int = 0) -> None:
+    tensors = inputs(lengths, num_heads, head_size, first_only, virtual)
+    (query, key, value), prefix = tensors[:3], (tensors[3], tensors[4]) if virtual else None
     groups = group_by_length(lengths, CPU, FLOAT)
-    plain = with_gradients(attend_plain(*tensors, lengths, num_heads, first_only=first_only), tensors)
-    fast = with_gradients(attend_grouped(*tensors, groups, num_heads, first_only=first_only), tensors)
-    for a, b in zip(plain, fast, strict=True):
+    plain = attend_plain(query, key, value, lengths, num_heads, first_only=first_only, prefix=prefix)
+    fast = attend_grouped(query, key, value, groups, num_heads, first_only=first_only, prefix=prefix)
+    for a, b in zip(with_gradients(plain, tensors), with_gradients(fast, tensors), strict=True):
         assert largest(a, b) < 1e-5
 
 
 @pytest.mark.parametrize("first_only", [False, True])
-@given(lengths=RAGGED, num_heads=st.integers(1, 3), head_size=st.integers(1, 5))
+@given(lengths=RAGGED, num_heads=st.integers(1, 3), head_size=st.integers(1, 5), virtual=st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
-@example(lengths=[20, 19, 20, 18, 1], num_heads=2, head_size=4)  # a group with padding
-@example(lengths=[1], num_heads=1, head_size=1)
+@example(lengths=[20, 19, 20, 18, 1], num_heads=2, head_size=4, virtual=0)  # a group with padding
+@example(lengths=[20, 19, 20, 18, 1], num_heads=2, head_size=4, virtual=7)  # and with a prefix before it
+@example(lengths=[1], num_heads=1, head_size=1, virtual=0)
 def test_grouped_equals_plain_forward_and_backward(
-    first_only: bool, lengths: list[int], num_heads: int, head_size: int
+    first_only: bool, lengths: list[int], num_heads: int, head_size: int, virtual: int
 ) -> None:
-    compare(lengths, num_heads, head_size, first_only)
+    compare(lengths, num_heads, head_size, first_only, virtual)
 
 
+@pytest.mark.parametrize("virtual", [0, 5])
 @pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize(
     "lengths",
@@ -64,8 +70,10 @@ def test_grouped_equals_plain_forward_and_backward(
     ],
     ids=str,
 )
-def test_grouped_equals_plain_at_lengths_for_the_fused_kernel(lengths: list[int], first_only: bool) -> None:
-    compare(lengths, 2, 8, first_only)
+def test_grouped_equals_plain_at_lengths_for_the_fused_kernel(
+    lengths: list[int], first_only: bool, virtual: int
+) -> None:
+    compare(lengths, 2, 8, first_only, virtual)
 
 
 def test_long_lengths_of_different_size_share_a_masked_group() -> None:
@@ -77,6 +85,17 @@ def test_plain_is_the_equation() -> None:
     query, key, value = inputs([6], 1, 4, first_only=False)
     expected = torch.softmax(query @ key.T / math.sqrt(4), dim=-1) @ value
     assert largest(attend_plain(query, key, value, [6], 1), expected) < 1e-6
+
+
+def test_a_prefix_stands_before_every_sequence() -> None:
+    lengths = [6, 1, 9]
+    query, key, value, before_key, before_value = inputs(lengths, 1, 4, first_only=False, virtual=3)
+    expected = [
+        torch.softmax(q @ torch.cat([before_key, k]).T / math.sqrt(4), dim=-1) @ torch.cat([before_value, v])
+        for q, k, v in zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
+    ]
+    output = attend_plain(query, key, value, lengths, 1, prefix=(before_key, before_value))
+    assert largest(output, torch.cat(expected)) < 1e-6
 
 
 def test_sequences_do_not_see_each_other_nor_padding() -> None:
@@ -119,16 +138,19 @@ def test_groups_hold_every_token_once_and_little_padding(lengths: list[int]) -> 
     assert slot == len(plan.token_of_slot) and sequence == count
 
 
+@pytest.mark.parametrize("virtual", [0, 3])
 @pytest.mark.parametrize("length", [8, LONGEST_BY_PRODUCTS + 4])
 @pytest.mark.parametrize("attend", [attend_plain, attend_grouped])
-def test_dropout_falls_on_the_weights_with_the_same_distribution(attend: object, length: int) -> None:
+def test_dropout_falls_on_the_weights_with_the_same_distribution(attend: object, length: int, virtual: int) -> None:
     """Equal scores, values of 1: each row sums kept weights of 1 / (L (1 − p)): mean 1, variance p / (L (1 − p))."""
     probability, heads, lengths = 0.3, 4, [length] * (20_000 // length)
     torch.manual_seed(0)
     query = torch.zeros(len(lengths), heads)
     key, value = torch.zeros(sum(lengths), heads), torch.ones(sum(lengths), heads)
     plan = lengths if attend is attend_plain else group_by_length(lengths, CPU, FLOAT)
-    output = attend(query, key, value, plan, heads, probability, first_only=True)  # type: ignore[operator]
+    prefix = (key[:virtual], value[:virtual]) if virtual else None
+    output = attend(query, key, value, plan, heads, probability, True, prefix)  # type: ignore[operator]
+    length += virtual
     variance, draws = probability / (length * (1 - probability)), output.numel()
     assert abs(float(output.mean()) - 1) < 4 * math.sqrt(variance / draws)
     assert abs(float(output.var()) / variance - 1) < 4 * math.sqrt(2 / draws) + 2 / length / math.sqrt(draws)
@@ -136,9 +158,12 @@ def test_dropout_falls_on_the_weights_with_the_same_distribution(attend: object,
     assert largest(kept, kept.round()) < 1e-3  # whole weights are dropped
 
 
-def test_bfloat16_groups_agree_with_plain() -> None:
+@pytest.mark.parametrize("with_prefix", [False, True])
+def test_bfloat16_groups_agree_with_plain(with_prefix: bool) -> None:
     lengths = [20, 19, 3, 300, 290]
-    query, key, value = (x.detach().bfloat16() for x in inputs(lengths, 2, 8, first_only=False))
-    fast = attend_grouped(query, key, value, group_by_length(lengths, CPU, torch.bfloat16), 2)
-    exact = attend_plain(query.float(), key.float(), value.float(), lengths, 2)
+    query, key, value, *before = (x.detach() for x in inputs(lengths, 2, 8, first_only=False, virtual=4))
+    query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+    prefix = (before[0], before[1]) if with_prefix else None  # float32, as what trains is
+    fast = attend_grouped(query, key, value, group_by_length(lengths, CPU, torch.bfloat16), 2, prefix=prefix)
+    exact = attend_plain(query.float(), key.float(), value.float(), lengths, 2, prefix=prefix)
     assert fast.dtype == torch.bfloat16 and largest(fast.float(), exact) < 0.1

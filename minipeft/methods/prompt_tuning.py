@@ -1,0 +1,117 @@
+"""Prompt tuning (Lester et al. 2021): trained embeddings before each sequence's own tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minipeft.data.batching import PackedBatch
+from minipeft.errors import MinipeftError, whole_number
+from minipeft.methods.peft_format import PeftFormat
+from minipeft.methods.virtual_tokens import check_number, check_room, read_fields, write_fields
+from minipeft.model.config import EncoderConfig
+from minipeft.model.roberta import SequenceClassifier
+
+INITIALISATIONS = ("random", "vocabulary")
+
+
+@dataclass(frozen=True)
+class PromptTuning:
+    """The encoder reads [P; X]: the prompt P, which trains, and then the text's embeddings X (Lester et al. 2021, §2).
+
+    num_virtual_tokens   the rows of P
+    init                 how P starts: "random" (normal, standard deviation 1, as in peft) or "vocabulary" (the
+                         embeddings of words drawn at random; section 3.2, which draws from the 5,000 most common)
+
+    Virtual tokens take the first positions and the token type 0, and the classifier reads the first of them, as in
+    peft. They come on top of a text's own tokens: num_virtual_tokens + length must fit the position table, and
+    max_tokens, which limits a batch, does not count them.
+    Parameters: num_virtual_tokens · hidden_size; 15,360 for roberta-base with 20. Raises MinipeftError for a number
+    below 1 and an unknown init; the model does, for a sequence that does not fit.
+    """
+
+    num_virtual_tokens: int = 20
+    init: str = "random"
+
+    def __post_init__(self) -> None:
+        number = whole_number("num_virtual_tokens", self.num_virtual_tokens)
+        object.__setattr__(self, "num_virtual_tokens", number)
+        if self.init not in INITIALISATIONS:
+            raise MinipeftError(f"unknown init {self.init!r}; one of {', '.join(INITIALISATIONS)}")
+
+
+class Prompt(nn.Module):
+    """X → [P; X] for every sequence of a batch; prompt_embeddings (num_virtual_tokens, hidden_size) is P, float32."""
+
+    def __init__(self, prompt_embeddings: Tensor, config: EncoderConfig) -> None:
+        super().__init__()
+        self.prompt_embeddings = nn.Parameter(prompt_embeddings)
+        self.config = config
+
+    def forward(self, batch: PackedBatch, words: Tensor, prefixes: Any) -> tuple[PackedBatch, Tensor, Any]:
+        """The longer batch and its embeddings (total_tokens + num_sequences · num_virtual_tokens, hidden_size)."""
+        number = len(self.prompt_embeddings)
+        check_room(batch, number, self.config)
+        no_words = batch.input_ids.new_zeros(number)  # virtual tokens have no id; nothing looks these up
+        positions = torch.arange(number, device=words.device) + self.config.position_offset
+        sequences = torch.arange(len(batch) + 1, dtype=torch.int32, device=words.device)
+        types = batch.token_type_ids
+        longer = dataclasses.replace(
+            batch,
+            input_ids=_before_each(no_words, batch.input_ids, batch.lengths),
+            position_ids=_before_each(positions, batch.position_ids + number, batch.lengths),
+            token_type_ids=None if types is None else _before_each(no_words, types, batch.lengths),
+            cu_seqlens=batch.cu_seqlens + number * sequences,
+            max_seqlen=batch.max_seqlen + number,
+            lengths=tuple(length + number for length in batch.lengths),
+        )
+        return longer, _before_each(self.prompt_embeddings.to(words.dtype), words, batch.lengths), prefixes
+
+
+def _before_each(first: Tensor, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """The rows of `first` before those of each sequence in x (total_tokens, …)."""
+    return torch.cat([part for own in x.split(lengths) for part in (first, own)])
+
+
+def install(model: SequenceClassifier, method: PromptTuning) -> None:
+    check_number(method.num_virtual_tokens, model.config)
+    words = model.encoder.word_embeddings.weight.detach()
+    if method.init == "vocabulary":
+        drawn = torch.randint(len(words), (method.num_virtual_tokens,), device=words.device)
+        prompt = words[drawn].float()
+    else:
+        prompt = torch.randn(method.num_virtual_tokens, words.shape[1], device=words.device)
+    model.encoder.virtual_tokens = Prompt(prompt, model.config)
+
+
+# How the prompt started changes nothing in a file; a text's words are of the vocabulary.
+PEFT_INITIALISATIONS = {"RANDOM": "random", "SAMPLE_VOCAB": "vocabulary", "TEXT": "vocabulary"}
+TO_PEFT = {"random": "RANDOM", "vocabulary": "SAMPLE_VOCAB"}
+KNOWN = ("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs")
+
+
+def to_peft(method: PromptTuning, config: EncoderConfig) -> dict[str, Any]:
+    """peft's PromptTuningConfig fields."""
+    return write_fields(method.num_virtual_tokens, config) | {"prompt_tuning_init": TO_PEFT[method.init]}
+
+
+def from_peft(content: dict[str, Any], config: EncoderConfig) -> PromptTuning:
+    """The config that peft's PromptTuningConfig fields describe."""
+    number = read_fields(content, config, KNOWN)
+    start = content.get("prompt_tuning_init", "RANDOM")
+    if start not in PEFT_INITIALISATIONS:
+        raise MinipeftError(f"prompt_tuning_init {start!r} is not supported; {', '.join(PEFT_INITIALISATIONS)} are")
+    return PromptTuning(number, PEFT_INITIALISATIONS[start])
+
+
+PEFT = PeftFormat(
+    "PROMPT_TUNING",
+    to_peft,
+    from_peft,
+    names={"encoder.virtual_tokens.prompt_embeddings": "prompt_embeddings"},
+    prefix="base_model.",
+)
