@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from minipeft.errors import MinipeftError
     from minipeft.methods import apply, count_parameters
     from minipeft.methods.bitfit import BitFit
+    from minipeft.methods.bottleneck import Houlsby, Pfeiffer
     from minipeft.methods.full import Full
     from minipeft.methods.head import Head
     from minipeft.methods.lora import LoRA, LoRALinear
@@ -31,6 +32,7 @@ _HOMES = {
     "minipeft.errors": ("MinipeftError",),
     "minipeft.methods": ("apply", "count_parameters"),
     "minipeft.methods.bitfit": ("BitFit",),
+    "minipeft.methods.bottleneck": ("Houlsby", "Pfeiffer"),
     "minipeft.methods.full": ("Full",),
     "minipeft.methods.head": ("Head",),
     "minipeft.methods.lora": ("LoRA", "LoRALinear"),
@@ -45,10 +47,12 @@ __all__ = [
     "EncoderConfig",
     "Full",
     "Head",
+    "Houlsby",
     "LoRA",
     "LoRALinear",
     "MinipeftError",
     "PackedBatch",
+    "Pfeiffer",
     "Result",
     "SequenceClassifier",
     "Tokenizer",

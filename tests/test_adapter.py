@@ -18,8 +18,10 @@ from minipeft import (
     BitFit,
     Full,
     Head,
+    Houlsby,
     LoRA,
     MinipeftError,
+    Pfeiffer,
     SequenceClassifier,
     apply,
     export,
@@ -38,6 +40,7 @@ from minipeft.model.roberta import LINEAR_NAMES
 State = dict[str, Tensor]
 LENGTHS = (7, 1, 40, 3)
 METHODS = [LoRA(rank=2, alpha=8), LoRA(rank=3, alpha=1, dropout=0.1, targets=LINEAR_NAMES), BitFit(), Full(), Head()]
+METHODS += [Houlsby(size=5), Pfeiffer(size=5)]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
