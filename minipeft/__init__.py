@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from minipeft.data.tokenizer import Tokenizer, load_tokenizer
     from minipeft.errors import MinipeftError
     from minipeft.methods import apply, count_parameters
+    from minipeft.methods.adalora import AdaLoRA
     from minipeft.methods.bitfit import BitFit
     from minipeft.methods.bottleneck import Houlsby, Pfeiffer
     from minipeft.methods.full import Full
@@ -31,6 +32,7 @@ _HOMES = {
     "minipeft.data.tokenizer": ("Tokenizer", "load_tokenizer"),
     "minipeft.errors": ("MinipeftError",),
     "minipeft.methods": ("apply", "count_parameters"),
+    "minipeft.methods.adalora": ("AdaLoRA",),
     "minipeft.methods.bitfit": ("BitFit",),
     "minipeft.methods.bottleneck": ("Houlsby", "Pfeiffer"),
     "minipeft.methods.full": ("Full",),
@@ -43,6 +45,7 @@ _HOMES = {
     "minipeft.training.run": ("Result", "train"),
 }
 __all__ = [
+    "AdaLoRA",
     "BitFit",
     "EncoderConfig",
     "Full",

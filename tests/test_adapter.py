@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minipeft import (
+    AdaLoRA,
     BitFit,
     Full,
     Head,
@@ -40,7 +41,7 @@ from minipeft.model.roberta import LINEAR_NAMES
 State = dict[str, Tensor]
 LENGTHS = (7, 1, 40, 3)
 METHODS = [LoRA(rank=2, alpha=8), LoRA(rank=3, alpha=1, dropout=0.1, targets=LINEAR_NAMES), BitFit(), Full(), Head()]
-METHODS += [Houlsby(size=5), Pfeiffer(size=5)]
+METHODS += [AdaLoRA(2, 3), Houlsby(size=5), Pfeiffer(size=5)]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 

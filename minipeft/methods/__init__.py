@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minipeft.errors import MinipeftError
-from minipeft.methods import bitfit, bottleneck, dora, full, head, lora
+from minipeft.methods import adalora, bitfit, bottleneck, dora, full, head, lora
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.model.roberta import SequenceClassifier
 
@@ -43,6 +43,9 @@ METHODS: dict[str, Row] = {
     "bitfit": Row(bitfit.BitFit, bitfit.install),
     "lora": Row(lora.LoRA, lora.install, lora.PEFT),
     "dora": Row(dora.DoRA, dora.install, dora.PEFT),
+    "adalora": Row(
+        adalora.AdaLoRA, adalora.install, adalora.PEFT, penalty=adalora.penalty, after_step=adalora.after_step
+    ),
     "houlsby": Row(bottleneck.Houlsby, bottleneck.install_houlsby, merges=False),
     "pfeiffer": Row(bottleneck.Pfeiffer, bottleneck.install_pfeiffer, merges=False),
 }

@@ -11,6 +11,7 @@ from conftest import ragged
 from safetensors.torch import load_file
 
 from minipeft import (
+    AdaLoRA,
     BitFit,
     EncoderConfig,
     Full,
@@ -30,7 +31,7 @@ from minipeft.methods import METHODS, get_method, method_name
 from minipeft.model.roberta import LINEAR_NAMES
 
 CLOSE = [Houlsby(size=4), Pfeiffer(size=4)]  # these start close to the pretrained function: see their own tests
-ALL = [Full(), Head(), BitFit(), LoRA(rank=2), *CLOSE]
+ALL = [Full(), Head(), BitFit(), LoRA(rank=2), AdaLoRA(1, 3), *CLOSE]
 
 
 def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
@@ -96,6 +97,7 @@ def test_a_saved_file_holds_as_many_numbers_as_are_counted(method: Any, checkpoi
         "head": 0,
         "bitfit": hidden + layers * (7 * hidden + inner),
         "lora": layers * 2 * 2 * 2 * hidden,
+        "adalora": layers * 3 * (4 * (2 * hidden + 1) + 2 * (hidden + inner + 1)),
         "houlsby": layers * (2 * (2 * 4 * hidden + 4 + hidden) + 4 * hidden) + 2 * hidden,
         "pfeiffer": layers * (2 * 4 * hidden + 4 + hidden),
     }[method_name(method)]
