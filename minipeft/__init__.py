@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from minipeft.errors import MinipeftError
     from minipeft.merging import export, merge, unmerge
     from minipeft.methods import apply, count_parameters
+    from minipeft.methods.adalora import AdaLoRA
     from minipeft.methods.bitfit import BitFit
+    from minipeft.methods.bottleneck import Houlsby, Pfeiffer
     from minipeft.methods.dora import DoRA
     from minipeft.methods.full import Full
     from minipeft.methods.head import Head
@@ -37,8 +39,10 @@ _HOMES = {
     "minipeft.errors": ("MinipeftError",),
     "minipeft.merging": ("export", "merge", "unmerge"),
     "minipeft.methods": ("apply", "count_parameters"),
+    "minipeft.methods.adalora": ("AdaLoRA",),
     "minipeft.methods.bitfit": ("BitFit",),
     "minipeft.methods.dora": ("DoRA",),
+    "minipeft.methods.bottleneck": ("Houlsby", "Pfeiffer"),
     "minipeft.methods.full": ("Full",),
     "minipeft.methods.head": ("Head",),
     "minipeft.methods.lora": ("LoRA", "LoRALinear"),
@@ -51,16 +55,19 @@ _HOMES = {
     "minipeft.training.run": ("Result", "train"),
 }
 __all__ = [
+    "AdaLoRA",
     "AdapterSet",
     "BitFit",
     "DoRA",
     "EncoderConfig",
     "Full",
     "Head",
+    "Houlsby",
     "LoRA",
     "LoRALinear",
     "MinipeftError",
     "PackedBatch",
+    "Pfeiffer",
     "PrefixTuning",
     "PromptTuning",
     "Result",

@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minipeft import (
+    AdaLoRA,
     BitFit,
     Full,
     Head,
+    Houlsby,
     LoRA,
     MinipeftError,
+    Pfeiffer,
     PrefixTuning,
     PromptTuning,
     SequenceClassifier,
@@ -41,6 +44,7 @@ State = dict[str, Tensor]
 LENGTHS = (7, 1, 40, 3)
 METHODS = [LoRA(rank=2, alpha=8), LoRA(rank=3, alpha=1, dropout=0.1, targets=LINEAR_NAMES), BitFit(), Full(), Head()]
 METHODS += [PromptTuning(4, init="vocabulary"), PrefixTuning(4)]
+METHODS += [AdaLoRA(2, 3), Houlsby(size=5), Pfeiffer(size=5)]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minipeft.errors import MinipeftError
-from minipeft.methods import bitfit, dora, full, head, lora, prefix_tuning, prompt_tuning
+from minipeft.methods import adalora, bitfit, bottleneck, dora, full, head, lora, prefix_tuning, prompt_tuning
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.model.roberta import SequenceClassifier
 
@@ -45,6 +45,11 @@ METHODS: dict[str, Row] = {
     "dora": Row(dora.DoRA, dora.install, dora.PEFT),
     "prompt_tuning": Row(prompt_tuning.PromptTuning, prompt_tuning.install, prompt_tuning.PEFT, merges=False),
     "prefix_tuning": Row(prefix_tuning.PrefixTuning, prefix_tuning.install, prefix_tuning.PEFT, merges=False),
+    "adalora": Row(
+        adalora.AdaLoRA, adalora.install, adalora.PEFT, penalty=adalora.penalty, after_step=adalora.after_step
+    ),
+    "houlsby": Row(bottleneck.Houlsby, bottleneck.install_houlsby, merges=False),
+    "pfeiffer": Row(bottleneck.Pfeiffer, bottleneck.install_pfeiffer, merges=False),
 }
 
 

@@ -11,12 +11,15 @@ from conftest import ragged
 from safetensors.torch import load_file
 
 from minipeft import (
+    AdaLoRA,
     BitFit,
     EncoderConfig,
     Full,
     Head,
+    Houlsby,
     LoRA,
     MinipeftError,
+    Pfeiffer,
     PrefixTuning,
     PromptTuning,
     SequenceClassifier,
@@ -29,7 +32,9 @@ from minipeft import (
 from minipeft.methods import METHODS, get_method, method_name
 from minipeft.model.roberta import LINEAR_NAMES
 
-ALL = [Full(), Head(), BitFit(), LoRA(rank=2), PromptTuning(3), PrefixTuning(3)]
+CLOSE = [Houlsby(size=4), Pfeiffer(size=4)]  # these start close to the pretrained function: see their own tests
+VIRTUAL = [PromptTuning(3), PrefixTuning(3)]  # these are seen from the start
+ALL = [Full(), Head(), BitFit(), LoRA(rank=2), AdaLoRA(1, 3), *CLOSE, *VIRTUAL]
 
 
 def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
@@ -101,6 +106,9 @@ def test_a_saved_file_holds_as_many_numbers_as_are_counted(method: Any, checkpoi
         "lora": layers * 2 * 2 * 2 * hidden,
         "prompt_tuning": 3 * hidden,
         "prefix_tuning": 3 * layers * 2 * hidden,
+        "adalora": layers * 3 * (4 * (2 * hidden + 1) + 2 * (hidden + inner + 1)),
+        "houlsby": layers * (2 * (2 * 4 * hidden + 4 + hidden) + 4 * hidden) + 2 * hidden,
+        "pfeiffer": layers * (2 * 4 * hidden + 4 + hidden),
     }[method_name(method)]
     assert sum(tensor.numel() for tensor in state.values()) - in_head == count.method == expected
 
@@ -121,8 +129,7 @@ def test_a_method_prints_as_its_constructor_and_has_a_name(method: Any) -> None:
     assert get_method(method_name(method)) is type(method)
 
 
-# Virtual tokens are seen from the start.
-@pytest.mark.parametrize("method", [m for m in ALL if not isinstance(m, (PromptTuning, PrefixTuning))], ids=str)
+@pytest.mark.parametrize("method", [method for method in ALL if method not in CLOSE + VIRTUAL], ids=str)
 def test_applying_changes_no_logits(method: Any, checkpoint: Path) -> None:
     model = load_pretrained(checkpoint).eval()
     batch = pack(ragged((7, 1, 12)), config=model.config)

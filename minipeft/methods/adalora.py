@@ -1,0 +1,262 @@
+"""AdaLoRA (Zhang et al. 2023): updates in the form of a singular value decomposition, pruned to a shared budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minipeft.errors import MinipeftError, finite_number, whole_number
+from minipeft.methods.adapted import AdaptedLinear, check_targets, targeted
+from minipeft.methods.peft_format import PeftFormat, check_fields, module_path, read_targets, write_targets
+from minipeft.model.config import EncoderConfig
+from minipeft.model.roberta import LINEAR_NAMES, Linear, SequenceClassifier
+
+
+@dataclass(frozen=True)
+class AdaLoRA:
+    """h = W x + b + s · P Λ Q dropout(x), s = alpha / init_rank    (Zhang et al. 2023, equation 3)
+
+    Training adds `penalty` to the loss, and after each step sets the least important singular values Λ of all layers
+    to 0, so that `budget` of them are left (`after_step`).
+
+    target_rank   singular values that are left in the end, a layer and target in the mean
+    init_rank     those that each starts with
+    alpha         the scaling's numerator
+    dropout       probability on the input of Q, in training
+    targets       linear layers, by name: query, key, value, output, intermediate, ffn_output
+    tinit         optimizer steps before the budget begins to fall
+    tfinal        optimizer steps at the end, in which it stays at target_rank and the pruned are pruned for good
+    delta_t       between tinit and tfinal, the number of steps from one pruning to the next
+    beta1, beta2  how much the averages of sensitivity and uncertainty keep in a step (equations 9 and 10)
+    orth_weight   weight of the penalty that keeps P and Q orthogonal (equation 4)
+    rank_pattern  of an adapter that was pruned and cut: the ranks that are less than init_rank, {"11.query": 5}
+
+    An adapter saved before the last `tfinal` steps, a run's best epoch say, has more singular values than in the end.
+    Parameters: init_rank · (in_features + out_features + 1) for each target in each layer; 1,991,520 for roberta-base.
+    """
+
+    target_rank: int = 8
+    init_rank: int = 12
+    alpha: float = 16
+    dropout: float = 0.0
+    targets: tuple[str, ...] = LINEAR_NAMES
+    tinit: int = 0
+    tfinal: int = 0
+    delta_t: int = 1
+    beta1: float = 0.85
+    beta2: float = 0.85
+    orth_weight: float = 0.5
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, least in (("target_rank", 1), ("init_rank", 1), ("tinit", 0), ("tfinal", 0), ("delta_t", 1)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        if self.target_rank > self.init_rank:
+            raise MinipeftError(f"target_rank {self.target_rank} is more than init_rank {self.init_rank}; lower it")
+        for name in ("alpha", "dropout", "beta1", "beta2", "orth_weight"):
+            object.__setattr__(self, name, finite_number(name, getattr(self, name), least=0))
+        if self.alpha == 0:
+            raise MinipeftError("alpha 0 would leave nothing to train; give a number above 0")
+        if self.dropout >= 1:
+            raise MinipeftError(f"dropout {self.dropout!r} is not a probability below 1")
+        for name in ("beta1", "beta2"):
+            if not 0 < getattr(self, name) < 1:
+                raise MinipeftError(f"{name} {getattr(self, name)!r} is not between 0 and 1")
+        object.__setattr__(self, "targets", check_targets(self.targets))
+        if not isinstance(self.rank_pattern, dict):
+            raise MinipeftError(f'rank_pattern {self.rank_pattern!r} is no table; write it like {{"11.query": 5}}')
+        for key, rank in self.rank_pattern.items():
+            if whole_number(f"rank_pattern[{key!r}]", rank, least=0) > self.init_rank:
+                raise MinipeftError(f"rank_pattern[{key!r}] {rank} is more than init_rank {self.init_rank}")
+
+
+class AdaLoRALinear(AdaptedLinear):
+    """y = x Wᵀ + b + s · dropout(x) (Λ Q)ᵀ Pᵀ    (Zhang et al. 2023, equation 3)
+
+    lora_A is Q (rank, in_features) and lora_B is P (out_features, rank), both of which start normal with standard
+    deviation 0.02; lora_E is Λ's diagonal (rank, 1), which starts at 0. x: (tokens, in_features) →
+    (tokens, out_features), in x's dtype. Each of the three has two averages of its own shape, which only training
+    needs: Ī and Ū.
+    """
+
+    def __init__(self, frozen: Linear, rank: int, scaling: float, dropout: float) -> None:
+        super().__init__(frozen)
+        self.scaling, self.dropout = scaling, dropout
+        device = frozen.weight.device
+        self.lora_A = nn.Parameter(0.02 * torch.randn(rank, self.in_features, device=device))
+        self.lora_E = nn.Parameter(torch.zeros(rank, 1, device=device))
+        self.lora_B = nn.Parameter(0.02 * torch.randn(self.out_features, rank, device=device))
+        for name in ("lora_A", "lora_E", "lora_B"):
+            for average in ("sensitivity", "uncertainty"):
+                zeros = torch.zeros_like(self.get_parameter(name), requires_grad=False)
+                self.register_buffer(f"{name}_{average}", zeros, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.is_merged():
+            return y
+        low = F.linear(F.dropout(x, self.dropout, self.training), (self.lora_E * self.lora_A).to(x.dtype))
+        return torch.addmm(y, low * self.scaling, self.lora_B.to(x.dtype).T)  # low: (tokens, rank)
+
+    def merged_weight(self) -> Tensor:
+        """W + s · P Λ Q."""
+        return self.weight.float() + self.scaling * (self.lora_B @ (self.lora_E * self.lora_A))
+
+    def update_importance(self, beta1: float, beta2: float) -> None:
+        """I = |w · ∂L/∂w|;  Ī ← β₁ Ī + (1 − β₁) I;  Ū ← β₂ Ū + (1 − β₂) |I − Ī|    (equations 8 to 10)"""
+        for name in ("lora_A", "lora_E", "lora_B"):
+            parameter = self.get_parameter(name)
+            assert parameter.grad is not None
+            importance = (parameter * parameter.grad).abs()
+            smooth = self.get_buffer(f"{name}_sensitivity").mul_(beta1).add_((1 - beta1) * importance)
+            self.get_buffer(f"{name}_uncertainty").mul_(beta2).add_((1 - beta2) * (importance - smooth).abs())
+
+    def scores(self) -> Tensor:
+        """S (rank,): Ī Ū of the singular value, plus the means of it over its row of Q and column of P (section 3.2)"""
+        a, e, b = (
+            self.get_buffer(f"{name}_sensitivity") * self.get_buffer(f"{name}_uncertainty")
+            for name in ("lora_A", "lora_E", "lora_B")
+        )
+        return e[:, 0] + a.mean(dim=1) + b.mean(dim=0)
+
+
+def install(model: SequenceClassifier, method: AdaLoRA) -> None:
+    places = {f"{layer}.{target}" for layer in range(model.config.num_hidden_layers) for target in method.targets}
+    if unknown := [key for key in method.rank_pattern if key not in places]:
+        raise MinipeftError(f'rank_pattern names {unknown[0]!r}, which is no targeted layer; write "11.query"')
+    scaling = method.alpha / (method.init_rank + 1e-5)  # peft's, so that a file gives the same logits here and there
+    for layer, number, target, frozen in targeted(model, method.targets):
+        rank = method.rank_pattern.get(f"{number}.{target}", method.init_rank)
+        setattr(layer, target, AdaLoRALinear(frozen, rank, scaling, method.dropout))
+
+
+def penalty(model: SequenceClassifier) -> Tensor:
+    """orth_weight · the mean over layers, and over P and Q, of ‖Pᵀ P − 1‖ and ‖Q Qᵀ − 1‖    (equation 4)
+
+    The paper sums the squares of these norms; this is what peft does.
+    """
+    norms = []
+    for layer in _layers(model):
+        for product in (layer.lora_A @ layer.lora_A.T, layer.lora_B.T @ layer.lora_B):
+            norms.append(torch.linalg.vector_norm(product - torch.eye(len(product), device=product.device)))
+    assert isinstance(model.method, AdaLoRA)
+    return model.method.orth_weight * torch.stack(norms).mean()
+
+
+def budget(method: AdaLoRA, first: int, last: int, step: int, total_steps: int) -> int:
+    """How many singular values are left after optimizer step `step`, from 0: `first` at the start, `last` in the end.
+
+    last + (first − last) · (1 − (step − tinit) / (total_steps − tfinal − tinit))³ in between    (equation 12)
+    """
+    if step <= method.tinit:
+        return first
+    if step >= total_steps - max(method.tfinal, 1):  # the last step prunes whatever tfinal is
+        return last
+    left = 1 - (step - method.tinit) / (total_steps - method.tfinal - method.tinit)
+    return int((first - last) * left**3 + last)
+
+
+@torch.no_grad()
+def after_step(model: SequenceClassifier, step: int, total_steps: int) -> None:
+    """Update the importance of each singular value, and set the least important of all layers to 0.
+
+    The importance rests in the last `tfinal` steps, so that these prune the same singular values again and again.
+    """
+    method = model.method
+    assert isinstance(method, AdaLoRA)
+    if method.tinit + method.tfinal >= total_steps:
+        raise MinipeftError(
+            f"tinit {method.tinit} and tfinal {method.tfinal} leave none of the run's {total_steps} steps to prune in; "
+            "lower them or train longer"
+        )
+    layers = list(_layers(model))
+    if step < total_steps - method.tfinal:
+        for layer in layers:
+            layer.update_importance(method.beta1, method.beta2)
+    first = sum(len(layer.lora_E) for layer in layers)
+    last = method.target_rank * len(layers)
+    pruned = first - budget(method, first, last, step, total_steps)
+    if pruned > 0 and (step % method.delta_t == 0 or step >= total_steps - max(method.tfinal, 1)):
+        scores = [layer.scores() for layer in layers]
+        threshold = torch.cat(scores).kthvalue(pruned).values
+        for layer, score in zip(layers, scores, strict=True):
+            layer.lora_E[score <= threshold] = 0
+
+
+def _layers(model: SequenceClassifier) -> Iterator[AdaLoRALinear]:
+    return (part for part in model.modules() if isinstance(part, AdaLoRALinear))
+
+
+# Fields of peft's AdaLoraConfig, ours by theirs.
+FIELDS = {
+    "target_r": "target_rank",
+    "init_r": "init_rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "tinit": "tinit",
+    "tfinal": "tfinal",
+    "deltaT": "delta_t",
+    "beta1": "beta1",
+    "beta2": "beta2",
+    "orth_reg_weight": "orth_weight",
+}
+# Understood too; those of the last line say nothing about an adapter that is loaded (r and the start are not used).
+KNOWN = {
+    *FIELDS,
+    *("target_modules", "exclude_modules", "layers_to_transform", "rank_pattern"),
+    *("total_step", "r", "init_lora_weights"),
+}
+
+
+def to_peft(method: AdaLoRA, config: EncoderConfig) -> dict[str, Any]:
+    """peft's AdaLoraConfig fields. The number of steps is the run's, so total_step is the least that peft takes."""
+    places = [(layer, target) for layer in range(config.num_hidden_layers) for target in method.targets]
+    kept = {place: method.rank_pattern.get(f"{place[0]}.{place[1]}", method.init_rank) for place in places}
+    pattern = {
+        f"{module_path(config, *place)}.lora_E": [number < rank for number in range(method.init_rank)]
+        for place, rank in kept.items()
+        if rank < method.init_rank
+    }
+    return {
+        **{theirs: getattr(method, ours) for theirs, ours in FIELDS.items()},
+        "total_step": method.tinit + method.tfinal + 1,
+        "target_modules": write_targets(config, places),
+        "rank_pattern": pattern or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+
+
+def from_peft(content: dict[str, Any], config: EncoderConfig) -> AdaLoRA:
+    """The config that peft's AdaLoraConfig fields describe.
+
+    rank_pattern has, for each layer that was pruned, which singular values were kept: peft saves these alone.
+    """
+    check_fields(content, KNOWN)
+    targets = read_targets(content, config)
+    names = tuple(name for name in LINEAR_NAMES if any(target == name for _, target in targets))
+    if len(targets) != config.num_hidden_layers * len(names):
+        raise MinipeftError("target_modules names a layer's linear layers here and not there; AdaLoRA takes all layers")
+    given = {ours: content[theirs] for theirs, ours in FIELDS.items() if theirs in content}
+    method = AdaLoRA(**{"alpha": 8, **given, "targets": names})  # 8 is peft's default
+    places = {f"{path}.lora_E": f"{layer}.{target}" for (layer, target), path in targets.items()}
+    pattern = content.get("rank_pattern") or {}
+    if not isinstance(pattern, dict):
+        raise MinipeftError(f"rank_pattern {pattern!r} is no table of module names")
+    ranks = {}
+    for key, kept in pattern.items():
+        if key not in places:
+            raise MinipeftError(f"rank_pattern names {key!r}, which is no targeted layer")
+        if not isinstance(kept, list) or len(kept) != method.init_rank or any(type(one) is not bool for one in kept):
+            raise MinipeftError(f"rank_pattern[{key!r}] {kept!r} is no list of {method.init_rank} times true or false")
+        if sum(kept) < method.init_rank:
+            ranks[places[key]] = sum(kept)
+    return replace(method, rank_pattern=ranks)
+
+
+PEFT = PeftFormat("ADALORA", to_peft, from_peft)
