@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from minipeft.methods.bitfit import BitFit
     from minipeft.methods.full import Full
     from minipeft.methods.head import Head
+    from minipeft.methods.ia3 import IA3
     from minipeft.methods.lora import LoRA, LoRALinear
     from minipeft.model.checkpoint import load_pretrained
     from minipeft.model.config import EncoderConfig
@@ -33,6 +34,7 @@ _HOMES = {
     "minipeft.methods.bitfit": ("BitFit",),
     "minipeft.methods.full": ("Full",),
     "minipeft.methods.head": ("Head",),
+    "minipeft.methods.ia3": ("IA3",),
     "minipeft.methods.lora": ("LoRA", "LoRALinear"),
     "minipeft.model.checkpoint": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
@@ -41,6 +43,7 @@ _HOMES = {
     "minipeft.training.run": ("Result", "train"),
 }
 __all__ = [
+    "IA3",
     "BitFit",
     "EncoderConfig",
     "Full",

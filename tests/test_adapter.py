@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minipeft import (
+    IA3,
     BitFit,
     Full,
     Head,
@@ -37,7 +38,14 @@ from minipeft.model.roberta import LINEAR_NAMES
 
 State = dict[str, Tensor]
 LENGTHS = (7, 1, 40, 3)
-METHODS = [LoRA(rank=2, alpha=8), LoRA(rank=3, alpha=1, dropout=0.1, targets=LINEAR_NAMES), BitFit(), Full(), Head()]
+METHODS = [
+    LoRA(rank=2, alpha=8),
+    LoRA(rank=3, alpha=1, dropout=0.1, targets=LINEAR_NAMES),
+    BitFit(),
+    Full(),
+    Head(),
+    IA3(targets=LINEAR_NAMES),
+]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -308,7 +316,7 @@ def test_a_damaged_or_missing_file_is_named_in_one_line(
         ("trainable_token_indices", [3]),
         ("kasa_config", {"beta": 1}),
         ("monteclora_config", {"n": 1}),
-        ("peft_type", "IA3"),
+        ("peft_type", "LOHA"),
         ("peft_type", None),
         ("peft_type", "MINIPEFT_LORA"),
         ("r", 0),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minipeft.errors import MinipeftError
-from minipeft.methods import bitfit, dora, full, head, lora
+from minipeft.methods import bitfit, dora, full, head, ia3, lora
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.model.roberta import SequenceClassifier
 
@@ -43,6 +43,7 @@ METHODS: dict[str, Row] = {
     "bitfit": Row(bitfit.BitFit, bitfit.install),
     "lora": Row(lora.LoRA, lora.install, lora.PEFT),
     "dora": Row(dora.DoRA, dora.install, dora.PEFT),
+    "ia3": Row(ia3.IA3, ia3.install, ia3.PEFT),
 }
 
 

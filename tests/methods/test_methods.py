@@ -11,6 +11,7 @@ from conftest import ragged
 from safetensors.torch import load_file
 
 from minipeft import (
+    IA3,
     BitFit,
     EncoderConfig,
     Full,
@@ -27,7 +28,14 @@ from minipeft import (
 from minipeft.methods import METHODS, get_method, method_name
 from minipeft.model.roberta import LINEAR_NAMES
 
-ALL = [Full(), Head(), BitFit(), LoRA(rank=2)]
+ALL = [
+    Full(),
+    Head(),
+    BitFit(),
+    LoRA(rank=2),
+    IA3(),
+]
+ADDING = (LoRA, IA3)  # the methods that add parameters; the others train the encoder's own
 
 
 def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
@@ -43,6 +51,8 @@ def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
         (LoRA(rank=2), 73_728),  # 12 layers · 2 targets · 2 · (768 + 768)
         (LoRA(rank=8, targets=LINEAR_NAMES), 12 * 8 * (4 * 2 * 768 + 2 * (768 + 3072))),
         (BitFit(), 102_144),  # 12 · 11 · 768 + 768
+        (IA3(), 55_296),  # 12 · (768 + 768 + 3,072)
+        (IA3(targets=LINEAR_NAMES), 12 * (3 * 768 + 768 + 3072 + 3072)),
         (Head(), 0),
         (Full(), 124_055_040),  # (50,265 + 514 + 1) · 768 + 2 · 768 + 12 · 7,087,872
     ],
@@ -51,7 +61,7 @@ def test_counts_on_roberta_base_are_those_of_the_papers(method: Any, expected: i
     count = count_parameters(meta(EncoderConfig(), method))
     assert count.method == expected
     assert count.head == 592_130  # 768 · 768 + 768 + 768 · 2 + 2
-    assert count.total == 124_055_040 + 592_130 + (expected if isinstance(method, LoRA) else 0)
+    assert count.total == 124_055_040 + 592_130 + (expected if isinstance(method, ADDING) else 0)
 
 
 def test_key_biases_of_roberta_base() -> None:
@@ -93,6 +103,7 @@ def test_a_saved_file_holds_as_many_numbers_as_are_counted(method: Any, checkpoi
         "head": 0,
         "bitfit": hidden + layers * (7 * hidden + inner),
         "lora": layers * 2 * 2 * 2 * hidden,
+        "ia3": layers * (2 * hidden + inner),
     }[method_name(method)]
     assert sum(tensor.numel() for tensor in state.values()) - in_head == count.method == expected
 
