@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from minipeft.methods.full import Full
     from minipeft.methods.head import Head
     from minipeft.methods.ia3 import IA3
+    from minipeft.methods.layer_norm import LayerNormTuning
     from minipeft.methods.lora import LoRA, LoRALinear
     from minipeft.model.checkpoint import load_pretrained
     from minipeft.model.config import EncoderConfig
@@ -35,6 +36,7 @@ _HOMES = {
     "minipeft.methods.full": ("Full",),
     "minipeft.methods.head": ("Head",),
     "minipeft.methods.ia3": ("IA3",),
+    "minipeft.methods.layer_norm": ("LayerNormTuning",),
     "minipeft.methods.lora": ("LoRA", "LoRALinear"),
     "minipeft.model.checkpoint": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
@@ -48,6 +50,7 @@ __all__ = [
     "EncoderConfig",
     "Full",
     "Head",
+    "LayerNormTuning",
     "LoRA",
     "LoRALinear",
     "MinipeftError",

@@ -19,6 +19,7 @@ from minipeft import (
     BitFit,
     Full,
     Head,
+    LayerNormTuning,
     LoRA,
     MinipeftError,
     SequenceClassifier,
@@ -45,6 +46,7 @@ METHODS = [
     Full(),
     Head(),
     IA3(targets=LINEAR_NAMES),
+    LayerNormTuning(("attention", "output")),
 ]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

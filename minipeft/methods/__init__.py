@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minipeft.errors import MinipeftError
-from minipeft.methods import bitfit, dora, full, head, ia3, lora
+from minipeft.methods import bitfit, dora, full, head, ia3, layer_norm, lora
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.model.roberta import SequenceClassifier
 
@@ -44,6 +44,7 @@ METHODS: dict[str, Row] = {
     "lora": Row(lora.LoRA, lora.install, lora.PEFT),
     "dora": Row(dora.DoRA, dora.install, dora.PEFT),
     "ia3": Row(ia3.IA3, ia3.install, ia3.PEFT),
+    "layernorm": Row(layer_norm.LayerNormTuning, layer_norm.install, layer_norm.PEFT),
 }
 
 

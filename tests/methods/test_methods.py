@@ -16,6 +16,7 @@ from minipeft import (
     EncoderConfig,
     Full,
     Head,
+    LayerNormTuning,
     LoRA,
     MinipeftError,
     SequenceClassifier,
@@ -34,6 +35,7 @@ ALL = [
     BitFit(),
     LoRA(rank=2),
     IA3(),
+    LayerNormTuning(),
 ]
 ADDING = (LoRA, IA3)  # the methods that add parameters; the others train the encoder's own
 
@@ -53,6 +55,8 @@ def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
         (BitFit(), 102_144),  # 12 · 11 · 768 + 768
         (IA3(), 55_296),  # 12 · (768 + 768 + 3,072)
         (IA3(targets=LINEAR_NAMES), 12 * (3 * 768 + 768 + 3072 + 3072)),
+        (LayerNormTuning(), 38_400),  # 12 · 4 · 768 + 2 · 768
+        (LayerNormTuning(("attention",)), 18_432),  # 12 · 2 · 768
         (Head(), 0),
         (Full(), 124_055_040),  # (50,265 + 514 + 1) · 768 + 2 · 768 + 12 · 7,087,872
     ],
@@ -104,6 +108,7 @@ def test_a_saved_file_holds_as_many_numbers_as_are_counted(method: Any, checkpoi
         "bitfit": hidden + layers * (7 * hidden + inner),
         "lora": layers * 2 * 2 * 2 * hidden,
         "ia3": layers * (2 * hidden + inner),
+        "layernorm": 2 * hidden + layers * 4 * hidden,
     }[method_name(method)]
     assert sum(tensor.numel() for tensor in state.values()) - in_head == count.method == expected
 
