@@ -57,6 +57,7 @@ def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
         (IA3(targets=LINEAR_NAMES), 12 * (3 * 768 + 768 + 3072 + 3072)),
         (LayerNormTuning(), 38_400),  # 12 · 4 · 768 + 2 · 768
         (LayerNormTuning(("attention",)), 18_432),  # 12 · 2 · 768
+        (BitFit(targets=("query", "intermediate")), 46_080),  # 12 · (768 + 3,072)
         (Head(), 0),
         (Full(), 124_055_040),  # (50,265 + 514 + 1) · 768 + 2 · 768 + 12 · 7,087,872
     ],
