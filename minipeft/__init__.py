@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from minipeft.methods.ia3 import IA3
     from minipeft.methods.layer_norm import LayerNormTuning
     from minipeft.methods.lora import LoRA, LoRALinear
+    from minipeft.methods.vera import VeRA
     from minipeft.model.checkpoint import load_pretrained
     from minipeft.model.config import EncoderConfig
     from minipeft.model.roberta import SequenceClassifier
@@ -38,6 +39,7 @@ _HOMES = {
     "minipeft.methods.ia3": ("IA3",),
     "minipeft.methods.layer_norm": ("LayerNormTuning",),
     "minipeft.methods.lora": ("LoRA", "LoRALinear"),
+    "minipeft.methods.vera": ("VeRA",),
     "minipeft.model.checkpoint": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
     "minipeft.model.roberta": ("SequenceClassifier",),
@@ -58,6 +60,7 @@ __all__ = [
     "Result",
     "SequenceClassifier",
     "Tokenizer",
+    "VeRA",
     "apply",
     "count_parameters",
     "export",

@@ -23,6 +23,7 @@ from minipeft import (
     LoRA,
     MinipeftError,
     SequenceClassifier,
+    VeRA,
     apply,
     export,
     load_adapter,
@@ -47,6 +48,7 @@ METHODS = [
     Head(),
     IA3(targets=LINEAR_NAMES),
     LayerNormTuning(("attention", "output")),
+    VeRA(rank=5, seed=3, targets=LINEAR_NAMES, save_projection=False),
 ]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

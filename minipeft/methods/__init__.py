@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minipeft.errors import MinipeftError
-from minipeft.methods import bitfit, dora, full, head, ia3, layer_norm, lora
+from minipeft.methods import bitfit, dora, full, head, ia3, layer_norm, lora, vera
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.model.roberta import SequenceClassifier
 
@@ -45,6 +45,7 @@ METHODS: dict[str, Row] = {
     "dora": Row(dora.DoRA, dora.install, dora.PEFT),
     "ia3": Row(ia3.IA3, ia3.install, ia3.PEFT),
     "layernorm": Row(layer_norm.LayerNormTuning, layer_norm.install, layer_norm.PEFT),
+    "vera": Row(vera.VeRA, vera.install, vera.PEFT),
 }
 
 
@@ -85,6 +86,7 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
         raise MinipeftError(f"the model already has {model.method!r}; load the checkpoint anew to apply {method!r}")
     model.requires_grad_(False)
     install(model, method)
+    model.train(model.training)  # new layers are in training; a model that predicts goes on without dropout
     model.head.requires_grad_(True)
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -17,7 +17,7 @@ from minipeft.methods.peft_format import (
     linear_modules,
     matches,
     read_targets,
-    write_targets,
+    write_in_every_layer,
 )
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import Linear, SequenceClassifier
@@ -78,10 +78,9 @@ def install(model: SequenceClassifier, method: IA3) -> None:
 
 def to_peft(method: IA3, config: EncoderConfig) -> dict[str, Any]:
     """peft's IA3Config fields."""
-    places = linear_modules(config)
     return {
-        "target_modules": write_targets(config, [place for place in places if place[1] in method.targets]),
-        "feedforward_modules": write_targets(config, [place for place in places if place[1] in method.feedforward]),
+        "target_modules": write_in_every_layer(config, method.targets),
+        "feedforward_modules": write_in_every_layer(config, method.feedforward),
         "fan_in_fan_out": False,
     }
 

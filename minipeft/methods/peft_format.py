@@ -93,6 +93,11 @@ def write_targets(config: EncoderConfig, targets: Collection[tuple[int, str]]) -
     return names
 
 
+def write_in_every_layer(config: EncoderConfig, targets: Collection[str]) -> list[str]:
+    """peft's target_modules for targets that every layer has."""
+    return write_targets(config, [place for place in linear_modules(config) if place[1] in targets])
+
+
 def linear_modules(config: EncoderConfig) -> Targets:
     """Every linear layer of the encoder."""
     return {

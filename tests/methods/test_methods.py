@@ -20,6 +20,7 @@ from minipeft import (
     LoRA,
     MinipeftError,
     SequenceClassifier,
+    VeRA,
     apply,
     count_parameters,
     load_pretrained,
@@ -36,8 +37,9 @@ ALL = [
     LoRA(rank=2),
     IA3(),
     LayerNormTuning(),
+    VeRA(rank=4, save_projection=False),
 ]
-ADDING = (LoRA, IA3)  # the methods that add parameters; the others train the encoder's own
+ADDING = (LoRA, IA3, VeRA)  # the methods that add parameters; the others train the encoder's own
 
 
 def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
@@ -55,6 +57,9 @@ def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
         (BitFit(), 102_144),  # 12 · 11 · 768 + 768
         (IA3(), 55_296),  # 12 · (768 + 768 + 3,072)
         (IA3(targets=LINEAR_NAMES), 12 * (3 * 768 + 768 + 3072 + 3072)),
+        (VeRA(), 24_576),  # 12 · 2 · (256 + 768)
+        (VeRA(rank=1024), 43_008),  # the paper's table 1: 0.043 million
+        (VeRA(rank=4, targets=LINEAR_NAMES), 12 * (6 * 4 + 5 * 768 + 3072)),
         (LayerNormTuning(), 38_400),  # 12 · 4 · 768 + 2 · 768
         (LayerNormTuning(("attention",)), 18_432),  # 12 · 2 · 768
         (BitFit(targets=("query", "intermediate")), 46_080),  # 12 · (768 + 3,072)
@@ -109,6 +114,7 @@ def test_a_saved_file_holds_as_many_numbers_as_are_counted(method: Any, checkpoi
         "bitfit": hidden + layers * (7 * hidden + inner),
         "lora": layers * 2 * 2 * 2 * hidden,
         "ia3": layers * (2 * hidden + inner),
+        "vera": layers * 2 * (4 + hidden),
         "layernorm": 2 * hidden + layers * 4 * hidden,
     }[method_name(method)]
     assert sum(tensor.numel() for tensor in state.values()) - in_head == count.method == expected
@@ -136,6 +142,13 @@ def test_applying_changes_no_logits(method: Any, checkpoint: Path) -> None:
     batch = pack(ragged((7, 1, 12)), config=model.config)
     before = model(batch)
     assert torch.equal(apply(model, method)(batch), before)
+
+
+@pytest.mark.parametrize("method", ALL, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_applying_keeps_the_model_in_training_or_in_evaluation(method: Any, training: bool, checkpoint: Path) -> None:
+    model = apply(load_pretrained(checkpoint).train(training), method)
+    assert {module.training for module in model.modules()} == {training}
 
 
 def test_an_unknown_method_and_a_second_one_are_refused(checkpoint: Path) -> None:
