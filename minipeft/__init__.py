@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from minipeft.methods.dora import DoRA
     from minipeft.methods.full import Full
     from minipeft.methods.head import Head
+    from minipeft.methods.ia3 import IA3
+    from minipeft.methods.layer_norm import LayerNormTuning
     from minipeft.methods.lora import LoRA, LoRALinear
     from minipeft.methods.prefix_tuning import PrefixTuning
     from minipeft.methods.prompt_tuning import PromptTuning
+    from minipeft.methods.vera import VeRA
     from minipeft.model.checkpoint import load_pretrained
     from minipeft.model.config import EncoderConfig
     from minipeft.model.roberta import SequenceClassifier
@@ -45,9 +48,12 @@ _HOMES = {
     "minipeft.methods.bottleneck": ("Houlsby", "Pfeiffer"),
     "minipeft.methods.full": ("Full",),
     "minipeft.methods.head": ("Head",),
+    "minipeft.methods.ia3": ("IA3",),
+    "minipeft.methods.layer_norm": ("LayerNormTuning",),
     "minipeft.methods.lora": ("LoRA", "LoRALinear"),
     "minipeft.methods.prefix_tuning": ("PrefixTuning",),
     "minipeft.methods.prompt_tuning": ("PromptTuning",),
+    "minipeft.methods.vera": ("VeRA",),
     "minipeft.model.checkpoint": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
     "minipeft.model.roberta": ("SequenceClassifier",),
@@ -55,6 +61,7 @@ _HOMES = {
     "minipeft.training.run": ("Result", "train"),
 }
 __all__ = [
+    "IA3",
     "AdaLoRA",
     "AdapterSet",
     "BitFit",
@@ -63,6 +70,7 @@ __all__ = [
     "Full",
     "Head",
     "Houlsby",
+    "LayerNormTuning",
     "LoRA",
     "LoRALinear",
     "MinipeftError",
@@ -73,6 +81,7 @@ __all__ = [
     "Result",
     "SequenceClassifier",
     "Tokenizer",
+    "VeRA",
     "apply",
     "count_parameters",
     "export",

@@ -158,7 +158,7 @@ def adapter_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
             state[renamed[name]] = tensor
         elif name in checkpoint and isinstance(model.get_submodule(module), AdaptedLinear):
             state[f"{prefix}{modules[module]}.base_layer.{leaf}"] = tensor
-        elif name in checkpoint:
+        elif name.startswith("head."):
             state[prefix + checkpoint[name]] = tensor
         else:
             state[f"{prefix}{modules.get(module, module)}.{renamed.get(leaf, leaf)}"] = tensor

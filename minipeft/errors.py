@@ -47,11 +47,11 @@ def finite_number(name: str, value: Any, least: float = -math.inf) -> float:
     return number
 
 
-def check_seed(value: Any) -> int:
+def check_seed(value: Any, name: str = "--seed") -> int:
     """A seed that every random generator takes."""
     try:
-        if (seed := whole_number("--seed", value, least=0)) < 2**32:
+        if (seed := whole_number(name, value, least=0)) < 2**32:
             return seed
     except MinipeftError:
         pass
-    raise MinipeftError(f"--seed {value!r} is not a whole number from 0 to {2**32 - 1}")
+    raise MinipeftError(f"{name} {value!r} is not a whole number from 0 to {2**32 - 1}")

@@ -15,17 +15,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minipeft import (
+    IA3,
     AdaLoRA,
     BitFit,
+    DoRA,
     Full,
     Head,
     Houlsby,
+    LayerNormTuning,
     LoRA,
     MinipeftError,
     Pfeiffer,
     PrefixTuning,
     PromptTuning,
     SequenceClassifier,
+    VeRA,
     apply,
     export,
     load_adapter,
@@ -42,9 +46,24 @@ from minipeft.model.roberta import LINEAR_NAMES
 
 State = dict[str, Tensor]
 LENGTHS = (7, 1, 40, 3)
-METHODS = [LoRA(rank=2, alpha=8), LoRA(rank=3, alpha=1, dropout=0.1, targets=LINEAR_NAMES), BitFit(), Full(), Head()]
-METHODS += [PromptTuning(4, init="vocabulary"), PrefixTuning(4)]
-METHODS += [AdaLoRA(2, 3), Houlsby(size=5), Pfeiffer(size=5)]
+METHODS = [
+    LoRA(rank=2, alpha=8),
+    LoRA(rank=3, alpha=1, dropout=0.1, targets=LINEAR_NAMES),
+    DoRA(rank=2),
+    AdaLoRA(2, 3),
+    BitFit(),
+    BitFit(targets=("query", "intermediate")),
+    Full(),
+    Head(),
+    IA3(targets=LINEAR_NAMES),
+    LayerNormTuning(),
+    LayerNormTuning(("attention", "output")),
+    VeRA(rank=5, seed=3, targets=LINEAR_NAMES, save_projection=False),
+    Houlsby(size=5),
+    Pfeiffer(size=5),
+    PromptTuning(4, init="vocabulary"),
+    PrefixTuning(4),
+]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -315,7 +334,7 @@ def test_a_damaged_or_missing_file_is_named_in_one_line(
         ("trainable_token_indices", [3]),
         ("kasa_config", {"beta": 1}),
         ("monteclora_config", {"n": 1}),
-        ("peft_type", "IA3"),
+        ("peft_type", "LOHA"),
         ("peft_type", None),
         ("peft_type", "MINIPEFT_LORA"),
         ("r", 0),

@@ -13,7 +13,20 @@ import torch
 from torch import Tensor
 
 from minipeft.errors import MinipeftError
-from minipeft.methods import adalora, bitfit, bottleneck, dora, full, head, lora, prefix_tuning, prompt_tuning
+from minipeft.methods import (
+    adalora,
+    bitfit,
+    bottleneck,
+    dora,
+    full,
+    head,
+    ia3,
+    layer_norm,
+    lora,
+    prefix_tuning,
+    prompt_tuning,
+    vera,
+)
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.model.roberta import SequenceClassifier
 
@@ -41,15 +54,18 @@ METHODS: dict[str, Row] = {
     "full": Row(full.Full, full.install),
     "head": Row(head.Head, head.install),
     "bitfit": Row(bitfit.BitFit, bitfit.install),
+    "layernorm": Row(layer_norm.LayerNormTuning, layer_norm.install, layer_norm.PEFT),
     "lora": Row(lora.LoRA, lora.install, lora.PEFT),
     "dora": Row(dora.DoRA, dora.install, dora.PEFT),
-    "prompt_tuning": Row(prompt_tuning.PromptTuning, prompt_tuning.install, prompt_tuning.PEFT, merges=False),
-    "prefix_tuning": Row(prefix_tuning.PrefixTuning, prefix_tuning.install, prefix_tuning.PEFT, merges=False),
     "adalora": Row(
         adalora.AdaLoRA, adalora.install, adalora.PEFT, penalty=adalora.penalty, after_step=adalora.after_step
     ),
+    "vera": Row(vera.VeRA, vera.install, vera.PEFT),
+    "ia3": Row(ia3.IA3, ia3.install, ia3.PEFT),
     "houlsby": Row(bottleneck.Houlsby, bottleneck.install_houlsby, merges=False),
     "pfeiffer": Row(bottleneck.Pfeiffer, bottleneck.install_pfeiffer, merges=False),
+    "prefix_tuning": Row(prefix_tuning.PrefixTuning, prefix_tuning.install, prefix_tuning.PEFT, merges=False),
+    "prompt_tuning": Row(prompt_tuning.PromptTuning, prompt_tuning.install, prompt_tuning.PEFT, merges=False),
 }
 
 
@@ -90,6 +106,7 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
         raise MinipeftError(f"the model already has {model.method!r}; load the checkpoint anew to apply {method!r}")
     model.requires_grad_(False)
     install(model, method)
+    model.train(model.training)  # new layers are in training; a model that predicts goes on without dropout
     model.head.requires_grad_(True)
     for parameter in model.parameters():
         if parameter.requires_grad:

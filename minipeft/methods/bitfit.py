@@ -1,26 +1,41 @@
-"""BitFit (Ben Zaken et al. 2022): the biases train, nothing else."""
+"""BitFit (Ben Zaken et al. 2022): biases train, nothing else."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minipeft.methods.adapted import check_targets
 from minipeft.model.roberta import SequenceClassifier
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BitFit:
-    """Every bias of the encoder trains: y = W x + b with W frozen (Ben Zaken et al. 2022, section 3).
+    """Biases of the encoder train: y = W x + b with W frozen (Ben Zaken et al. 2022, section 3).
 
-    Parameters: 11 hidden_size a layer and hidden_size in the embeddings' LayerNorm; 102,144 for roberta-base.
+    targets         the linear layers whose biases train; with none named, every bias does, LayerNorm's too. The two
+                    that suffice in the paper's section 4, b_q and b_m2, are ("query", "intermediate")
 
-    Key biases are among them, as in the paper, and cannot matter: a key bias adds the same number, q · b, to every
+    Parameters: out_features for each target in each layer, 46,080 for roberta-base with query and intermediate; in all,
+    11 hidden_size a layer and hidden_size in the embeddings' LayerNorm, 102,144. Raises MinipeftError for an unknown
+    target.
+
+    Key biases are among them all, as in the paper, and cannot matter: a key bias adds the same number, q · b, to every
     score of a query, and softmax cancels it. Their gradient is exactly zero in exact arithmetic. In floating point it
     is rounding noise, and AdamW, which divides the gradient by its own size, turns noise into steps: saved key biases
     have moved, without any effect on a prediction.
     """
 
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", check_targets(self.targets) if self.targets else ())
+
+    def __repr__(self) -> str:
+        return f"BitFit(targets={self.targets})" if self.targets else "BitFit()"
+
 
 def install(model: SequenceClassifier, method: BitFit) -> None:
     for name, parameter in model.encoder.named_parameters():
-        if name.endswith(".bias"):
+        *_, module, leaf = name.split(".")
+        if leaf == "bias" and (not method.targets or module in method.targets):
             parameter.requires_grad_(True)

@@ -93,8 +93,30 @@ def write_targets(config: EncoderConfig, targets: Collection[tuple[int, str]]) -
     return names
 
 
+def write_in_every_layer(config: EncoderConfig, targets: Collection[str]) -> list[str]:
+    """peft's target_modules for targets that every layer has."""
+    return write_targets(config, [place for place in linear_modules(config) if place[1] in targets])
+
+
+def linear_modules(config: EncoderConfig) -> Targets:
+    """Every linear layer of the encoder."""
+    return {
+        (layer, target): module_path(config, layer, target)
+        for layer in range(config.num_hidden_layers)
+        for target in LINEAR_NAMES
+    }
+
+
 def read_targets(content: dict[str, Any], config: EncoderConfig) -> Targets:
-    """The linear layers that peft's target_modules name: a list of suffixes, or one regular expression."""
+    """The linear layers that peft's target_modules name."""
+    return named_by_targets(content, linear_modules(config), "linear layer", HEAD_MODULES)
+
+
+def named_by_targets(content: dict[str, Any], every: Targets, kind: str, ignored: Collection[str] = ()) -> Targets:
+    """Those of `every` that peft's target_modules name: a list of suffixes, or one regular expression.
+
+    A name that fits neither one of them nor one of the paths `ignored` raises MinipeftError.
+    """
     modules = content.get("target_modules")
     if not isinstance(modules, str) and not (
         isinstance(modules, list) and modules and all(isinstance(name, str) for name in modules)
@@ -104,29 +126,36 @@ def read_targets(content: dict[str, Any], config: EncoderConfig) -> Targets:
     layers = None if isinstance(modules, str) else content.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers
     whole = content.get("modules_to_save") or []  # trained as they are, so never targets
-    every = {
-        (layer, target): module_path(config, layer, target)
-        for layer in range(config.num_hidden_layers)
-        for target in LINEAR_NAMES
-    }
     found = {
         place: path
         for place, path in every.items()
-        if _names(modules, path, "target_modules")
-        and not _names(excluded, path, "exclude_modules")
-        and not _names(whole, path, "modules_to_save")
+        if matches(modules, path, "target_modules")
+        and not matches(excluded, path, "exclude_modules")
+        and not matches(whole, path, "modules_to_save")
         and (layers is None or place[0] in layers)
     }
     if not found:
-        raise MinipeftError(f"target_modules {modules!r} names no linear layer of the encoder")
-    known = [*every.values(), *HEAD_MODULES]
+        raise MinipeftError(f"target_modules {modules!r} names no {kind} of the encoder")
+    known = [*every.values(), *ignored]
     for name in [] if isinstance(modules, str) else modules:
-        if not any(_names([name], path, "target_modules") for path in known):
-            raise MinipeftError(f"target_modules names {name!r}, which is no linear layer of the encoder")
+        if not any(matches([name], path, "target_modules") for path in known):
+            raise MinipeftError(f"target_modules names {name!r}, which is no {kind} of the encoder")
     return found
 
 
-def _names(modules: list[str] | str, path: str, field_name: str) -> bool:
+def in_every_layer(found: Targets, every: Targets, field_name: str = "target_modules") -> tuple[str, ...]:
+    """The targets found, for a method that takes each in every layer or in none; one in some raises MinipeftError."""
+    targets = {target for _, target in found}
+    for layer, target in every:
+        if target in targets and (layer, target) not in found:
+            raise MinipeftError(
+                f"{field_name} names {target} in some layers, but not in layer {layer}; "
+                "only a target in all layers is supported"
+            )
+    return tuple(dict.fromkeys(target for _, target in every if target in targets))
+
+
+def matches(modules: list[str] | str, path: str, field_name: str) -> bool:
     """Whether a field of peft's, a list of suffixes or a regular expression, names the module at `path`."""
     if isinstance(modules, str):
         try:

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What trains, in groups: matrices decay, biases and LayerNorm's vectors do not.
+    """What trains, in groups: matrices decay; biases, LayerNorm's vectors and (IA)³'s scales, which start at 1, do not.
 
     lr_ratio is the group's learning rate over the run's: LoRA+ gives B a larger one (Hayou et al. 2024, section 4).
     """
@@ -17,7 +17,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = parameter.ndim >= 2, ratio if name.endswith("lora_B") else 1.0
+            decays = parameter.ndim >= 2 and not name.endswith("ia3_l")
+            key = decays, ratio if name.endswith("lora_B") else 1.0
             groups.setdefault(key, []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr_ratio": lr_ratio}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import largest, ragged, reference_model
 
-from minipeft import BitFit, SequenceClassifier, apply, load_pretrained, pack
+from minipeft import BitFit, MinipeftError, SequenceClassifier, apply, load_adapter, load_pretrained, pack, save_adapter
 
 LENGTHS = (7, 1, 40, 3, 129)
 
@@ -28,6 +29,38 @@ def test_it_trains_exactly_the_encoders_biases_and_the_head(model: SequenceClass
     in_encoder = {name for name in trained if name.startswith("encoder.")}
     assert len(in_encoder) == 1 + 8 * len(model.encoder.layers)  # six linear layers and two LayerNorms a layer
     assert all(dict(model.named_parameters())[name].ndim == 1 for name in in_encoder)
+
+
+@pytest.mark.parametrize("targets", [("query", "intermediate"), ("output",), ("ffn_output", "key")], ids=str)
+def test_of_named_layers_the_biases_train_alone(targets: tuple[str, ...], checkpoint: Path) -> None:
+    model = apply(load_pretrained(checkpoint), BitFit(targets=targets))
+    trained = {name for name, parameter in model.encoder.named_parameters() if parameter.requires_grad}
+    assert trained == {f"layers.{layer}.{target}.bias" for layer in range(3) for target in targets}
+
+
+def test_targets_are_checked_and_print_as_the_constructor() -> None:
+    assert repr(BitFit()) == "BitFit()" and BitFit() == BitFit(targets=[])  # type: ignore[arg-type]
+    assert eval(repr(BitFit(targets=("query", "intermediate")))) == BitFit(targets=("query", "intermediate.dense"))
+    with pytest.raises(MinipeftError, match="unknown target 'LayerNorm'"):
+        BitFit(targets=("LayerNorm",))
+
+
+def test_a_subset_round_trips_and_a_file_without_targets_has_all_biases(checkpoint: Path, tmp_path: Path) -> None:
+    for method in (BitFit(targets=("query", "intermediate")), BitFit()):
+        model = apply(load_pretrained(checkpoint), method).eval()
+        with torch.no_grad():
+            for parameter in model.encoder.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1)
+        save_adapter(model, tmp_path)
+        if method == BitFit():  # as it was written before there were targets
+            path = tmp_path / "adapter_config.json"
+            content = json.loads(path.read_text())
+            del content["targets"]
+            path.write_text(json.dumps(content))
+        again = load_adapter(load_pretrained(checkpoint), tmp_path)
+        batch = pack(ragged(LENGTHS), config=model.config)
+        assert again.method == method and torch.equal(again(batch), model(batch))
 
 
 def test_training_moves_nothing_else(model: SequenceClassifier) -> None:

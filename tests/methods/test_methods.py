@@ -11,18 +11,22 @@ from conftest import ragged
 from safetensors.torch import load_file
 
 from minipeft import (
+    IA3,
     AdaLoRA,
     BitFit,
+    DoRA,
     EncoderConfig,
     Full,
     Head,
     Houlsby,
+    LayerNormTuning,
     LoRA,
     MinipeftError,
     Pfeiffer,
     PrefixTuning,
     PromptTuning,
     SequenceClassifier,
+    VeRA,
     apply,
     count_parameters,
     load_pretrained,
@@ -34,7 +38,20 @@ from minipeft.model.roberta import LINEAR_NAMES
 
 CLOSE = [Houlsby(size=4), Pfeiffer(size=4)]  # these start close to the pretrained function: see their own tests
 VIRTUAL = [PromptTuning(3), PrefixTuning(3)]  # these are seen from the start
-ALL = [Full(), Head(), BitFit(), LoRA(rank=2), AdaLoRA(1, 3), *CLOSE, *VIRTUAL]
+ALL = [
+    Full(),
+    Head(),
+    BitFit(),
+    LoRA(rank=2),
+    DoRA(rank=2),
+    IA3(),
+    LayerNormTuning(),
+    VeRA(rank=4, save_projection=False),
+    AdaLoRA(1, 3),
+    *CLOSE,
+    *VIRTUAL,
+]
+ADDING = (LoRA, IA3, VeRA, PromptTuning, PrefixTuning)  # these add parameters; the others train the encoder's own
 
 
 def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
@@ -49,9 +66,18 @@ def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
     [
         (LoRA(rank=2), 73_728),  # 12 layers · 2 targets · 2 · (768 + 768)
         (LoRA(rank=8, targets=LINEAR_NAMES), 12 * 8 * (4 * 2 * 768 + 2 * (768 + 3072))),
+        (DoRA(rank=2), 92_160),  # LoRA's and 12 layers · 2 targets · 768
         (BitFit(), 102_144),  # 12 · 11 · 768 + 768
         (PromptTuning(20), 15_360),  # 20 · 768
         (PrefixTuning(20), 368_640),  # 20 · 12 · 2 · 768
+        (IA3(), 55_296),  # 12 · (768 + 768 + 3,072)
+        (IA3(targets=LINEAR_NAMES), 12 * (3 * 768 + 768 + 3072 + 3072)),
+        (VeRA(), 24_576),  # 12 · 2 · (256 + 768)
+        (VeRA(rank=1024), 43_008),  # the paper's table 1: 0.043 million
+        (VeRA(rank=4, targets=LINEAR_NAMES), 12 * (6 * 4 + 5 * 768 + 3072)),
+        (LayerNormTuning(), 38_400),  # 12 · 4 · 768 + 2 · 768
+        (LayerNormTuning(("attention",)), 18_432),  # 12 · 2 · 768
+        (BitFit(targets=("query", "intermediate")), 46_080),  # 12 · (768 + 3,072)
         (Head(), 0),
         (Full(), 124_055_040),  # (50,265 + 514 + 1) · 768 + 2 · 768 + 12 · 7,087,872
     ],
@@ -60,9 +86,7 @@ def test_counts_on_roberta_base_are_those_of_the_papers(method: Any, expected: i
     count = count_parameters(meta(EncoderConfig(), method))
     assert count.method == expected
     assert count.head == 592_130  # 768 · 768 + 768 + 768 · 2 + 2
-    assert count.total == 124_055_040 + 592_130 + (
-        expected if isinstance(method, (LoRA, PromptTuning, PrefixTuning)) else 0
-    )
+    assert count.total == 124_055_040 + 592_130 + (expected if isinstance(method, ADDING) else 0)
 
 
 def test_key_biases_of_roberta_base() -> None:
@@ -109,6 +133,10 @@ def test_a_saved_file_holds_as_many_numbers_as_are_counted(method: Any, checkpoi
         "adalora": layers * 3 * (4 * (2 * hidden + 1) + 2 * (hidden + inner + 1)),
         "houlsby": layers * (2 * (2 * 4 * hidden + 4 + hidden) + 4 * hidden) + 2 * hidden,
         "pfeiffer": layers * (2 * 4 * hidden + 4 + hidden),
+        "dora": layers * 2 * 5 * hidden,
+        "ia3": layers * (2 * hidden + inner),
+        "vera": layers * 2 * (4 + hidden),
+        "layernorm": 2 * hidden + layers * 4 * hidden,
     }[method_name(method)]
     assert sum(tensor.numel() for tensor in state.values()) - in_head == count.method == expected
 
@@ -135,6 +163,13 @@ def test_applying_changes_no_logits(method: Any, checkpoint: Path) -> None:
     batch = pack(ragged((7, 1, 12)), config=model.config)
     before = model(batch)
     assert torch.equal(apply(model, method)(batch), before)
+
+
+@pytest.mark.parametrize("method", ALL, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_applying_keeps_the_model_in_training_or_in_evaluation(method: Any, training: bool, checkpoint: Path) -> None:
+    model = apply(load_pretrained(checkpoint).train(training), method)
+    assert {module.training for module in model.modules()} == {training}
 
 
 def test_an_unknown_method_and_a_second_one_are_refused(checkpoint: Path) -> None:

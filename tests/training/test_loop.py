@@ -13,7 +13,20 @@ from safetensors import safe_open
 from torch.nn.utils import clip_grad_norm_
 from transformers import get_linear_schedule_with_warmup
 
-from minipeft import BitFit, Full, Head, LoRA, MinipeftError, SequenceClassifier, apply, load_adapter, load_pretrained
+from minipeft import (
+    IA3,
+    BitFit,
+    Full,
+    Head,
+    LayerNormTuning,
+    LoRA,
+    MinipeftError,
+    SequenceClassifier,
+    VeRA,
+    apply,
+    load_adapter,
+    load_pretrained,
+)
 from minipeft.data.batching import epoch_order
 from minipeft.data.tasks import Split, get_task
 from minipeft.model.checkpoint import tensor_names
@@ -22,7 +35,16 @@ from minipeft.training.metrics import Encoded, evaluate
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 COUNT, PER_STEP, EPOCHS, LR, WARMUP = 20, 8, 2, 1e-3, 2  # the last step of an epoch is a short one
-METHODS = [Full(), Head(), BitFit(), LoRA(rank=2, alpha=8), LoRA(rank=2, targets=("key", "output", "ffn_output"))]
+METHODS = [
+    Full(),
+    Head(),
+    BitFit(),
+    LoRA(rank=2, alpha=8),
+    LoRA(rank=2, targets=("key", "output", "ffn_output")),
+    IA3(),
+    LayerNormTuning(),
+    VeRA(rank=6),
+]
 
 
 def encoded(count: int, seed: int = 0, flip: bool = False, task: str = "sst2") -> Encoded:

@@ -1,0 +1,106 @@
+"""(IA)³ (Liu et al. 2022): trained vectors scale keys, values and the feed-forward's inner activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minipeft.errors import MinipeftError
+from minipeft.methods.adapted import AdaptedLinear, check_targets, targeted
+from minipeft.methods.peft_format import (
+    PeftFormat,
+    check_fields,
+    in_every_layer,
+    linear_modules,
+    matches,
+    read_targets,
+    write_in_every_layer,
+)
+from minipeft.model.config import EncoderConfig
+from minipeft.model.roberta import Linear, SequenceClassifier
+
+
+@dataclass(frozen=True)
+class IA3:
+    """softmax(Q (l_k ⊙ K)ᵀ / √head_size) (l_v ⊙ V), and W₂ (l_ff ⊙ gelu(W₁ x))    (Liu et al. 2022, section 3.3)
+
+    targets         linear layers that get a vector: query, key, value, output, intermediate, ffn_output
+    feedforward     those of the targets whose input is scaled; the others' output is
+
+    Parameters: in_features for each target in feedforward and out_features for each other, in each layer; 55,296 for
+    roberta-base with the paper's three. Raises MinipeftError for an unknown target.
+    """
+
+    targets: tuple[str, ...] = ("key", "value", "ffn_output")
+    feedforward: tuple[str, ...] = ("output", "ffn_output")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", check_targets(self.targets))
+        scaled = check_targets(self.feedforward) if self.feedforward else ()
+        object.__setattr__(self, "feedforward", tuple(target for target in self.targets if target in scaled))
+
+
+class IA3Linear(AdaptedLinear):
+    """y = l ⊙ (x Wᵀ + b), or y = (l ⊙ x) Wᵀ + b where the input is scaled    (Liu et al. 2022, section 3.3)
+
+    ia3_l, (out_features, 1) or (1, in_features), is l; it starts at 1, so that training starts from the pretrained
+    function. x: (tokens, in_features) → (tokens, out_features), in x's dtype; l is float32 and cast.
+    """
+
+    def __init__(self, frozen: Linear, scales_input: bool) -> None:
+        super().__init__(frozen)
+        self.scales_input = scales_input
+        shape = (1, self.in_features) if scales_input else (self.out_features, 1)
+        self.ia3_l = nn.Parameter(torch.ones(shape, device=frozen.weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_merged():
+            return super().forward(x)
+        scale = self.ia3_l.flatten().to(x.dtype)
+        return super().forward(x * scale) if self.scales_input else super().forward(x) * scale
+
+    def merged_weight(self) -> Tensor:
+        """W with its columns, or its rows, scaled."""
+        return self.weight.float() * self.ia3_l
+
+    def merged_bias(self) -> Tensor:
+        """l ⊙ b where the output is scaled."""
+        return self.bias.float() if self.scales_input else self.bias.float() * self.ia3_l.flatten()
+
+
+def install(model: SequenceClassifier, method: IA3) -> None:
+    for layer, _, target, frozen in targeted(model, method.targets):
+        setattr(layer, target, IA3Linear(frozen, target in method.feedforward))
+
+
+def to_peft(method: IA3, config: EncoderConfig) -> dict[str, Any]:
+    """peft's IA3Config fields."""
+    return {
+        "target_modules": write_in_every_layer(config, method.targets),
+        "feedforward_modules": write_in_every_layer(config, method.feedforward),
+        "fan_in_fan_out": False,
+    }
+
+
+def from_peft(content: dict[str, Any], config: EncoderConfig) -> IA3:
+    """The config that peft's IA3Config fields describe."""
+    check_fields(content, {"target_modules", "exclude_modules", "feedforward_modules", "init_ia3_weights"})
+    found = read_targets(content, config)
+    feedforward = content.get("feedforward_modules")
+    if isinstance(feedforward, str):
+        scaled = {place: path for place, path in found.items() if matches(feedforward, path, "feedforward_modules")}
+    elif isinstance(feedforward, list) and all(isinstance(name, str) for name in feedforward):
+        # peft asks for no dot before these suffixes
+        scaled = {place: path for place, path in found.items() if path.endswith(tuple(feedforward))}
+    else:
+        raise MinipeftError(f"feedforward_modules {feedforward!r} is neither a list of names nor a regular expression")
+    return IA3(
+        in_every_layer(found, linear_modules(config)),
+        in_every_layer(scaled, found, "feedforward_modules"),
+    )
+
+
+PEFT = PeftFormat("IA3", to_peft, from_peft)

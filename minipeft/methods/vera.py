@@ -1,0 +1,158 @@
+"""VeRA (Kopiczko et al. 2024): one frozen random pair A, B for all layers, and two trained vectors in each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
+from minipeft.methods.adapted import AdaptedLinear, check_targets, targeted
+from minipeft.methods.peft_format import (
+    PeftFormat,
+    check_fields,
+    in_every_layer,
+    linear_modules,
+    read_targets,
+    write_in_every_layer,
+)
+from minipeft.model.config import EncoderConfig
+from minipeft.model.roberta import Linear, SequenceClassifier
+
+
+@dataclass(frozen=True)
+class VeRA:
+    """h = W x + b + Λ_b B Λ_d A dropout(x), Λ_b and Λ_d diagonal and trained    (Kopiczko et al. 2024, equation 2)
+
+    rank            r, the inner dimension of B A
+    d_initial       where Λ_d starts; Λ_b starts at 0
+    dropout         probability on the input of A, in training
+    targets         linear layers, by name: query, key, value, output, intermediate, ffn_output
+    seed            what A and B are drawn from
+    save_projection whether the adapter's file holds A and B; without them they are drawn again from the seed
+
+    Parameters: rank + out_features for each target in each layer; 24,576 for roberta-base with rank 256 on query and
+    value. Raises MinipeftError for a rank below 1, a dropout outside [0, 1), an unknown target or a bad seed.
+    """
+
+    rank: int = 256
+    d_initial: float = 0.1
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("query", "value")
+    seed: int = 0
+    save_projection: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank", whole_number("rank", self.rank))
+        object.__setattr__(self, "d_initial", finite_number("d_initial", self.d_initial))
+        if not 0 <= finite_number("dropout", self.dropout) < 1:
+            raise MinipeftError(f"dropout {self.dropout!r} is not a probability below 1")
+        object.__setattr__(self, "targets", check_targets(self.targets))
+        object.__setattr__(self, "seed", check_seed(self.seed, "seed"))
+        if not isinstance(self.save_projection, bool):
+            raise MinipeftError(f"save_projection {self.save_projection!r} is neither True nor False")
+
+
+class Projections(nn.Module):
+    """A (rank, in_features) and B (out_features, rank), of the largest sizes that a target has; each takes its slice.
+
+    Kaiming-uniform from the method's seed on the CPU, A first, which is how peft draws them.
+    """
+
+    vera_A: Tensor
+    vera_B: Tensor
+
+    def __init__(self, in_features: int, out_features: int, method: VeRA, device: torch.device) -> None:
+        super().__init__()
+        generator = torch.Generator("cpu").manual_seed(method.seed)
+        for name, shape in (("vera_A", (method.rank, in_features)), ("vera_B", (out_features, method.rank))):
+            drawn = nn.init.kaiming_uniform_(torch.empty(shape, device="cpu"), generator=generator)
+            self.register_buffer(name, drawn.to(device), persistent=method.save_projection)
+
+
+class VeRALinear(AdaptedLinear):
+    """y = x Wᵀ + b + λ_b ⊙ (λ_d ⊙ dropout(x) Aᵀ) Bᵀ    (Kopiczko et al. 2024, equation 2)
+
+    vera_lambda_d (rank,) starts at d_initial and vera_lambda_b (out_features,) at 0, so that training starts from the
+    pretrained function. x: (tokens, in_features) → (tokens, out_features), in x's dtype; the vectors, A and B are
+    float32 and cast.
+    """
+
+    def __init__(self, frozen: Linear, projections: Projections, method: VeRA) -> None:
+        super().__init__(frozen)
+        self.dropout = method.dropout
+        self.shared = (projections,)  # in a tuple, so that they are no part of this layer: the encoder holds them once
+        device = frozen.weight.device
+        self.vera_lambda_d = nn.Parameter(torch.full((method.rank,), method.d_initial, device=device))
+        self.vera_lambda_b = nn.Parameter(torch.zeros(self.out_features, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.is_merged():
+            return y
+        a, b = self._slices()
+        low = F.linear(F.dropout(x, self.dropout, self.training), a.to(x.dtype)) * self.vera_lambda_d.to(x.dtype)
+        return y + F.linear(low, b.to(x.dtype)) * self.vera_lambda_b.to(x.dtype)
+
+    def merged_weight(self) -> Tensor:
+        """W + Λ_b B Λ_d A."""
+        a, b = self._slices()
+        return self.weight.float() + self.vera_lambda_b[:, None] * (b @ (self.vera_lambda_d[:, None] * a))
+
+    def _slices(self) -> tuple[Tensor, Tensor]:
+        """A (rank, in_features) and B (out_features, rank) of this layer."""
+        (projections,) = self.shared
+        return projections.vera_A[:, : self.in_features], projections.vera_B[: self.out_features]
+
+
+def install(model: SequenceClassifier, method: VeRA) -> None:
+    places = list(targeted(model, method.targets))
+    frozen_layers = [frozen for *_, frozen in places]
+    projections = Projections(
+        max(frozen.in_features for frozen in frozen_layers),
+        max(frozen.out_features for frozen in frozen_layers),
+        method,
+        frozen_layers[0].weight.device,
+    )
+    model.encoder.vera = projections
+    for layer, _, target, frozen in places:
+        setattr(layer, target, VeRALinear(frozen, projections, method))
+
+
+# Our field → peft's.
+FIELDS = {
+    "rank": "r",
+    "d_initial": "d_initial",
+    "dropout": "vera_dropout",
+    "seed": "projection_prng_key",
+    "save_projection": "save_projection",
+}
+
+
+def to_peft(method: VeRA, config: EncoderConfig) -> dict[str, Any]:
+    """peft's VeraConfig fields."""
+    return {
+        **{theirs: getattr(method, ours) for ours, theirs in FIELDS.items()},
+        "target_modules": write_in_every_layer(config, method.targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+
+
+def from_peft(content: dict[str, Any], config: EncoderConfig) -> VeRA:
+    """The config that peft's VeraConfig fields describe."""
+    known = {*FIELDS.values(), "target_modules", "exclude_modules", "layers_to_transform", "init_weights"}
+    check_fields(content, known)
+    targets = in_every_layer(read_targets(content, config), linear_modules(config))
+    return VeRA(targets=targets, **{ours: content[theirs] for ours, theirs in FIELDS.items() if theirs in content})
+
+
+PEFT = PeftFormat(
+    "VERA",
+    to_peft,
+    from_peft,
+    names={f"encoder.vera.{name}": f"base_model.{name}" for name in ("vera_A", "vera_B")},
+)

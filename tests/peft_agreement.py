@@ -1,0 +1,88 @@
+"""A method of ours against peft's: the same adapter, the same logits, gradients and steps of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from conftest import largest, padded, ragged, reference_model
+from safetensors.torch import load_file
+
+from minipeft import SequenceClassifier, load_adapter, load_pretrained, pack, save_adapter
+from minipeft.adapter import adapter_tensors
+from minipeft.training.metrics import sequence_loss
+from minipeft.training.optim import adamw, set_learning_rate
+
+LENGTHS = (7, 1, 40, 3, 129, 7)
+HEADS = {"roberta": ["classifier"], "bert": ["pooler", "classifier"]}
+
+
+def pair(folder: Path, config: Callable[..., Any], model_type: str = "roberta") -> tuple[Any, SequenceClassifier]:
+    """A model that peft has wrapped, its trained values moved at random, and ours, loaded from what it saved.
+
+    config   makes peft's config of task_type and modules_to_save
+    """
+    from peft import get_peft_model
+
+    reference = reference_model(model_type, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    reference.save_pretrained(folder / "base")
+    wrapped = get_peft_model(reference, config(task_type="SEQ_CLS", modules_to_save=HEADS[model_type])).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    wrapped.save_pretrained(folder / "theirs")
+    return wrapped, load_adapter(load_pretrained(folder / "base"), folder / "theirs")
+
+
+def check_logits_and_gradients(wrapped: Any, model: SequenceClassifier) -> None:
+    """Logits within 1e-5, every gradient within 1e-4 of its largest entry, on ragged lengths."""
+    ids, labels = ragged(LENGTHS), torch.arange(len(LENGTHS)) % 2
+    logits = model(pack(ids, config=model.config))
+    theirs = wrapped(**padded(ids, model.config.pad_token_id), labels=labels)
+    assert largest(logits, theirs.logits) < 1e-5
+    F.cross_entropy(logits, labels).backward()
+    theirs.loss.backward()
+    expected = {
+        name.replace(".modules_to_save", "").replace(".default", ""): parameter.grad
+        for name, parameter in wrapped.named_parameters()
+        if parameter.requires_grad
+    }
+    ours = {name: tensor.grad for name, tensor in adapter_tensors(model).items() if tensor.requires_grad}
+    assert sorted(ours) == sorted(expected)
+    for name, grad in ours.items():
+        assert grad is not None and float(expected[name].abs().max()) > 0, name
+        assert largest(grad, expected[name]) < 1e-4 * float(expected[name].abs().max()), name
+
+
+def check_training(wrapped: Any, model: SequenceClassifier, folder: Path, steps: int = 20, rate: float = 1e-3) -> None:
+    """Every loss of `steps` AdamW steps within 1e-4, and what both save then within 1e-3."""
+    wrapped.train(), model.train()
+    ours = adamw(model, weight_decay=0.0)
+    set_learning_rate(ours, rate)
+    theirs = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
+    losses = []
+    for step in range(steps):
+        ids = ragged([3 + 7 * ((step + n) % 5) for n in range(6)], seed=step)
+        labels = [n % 2 for n in range(6)]
+        batch = pack(ids, labels, config=model.config)
+        assert batch.labels is not None
+        loss = sequence_loss(model(batch), batch.labels) / len(batch)
+        reference = wrapped(**padded(ids, model.config.pad_token_id), labels=torch.tensor(labels)).loss
+        assert abs(loss.item() - reference.item()) < 1e-4, step
+        losses.append(loss.item())
+        for optimizer, value in ((ours, loss), (theirs, reference)):
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    wrapped.save_pretrained(folder / "theirs-trained")
+    save_adapter(model, folder / "ours-trained")
+    one, other = (load_file(folder / name / "adapter_model.safetensors") for name in ("ours-trained", "theirs-trained"))
+    before = load_file(folder / "theirs" / "adapter_model.safetensors")
+    assert sorted(one) == sorted(other)
+    moved = {name for name in one if largest(one[name], before[name]) > 0}
+    assert moved and all(largest(one[name], other[name]) < 1e-3 for name in one)
