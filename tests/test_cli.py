@@ -32,7 +32,7 @@ SMALL = [
     "--device",
     "cpu",
 ]
-COMMANDS = ("train", "evaluate", "predict", "pretrain", "export", "fetch")
+COMMANDS = ("train", "evaluate", "predict", "pretrain", "export", "merge", "fetch")
 
 
 @pytest.fixture(autouse=True)
@@ -197,12 +197,18 @@ def test_evaluate_takes_another_split_and_other_data(
     assert own != train == elsewhere
 
 
-def test_export_writes_a_checkpoint_that_transformers_loads(finished: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["export", "merge"])
+def test_export_writes_a_checkpoint_that_transformers_loads(
+    command: str, finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from minipeft import load_run
 
-    assert main(["export", str(finished["sst2"]), str(tmp_path / "whole")]) == 0
+    assert main([command, str(finished["sst2"]), str(tmp_path / "whole")]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["folder"] == str(tmp_path / "whole") and said["examples"] == 32  # all that there are
+    assert 0 < said["largest_logit_difference"] < 1e-5
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole").eval()
     text = "A quiet film, not a bad one."
     inputs = AutoTokenizer.from_pretrained(tmp_path / "whole")([text], return_tensors="pt")
@@ -289,6 +295,12 @@ def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[st
         (["--dropout", "1"], "dropout 1.0"),
         (["--dropout", "-0.1"], "dropout -0.1"),
         (["--method", "bitfit", "--rank", "2"], "--rank 2 has no meaning for bitfit"),
+        (["--method-options", "rslora"], "'rslora' is not NAME=VALUE"),
+        (["--method-options", "scale=2"], "lora has no 'scale'; its options: rslora, init, lr_ratio"),
+        (["--method-options", "rank=2"], "lora has no 'rank'; its options"),
+        (["--method-options", "init=olora"], "unknown init 'olora'; one of kaiming, gaussian, pissa"),
+        (["--method-options", 'rank_pattern={"9.query": 2}'], "names '9.query', but the targets are query, value"),
+        (["--method", "prompt_tuning", "--method-options", "num-virtual-tokens=0"], "num_virtual_tokens 0"),
         (["--method", "full", "--targets", "key"], "--targets ['key'] has no meaning for full"),
         (["--method", "head", "--dropout", "0"], "--dropout 0.0 has no meaning for head"),
         (["--epochs", "0"], "--epochs 0"),

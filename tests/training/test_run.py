@@ -29,6 +29,7 @@ from minipeft import (
     load_tokenizer,
     train,
 )
+from minipeft.methods import METHODS
 from minipeft.model.checkpoint import save_checkpoint
 from minipeft.model.roberta import initialise
 from minipeft.training.metrics import Encoded, predict_logits
@@ -101,8 +102,9 @@ def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("task", ["rte", "sst2"])
-@pytest.mark.parametrize("method", ["lora", "bitfit", "full", "head"])
+@pytest.mark.parametrize(
+    ("task", "method"), [*(("rte", method) for method in METHODS), ("sst2", "lora"), ("sst2", "bitfit")]
+)
 def test_every_method_leaves_a_whole_run_of_real_data(
     task: str, method: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -126,10 +128,67 @@ def test_every_method_leaves_a_whole_run_of_real_data(
     assert content["best"] == {"epoch": best["epoch"], "value": best["accuracy"]}
     assert content["last"] == {"epoch": 2, "value": history[-1]["accuracy"]} and result.best == best["accuracy"]
     in_file = sum(tensor.numel() for tensor in adapter(folder).values())
-    assert content["parameters"]["method"] + content["parameters"]["head"] == in_file
+    frozen = 0 if method != "vera" else 2 * 256 * 32  # its random matrices, rank 256 on 32 features, are in the file
+    assert content["parameters"]["method"] + content["parameters"]["head"] + frozen == in_file
     assert content["train_seconds"] == pytest.approx(sum(row["seconds"] for row in history))
     reloaded = load_run(folder).evaluate()
     assert reloaded == {"eval_loss": best["eval_loss"], "accuracy": best["accuracy"]}
+
+
+def test_a_run_starts_from_another_runs_adapter(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the LoRA paper starts RTE from MNLI: the method's values always, the head where the labels are the same."""
+    options = {"method_options": {"rslora": True}, "quiet": False}
+    small_run(tiny_checkpoint, small_data, tmp_path / "first", rank=3, targets=("key",), **options)
+    first = adapter(tmp_path / "first")
+    for task, keeps_head in (("rte", True), ("sst2", False)):
+        capsys.readouterr()
+        small_run(  # with a learning rate of 0 the adapter stays where it started
+            tiny_checkpoint,
+            small_data,
+            tmp_path / task,
+            task=task,
+            init_adapter=str(tmp_path / "first"),
+            lr=0.0,
+            quiet=False,
+        )
+        started = adapter(tmp_path / task)
+        assert started.keys() == first.keys()
+        for name, tensor in started.items():
+            if ".classifier." in name:
+                assert torch.equal(tensor, first[name]) == (keeps_head or not tensor.any())
+            else:
+                assert torch.equal(tensor, first[name])
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("start ")]
+        assert len(lines) == 1 and str(tmp_path / "first" / "adapter") in lines[0]
+        assert ("head included" if keeps_head else "with a new head for negative, positive") in lines[0]
+        record = json.loads((tmp_path / task / "config.json").read_text())
+        assert (record["rank"], record["targets"], record["method_options"]) == (3, ["key"], {"rslora": True})
+    assert load_run(tmp_path / "sst2").model.method == LoRA(3, 8, 0.01, ("key",), rslora=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": 3.0}, r"alpha 3\.0 would change what it computes"),
+        ({"rank": 1}, "rank 1 would change"),
+        ({"method_options": {"rslora": True}}, "rslora True would change"),
+        ({"method": "bitfit"}, "holds LoRA.*pass --method lora"),
+        ({"init_adapter": "no/such/run"}, "no/such/run.*is missing"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(
+    settings: dict[str, Any], message: str, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    from minipeft import apply, load_pretrained, save_adapter
+
+    save_adapter(apply(load_pretrained(tiny_checkpoint), LoRA(2)), tmp_path / "first")
+    with pytest.raises(MinipeftError, match=message):
+        small_run(
+            tiny_checkpoint, small_data, tmp_path / "run", **{"init_adapter": str(tmp_path / "first"), **settings}
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_regression_task_runs_and_predicts_a_score(tiny_checkpoint: Path, tmp_path: Path) -> None:
