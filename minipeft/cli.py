@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.training.recipes import ALPHA, BATCH_SIZE, DROPOUT, GRAD_ACCUM, RANK, WARMUP_STEPS, WEIGHT_DECAY
@@ -116,7 +116,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `minipeft train` and of train.py."""
     flag = parser.add_argument
     flag("--task", default="rte", help="rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli or wnli [rte]")
-    flag("--method", default="lora", help="lora, bitfit, full or head [lora]")
+    flag("--method", default="lora", help="lora, bitfit, dora, ia3, full, head, …: minipeft/methods/ [lora]")
     flag("--rank", type=int, help=f"LoRA's rank [{RANK}]")
     flag("--alpha", type=float, help=f"LoRA's alpha; alpha / rank scales the update [{ALPHA:g}]")
     flag("--dropout", type=float, help=f"on LoRA's input [{DROPOUT:g}]")
@@ -124,8 +124,6 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--method-options",
         nargs="+",
-        type=_option,
-        action=Options,
         metavar="NAME=VALUE",
         help="the method's other settings, such as rslora=true or init=pissa: minipeft/methods/",
     )
@@ -155,24 +153,6 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--output", help="folder of the run [runs/<task>-<method>…]")
     flag("--resume", action="store_true", help="go on from the run's last checkpoint")
     flag("--quiet", action="store_true", help="no banner and no progress bars")
-
-
-def _option(text: str) -> tuple[str, object]:
-    """NAME=VALUE, the value as JSON where it is JSON, else as text."""
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    try:
-        return name.replace("-", "_"), json.loads(value)
-    except ValueError:
-        return name.replace("-", "_"), value
-
-
-class Options(argparse.Action):
-    """The pairs of --method-options as one table."""
-
-    def __call__(self, parser: object, namespace: object, values: Any, option_string: object = None) -> None:
-        setattr(namespace, self.dest, dict(values))
 
 
 def _train(wanted: dict[str, object]) -> None:

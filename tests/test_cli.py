@@ -287,7 +287,7 @@ def refused(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[st
     ("flags", "expected"),
     [
         (["--task", "rtf"], "unknown task 'rtf'; one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"),
-        (["--method", "lroa"], "unknown method 'lroa'; one of full, head, bitfit, lora"),
+        (["--method", "lroa"], "unknown method 'lroa'; one of full, head, bitfit, layernorm, lora"),
         (["--targets", "query", "values"], "unknown target 'values'; one of query, key, value, output, intermediate"),
         (["--rank", "0"], "rank 0"),
         (["--rank", "-1"], "rank -1"),
@@ -469,8 +469,8 @@ def test_a_damaged_run_is_refused(finished: dict[str, Path], place: Place, capsy
     assert str(weights) in refused(["evaluate", str(run)], place.folder, capsys)
     weights.write_bytes(whole)
     content = json.loads(config.read_text())
-    config.write_text(json.dumps(content | {"peft_type": "IA3"}))
-    assert "IA3" in refused(["predict", str(run), "--text", "a", "--pair", "b"], place.folder, capsys)
+    config.write_text(json.dumps(content | {"peft_type": "LOHA"}))
+    assert "LOHA" in refused(["predict", str(run), "--text", "a", "--pair", "b"], place.folder, capsys)
 
 
 def test_evaluating_an_unknown_or_unlabelled_split_is_refused(

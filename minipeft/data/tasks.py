@@ -91,10 +91,13 @@ def get_task(name: str) -> Task:
 def choose_data(task: Task, data: str) -> tuple[str, str]:
     """Where a task's splits come from → (source, what it is in words). The source goes to `read_split`.
 
-    A folder is taken as given. "auto" is the datasets library's cache, else the hub, else the generated stand-in.
+    A folder is taken as given, and so is "standin". "auto" is the datasets library's cache, else the hub, else the
+    generated stand-in.
     """
     from minipeft.hub import hub_reachable
 
+    if data == "standin" and task.name in standin.TASKS:
+        return "standin", f"generated stand-in for {task.name}: not GLUE, no benchmark"
     if data != "auto":
         if not (Path(data) / task.name).is_dir():
             raise MinipeftError(

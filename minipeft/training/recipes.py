@@ -63,7 +63,7 @@ class TrainSettings:
     alpha: float | None = None
     dropout: float | None = None
     targets: tuple[str, ...] | None = None
-    method_options: dict[str, Any] | None = None
+    method_options: dict[str, Any] | list[str] | None = None
     init_adapter: str | None = None
     model: str = "auto"
     data: str = "auto"

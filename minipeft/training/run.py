@@ -82,7 +82,7 @@ def train(**settings: Any) -> Result:
         init_adapter=None if start is None else str(start.folder.resolve()),
         device=device,
         precision=precision,
-        max_length=choose_max_length(wanted.max_length, config.max_length),
+        max_length=choose_max_length(wanted.max_length, method, config.max_length),
         max_tokens=wanted.max_tokens or MAX_TOKENS[device],
     )
     record = json.loads(json.dumps(dataclasses.asdict(wanted) | {"output": str(folder), "source": source}))

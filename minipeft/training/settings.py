@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
@@ -25,7 +26,7 @@ def settings_of(given: dict[str, Any]) -> TrainSettings:
     if method is not None and not isinstance(method, str):
         fields = dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {}  # type: ignore[arg-type]
         name = method_name(method)
-        options = given.get("method_options") or {}
+        options = _parsed(given.get("method_options"))
         if twice := sorted(set(fields) & (set(given) | set(options))):
             value = given.get(twice[0], options.get(twice[0]))
             raise MinipeftError(f"{twice[0]} is given twice, in {method!r} and as {value!r}; give it once")
@@ -51,9 +52,25 @@ def _checked(wanted: TrainSettings) -> TrainSettings:
             values[name] = finite_number(flag, value, least=0.0)
         elif name in ("epochs", "batch_size", "grad_accum", "max_length", "max_tokens", "train_limit", "eval_limit"):
             values[name] = whole_number(flag, value)
-        elif name == "method_options" and not isinstance(value, dict):
-            raise MinipeftError(f"{flag} {value!r} is no table of names and values; write --method-options rslora=true")
+        elif name == "method_options":
+            values[name] = _parsed(value)
     return dataclasses.replace(wanted, **values)
+
+
+def _parsed(options: Any) -> dict[str, Any]:
+    """A method's options as a table, from one or from NAME=VALUE texts, the value as JSON where it is JSON."""
+    if options is None or isinstance(options, dict):
+        return dict(options or {})
+    table = {}
+    for text in options if isinstance(options, (list, tuple)) else [options]:
+        name, equals, value = str(text).partition("=")
+        if not name or not equals:
+            raise MinipeftError(f"--method-options: {text!r} is not NAME=VALUE, such as rslora=true")
+        try:
+            table[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            table[name.replace("-", "_")] = value
+    return table
 
 
 def choose_method(wanted: TrainSettings, start: Any = None) -> tuple[Any, TrainSettings]:
@@ -65,7 +82,7 @@ def choose_method(wanted: TrainSettings, start: Any = None) -> tuple[Any, TrainS
     config = get_method(wanted.method)
     fields = {f.name for f in dataclasses.fields(config)}
     flags = {name: getattr(wanted, name) for name in METHOD_FLAGS if getattr(wanted, name) is not None}
-    options = wanted.method_options or {}
+    options = _parsed(wanted.method_options)
     for name, value in flags.items():
         if name not in fields:
             raise MinipeftError(f"--{name} {value!r} has no meaning for {wanted.method}; leave it out")
@@ -87,13 +104,20 @@ def choose_method(wanted: TrainSettings, start: Any = None) -> tuple[Any, TrainS
                 f"--init-adapter {wanted.init_adapter} holds {start!r}: {name} {getattr(method, name)!r} "
                 "would change what it computes; leave it out"
             )
-    return method, dataclasses.replace(
-        wanted, **{name: getattr(method, name) for name in METHOD_FLAGS if name in fields}
-    )
+    chosen = {name: getattr(method, name) for name in METHOD_FLAGS if name in fields}
+    return method, dataclasses.replace(wanted, method_options=_options(method), **chosen)
 
 
-def choose_max_length(wanted: int | None, longest: int) -> int:
-    """--max-length, or what the model takes up to 512 tokens."""
+def _options(method: Any) -> dict[str, Any]:
+    """A method's settings beside the flags, where they are not the default."""
+    default = type(method)()
+    names = [f.name for f in dataclasses.fields(method) if f.name not in METHOD_FLAGS]
+    return {name: getattr(method, name) for name in names if getattr(method, name) != getattr(default, name)}
+
+
+def choose_max_length(wanted: int | None, method: Any, longest: int) -> int:
+    """--max-length, or what the model takes up to 512 tokens, less those that a method puts before a text."""
+    longest -= getattr(method, "num_virtual_tokens", 0)
     if wanted is not None and wanted > longest:
         raise MinipeftError(
             f"--max-length {wanted} is beyond the model's position table; it takes up to {longest} tokens"

@@ -1,0 +1,153 @@
+# %% [markdown]
+# # Add your own method
+#
+# A method is two things: a frozen dataclass that holds its settings, and one function that installs it in a frozen
+# model. This page writes a complete small one, trains it, saves it, loads it again and merges it. It opens as a
+# notebook in Jupyter (with jupytext) and runs as a script: `python walkthroughs/08_add_your_own_method.py`.
+#
+# The method is the simplest that changes a square linear layer, and no paper's: it scales each feature of the input by
+# a number of its own and adds it to the output,
+#
+# $$h = W x + b + d \odot x .$$
+#
+# That is $W + \mathrm{diag}(d)$ in the place of $W$, so it merges, and $d = 0$ is the pretrained function, so that is
+# where it starts. It costs `hidden_size` numbers a target and layer.
+
+# %%
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import minipeft
+from minipeft.methods import METHODS, Row
+from minipeft.methods.adapted import AdaptedLinear, check_targets, targeted
+from minipeft.model.roberta import Linear, SequenceClassifier
+
+# %% [markdown]
+# ## The settings
+#
+# They print as their constructor, they are checked once, when they are made, and what is wrong with them is said in one
+# line. `check_targets` knows the names of the linear layers and takes peft's names for them too.
+
+
+# %%
+@dataclass(frozen=True)
+class Diagonal:
+    """h = W x + b + d ⊙ x, d trained. Parameters: hidden_size for each target in each layer."""
+
+    targets: tuple[str, ...] = ("query", "value")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", check_targets(self.targets))
+        for target in self.targets:
+            if target in ("intermediate", "ffn_output"):
+                raise minipeft.MinipeftError(f"target {target!r} is not square; name query, key, value or output")
+
+
+# %% [markdown]
+# ## The layer
+#
+# `AdaptedLinear` keeps the frozen layer's own weight and bias under their own names, so that the checkpoint's table of
+# names still finds them, and knows how to merge and unmerge whatever `merged_weight` says. What trains is float32 and
+# is cast to the activations' type, for the frozen weights may be bfloat16.
+
+
+# %%
+class DiagonalLinear(AdaptedLinear):
+    """x: (tokens, in_features) → (tokens, in_features); diagonal: (in_features,)."""
+
+    def __init__(self, frozen: Linear) -> None:
+        super().__init__(frozen)
+        self.diagonal = nn.Parameter(torch.zeros(self.in_features, device=frozen.weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.is_merged() else y + self.diagonal.to(x.dtype) * x
+
+    def merged_weight(self) -> Tensor:
+        return self.weight.float() + torch.diag(self.diagonal)
+
+
+def install(model: SequenceClassifier, method: Diagonal) -> None:
+    for layer, _, target, frozen in targeted(model, method.targets):
+        setattr(layer, target, DiagonalLinear(frozen))
+
+
+# %% [markdown]
+# ## The row
+#
+# In the package this would be the line in `minipeft/methods/__init__.py`, beside the others. peft does not have the
+# method, so the row says nothing of peft, and the adapter is stored under a name of our own, MINIPEFT_DIAGONAL.
+
+# %%
+METHODS["diagonal"] = Row(Diagonal, install)
+
+# %% [markdown]
+# ## Its first test: it starts from the pretrained function, and its gradient is right
+#
+# The gradient of a sum of outputs with respect to $d$ is the sum of the inputs: $\partial h_i / \partial d_i = x_i$.
+
+# %%
+torch.manual_seed(0)
+layer = DiagonalLinear(Linear(6, 6))
+x = torch.randn(10, 6)
+assert torch.equal(layer(x), Linear.forward(layer, x))
+layer(x).sum().backward()
+print("largest error of the gradient:", float((layer.diagonal.grad - x.sum(0)).abs().max()))
+assert torch.allclose(layer.diagonal.grad, x.sum(0), atol=1e-6)
+
+# %% [markdown]
+# ## Training it
+#
+# Nothing else was touched, and everything works: the command line would take `--method diagonal --targets value`. Here
+# it trains on a part of the generated stand-in for SST-2, with the bundled encoder.
+
+# %%
+folder = Path(tempfile.mkdtemp())
+result = minipeft.train(
+    task="sst2",
+    method=Diagonal(targets=("query", "value", "output")),
+    model="roberta-mini",
+    data="standin",
+    train_limit=1024,
+    epochs=2,
+    lr=1e-2,
+    warmup_steps=5,
+    output=str(folder / "run"),
+    quiet=True,
+)
+print("parameters:", minipeft.count_parameters(result.model))
+print("accuracy on the generated stand-in, first and last epoch's best:", result.content["best"])
+
+# %% [markdown]
+# ## Saving, loading, merging
+#
+# The adapter's folder has the two files that peft's adapters have. Loading installs the method again; merging moves it
+# into the frozen weights, and unmerging gives these back to the bit.
+
+# %%
+config = minipeft.load_pretrained("roberta-mini").config
+tokenizer = minipeft.load_tokenizer("roberta-mini")
+batch = minipeft.pack(tokenizer.encode(["A quiet film.", "Not one good scene in it."]), config=config)
+model = minipeft.load_adapter(minipeft.load_pretrained("roberta-mini"), folder / "run" / "adapter")
+print(model.method)
+with torch.no_grad():
+    logits = model(batch)
+    assert torch.equal(logits, result.model.eval()(batch))
+    merged = minipeft.merge(model)(batch)
+    print("largest difference after merging:", float((merged - logits).abs().max()))
+    assert torch.allclose(merged, logits, atol=1e-5)
+    assert torch.equal(minipeft.unmerge(model)(batch), logits)
+
+# %% [markdown]
+# ## What its test file would hold
+#
+# The two assertions above, the count of its parameters from the formula, and a line each in the lists of
+# `tests/methods/test_methods.py` and `tests/test_adapter.py`, which run every method through saving in one process and
+# loading in another, through bfloat16, merging and exporting.
+
+# %%
+assert minipeft.count_parameters(result.model).method == config.num_hidden_layers * 3 * config.hidden_size
