@@ -21,7 +21,7 @@ INITIALISATIONS = ("random", "vocabulary")
 
 @dataclass(frozen=True)
 class PromptTuning:
-    """The encoder reads [P; X]: the prompt P, which trains, and then the text's embeddings X (Lester et al. 2021, §2).
+    """The encoder reads [P; X]: the prompt P, which trains, and a text's embeddings X (Lester et al. 2021, section 2).
 
     num_virtual_tokens   the rows of P
     init                 how P starts: "random" (normal, standard deviation 1, as in peft) or "vocabulary" (the

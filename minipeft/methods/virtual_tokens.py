@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from minipeft.data.batching import PackedBatch
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, whole_number
 from minipeft.methods.peft_format import check_fields
 from minipeft.model.config import EncoderConfig
 
@@ -16,7 +16,7 @@ def check_number(num_virtual_tokens: int, config: EncoderConfig) -> None:
     if num_virtual_tokens >= config.max_length:
         raise MinipeftError(
             f"num_virtual_tokens {num_virtual_tokens} leaves none of the model's {config.max_length} positions to the "
-            f"text; take fewer"
+            "text; take fewer"
         )
 
 
@@ -43,10 +43,10 @@ def write_fields(num_virtual_tokens: int, config: EncoderConfig) -> dict[str, An
 
 def read_fields(content: dict[str, Any], config: EncoderConfig, known: Collection[str]) -> int:
     """num_virtual_tokens; a shape other than the model's, and a field that is not among `known`, is refused."""
-    number = content.get("num_virtual_tokens")
-    expected = write_fields(number, config)  # type: ignore[arg-type]  # the method's config checks it
+    number = whole_number("num_virtual_tokens", content.get("num_virtual_tokens"))
+    expected = write_fields(number, config)
     check_fields(content, {*expected, *known})
     for name, value in expected.items():
         if content.get(name, value) not in (None, value):
             raise MinipeftError(f"{name} {content[name]!r} is not the model's {value}; load the adapter's own base")
-    return number  # type: ignore[return-value]
+    return number
