@@ -60,12 +60,11 @@ def check_logits_and_gradients(wrapped: Any, model: SequenceClassifier) -> None:
 
 
 def check_training(wrapped: Any, model: SequenceClassifier, folder: Path, steps: int = 20, rate: float = 1e-3) -> None:
-    """Every loss of `steps` AdamW steps within 1e-4, and what both save then within 1e-3."""
+    """Every loss of `steps` AdamW steps within 1e-4; what both save then has moved, and agrees within 1e-4."""
     wrapped.train(), model.train()
     ours = adamw(model, weight_decay=0.0)
     set_learning_rate(ours, rate)
     theirs = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
-    losses = []
     for step in range(steps):
         ids = ragged([3 + 7 * ((step + n) % 5) for n in range(6)], seed=step)
         labels = [n % 2 for n in range(6)]
@@ -74,7 +73,6 @@ def check_training(wrapped: Any, model: SequenceClassifier, folder: Path, steps:
         loss = sequence_loss(model(batch), batch.labels) / len(batch)
         reference = wrapped(**padded(ids, model.config.pad_token_id), labels=torch.tensor(labels)).loss
         assert abs(loss.item() - reference.item()) < 1e-4, step
-        losses.append(loss.item())
         for optimizer, value in ((ours, loss), (theirs, reference)):
             value.backward()
             optimizer.step()
@@ -84,5 +82,6 @@ def check_training(wrapped: Any, model: SequenceClassifier, folder: Path, steps:
     one, other = (load_file(folder / name / "adapter_model.safetensors") for name in ("ours-trained", "theirs-trained"))
     before = load_file(folder / "theirs" / "adapter_model.safetensors")
     assert sorted(one) == sorted(other)
-    moved = {name for name in one if largest(one[name], before[name]) > 0}
-    assert moved and all(largest(one[name], other[name]) < 1e-3 for name in one)
+    for name, tensor in one.items():
+        assert largest(tensor, other[name]) < 1e-4, name
+        assert largest(tensor, before[name]) > 1e-3 or name.startswith("base_model.vera_"), name  # these stay

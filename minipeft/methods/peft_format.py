@@ -47,7 +47,8 @@ class PeftFormat:
     peft_type    peft's name of the method
     write        the method's config and the model's → peft's fields
     read         peft's fields and the model's config → the method's config; raises MinipeftError
-    names        the last part of a tensor's name here → in peft's file, where it differs; or the whole name
+    names        the last part of a tensor's name here → in peft's file, where it differs; or the whole name. The head's
+                 tensors keep theirs
     marks        fields that tell methods of one peft_type apart
     prefix       what peft puts before transformers' names
     """

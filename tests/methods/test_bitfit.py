@@ -39,10 +39,12 @@ def test_of_named_layers_the_biases_train_alone(targets: tuple[str, ...], checkp
 
 
 def test_targets_are_checked_and_print_as_the_constructor() -> None:
-    assert repr(BitFit()) == "BitFit()" and BitFit() == BitFit(targets=[])  # type: ignore[arg-type]
+    assert repr(BitFit()) == "BitFit()" and BitFit() == BitFit(targets=None)
     assert eval(repr(BitFit(targets=("query", "intermediate")))) == BitFit(targets=("query", "intermediate.dense"))
     with pytest.raises(MinipeftError, match="unknown target 'LayerNorm'"):
         BitFit(targets=("LayerNorm",))
+    with pytest.raises(MinipeftError, match="no targets"):
+        BitFit(targets=())
 
 
 def test_a_subset_round_trips_and_a_file_without_targets_has_all_biases(checkpoint: Path, tmp_path: Path) -> None:
