@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minipeft.errors import MinipeftError
-from minipeft.files import make_folder, read_json, write_atomically, write_json
+from minipeft.files import in_json, make_folder, read_json, write_together
 from minipeft.methods import METHODS, apply, method_name
 from minipeft.methods.lora import PEFT_NAMES, LoRA, LoRALinear
 from minipeft.model.checkpoint import name_table, save_checkpoint, tensor_names
@@ -74,10 +74,16 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
         if parameter.requires_grad
     }
     config = model.config
-    details = {"labels": list(config.id2label.values()), "base": _base(model)} | details
+    content = _peft_config(model)
+    # The config travels in the weights too: a kill between the two renames is then seen when the adapter is loaded.
+    details = {"labels": list(config.id2label.values()), "base": _base(model), "config": content} | details
     metadata = {"format": "pt", "minipeft": json.dumps(details)}
-    write_json(folder / CONFIG, _peft_config(model))
-    write_atomically(folder / WEIGHTS, lambda path: save_file(state, path, metadata=metadata))
+    write_together(
+        {
+            folder / CONFIG: lambda path: path.write_text(in_json(content), encoding="utf-8"),
+            folder / WEIGHTS: lambda path: save_file(state, path, metadata=metadata),
+        }
+    )
 
 
 def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:
@@ -90,6 +96,10 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
     content = read_json(folder / CONFIG)
     method = _method(content, folder)
     state, details = read_adapter(folder)
+    if isinstance(saved := details.get("config"), dict) and (of_weights := _method(saved, folder)) != method:
+        raise MinipeftError(
+            f"{folder}: {CONFIG} is of {method!r}, but {WEIGHTS} of {of_weights!r}; save the adapter again"
+        )
     base = details.get("base")
     if base is not None and base != _base(model):
         raise MinipeftError(
