@@ -77,7 +77,7 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
     content = _peft_config(model)
     # The config travels in the weights too: a kill between the two renames is then seen when the adapter is loaded.
     details = {"labels": list(config.id2label.values()), "base": _base(model), "config": content} | details
-    metadata = {"format": "pt", "minipeft": json.dumps(details)}
+    metadata = {"minipeft": json.dumps(details)}  # one entry: safetensors orders several at random
     write_together(
         {
             folder / CONFIG: lambda path: path.write_text(in_json(content), encoding="utf-8"),

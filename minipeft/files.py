@@ -34,8 +34,9 @@ def write_together(writers: dict[Path, Callable[[Path], object]]) -> None:
             os.replace(beside[path], path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise MinipeftError(
-            f"{path}: cannot be written ({first_line(error)}); the last good state is kept: "
+            f"{path}: cannot be written ({first_line(reason)}); the last good state is kept: "
             "free space or choose another folder"
         ) from None
     finally:

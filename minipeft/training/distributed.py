@@ -100,8 +100,8 @@ class Workers:
 
     def _lost(self, error: RuntimeError) -> WorkerError:
         return WorkerError(
-            f"process {self.rank} of {self.size} (from 0): another process has ended or hangs "
-            f"({first_line(error)}); the last checkpoint is kept: go on with --resume"
+            f"process {self.rank} of {self.size}, counted from 0: another process has ended, or was silent for "
+            f"{SILENCE}; the last checkpoint is kept: go on with --resume ({first_line(error)})"
         )
 
 

@@ -158,7 +158,12 @@ def _save(
         "examples": _fingerprint(train),
     }
     make_folder(folder / "checkpoint")
-    write_atomically(folder / "checkpoint" / "state.pt", lambda path: torch.save(state, path))
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:  # torch.save's own file hides the reason why it cannot be written
+            torch.save(state, file)
+
+    write_atomically(folder / "checkpoint" / "state.pt", write)
 
 
 def _publish(folder: Path, model: SequenceClassifier, now: Progress, task: Task) -> None:
@@ -222,7 +227,7 @@ def _restore(
 
 def _fingerprint(train: Encoded) -> str:
     """What shows that the training examples are the same, in the same order: a hash of their lengths and labels."""
-    return hashlib.sha256(repr((train.lengths, train.split.labels)).encode()).hexdigest()
+    return hashlib.sha256(repr((list(train.lengths), list(train.split.labels))).encode()).hexdigest()
 
 
 def _kept(folder: Path) -> str:
