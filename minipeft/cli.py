@@ -49,8 +49,10 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
     try:
         command(wanted)
     except MinipeftError as error:
-        if first_of_torchrun() or isinstance(error, WorkerError):
+        if first_of_torchrun():
             print(f"minipeft: {error}", file=sys.stderr)
+        elif isinstance(error, WorkerError):  # a first process that was killed leaves its progress bar on a line
+            print(f"\nminipeft: {error}", file=sys.stderr)
         return 2
     except Interrupted as error:
         if first_of_torchrun():

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from minipeft.errors import MinipeftError, WorkerError, first_line, under_torchrun
 
@@ -130,7 +132,11 @@ def join_workers(device: str, resume: bool) -> Workers:
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=SILENCE)
+            # The prefix, for a restart still finds the addresses of the processes that it replaces.
+            store, rank, size = next(rendezvous("env://", timeout=SILENCE))
+            store = PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+            backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=SILENCE)
         except RuntimeError as error:
             raise WorkerError(f"process {rank} of {size}: cannot reach the others ({first_line(error)})") from None
         atexit.register(dist.destroy_process_group)

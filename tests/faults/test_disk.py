@@ -62,9 +62,7 @@ def test_a_disk_that_fills_up_while_training(
     disk: Path | None, unbroken: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:
     folder = (disk or tmp_path) / "run"
-    arguments = training(
-        tiny_checkpoint, small_data, folder, "--checkpoint-minutes", 0.002, "--resume", epochs=EPOCHS
-    )
+    arguments = training(tiny_checkpoint, small_data, folder, "--checkpoint-minutes", 0.002, "--resume", epochs=EPOCHS)
     process = start(tmp_path / "log", arguments)
     assert process.wait_until((folder / "metrics.jsonl").exists), process.said()
     if disk is None:
