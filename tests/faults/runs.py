@@ -45,13 +45,15 @@ class Process:
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = 120) -> bool:
+    def wait_until(self, condition: Callable[[], object], seconds: float = 300) -> bool:
         """Whether the condition came true before the command ended."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:
             if condition():
                 return True
-            assert time.monotonic() < deadline, self.said()
+            if time.monotonic() > deadline:
+                self.process.kill()
+                raise AssertionError(f"nothing after {seconds} s: {self.said()}")
             time.sleep(0.0005)
         return False
 
@@ -61,7 +63,7 @@ class Process:
     def kill(self, number: int = signal.SIGKILL) -> None:
         self.process.send_signal(number)
 
-    def end(self, seconds: float = 180) -> int:
+    def end(self, seconds: float = 300) -> int:
         """Its exit status."""
         try:
             return self.process.wait(seconds)
