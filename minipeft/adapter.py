@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minipeft.errors import MinipeftError, first_line
-from minipeft.files import make_folder, read_json, write_atomically, write_json
+from minipeft.files import in_json, make_folder, read_json, write_together
 from minipeft.methods import METHODS, Row, apply, method_name
 from minipeft.methods.adapted import AdaptedLinear, adapted_layers
 from minipeft.methods.peft_format import check_fields
@@ -44,10 +44,16 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
     make_folder(folder)
     state = {theirs: tensor.detach().cpu().contiguous() for theirs, tensor in adapter_tensors(model).items()}
     config = model.config
-    details = {"labels": list(config.id2label.values()), "base": _base(config)} | details
-    metadata = {"format": "pt", "minipeft": json.dumps(details)}
-    write_json(folder / CONFIG, _content(model))
-    write_atomically(folder / WEIGHTS, lambda path: save_file(state, path, metadata=metadata))
+    content = _content(model)
+    # The config travels in the weights too: a kill between the two renames is then seen when the adapter is loaded.
+    details = {"labels": list(config.id2label.values()), "base": _base(config), "config": content} | details
+    metadata = {"minipeft": json.dumps(details)}  # one entry: safetensors orders several at random
+    write_together(
+        {
+            folder / CONFIG: lambda path: path.write_text(in_json(content), encoding="utf-8"),
+            folder / WEIGHTS: lambda path: save_file(state, path, metadata=metadata),
+        }
+    )
 
 
 def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:
@@ -98,8 +104,14 @@ def read_adapter(folder: Path, config: EncoderConfig) -> tuple[Any, dict[str, Te
         )
     try:
         method = _method(content, config)
+        saved = details.get("config")
+        of_weights = _method(saved, config) if isinstance(saved, dict) else method
     except (MinipeftError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise MinipeftError(f"{folder / CONFIG}: no usable config of a method ({first_line(error)})") from None
+    if of_weights != method:
+        raise MinipeftError(
+            f"{folder}: {CONFIG} is of {method!r}, but {WEIGHTS} of {of_weights!r}; save the adapter again"
+        )
     # With bias="all", peft writes the head's biases again, under its wrapper's names.
     wrappers = (".modules_to_save.default.", ".original_module.")
     return method, {name: state[name] for name in state if not any(part in name for part in wrappers)}, details

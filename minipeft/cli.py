@@ -9,8 +9,17 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from minipeft.errors import Interrupted, MinipeftError
-from minipeft.training.recipes import ALPHA, BATCH_SIZE, DROPOUT, GRAD_ACCUM, RANK, WARMUP_STEPS, WEIGHT_DECAY
+from minipeft.errors import Interrupted, MinipeftError, WorkerError, first_of_torchrun
+from minipeft.training.recipes import (
+    ALPHA,
+    BATCH_SIZE,
+    CHECKPOINT_MINUTES,
+    DROPOUT,
+    GRAD_ACCUM,
+    RANK,
+    WARMUP_STEPS,
+    WEIGHT_DECAY,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,10 +49,14 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
     try:
         command(wanted)
     except MinipeftError as error:
-        print(f"minipeft: {error}", file=sys.stderr)
+        if first_of_torchrun():
+            print(f"minipeft: {error}", file=sys.stderr)
+        elif isinstance(error, WorkerError):  # a first process that was killed leaves its progress bar on a line
+            print(f"\nminipeft: {error}", file=sys.stderr)
         return 2
     except Interrupted as error:
-        print(f"minipeft: {error}", file=sys.stderr)
+        if first_of_torchrun():
+            print(f"minipeft: {error}", file=sys.stderr)
         return 128 + error.signal_number
     except KeyboardInterrupt:
         print("minipeft: interrupted", file=sys.stderr)
@@ -151,6 +164,12 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--train-limit", type=int, help="train on the first N examples [all]")
     flag("--eval-limit", type=int, help="evaluate on the first N examples [all]")
     flag("--output", help="folder of the run [runs/<task>-<method>…]")
+    flag(
+        "--checkpoint-minutes",
+        type=float,
+        default=CHECKPOINT_MINUTES,
+        help=f"minutes between checkpoints; each epoch ends with one as well [{CHECKPOINT_MINUTES:g}]",
+    )
     flag("--resume", action="store_true", help="go on from the run's last checkpoint")
     flag("--quiet", action="store_true", help="no banner and no progress bars")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from typing import Any
 
 
@@ -12,6 +13,10 @@ class MinipeftError(Exception):
 
     The command line prints it on standard error and ends with status 2; nothing is overwritten.
     """
+
+
+class WorkerError(MinipeftError):
+    """What one process of several meets by itself and therefore says itself; other errors the first process says."""
 
 
 class Interrupted(Exception):
@@ -55,3 +60,12 @@ def check_seed(value: Any, name: str = "--seed") -> int:
     except MinipeftError:
         pass
     raise MinipeftError(f"{name} {value!r} is not a whole number from 0 to {2**32 - 1}")
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def first_of_torchrun() -> bool:
+    """Whether this process speaks for its job: torchrun's rank 0, and a process of no torchrun."""
+    return not under_torchrun() or os.environ["RANK"] == "0"

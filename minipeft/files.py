@@ -13,24 +13,46 @@ from safetensors import SafetensorError
 
 from minipeft.errors import MinipeftError, first_line
 
+PARTIAL = ".*.partial"  # what a kill may leave of a file; nothing reads it
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, sync it and rename it: a reader sees the old file or the new one."""
-    beside = path.with_name(f".{path.name}.partial")
+    write_together({path: write})
+
+
+def write_together(writers: dict[Path, Callable[[Path], object]]) -> None:
+    """`write_atomically` for files of one folder: the first is renamed only when all are whole and synced."""
+    beside = {path: path.with_name(f".{path.name}.partial") for path in writers}
     try:
-        write(beside)
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        beside.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
-        os.replace(beside, path)
+        for path, write in writers.items():
+            write(beside[path])
+            with open(beside[path], "rb") as file:
+                os.fsync(file.fileno())
+            beside[path].chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
+        for path in writers:
+            os.replace(beside[path], path)
+        _sync_folder(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise MinipeftError(
-            f"{path}: cannot be written ({first_line(error)}); the last good state is kept: "
+            f"{path}: cannot be written ({first_line(reason)}); the last good state is kept: "
             "free space or choose another folder"
         ) from None
     finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
+        for left in beside.values():
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Sync a folder's entries: until then a power loss may undo a rename."""
+    with suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _umask() -> int:
@@ -42,14 +64,21 @@ def _umask() -> int:
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            _sync_folder(folder.parent)
     except OSError as error:
         raise MinipeftError(f"{folder}: cannot be made ({error.strerror or error}); choose another folder") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """One JSON object, indented."""
-    _write_text(path, json.dumps(content, indent=2) + "\n")
+    _write_text(path, in_json(content))
+
+
+def in_json(content: dict[str, Any]) -> str:
+    """The text of `write_json`."""
+    return json.dumps(content, indent=2) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -67,6 +67,12 @@ def reference_model(
     return model
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--faults-full", action="store_true", help="tests/faults: 50 kills of each kind and the long cases, not a few"
+    )
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A small random roberta classifier in a folder; it has no tokenizer."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import signal
+import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +17,21 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from minipeft.adapter import save_adapter
+from minipeft.adapter import read_adapter, save_adapter
 from minipeft.data.batching import epoch_order, split_by_tokens
+from minipeft.data.tasks import Task
 from minipeft.errors import Interrupted, MinipeftError
-from minipeft.files import write_atomically, write_lines
+from minipeft.files import make_folder, write_atomically, write_lines
 from minipeft.methods import METHODS, method_name
 from minipeft.model.roberta import SequenceClassifier
+from minipeft.training.distributed import ALONE, Workers
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.metrics import Encoded, evaluate, sequence_loss
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
+from minipeft.training.recipes import CHECKPOINT_MINUTES
 
 MAX_GRAD_NORM = 1.0
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -58,12 +66,15 @@ def train_loop(
     max_tokens: int,
     seed: int,
     device: str,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    workers: Workers = ALONE,
     quiet: bool = False,
 ) -> Progress:
     """Train what `apply` left trainable, evaluate every epoch, and keep the best epoch's adapter in `folder`/adapter.
 
     A step takes `sequences_per_step` sequences in batches of at most `max_tokens` tokens, and its loss is their mean:
-    how they are shared out changes nothing but the time. Raises MinipeftError when the loss is not finite, and
+    how they are shared out, also among workers, changes nothing but the time. The state is saved after each epoch, and
+    within one when `checkpoint_minutes` have passed since. Raises MinipeftError when the loss is not finite, and
     Interrupted after a signal, with the state saved.
     """
     metric = train.split.task.metrics[0]
@@ -71,7 +82,10 @@ def train_loop(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = adamw(model, weight_decay)
     total_steps = epochs * math.ceil(len(train) / sequences_per_step)
-    now = _restore(folder, model, optimizer, device)
+    quiet = quiet or not workers.first
+    now = _restore(folder, model, optimizer, device, train)
+    workers.first_does(partial(_keep_up, folder, model, now, train.split.task, quiet))
+    saved_at = time.monotonic()
     with collect_signals() as received, tqdm(total=total_steps, initial=now.step, unit="step", disable=quiet) as bar:
         while now.epoch < epochs:
             model.train()
@@ -79,23 +93,32 @@ def train_loop(
             while now.place < len(train):
                 began = time.perf_counter()
                 chosen = order[now.place : now.place + sequences_per_step]
-                torch.manual_seed(seed * 1_000_003 + now.step)  # dropout is a function of the step: see --resume
+                # Dropout is a function of the step, see --resume, and of the worker.
+                torch.manual_seed(seed * 1_000_003 + now.step + (workers.rank << 53))
                 set_learning_rate(optimizer, lr * linear_schedule(now.step, warmup_steps, total_steps))
                 step_loss = torch.zeros((), device=device)
-                if method.penalty is not None:
+                if method.penalty is not None and workers.first:
                     method.penalty(model).backward()
-                for indices in split_by_tokens(chosen, train.lengths, max_tokens):
+                for indices in split_by_tokens(workers.share(chosen, train.lengths), train.lengths, max_tokens):
                     batch = train.batch(indices, model.config).to(device)
                     assert batch.labels is not None
                     loss = sequence_loss(model(batch), batch.labels) / len(chosen)
                     loss.backward()
                     step_loss += loss.detach()
+                workers.sum_gradients(trained, step_loss)
                 norm = clip_grad_norm_(trained, MAX_GRAD_NORM)
                 if not math.isfinite(step_loss.item()) or not math.isfinite(norm.item()):
                     raise MinipeftError(
                         f"step {now.step + 1}: loss {step_loss.item()}, gradient norm {norm.item()}; "
-                        f"lower --lr ({_kept(folder, now)})"
+                        f"lower --lr ({_kept(folder)})"
                     )
+                # The state is saved before the step changes it: by now its loss and gradient are known to be finite.
+                due = time.monotonic() - saved_at >= 60 * checkpoint_minutes
+                if reason := workers.largest(received[0] if received else int(due)):
+                    workers.first_does(partial(_save, folder, model, optimizer, now, train))
+                    saved_at = time.monotonic()
+                    if reason in STOPPING:
+                        raise Interrupted(reason, f"interrupted in step {now.step + 1}; go on with --resume")
                 optimizer.step()
                 if method.after_step is not None:
                     method.after_step(model, now.step, total_steps)
@@ -105,15 +128,11 @@ def train_loop(
                 now.loss_sum += step_loss.item() * len(chosen)
                 now.seconds += time.perf_counter() - began
                 bar.update()
-                if received:
-                    _save(folder, model, optimizer, now)
-                    raise Interrupted(received[0], f"interrupted in step {now.step}; go on with --resume")
 
-            evaluated = evaluate(model, validation, max_tokens, device)
+            evaluated = evaluate(model, validation, max_tokens, device, workers)
             if not math.isfinite(evaluated["eval_loss"]):
                 raise MinipeftError(
-                    f"step {now.step}: the validation loss is {evaluated['eval_loss']}; "
-                    f"lower --lr ({_kept(folder, now)})"
+                    f"step {now.step}: the validation loss is {evaluated['eval_loss']}; lower --lr ({_kept(folder)})"
                 )
             row = {
                 "epoch": now.epoch + 1,
@@ -125,29 +144,33 @@ def train_loop(
                 "samples_per_second": len(train) / now.seconds,
             }
             bar.set_postfix(epoch=row["epoch"], loss=f"{row['train_loss']:.3f}", **{metric: f"{row[metric]:.4f}"})
-            if all(row[metric] > earlier[metric] for earlier in now.history):
-                save_adapter(
-                    model,
-                    folder / "adapter",
-                    task=train.split.task.name,
-                    metric=metric,
-                    score=row[metric],
-                    epoch=row["epoch"],
-                )
             now = Progress(now.epoch + 1, 0, now.step, history=[*now.history, row])
-            write_lines(folder / "metrics.jsonl", now.history)
-            _save(folder, model, optimizer, now)
+            # The checkpoint comes first: a run that is killed from here on makes adapter/ and metrics.jsonl from it.
+            workers.first_does(partial(_save, folder, model, optimizer, now, train))
+            workers.first_does(partial(_publish, folder, model, now, train.split.task))
+            saved_at = time.monotonic()
+            if reason := workers.largest(received[0] if received else 0):
+                raise Interrupted(reason, f"interrupted after epoch {now.epoch}; go on with --resume")
     return now
 
 
-def _save(folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, now: Progress) -> None:
+def _save(
+    folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, now: Progress, train: Encoded
+) -> None:
+    trained = {name: tensor.detach() for name, tensor in _trained(model).items()}
     state = {
-        "trained": {name: tensor.detach() for name, tensor in _trained(model).items()},
+        "trained": trained,
         "optimizer": optimizer.state_dict(),
         "progress": vars(now),
+        "examples": _fingerprint(train),
     }
-    (folder / "checkpoint").mkdir(exist_ok=True)
-    write_atomically(folder / "checkpoint" / "state.pt", lambda path: torch.save(state, path))
+    make_folder(folder / "checkpoint")
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:  # torch.save's own file hides the reason why it cannot be written
+            torch.save(state, file)
+
+    write_atomically(folder / "checkpoint" / "state.pt", write)
 
 
 def _trained(model: SequenceClassifier) -> dict[str, Tensor]:
@@ -156,26 +179,79 @@ def _trained(model: SequenceClassifier) -> dict[str, Tensor]:
     return {**parameters, **dict(model.named_buffers())}
 
 
-def _restore(folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, device: str) -> Progress:
+def _publish(folder: Path, model: SequenceClassifier, now: Progress, task: Task) -> None:
+    """metrics.jsonl of an epoch that has just ended and, where it is the best, adapter/."""
+    if (best := _best(now, task)) is now.history[-1]:
+        details = {"task": task.name, "metric": task.metrics[0], "score": best[task.metrics[0]]}
+        save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
+    write_lines(folder / "metrics.jsonl", now.history)
+
+
+def _best(now: Progress, task: Task) -> dict[str, Any]:
+    """The first epoch with the best value of the task's metric."""
+    return max(now.history, key=lambda row: row[task.metrics[0]])
+
+
+def _keep_up(folder: Path, model: SequenceClassifier, now: Progress, task: Task, quiet: bool) -> None:
+    """Say where the run goes on, with adapter/ and metrics.jsonl as the checkpoint wants them."""
+    if not (folder / "checkpoint" / "state.pt").is_file():
+        return
+    adapter = "no epoch is finished yet"
+    if now.history:
+        epoch = _best(now, task)["epoch"]
+        adapter = f"the adapter is epoch {epoch}'s"
+        if now.place == 0:
+            _publish(folder, model, now, task)
+        if (found := read_adapter(folder / "adapter", model.config)[2].get("epoch")) != epoch:
+            raise MinipeftError(
+                f"{folder / 'adapter'} is epoch {found}'s, but the checkpoint's best is epoch {epoch}; "
+                f"put that adapter back, or remove {folder / 'checkpoint'} to start the run anew"
+            )
+    if not quiet:
+        print(f"resuming {folder} from step {now.step} (epoch {_epoch(vars(now))}); {adapter}", file=sys.stderr)
+
+
+def _restore(
+    folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, device: str, train: Encoded
+) -> Progress:
     """Put model and optimizer where the last checkpoint left them; a run without one starts."""
     path = folder / "checkpoint" / "state.pt"
     if not path.is_file():
         return Progress()
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+        same = state["examples"] == _fingerprint(train)
         tensors = _trained(model)
         with torch.no_grad():
             for name, tensor in state["trained"].items():
                 tensors[name].copy_(tensor)
         optimizer.load_state_dict(state["optimizer"])
-        return Progress(**state["progress"])
+        now = Progress(**state["progress"])
     except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
         raise MinipeftError(
             f"{path}: not readable as a checkpoint ({type(error).__name__}); remove it to start the run anew"
         ) from None
+    if not same:
+        raise MinipeftError(
+            f"{folder} was begun with other training examples; give it the same data, or choose another --output"
+        )
+    return now
 
 
-def _kept(folder: Path, now: Progress) -> str:
-    if now.history:
-        return f"{folder} keeps the checkpoint of epoch {now.history[-1]['epoch']}"
-    return "no epoch was finished, so there is no checkpoint"
+def _fingerprint(train: Encoded) -> str:
+    """What shows that the training examples are the same, in the same order: a hash of their lengths and labels."""
+    return hashlib.sha256(repr((list(train.lengths), list(train.split.labels))).encode()).hexdigest()
+
+
+def _kept(folder: Path) -> str:
+    """The last good checkpoint, in words."""
+    path = folder / "checkpoint" / "state.pt"
+    if not path.is_file():
+        return "no epoch was finished, so there is no checkpoint"
+    progress = torch.load(path, map_location="cpu", weights_only=True)["progress"]
+    return f"{folder} keeps the checkpoint of epoch {_epoch(progress)}, step {progress['step']}"
+
+
+def _epoch(progress: dict[str, Any]) -> int:
+    """The epoch, counted from 1, that the last step belongs to."""
+    return int(progress["epoch"]) + (progress["place"] > 0)

@@ -18,6 +18,7 @@ from minipeft.data.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import SequenceClassifier
+from minipeft.training.distributed import ALONE, Workers
 
 Array = np.ndarray[Any, Any]
 
@@ -115,21 +116,25 @@ def encode_split(split: Split, tokenizer: Tokenizer, max_length: int, config: En
 
 
 @torch.inference_mode()
-def predict_logits(model: SequenceClassifier, examples: Encoded, max_tokens: int, device: str) -> Tensor:
-    """Logits (examples, num_labels), float32 on the host, in the order of the examples."""
+def predict_logits(
+    model: SequenceClassifier, examples: Encoded, max_tokens: int, device: str, workers: Workers = ALONE
+) -> Tensor:
+    """Logits (examples, num_labels), float32 on the host, in the order of the examples, whichever worker has them."""
     was_training = model.training
     model.eval()
-    logits = torch.empty(len(examples), model.config.num_labels)
-    for indices in split_by_tokens(range(len(examples)), examples.lengths, max_tokens):
+    logits = torch.zeros(len(examples), model.config.num_labels)  # so that the workers' tables add up to the whole
+    for indices in split_by_tokens(workers.share(range(len(examples)), examples.lengths), examples.lengths, max_tokens):
         batch = pack([examples.sequences[index] for index in indices], config=model.config)
         logits[indices] = model(batch.to(device)).cpu()
     model.train(was_training)
-    return logits
+    return workers.sum(logits)
 
 
-def evaluate(model: SequenceClassifier, examples: Encoded, max_tokens: int, device: str) -> dict[str, float]:
+def evaluate(
+    model: SequenceClassifier, examples: Encoded, max_tokens: int, device: str, workers: Workers = ALONE
+) -> dict[str, float]:
     """eval_loss, the mean over the split's sequences, and the task's metrics by name."""
-    logits = predict_logits(model, examples, max_tokens, device)
+    logits = predict_logits(model, examples, max_tokens, device, workers)
     task = examples.split.task
     labels = torch.tensor(examples.split.labels, dtype=torch.float32 if task.is_regression else torch.int64)
     loss = sequence_loss(logits, labels).item() / len(examples)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,14 @@ from tqdm import tqdm
 from minipeft.data.batching import PackedBatch, epoch_order, pack
 from minipeft.data.corpus import TokenizedText, mask, read_lines, tokenize_lines
 from minipeft.data.tokenizer import ROBERTA_SPECIALS, Tokenizer, load_tokenizer, train_tokenizer
-from minipeft.errors import Interrupted, MinipeftError, check_seed, finite_number, whole_number
+from minipeft.errors import (
+    Interrupted,
+    MinipeftError,
+    check_seed,
+    finite_number,
+    under_torchrun,
+    whole_number,
+)
 from minipeft.files import make_folder, read_json, write_atomically, write_json, write_lines
 from minipeft.hub import resolve_model
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
@@ -191,6 +199,8 @@ def _validation_batches(
 
 def _check(settings: PretrainSettings) -> None:
     """Refuse settings and text that cannot be used, before anything is written."""
+    if under_torchrun() and os.environ["WORLD_SIZE"] != "1":
+        raise MinipeftError("pretraining takes one process; start it without torchrun")
     for name in (
         "vocab_size",
         "hidden_size",

@@ -17,6 +17,8 @@ from typing import Any
 BATCH_SIZE, GRAD_ACCUM, WARMUP_STEPS, WEIGHT_DECAY = 16, 4, 100, 0.01
 RANK, ALPHA, DROPOUT = 2, 8.0, 0.01
 
+CHECKPOINT_MINUTES = 5.0
+
 # task → (epochs, learning rate of LoRA). The report's for rte and sst2, but for SST-2's learning rate: its 2e-5 is a
 # learning rate for full fine-tuning, LoRA's table has 5e-4. The other rows are LoRA's learning rates, with as many
 # epochs as give each task about as many steps as the report gives RTE.
@@ -82,6 +84,7 @@ class TrainSettings:
     train_limit: int | None = None
     eval_limit: int | None = None
     output: str | None = None
+    checkpoint_minutes: float = CHECKPOINT_MINUTES
     resume: bool = False
     quiet: bool = False
 

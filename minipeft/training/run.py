@@ -22,12 +22,13 @@ from minipeft.data.tasks import Task, choose_data, get_task, read_split
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import MAX_TOKENS, choose_device, choose_precision
 from minipeft.errors import MinipeftError
-from minipeft.files import make_folder, read_json, write_json
+from minipeft.files import PARTIAL, make_folder, read_json, write_json
 from minipeft.hub import resolve_model
 from minipeft.methods import apply, count_parameters
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.config import load_config
 from minipeft.model.roberta import SequenceClassifier
+from minipeft.training.distributed import join_workers
 from minipeft.training.loop import Progress, train_loop
 from minipeft.training.metrics import encode_split
 from minipeft.training.recipes import TrainSettings, recipe
@@ -37,7 +38,7 @@ logger = logging.getLogger("minipeft")
 Number = TypeVar("Number", int, float)
 
 # What a resumed run may change: the data is compared by its whole path, "source".
-FREE_TO_CHANGE = ("output", "resume", "quiet", "device", "compile", "data")
+FREE_TO_CHANGE = ("output", "checkpoint_minutes", "resume", "quiet", "device", "compile", "data")
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,10 @@ def train(**settings: Any) -> Result:
     method, wanted = choose_method(wanted, None if start is None else start.method)
     device = choose_device(wanted.device)
     precision = choose_precision(wanted.precision, device)
-    folder = _choose_folder(wanted)
-    _check_folder(folder, wanted.resume)
+    workers = join_workers(device, wanted.resume)
+    if not workers.first:
+        logger.setLevel(logging.ERROR)
+    folder = workers.first_does(lambda: _choose_folder(wanted))
     model_folder, model_in_words = resolve_model(wanted.model)
     source, data_in_words = choose_data(task, wanted.data)
     config = load_config(model_folder)
@@ -86,7 +89,7 @@ def train(**settings: Any) -> Result:
         max_tokens=wanted.max_tokens or MAX_TOKENS[device],
     )
     record = json.loads(json.dumps(dataclasses.asdict(wanted) | {"output": str(folder), "source": source}))
-    _check_same_settings(folder, record)
+    workers.first_does(lambda: _check_same_settings(folder, record))
 
     torch.manual_seed(wanted.seed)
     tokenizer = load_tokenizer(model_folder)
@@ -102,9 +105,10 @@ def train(**settings: Any) -> Result:
     if wanted.compile:
         model.encoder.compile_layers()
     parameters = count_parameters(model)
-    _banner(task, method, model_in_words, data_in_words, wanted, parameters.method, parameters.head)
-    if began_with is not None and not wanted.quiet:
-        print(began_with, file=sys.stderr)
+    if workers.first:
+        _banner(task, method, model_in_words, data_in_words, wanted, parameters.method, parameters.head, workers.size)
+        if began_with is not None and not wanted.quiet:
+            print(began_with, file=sys.stderr)
     if tokenizer.truncated:
         logger.warning(
             "%d of %d examples were truncated to %d tokens",
@@ -113,8 +117,7 @@ def train(**settings: Any) -> Result:
             wanted.max_length,
         )
 
-    make_folder(folder)
-    write_json(folder / "config.json", record)
+    workers.first_does(lambda: _open_folder(folder, record, wanted.quiet))
     done = train_loop(
         model,
         examples,
@@ -128,13 +131,14 @@ def train(**settings: Any) -> Result:
         max_tokens=_not_none(wanted.max_tokens),
         seed=wanted.seed,
         device=device,
+        checkpoint_minutes=wanted.checkpoint_minutes,
+        workers=workers,
         quiet=wanted.quiet,
     )
     reload_adapter(model.eval(), folder / "adapter")
     content = _result(wanted, task, model_in_words, data_in_words, done, dataclasses.asdict(parameters), len(examples))
-    write_json(folder / "result.json", content)
-    _curves(folder)
-    if not wanted.quiet:
+    content = workers.first_does(lambda: _finish(folder, content))
+    if workers.first and not wanted.quiet:
         best, last, metric = content["best"], content["last"], content["metric"]
         print(
             f"best {metric} {best['value']:.4f} (epoch {best['epoch']}), last {last['value']:.4f}; "
@@ -151,9 +155,14 @@ def _model_to_reload(wanted: str, folder: Path) -> str:
 
 
 def _choose_folder(wanted: TrainSettings) -> Path:
-    """--output, or runs/<task>-<method>…; without --resume, a default name that is taken gets a number."""
-    if wanted.output is not None:
-        return Path(wanted.output)
+    """--output, or runs/<task>-<method>…; one that cannot take this run is refused."""
+    folder = Path(wanted.output) if wanted.output is not None else _default_folder(wanted)
+    _check_folder(folder, wanted.resume)
+    return folder
+
+
+def _default_folder(wanted: TrainSettings) -> Path:
+    """Without --resume, a name that is taken gets a number."""
     rank = f"-r{wanted.rank}" if wanted.rank is not None else ""
     first = Path("runs") / f"{wanted.task}-{wanted.method}{rank}-seed{wanted.seed}"
     names = [first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))]
@@ -169,7 +178,7 @@ def _check_folder(folder: Path, resume: bool) -> None:
     if (folder / "config.json").is_file():
         if not resume:
             raise MinipeftError(f"{folder} already holds a run; pass --resume to go on with it, or another --output")
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not path.match(PARTIAL) for path in folder.iterdir()):
         raise MinipeftError(f"{folder} is not empty and holds no run; choose another --output")
 
 
@@ -185,8 +194,30 @@ def _check_same_settings(folder: Path, record: dict[str, Any]) -> None:
                 )
 
 
+def _open_folder(folder: Path, record: dict[str, Any], quiet: bool) -> None:
+    """Make the folder a run's, without what a kill may have left of files, or an earlier run that starts anew."""
+    make_folder(folder)
+    for path in folder.rglob(PARTIAL):
+        path.unlink()
+    if not (folder / "checkpoint" / "state.pt").is_file():
+        (folder / "result.json").unlink(missing_ok=True)
+        if (folder / "config.json").is_file() and not quiet:
+            print(f"{folder} has no checkpoint yet: the run starts anew", file=sys.stderr)
+    write_json(folder / "config.json", record)
+
+
+def _finish(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write result.json, which a run that was finished before keeps as it is, and curves.png."""
+    path = folder / "result.json"
+    if path.is_file():
+        return read_json(path)
+    write_json(path, content)
+    _curves(folder)
+    return content
+
+
 def _banner(
-    task: Task, method: Any, model: str, data: str, wanted: TrainSettings, in_method: int, in_head: int
+    task: Task, method: Any, model: str, data: str, wanted: TrainSettings, in_method: int, in_head: int, processes: int
 ) -> None:
     if not wanted.quiet:
         print(
@@ -195,7 +226,7 @@ def _banner(
             f"method  {method!r}: {in_method:,} parameters, {in_head:,} in the head\n"
             f"model   {model}\n"
             f"data    {data}\n"
-            f"device  {wanted.device}, {wanted.precision}",
+            f"device  {wanted.device}, {wanted.precision}" + (f", {processes} processes" if processes > 1 else ""),
             file=sys.stderr,
         )
     if "stand-in" in model + data:  # never silent, not even with --quiet

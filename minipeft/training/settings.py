@@ -48,7 +48,7 @@ def _checked(wanted: TrainSettings) -> TrainSettings:
             values[name] = check_seed(value)
         elif name == "warmup_steps":
             values[name] = whole_number(flag, value, least=0)
-        elif name in ("lr", "weight_decay"):
+        elif name in ("lr", "weight_decay", "checkpoint_minutes"):
             values[name] = finite_number(flag, value, least=0.0)
         elif name in ("epochs", "batch_size", "grad_accum", "max_length", "max_tokens", "train_limit", "eval_limit"):
             values[name] = whole_number(flag, value)

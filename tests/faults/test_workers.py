@@ -1,0 +1,185 @@
+"""torchrun: the same losses on one, two and three processes; a lost, silent or stopped worker; restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from runs import assert_same, assert_whole, finish, history, start, start_workers, state, training, worker
+from safetensors.torch import load_file
+
+from minipeft.training.distributed import Workers
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--faults-full"):
+        pytest.skip("a long case: pass --faults-full")
+
+
+@pytest.fixture(scope="module")
+def no_dropout(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("weights") / "no-dropout")
+    content = json.loads((folder / "config.json").read_text())
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(content | no_dropout))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(no_dropout: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two processes, with dropout in LoRA alone."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    job = start_workers(folder / "log", 2, training(no_dropout, small_data, folder / "run"))
+    assert job.end() == 0, job.said()
+    return folder / "run"
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_number_of_processes_changes_no_loss(
+    method: str, request: pytest.FixtureRequest, no_dropout: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """Within 1e-5, in steps of up to 5 sequences; the last step of an epoch has one, so that a process has none."""
+    full = request.config.getoption("--faults-full")
+    if method == "full" and not full:
+        pytest.skip("a long case: pass --faults-full")
+    more = ["--method", method, "--batch-size", 5, "--warmup-steps", 2, "--quiet"]
+    runs = {}
+    for count in (1, 2, 3) if full else (1, 2):
+        arguments = training(
+            no_dropout, small_data, tmp_path / str(count), *more, dropout=0 if method == "lora" else None, epochs=2
+        )
+        log = tmp_path / f"log-{count}"
+        job = start(log, arguments) if count == 1 else start_workers(log, count, arguments)
+        assert job.end() == 0, job.said()
+        runs[count] = history(tmp_path / str(count))
+    for count, rows in runs.items():
+        for row, alone in zip(rows, runs[1], strict=True):
+            assert row == pytest.approx(alone, abs=1e-5), count
+        one, other = (load_file(tmp_path / str(n) / "adapter" / "adapter_model.safetensors") for n in (1, count))
+        for name, tensor in one.items():
+            if not name.endswith("key.bias"):  # its gradient is rounding noise, which AdamW scales up
+                torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_a_lost_worker_is_replaced_by_a_restart_that_ends_with_the_same_bits(
+    unbroken: Path, no_dropout: Path, small_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = training(no_dropout, small_data, folder, "--checkpoint-minutes", 0.002, "--resume")
+    job = start_workers(tmp_path / "log", 2, arguments, "--max-restarts", "1")
+    assert job.wait_until((folder / "metrics.jsonl").exists), job.said()
+    os.kill(worker(job, 0), signal.SIGKILL)
+    assert job.end() == 0, job.said()
+    assert sum(line.startswith(f"resuming {folder} from step ") for line in job.lines()) == 1, job.said()
+    assert_same(folder, unbroken)
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_worker_ends_the_job_with_one_clear_line(
+    rank: int, unbroken: Path, no_dropout: Path, small_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = training(no_dropout, small_data, folder, "--resume", "--checkpoint-minutes", 0.002)
+    job = start_workers(tmp_path / "log", 2, arguments)
+    assert job.wait_until((folder / "metrics.jsonl").exists), job.said()
+    os.kill(worker(job, rank), signal.SIGKILL)
+    assert job.end(30) == 1, job.said()
+    (line,) = (line for line in job.lines() if line.startswith("minipeft:"))
+    assert f"process {1 - rank} of 2, counted from 0: another process has ended" in line
+    assert "the last checkpoint is kept: go on with --resume" in line
+    assert_whole(folder)
+    job = start_workers(tmp_path / "log", 2, arguments)
+    assert job.end() == 0, job.said()
+    assert_same(folder, unbroken)
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize("whom", ["torchrun", "worker 0", "worker 1"])
+def test_a_signal_stops_every_worker_at_the_same_step(
+    whom: str, unbroken: Path, no_dropout: Path, small_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = training(no_dropout, small_data, folder, "--resume")
+    job = start_workers(tmp_path / "log", 2, arguments)
+    assert job.wait_until((folder / "metrics.jsonl").exists), job.said()
+    os.kill(job.process.pid if whom == "torchrun" else worker(job, int(whom[-1])), signal.SIGTERM)
+    assert job.end(60) != 0
+    (line,) = (line for line in job.lines() if line.startswith("minipeft:"))
+    assert re.fullmatch(r"minipeft: interrupted (in step|after epoch) \d+; go on with --resume", line)
+    before = state(folder)["progress"]
+    assert 24 <= before["step"] < 192
+    job = start_workers(tmp_path / "log", 2, arguments)
+    assert job.end() == 0, job.said()
+    assert any(line.startswith(f"resuming {folder} from step {before['step']} ") for line in job.lines())
+    assert_same(folder, unbroken)
+
+
+@pytest.mark.usefixtures("full")
+def test_a_silent_worker_ends_the_job(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
+    """One process is stopped, not ended; the others wait for the time that minipeft allows, here 5 seconds."""
+    script = tmp_path / "impatient.py"
+    script.write_text(
+        "import sys\nfrom datetime import timedelta\nfrom minipeft.training import distributed\n"
+        "distributed.SILENCE = timedelta(seconds=5)\n"
+        "from minipeft.cli import main_train\nsys.exit(main_train())\n"
+    )
+    folder = tmp_path / "run"
+    arguments = [str(script), *training(tiny_checkpoint, small_data, folder, epochs=100)[1:]]
+    job = start_workers(tmp_path / "log", 2, arguments)
+    assert job.wait_until((folder / "metrics.jsonl").exists), job.said()
+    stopped = worker(job, 1)
+    os.kill(stopped, signal.SIGSTOP)
+    assert job.wait_until(lambda: "another process has ended, or was silent for 0:00:05" in job.said(), 60)
+    os.kill(stopped, signal.SIGCONT)  # torchrun cannot end a stopped process for half a minute
+    assert job.end(60) == 1
+    assert_whole(folder)
+
+
+@pytest.mark.usefixtures("full")
+def test_a_loss_that_is_not_finite_ends_every_worker_and_is_said_once(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    more = ["--lr", 1e36, "--warmup-steps", 10, "--precision", "bf16", "--checkpoint-minutes", 0]
+    job = start_workers(tmp_path / "log", 2, training(tiny_checkpoint, small_data, tmp_path / "run", *more))
+    assert job.end() == 1
+    (line,) = (line for line in job.lines() if line.startswith("minipeft:"))
+    assert re.search(r"step \d+: loss .*lower --lr .*keeps the checkpoint of epoch 1, step 1\)", line), line
+    assert all(tensor.isfinite().all() for tensor in state(tmp_path / "run")["trained"].values())
+
+
+@pytest.mark.usefixtures("full")
+def test_bad_input_is_said_once(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
+    finish(tmp_path / "log", training(tiny_checkpoint, small_data, tmp_path / "run", "--quiet", epochs=1))
+    for arguments, flags, expected in (
+        (training(tiny_checkpoint, small_data, tmp_path / "run"), [], "already holds a run; pass --resume"),
+        (training(tiny_checkpoint, small_data, tmp_path / "run", "--resume"), [], "was begun with epochs 1, not 8"),
+        (training(tiny_checkpoint, tmp_path, tmp_path / "new"), [], "no folder rte"),
+        (training(tiny_checkpoint, small_data, tmp_path / "new"), ["--max-restarts", "2"], "without --resume"),
+    ):
+        job = start_workers(tmp_path / "log", 2, arguments, *flags)
+        assert job.end() == 1
+        lines = [line for line in job.lines() if line.startswith("minipeft:")]
+        assert lines and all(expected in line for line in lines), job.said()
+        assert len(lines) == 1 + len(flags), job.said()  # a restarted attempt says it again
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_step_is_shared_out_by_its_tokens() -> None:
+    """Every example once, and no process with more than the longest example above the mean."""
+    lengths = [1 + (37 * number) % 101 for number in range(64)]
+    for size in (2, 3, 8):
+        shares = [Workers(rank, size).share(range(64), lengths) for rank in range(size)]
+        assert sorted(index for share in shares for index in share) == list(range(64))
+        tokens = [sum(lengths[index] for index in share) for share in shares]
+        assert max(tokens) - min(tokens) <= max(lengths)
+    assert [list(Workers(rank, 3).share([4], lengths)) for rank in range(3)] == [[4], [], []]
+    alone = [3, 1, 2]
+    assert Workers().share(alone, lengths) is alone
