@@ -55,3 +55,18 @@ def check_seed(value: Any) -> int:
     except MinipeftError:
         pass
     raise MinipeftError(f"--seed {value!r} is not a whole number from 0 to {2**32 - 1}")
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut to what fits into a message."""
+    text = repr(value[:100] if isinstance(value, (str, bytes)) else value)
+    return text if len(text) <= 100 else f"{text[:80]}…"
+
+
+def is_unicode(text: str) -> bool:
+    """False for text with lone surrogates, which have no bytes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -149,10 +150,13 @@ def _labels(labels: Sequence[int] | Sequence[float] | None, count: int, config: 
     return torch.tensor([int(label) for label in labels], dtype=torch.int64)
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """A random order of `count` examples: a pure function of seed and epoch, so that a resumed run sees the same."""
+def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:
+    """A random order of `count` examples: a pure function of seed and epoch, so that a resumed run sees the same.
+
+    An array, which takes 8 bytes an example; a list takes 40.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator).tolist()
+    return array("q", torch.randperm(count, generator=generator).numpy().tobytes())
 
 
 def split_by_tokens(indices: Sequence[int], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
