@@ -62,7 +62,11 @@ def predict_file(
     if run.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         run.model.to(run.device)
-    windows = run.read_chunks(path, text_column, pair_column)
+    columns = (text_column, pair_column)
+    rows = 0
+    if path != STANDARD_INPUT:  # a bad row is refused now, not after hours
+        rows = sum(len(window) for window in run.read_chunks(path, *columns))
+    windows = run.read_chunks(path, *columns)
 
     def lines(window: Split) -> str:
         return "".join(json.dumps(row) + "\n" for row in run.predict(window.texts, window.pairs))
@@ -72,14 +76,15 @@ def predict_file(
             _print(lines(window))
         return
     parts = target.with_name(f".{target.name}.parts")
-    plan = _plan(Path(folder), path, files, {"columns": [text_column, pair_column], "device": run.device})
-    with _stopping(target):
+    plan = _plan(Path(folder), run.model.folder, files, {"columns": columns, "device": run.device})
+    with _stopping(target, parts if path == STANDARD_INPUT else None):
         if rank == 0:
             _begin(parts, plan)
         else:
             _wait(lambda: _read_plan(parts) == plan, f"{parts}: the first process has not begun", LONGEST_WAIT)
         count = 0
-        with tqdm(desc=str(target), unit=" rows", disable=True if rank else None) as bar:  # None: on a terminal only
+        quiet = True if rank else None  # None: a bar is shown on a terminal only
+        with tqdm(desc=str(target), total=rows or None, unit=" rows", disable=quiet) as bar:
             for count, window in enumerate(windows, 1):
                 part = _part(parts, count - 1)
                 if (count - 1) % processes == rank and not part.exists():
@@ -93,20 +98,22 @@ def predict_file(
             shutil.rmtree(parts)
 
 
-def _plan(folder: Path, path: str, files: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     """What the parts are a function of: they are used again only for the same run, files and settings."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         with open(folder / "adapter" / name, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    known = [
-        [str(Path(name).resolve()), (status := os.stat(name)).st_size, status.st_mtime_ns]
-        for name in files
-        if name != STANDARD_INPUT
-    ]
-    once = {} if path != STANDARD_INPUT else {"standard input": time.time_ns()}  # nobody can read it a second time
-    return {"version": __version__, "run": digest.hexdigest(), "files": known, **once, **settings}
+    known: list[Any] = []
+    for path in [*map(Path, files), *(sorted(base.iterdir()) if base is not None else [])]:
+        if str(path) == STANDARD_INPUT:
+            known.append(time.time_ns())  # nobody can read it a second time
+        else:
+            status = path.stat()
+            known.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    plan = {"version": __version__, "run": digest.hexdigest(), "files": known, **settings}
+    return json.loads(json.dumps(plan))  # as it is when it is read again
 
 
 def _begin(parts: Path, plan: dict[str, Any]) -> None:
@@ -166,11 +173,15 @@ def _print(text: str) -> None:
 
 
 @contextmanager
-def _stopping(target: Path) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Interrupted, at any moment: what is half done is not there for a reader."""
+def _stopping(target: Path, useless: Path | None) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into Interrupted, at any moment: what is half done is not there for a reader.
+
+    `useless` is a folder that nothing can be gone on with; it is removed where the work ends early.
+    """
+    remedy = "the same command goes on with what is done" if useless is None else "run the same command again"
 
     def stop(number: int, frame: Any) -> None:
-        raise Interrupted(number, f"stopped, {target} is not written; the same command goes on with what is done")
+        raise Interrupted(number, f"stopped, {target} is not written; {remedy}")
 
     try:
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -181,3 +192,5 @@ def _stopping(target: Path) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if useless is not None:
+            shutil.rmtree(useless, ignore_errors=True)
