@@ -14,8 +14,11 @@ class MinipeftError(Exception):
     """
 
 
-class Interrupted(Exception):
-    """A signal ended a run after its state was saved; the command line ends with 128 + the signal's number."""
+class Interrupted(BaseException):
+    """A signal ended a run after its state was saved; the command line ends with 128 + the signal's number.
+
+    Like KeyboardInterrupt no Exception: code that catches another library's errors must not catch it.
+    """
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)

@@ -128,7 +128,14 @@ def _checked_ids(sequence: Sequence[int] | Encoding, number: int, vocab_size: in
 def _token_types(token_ids: Sequence[Sequence[int] | Encoding], config: PackingConfig) -> Tensor | None:
     """The type of each token where any is not 0; plain lists of int carry none."""
     types = [kind for sequence in token_ids for kind in getattr(sequence, "type_ids", [0] * len(sequence))]
-    return torch.tensor(types, dtype=torch.int64) if config.type_vocab_size > 1 and any(types) else None
+    if config.type_vocab_size == 1 or not any(types):
+        return None
+    if max(types) >= config.type_vocab_size:
+        raise MinipeftError(
+            f"token type {max(types)} lies outside the model's {config.type_vocab_size}; "
+            "the tokenizer belongs to another model"
+        )
+    return torch.tensor(types, dtype=torch.int64)
 
 
 def _labels(labels: Sequence[int] | Sequence[float] | None, count: int, config: PackingConfig) -> Tensor | None:

@@ -160,14 +160,15 @@ def _parquet_table(path: str) -> Table:
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path, buffer_size=1 << 20)
-        columns = tuple(file.schema_arrow.names)
+        columns = tuple(parquet.read_schema(path).names)
     except Exception as error:  # the library raises exceptions of many kinds
         raise MinipeftError(f"{path}: not readable as parquet ({first_line(error)}); write the file anew") from None
 
     def read(names: Sequence[str]) -> Iterator[Sequence[Any]]:
         row = 0
         try:
+            # A text that a file holds once may stand in a million rows: as a dictionary it stays one text.
+            file = parquet.ParquetFile(path, buffer_size=1 << 20, read_dictionary=list(names))
             for group in range(file.metadata.num_row_groups):
                 for chunk in map(file.metadata.row_group(group).column, range(file.metadata.num_columns)):
                     if chunk.path_in_schema in names and chunk.total_uncompressed_size > LARGEST_COLUMN:
@@ -175,8 +176,8 @@ def _parquet_table(path: str) -> Table:
                             f"{path}: column {chunk.path_in_schema!r} has {chunk.total_uncompressed_size:,} bytes in "
                             f"row group {group}; write the file anew with smaller row groups"
                         )
-            for batch in file.iter_batches(256, columns=list(names), use_threads=False):
-                yield from zip(*(batch[name].to_pylist() for name in names), strict=True)
+            for batch in file.iter_batches(1024, columns=list(names), use_threads=False):
+                yield from zip(*(_values(batch[name]) for name in names), strict=True)
                 row += len(batch)
         except MinipeftError:
             raise
@@ -186,6 +187,19 @@ def _parquet_table(path: str) -> Table:
             ) from None
 
     return Table(path, columns, read)
+
+
+def _values(column: Any) -> list[Any]:
+    """A pyarrow array as a list, in which equal rows of a dictionary are one object."""
+    if not hasattr(column, "dictionary"):
+        return column.to_pylist()
+    import pyarrow
+
+    indices = column.indices.to_pylist()
+    used = sorted(set(indices) - {None})
+    values = column.dictionary.take(pyarrow.array(used, pyarrow.int64())).to_pylist()
+    by_index = dict(zip(used, values, strict=True))
+    return [by_index.get(index) for index in indices]
 
 
 def _stripped(line: str) -> str:

@@ -7,7 +7,8 @@ bert                               [CLS] A [SEP] and    [CLS] A [SEP] B [SEP], t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import AddedToken, Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -82,7 +83,8 @@ class Tokenizer:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_length, strategy="longest_first")
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = self.tokenizer.encode_batch(inputs)
+        with _rust_errors(f"{self.folder}: the tokenizer cannot encode the texts"):
+            encodings = self.tokenizer.encode_batch(inputs)
         self.truncated += sum(1 for encoding in encodings if encoding.overflowing)
         return encodings
 
@@ -111,21 +113,30 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
 
     folder, _ = resolve_model(str(name_or_dir))
     whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
-    try:
+    with _rust_errors(f"{folder}: the tokenizer files cannot be read"):
         if whole.is_file():
             return Tokenizer(_Tokenizer.from_buffer(read_small(whole)), folder)
         if vocab.is_file() and merges.is_file():
+            for path in (vocab, merges):
+                read_small(path)  # refuses what is too large
             pieces = _byte_level_bpe(models.BPE.from_file(str(vocab), str(merges)))
             if pieces.token_to_id("<s>") is None:
                 raise ValueError("vocab.json has no <s>")
             return Tokenizer(pieces, folder)
-    except Exception as error:  # the library raises plain Exception for every kind of bad file
-        raise MinipeftError(
-            f"{folder}: the tokenizer files cannot be read ({first_line(error)}); fetch the checkpoint again"
-        ) from None
     raise MinipeftError(
         f"{folder}: no tokenizer.json and no vocab.json + merges.txt; put the checkpoint's tokenizer files there"
     )
+
+
+@contextmanager
+def _rust_errors(message: str) -> Iterator[None]:
+    """The tokenizers library raises plain Exception for a bad file, and a BaseException where its Rust code panics."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise MinipeftError(f"{message} ({first_line(error)}); fetch the checkpoint again") from None
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:

@@ -123,17 +123,21 @@ def encode_split(
 
 
 def _checked(encodings: Iterable[Encoding], tokenizer: Tokenizer, config: EncoderConfig) -> Iterator[Encoding]:
-    larger = tokenizer.vocab_size > config.vocab_size
     for row, encoding in enumerate(encodings):
         if not encoding.ids:
             raise MinipeftError(
                 f"{tokenizer.folder}: the tokenizer gives row {row} no token, not even a special one; "
                 "use the model's tokenizer"
             )
-        if larger and max(encoding.ids) >= config.vocab_size:
+        if max(encoding.ids) >= config.vocab_size:
             raise MinipeftError(
                 f"{tokenizer.folder}: the tokenizer gives row {row} the token id {max(encoding.ids)}, "
                 f"outside the model's vocabulary of {config.vocab_size}; use the model's tokenizer"
+            )
+        if config.type_vocab_size > 1 and max(encoding.type_ids) >= config.type_vocab_size:
+            raise MinipeftError(
+                f"{tokenizer.folder}: the tokenizer gives row {row} the token type {max(encoding.type_ids)}, "
+                f"outside the model's {config.type_vocab_size}; use the model's tokenizer"
             )
         yield encoding
 
