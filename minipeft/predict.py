@@ -136,6 +136,11 @@ def load_run(folder: str | Path, device: str = "auto") -> LoadedRun:
     logger.setLevel(logging.ERROR)  # the new head that the next line announces is replaced by the adapter's
     model = load_pretrained(model_folder, task.num_labels, dtype)
     logger.setLevel(level)
+    if settings["max_length"] > model.config.max_length:
+        raise MinipeftError(
+            f"{folder / 'config.json'}: max_length {shown(settings['max_length'])} is beyond the model's "
+            f"{model.config.max_length}; train anew"
+        )
     load_adapter(model, folder / "adapter")
     device = choose_device(device)
     return LoadedRun(model.to(device).eval(), load_tokenizer(model_folder), task, settings, device)
