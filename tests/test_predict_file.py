@@ -215,13 +215,13 @@ def test_windows_hold_every_row_once_in_order_and_are_bounded(lengths: list[int]
     [
         ("a.jsonl", b'{"text": "a"}\n{"sentence": "b"}\n', "a.jsonl, row 1: text is null"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 12}\n', "a.jsonl, row 1: text is 12"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "a.jsonl, line 2: not readable as JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "a.jsonl: not readable as JSON (line 2: "),
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "a.jsonl, line 2: no JSON object"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', r"a.jsonl, row 1: text is '\ud800', no valid text"),
         ("a.jsonl", b'{"body": "a"}\n', "no column 'sentence' (there are body); --text-column can name another"),
         ("a.jsonl", b"", "the file is empty"),
         ("a.csv", b"text,label\na,1\n,0\n", "a.csv, row 1: text is null"),
-        ("a.csv", b'text,label\na,1\n"b,0\n', "a.csv, line 3: not readable as csv"),
+        ("a.csv", b'text,label\na,1\n"b,0\n', "a.csv: not readable as csv (line 3: "),
         ("a.csv", b"text,label\na,1\nb,0,7\n", "a.csv, line 3: 3 fields, but the header has 2"),
         ("a.csv", b"text,text\na,1\n", "two columns are called 'text'"),
         ("a.csv", b"text,label\n", "at least one row"),
@@ -275,7 +275,7 @@ def test_a_reader_that_has_enough_ends_the_stream_quietly(runs: dict[str, Path],
     assert process.stdout is not None and process.stderr is not None
     assert "label" in json.loads(process.stdout.readline())
     process.stdout.close()
-    assert (process.stderr.read(), process.wait(60)) == (b"", 141)
+    assert (process.stderr.read(), process.wait(300)) == (b"", 141)
 
 
 # -- several processes, and processes that end early --
@@ -317,18 +317,18 @@ def torchrun(processes: int, run: Path, many: Path, output: Path) -> subprocess.
     )
 
 
-@pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_the_windows_out_and_write_the_same_bytes(
-    processes: int, many: Path, whole: bytes, runs: dict[str, Path], tmp_path: Path
+    many: Path, whole: bytes, runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    process = torchrun(processes, runs["sst2"], many, tmp_path / "out.jsonl")
-    _, error = process.communicate(timeout=120)
+    """Three of them here, and two below."""
+    process = torchrun(3, runs["sst2"], many, tmp_path / "out.jsonl")
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 0, error
     assert (tmp_path / "out.jsonl").read_bytes() == whole
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_prediction_that_is_stopped_leaves_no_output_and_goes_on(
     number: signal.Signals,
     many: Path,
@@ -344,7 +344,7 @@ def test_a_prediction_that_is_stopped_leaves_no_output_and_goes_on(
     )
     wait_for(lambda: len(list(parts.glob("*.jsonl"))) >= 1)
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), error
     if number != signal.SIGKILL:
         assert error == f"minipeft: stopped, {output} is not written; the same command goes on with what is done\n"
@@ -360,28 +360,31 @@ def first_replaced(whole: bytes) -> bytes:
     return b'{"kept": 1}\n' + b"".join(whole.splitlines(keepends=True)[CHUNK_ROWS:])
 
 
-def test_parts_of_other_rows_or_of_another_run_are_not_used(
-    runs: dict[str, Path],
-    single: LoadedRun,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_full_disk_leaves_no_output_and_parts_of_other_rows_are_not_used(
+    runs: dict[str, Path], single: LoadedRun, many: Path, tmp_path: Path
 ) -> None:
-    source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
-    source.write_text("one\n")
+    """A limit on the size of a file stands for the full disk: there is room for the parts, not for the whole."""
+    import resource
+
+    source, output, parts = tmp_path / "in", tmp_path / "out.jsonl", tmp_path / ".out.jsonl.parts"
+    source.symlink_to(many)
     flags = ["predict", str(runs["sst2"]), "--input", str(source), "--output", str(output)]
-    with monkeypatch.context() as patch:
-        patch.setattr("minipeft.predict_file._join", _full_disk)
-        assert main(flags) == 2
-    assert "free space" in capsys.readouterr().err and not output.exists()
-    assert (tmp_path / ".out.jsonl.parts" / "000000000.jsonl").is_file()
-    source.write_text("two\n")
+    process = subprocess.run(
+        [sys.executable, "-m", "minipeft", *flags],
+        cwd=REPOSITORY,
+        env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
+        text=True,
+        capture_output=True,
+    )
+    assert process.returncode == 2 and len(process.stderr.splitlines()) == 1, process.stderr
+    assert f"{output}: cannot be written" in process.stderr and "free space" in process.stderr
+    assert not output.exists() and len(list(parts.glob("*.jsonl"))) == 7
+    source.unlink()
+    source.mkdir()
+    (source / "a.txt").write_text("two\n")
     assert main(flags) == 0
     assert [json.loads(line) for line in output.read_text().splitlines()] == single.predict(["two"])
-
-
-def _full_disk(*_: Any) -> None:
-    raise OSError(28, "No space left on device")
 
 
 def test_a_killed_worker_ends_the_job_without_a_result_and_a_second_one_works(
@@ -394,11 +397,11 @@ def test_a_killed_worker_ends_the_job_without_a_result_and_a_second_one_works(
     workers = [int(line.split()[0]) for line in children.stdout.splitlines() if "minipeft predict" in line]
     assert len(workers) == 2, children.stdout
     os.kill(workers[-1], signal.SIGKILL)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode != 0 and not output.exists()
     assert f"minipeft: stopped, {output} is not written; the same command goes on" in error
     again = torchrun(2, runs["sst2"], many, output)
-    _, error = again.communicate(timeout=120)
+    _, error = again.communicate(timeout=600)
     assert again.returncode == 0, error
     assert output.read_bytes() == whole
 
@@ -410,7 +413,7 @@ def test_several_processes_need_files(
     assert "give --input and --output" in refused(capsys, tmp_path, "predict", runs["sst2"], "--input", "-")
 
 
-def wait_for(condition: Any, seconds: float = 60) -> None:
+def wait_for(condition: Any, seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "nothing came"

@@ -113,7 +113,7 @@ def _json_table(place: str, lines: Iterable[str]) -> Table:
                     row = parse_json(line)
                 except ValueError as error:
                     raise MinipeftError(
-                        f"{place}, line {number}: not readable as JSON ({first_line(error)}); mend or remove the line"
+                        f"{place}: not readable as JSON (line {number}: {first_line(error)}); mend or remove the line"
                     ) from None
                 if not isinstance(row, dict):
                     raise MinipeftError(f"{place}, line {number}: no JSON object; mend or remove the line")
@@ -152,7 +152,7 @@ def _csv_rows(place: str, lines: Iterable[str]) -> Iterator[tuple[int, list[str]
             yield reader.line_num, fields
     except csv.Error as error:
         raise MinipeftError(
-            f"{place}, line {reader.line_num}: not readable as csv ({error}); mend or remove the line"
+            f"{place}: not readable as csv (line {reader.line_num}: {error}); mend or remove the line"
         ) from None
 
 
