@@ -29,7 +29,7 @@ from transformers import AutoModelForSequenceClassification, RobertaConfig, Robe
 
 import minipeft
 from minipeft.data.batching import split_by_tokens
-from minipeft.data.tasks import get_task, read_split
+from minipeft.data.tasks import get_task, read_chunks, read_split
 from minipeft.device import MAX_TOKENS, choose_device
 from minipeft.model.config import load_config
 from minipeft.training.metrics import Encoded, encode_split, sequence_loss
@@ -88,7 +88,7 @@ def peer(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
             for start in range(0, len(indices), size):
                 chosen = indices[start : start + size]
                 longest = max(examples.lengths[index] for index in chosen)
-                rows = [(examples.sequences[index].ids, longest - examples.lengths[index]) for index in chosen]
+                rows = [(examples.sequences[index], longest - examples.lengths[index]) for index in chosen]
                 ids = torch.tensor([ids + [1] * more for ids, more in rows]).to(wanted.device)
                 mask = torch.tensor([[1] * len(ids) + [0] * more for ids, more in rows]).to(wanted.device)
                 with autocast:
@@ -152,7 +152,7 @@ def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> 
     split = "train" if row.mode == "training" else task.validation
     tokenizer = minipeft.load_tokenizer(wanted.tokenizer)
     size = BATCH * ACCUMULATION
-    examples = encode_split(read_split(task, split, wanted.data, size * (rounds + 1)), tokenizer, 512, config)
+    examples = encode_split(task, read_chunks(task, split, wanted.data, size * (rounds + 1)), tokenizer, 512, config)
     steps = {"peer": peer(folder, wanted, row), "minipeft": ours(folder, wanted, row)}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     tokens = []
@@ -196,7 +196,7 @@ def report_memory(wanted: argparse.Namespace) -> None:
     row, folder = Row(**json.loads(wanted.row)), Path(wanted.folder)
     tokenizer, config = minipeft.load_tokenizer(wanted.tokenizer), load_config(folder)
     rows = read_split(get_task(row.task), "train", wanted.data, 3 * BATCH * ACCUMULATION)
-    examples = encode_split(rows, tokenizer, 512, config)
+    examples = encode_split(rows.task, [rows], tokenizer, 512, config)
     step = (peer if wanted.memory_of == "peer" else ours)(folder, wanted, row)
     for start in range(0, len(examples), BATCH * ACCUMULATION):
         step(examples, list(range(start, start + BATCH * ACCUMULATION)))

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, get_linear_schedule
 
 from minipeft.cli import add_train_flags
 from minipeft.data.batching import epoch_order
-from minipeft.data.tasks import get_task, read_split
+from minipeft.data.tasks import get_task, read_chunks
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.hub import resolve_model
 from minipeft.model.config import load_config
@@ -54,9 +54,9 @@ def padded(examples: Encoded, indices: list[int], pad_id: int) -> dict[str, torc
     longest = max(examples.lengths[index] for index in indices)
     rows = [(examples.sequences[index], longest - examples.lengths[index]) for index in indices]
     return {
-        "input_ids": torch.tensor([row.ids + [pad_id] * more for row, more in rows]),
+        "input_ids": torch.tensor([row + [pad_id] * more for row, more in rows]),
         "token_type_ids": torch.tensor([row.type_ids + [0] * more for row, more in rows]),
-        "attention_mask": torch.tensor([[1] * len(row.ids) + [0] * more for row, more in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * more for row, more in rows]),
     }
 
 
@@ -96,7 +96,11 @@ def main() -> None:
     config, tokenizer = load_config(folder), load_tokenizer(folder)
     train, validation = (
         encode_split(
-            read_split(task, split, wanted.data, limit), tokenizer, wanted.max_length or config.max_length, config
+            task,
+            read_chunks(task, split, wanted.data, limit),
+            tokenizer,
+            wanted.max_length or config.max_length,
+            config,
         )
         for split, limit in (("train", wanted.train_limit), (task.validation, wanted.eval_limit))
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from minipeft.errors import Interrupted, MinipeftError, WorkerError, first_of_torchrun
 from minipeft.training.recipes import (
@@ -61,6 +62,9 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
     except KeyboardInterrupt:
         print("minipeft: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads standard output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     return 0
 
 
@@ -76,9 +80,16 @@ def _parser() -> Parser:
 
     predict = commands.add_parser("predict", help="label and probabilities of texts")
     predict.add_argument("run", help="folder of a finished run")
-    predict.add_argument("--text", action="append", required=True, help="a text; may be given several times")
+    predict.add_argument("--text", action="append", help="a text; may be given several times")
     predict.add_argument("--pair", action="append", help="its second sentence, for tasks on pairs")
+    predict.add_argument("--output", help="new file for the predictions of --input [standard output]")
     for command in (evaluate, predict):
+        command.add_argument(
+            "--input",
+            help="jsonl, csv, tsv, parquet or txt (one text a line), a folder of such files, or - for standard input",
+        )
+        command.add_argument("--text-column", help="column of the texts in --input [the task's, or text]")
+        command.add_argument("--pair-column", help="column of the second sentences [the task's, or pair]")
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
 
     pretrain = commands.add_parser(
@@ -180,19 +191,39 @@ def _train(wanted: dict[str, object]) -> None:
     train(**wanted)
 
 
-def _evaluate(wanted: dict[str, object]) -> None:
+def _evaluate(wanted: dict[str, Any]) -> None:
     from minipeft.predict import load_run
 
-    run = load_run(str(wanted["run"]), str(wanted["device"]))
-    print(json.dumps(run.evaluate(wanted["split"], wanted["data"])))  # type: ignore[arg-type]
+    if (path := wanted["input"]) is None:
+        _refuse(wanted, "without --input", "text_column", "pair_column")
+        metrics = load_run(wanted["run"], wanted["device"]).evaluate(wanted["split"], wanted["data"])
+    else:
+        _refuse(wanted, "beside --input", "split", "data")
+        run = load_run(wanted["run"], wanted["device"])
+        metrics = run.evaluate_file(path, wanted["text_column"], wanted["pair_column"])
+    print(json.dumps(metrics))
 
 
-def _predict(wanted: dict[str, object]) -> None:
+def _predict(wanted: dict[str, Any]) -> None:
     from minipeft.predict import load_run
+    from minipeft.predict_file import predict_file
 
-    run = load_run(str(wanted["run"]), str(wanted["device"]))
-    for row in run.predict(wanted["text"], wanted["pair"]):  # type: ignore[arg-type]
-        print(json.dumps(row, ensure_ascii=False))
+    if wanted["input"] is None:
+        if wanted["text"] is None:
+            raise MinipeftError("nothing to predict; give --text, or --input with a file")
+        _refuse(wanted, "without --input", "output", "text_column", "pair_column")
+        for row in load_run(wanted["run"], wanted["device"]).predict(wanted["text"], wanted["pair"]):
+            print(json.dumps(row))
+    else:
+        _refuse(wanted, "beside --input", "text", "pair")
+        columns = {name: wanted[name] for name in ("text_column", "pair_column")}
+        predict_file(wanted["run"], wanted["input"], wanted["output"], device=wanted["device"], **columns)
+
+
+def _refuse(wanted: dict[str, Any], where: str, *names: str) -> None:
+    for name in names:
+        if wanted[name] is not None:
+            raise MinipeftError(f"--{name.replace('_', '-')} has no meaning {where}; leave it out")
 
 
 def _pretrain(wanted: dict[str, object]) -> None:

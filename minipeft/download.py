@@ -5,7 +5,6 @@ huggingface_hub lends its HTTP session and token; its own download functions kee
 
 import difflib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, shown
+from minipeft.files import LARGEST_SMALL_FILE, parse_json
 
 FACEBOOK = ("roberta-base", "roberta-large", "xlm-roberta-base", "xlm-roberta-large")
 BERT = ("bert-base-uncased", "bert-base-cased", "bert-large-uncased", "bert-large-cased")
@@ -104,13 +104,15 @@ def _listing(remote: Remote) -> tuple[str, list[_File]]:
     """The newest commit and its files with their sizes and hashes, as the hub's API gives them."""
     try:
         with remote.get(f"/api/models/{remote.repo_id}?blobs=true", "model") as response:
-            answer = json.loads(response.read())
+            answer = parse_json(_read(response))
         files = []
         for entry in answer["siblings"]:
             large = entry.get("lfs") or {}
             size, digest = large.get("size") or entry.get("size"), large.get("sha256") or entry.get("blobId")
             files.append(_File(str(entry["rfilename"]), int(size or 0), str(digest)))
         commit = str(answer["sha"])
+        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise ValueError(f"{shown(commit)} is no commit")
     except ConnectionError as error:
         reason = f"no answer ({error}); check the network, HF_ENDPOINT and the proxy, {BY_HAND}"
         raise remote.failure(reason) from error
@@ -120,6 +122,16 @@ def _listing(remote: Remote) -> tuple[str, list[_File]]:
         if ".." in name.split("/") or name.startswith("/") or "\\" in name:
             raise remote.failure(f"it lists a file named {name!r}, which is refused; choose another model")
     return commit, files
+
+
+def _read(response: Any) -> bytes:
+    """The body of an answer that has no business being large."""
+    body = b""
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > LARGEST_SMALL_FILE:
+            raise ValueError("the answer does not end")
+    return body
 
 
 def _choose(remote: Remote, listing: list[_File]) -> list[_File]:

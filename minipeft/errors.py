@@ -19,8 +19,11 @@ class WorkerError(MinipeftError):
     """What one process of several meets by itself and therefore says itself; other errors the first process says."""
 
 
-class Interrupted(Exception):
-    """A signal ended a run after its state was saved; the command line ends with 128 + the signal's number."""
+class Interrupted(BaseException):
+    """A signal ended a run after its state was saved; the command line ends with 128 + the signal's number.
+
+    Like KeyboardInterrupt no Exception: code that catches another library's errors must not catch it.
+    """
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
@@ -69,3 +72,18 @@ def under_torchrun() -> bool:
 def first_of_torchrun() -> bool:
     """Whether this process speaks for its job: torchrun's rank 0, and a process of no torchrun."""
     return not under_torchrun() or os.environ["RANK"] == "0"
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut to what fits into a message."""
+    text = repr(value[:100] if isinstance(value, (str, bytes)) else value)
+    return text if len(text) <= 100 else f"{text[:80]}…"
+
+
+def is_unicode(text: str) -> bool:
+    """False for text with lone surrogates, which have no bytes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from minipeft.errors import MinipeftError, first_line
 
 PARTIAL = ".*.partial"  # what a kill may leave of a file; nothing reads it
+LARGEST_SMALL_FILE = 1 << 26  # bytes of a config, an index or a tokenizer; xlm-roberta's tokenizer has 17 MB
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -84,14 +85,33 @@ def in_json(content: dict[str, Any]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or a MinipeftError that names the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_small(path))
     except FileNotFoundError:
         holds = "an adapter folder, such as RUN/adapter," if path.name.startswith("adapter") else "a run's folder"
         raise MinipeftError(f"{path} is missing; name {holds} instead of {path.parent}") from None
     except (OSError, ValueError) as error:
-        raise MinipeftError(f"{path}: not readable as JSON ({error})") from None
+        raise MinipeftError(f"{path}: not readable as JSON ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise MinipeftError(f"{path}: holds no JSON object")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that JSON text stands for; ValueError for every text that is none, one nested too deeply included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_small(path: Path) -> bytes:
+    """What a file holds that has no business being large; ValueError for a larger one, OSError for what is no file."""
+    if path.exists() and not path.is_file():
+        raise ValueError("no file")
+    with open(path, "rb") as file:
+        content = file.read(LARGEST_SMALL_FILE + 1)
+    if len(content) > LARGEST_SMALL_FILE:
+        raise ValueError(f"larger than {LARGEST_SMALL_FILE >> 20} MiB")
     return content
 
 

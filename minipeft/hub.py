@@ -4,7 +4,6 @@ A download grows in weights/.<name>.partial, where it survives a cut or a kill, 
 rename once every size and hash is right. HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN are read at each call.
 """
 
-import json
 import os
 import re
 import threading
@@ -24,6 +23,7 @@ from minipeft.download import (
     size_of,
 )
 from minipeft.errors import MinipeftError
+from minipeft.files import LARGEST_SMALL_FILE, parse_json, read_small
 
 SOURCE = "source.txt"  # which repository and commit a fetched folder came from
 PROBE_SECONDS = 2.5
@@ -159,13 +159,13 @@ def _in_words(folder: Path) -> str:
 def _lacks(folder: Path) -> str:
     """What keeps the folder from being a whole checkpoint, "" if nothing does."""
     try:
-        if not isinstance(json.loads((folder / CONFIG).read_text()), dict):
+        if not isinstance(parse_json(read_small(folder / CONFIG)), dict):
             return "a readable config.json"
         if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
             return "tokenizer.json"
         names = {WEIGHTS}
         if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
-            names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+            names = set(parse_json(read_small(folder / INDEX))["weight_map"].values())
         elif not (folder / WEIGHTS).exists() and size_of(folder / PICKLE):
             return ""
         broken = [name for name in names if Path(name).name != name or not _whole(folder / name)]
@@ -176,9 +176,13 @@ def _lacks(folder: Path) -> str:
 
 def _whole(path: Path) -> bool:
     """Whether a safetensors file is as long as its header says."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(length, size_of(path))))
+        if length > LARGEST_SMALL_FILE:
+            return False
+        header = parse_json(file.read(length))
     header.pop("__metadata__", None)
     return size_of(path) == 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
 

@@ -10,7 +10,7 @@ import torch
 from conftest import shared
 
 from minipeft import LoRA, apply, load_pretrained, load_tokenizer, pack
-from minipeft.data.tasks import get_task, read_split
+from minipeft.data.tasks import get_task, read_chunks, read_split
 from minipeft.training.loop import train_loop
 from minipeft.training.metrics import encode_split, evaluate
 
@@ -50,7 +50,7 @@ def test_a_few_steps_of_lora_lower_the_loss_on_real_sentences(minilm: Path, tmp_
     task, source = get_task("sst2"), str(shared("glue"))
     model = load_pretrained(minilm)
     train, validation = (
-        encode_split(read_split(task, split, source, 128), load_tokenizer(minilm), 128, model.config)
+        encode_split(task, read_chunks(task, split, source, 128), load_tokenizer(minilm), 128, model.config)
         for split in ("train", "validation")
     )
     apply(model, LoRA(rank=2, alpha=8))

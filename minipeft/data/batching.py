@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -144,7 +145,14 @@ def _checked_ids(sequence: Sequence[int] | Encoding, number: int, vocab_size: in
 def _token_types(token_ids: Sequence[Sequence[int] | Encoding], config: PackingConfig) -> Tensor | None:
     """The type of each token where any is not 0; plain lists of int carry none."""
     types = [kind for sequence in token_ids for kind in getattr(sequence, "type_ids", [0] * len(sequence))]
-    return torch.tensor(types, dtype=torch.int64) if config.type_vocab_size > 1 and any(types) else None
+    if config.type_vocab_size == 1 or not any(types):
+        return None
+    if max(types) >= config.type_vocab_size:
+        raise MinipeftError(
+            f"token type {max(types)} lies outside the model's {config.type_vocab_size}; "
+            "the tokenizer belongs to another model"
+        )
+    return torch.tensor(types, dtype=torch.int64)
 
 
 def _labels(labels: Sequence[int] | Sequence[float] | None, count: int, config: PackingConfig) -> Tensor | None:
@@ -166,10 +174,13 @@ def _labels(labels: Sequence[int] | Sequence[float] | None, count: int, config: 
     return torch.tensor([int(label) for label in labels], dtype=torch.int64)
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """A random order of `count` examples: a pure function of seed and epoch, so that a resumed run sees the same."""
+def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:
+    """A random order of `count` examples: a pure function of seed and epoch, so that a resumed run sees the same.
+
+    An array, which takes 8 bytes an example; a list takes 40.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator).tolist()
+    return array("q", torch.randperm(count, generator=generator).numpy().tobytes())
 
 
 def split_by_tokens(indices: Sequence[int], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from minipeft.data.batching import PackedBatch
 from minipeft.data.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
+from minipeft.files import parse_json
 
 # Liu et al. 2019, section 2.2: of all tokens; and of these
 MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
@@ -28,7 +28,7 @@ def read_lines(paths: Sequence[str]) -> Iterator[str]:
                     text = line.strip()
                     if path.endswith(".jsonl"):
                         try:
-                            text = json.loads(line)["text"].strip()
+                            text = parse_json(line)["text"].strip()
                         except (ValueError, KeyError, TypeError, AttributeError):
                             raise MinipeftError(f'{path}, line {number}: no JSON object with a "text"') from None
                     if text:

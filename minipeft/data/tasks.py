@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipeft.data import standin
-from minipeft.errors import MinipeftError, first_line
+from minipeft.data.rows import Table, open_table
+from minipeft.errors import MinipeftError, first_line, is_unicode, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 HUB_NAME = "nyu-mll/glue"
 FORMATS = ("parquet", "jsonl", "tsv")
+# Of a chunk, which is what is in memory at a time; a text of N characters takes the tokenizer about 250 N bytes.
+CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 1 << 20
+LONGEST_TEXT = 1 << 21  # characters
 
 
 @dataclass(frozen=True)
@@ -120,60 +123,105 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
 
 
 def read_split(task: Task, split: str, source: str, limit: int | None = None) -> Split:
-    """Read the first `limit` rows of a split from a source that `choose_data` gave.
+    """The first `limit` rows of a split, from a source that `choose_data` gave, as one Split: see `read_chunks`."""
+    texts: list[str] = []
+    pairs: list[str] = []
+    labels: list[Any] = []
+    for chunk in read_chunks(task, split, source, limit):
+        texts += chunk.texts
+        pairs += chunk.pairs or []
+        labels += chunk.labels
+    return Split(task, texts, pairs if len(task.columns) == 2 else None, labels)
+
+
+def read_chunks(task: Task, split: str, source: str, limit: int | None = None) -> Iterator[Split]:
+    """The first `limit` rows of a split, from a source that `choose_data` gave, as a stream of small Splits.
 
     Raises MinipeftError that names file and row for a missing column, an empty split, a null sentence, or a label
     outside the task's.
     """
+    remedy = f"{task.name} needs {', '.join(task.columns)} and label"
+    examples = read_examples(task, _table(task, split, source), task.columns, remedy)
+    return share_out(task, islice(examples, limit))
+
+
+def _table(task: Task, split: str, source: str) -> Table:
     if source == "standin":
-        return _checked(task, standin.generate(task.name, split), f"stand-in {task.name} {split}", limit)
+        columns = standin.generate(task.name, split)
+        place = f"stand-in {task.name} {split}"
+        return Table(place, tuple(columns), lambda names: zip(*(columns[name] for name in names), strict=True))
     if source == "cache":
         from datasets import Dataset
 
         cached = _cached(task)
         if split not in cached:
             raise MinipeftError(f"{HUB_NAME} {task.name}: no split {split!r} in the cache; one of {', '.join(cached)}")
-        return _checked(task, Dataset.from_file(str(cached[split])), f"{HUB_NAME} {task.name} {split}", limit)
+        return _table_of_dataset(Dataset.from_file(str(cached[split])), f"{HUB_NAME} {task.name} {split}")
     if source == "hub":
-        return _checked(task, _from_hub(task, split), f"{HUB_NAME} {task.name} {split}", limit)
+        return _table_of_dataset(_from_hub(task, split), f"{HUB_NAME} {task.name} {split}")
     for ending in FORMATS:
         path = Path(source) / task.name / f"{split}.{ending}"
         if path.is_file():
-            return _checked(task, read_file(path), str(path), limit)
+            return open_table(path)
     raise MinipeftError(f"{Path(source) / task.name}: no {split}.parquet, {split}.jsonl or {split}.tsv in it; add one")
 
 
-def read_file(path: Path) -> Dataset:
-    """Read a parquet, jsonl or tsv file (tab-separated, a header line, no quoting) through the datasets library."""
-    from datasets import Dataset, disable_progress_bars
-    from datasets.utils.logging import CRITICAL, set_verbosity
-    from pyarrow.parquet import read_metadata
+def _table_of_dataset(rows: Dataset, place: str) -> Table:
+    def read(names: Sequence[str]) -> Iterator[Sequence[Any]]:
+        for batch in rows.select_columns(list(names)).iter(1000):
+            yield from zip(*(batch[name] for name in names), strict=True)
 
-    disable_progress_bars()
-    set_verbosity(CRITICAL)  # its errors are raised too, and become one line here
-    if path.stat().st_size == 0:
-        raise MinipeftError(f"{path}: the file is empty; write the split anew")
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
-            if path.suffix == ".parquet":
-                if not read_metadata(path).num_rows:
-                    raise MinipeftError(f"{path}: the split is empty; it needs at least one row")
-                return Dataset.from_parquet(str(path), **options)
-            if path.suffix == ".jsonl":
-                return Dataset.from_json(str(path), **options)
-            with open(path, encoding="utf-8-sig") as file:
-                header = file.readline().rstrip("\r\n").split("\t")
-            as_text = {name: lambda field: field or None for name in header}  # 12 is a text too; labels see _label
-            options |= {"converters": as_text, "keep_default_na": False, "na_values": [""], "encoding": "utf-8-sig"}
-            return Dataset.from_csv(str(path), sep="\t", quoting=csv.QUOTE_NONE, **options)
-        except MinipeftError:
-            raise
-        except Exception as error:  # the library wraps what its readers raise in exceptions of many kinds
-            reason = first_line(error.__cause__ or error)
-            if "corresponds to no data" in reason:
-                raise MinipeftError(f"{path}: the split is empty; it needs at least one row") from None
-            raise MinipeftError(f"{path}: not readable as {path.suffix[1:]} ({reason}); write the split anew") from None
+    return Table(place, tuple(rows.column_names), read)
+
+
+def read_examples(
+    task: Task, table: Table, columns: Sequence[str], remedy: str, labelled: bool = True
+) -> Iterator[tuple[str, str | None, Any]]:
+    """(text, pair or None, label or None) of each row; `remedy` ends the message about a column that is missing."""
+    wanted = [*columns, "label"] if labelled else list(columns)
+    for name in wanted:
+        if name not in table.columns:
+            raise MinipeftError(f"{table.place}: no column {name!r} (there are {', '.join(table.columns)}); {remedy}")
+    row = -1
+    for row, values in enumerate(table.read(wanted)):
+        for name, text in zip(columns, values, strict=False):
+            if not isinstance(text, str):
+                what = "null" if text is None else shown(text)
+                raise MinipeftError(f"{table.place}, row {row}: {name} is {what}, no text; mend or remove the row")
+            if not is_unicode(text):
+                raise MinipeftError(
+                    f"{table.place}, row {row}: {name} is {shown(text)}, no valid text (half a character); "
+                    "mend or remove the row"
+                )
+            if len(text) > LONGEST_TEXT:
+                raise MinipeftError(
+                    f"{table.place}, row {row}: {name} has {len(text):,} characters; "
+                    f"up to {LONGEST_TEXT:,} are taken: shorten the text"
+                )
+        label = _label(task, values[-1], f"{table.place}, row {row}") if labelled else None
+        yield values[0], values[1] if len(columns) == 2 else None, label
+    if row < 0:
+        raise MinipeftError(f"{table.place}: the split is empty; it needs at least one row")
+
+
+def share_out(task: Task, examples: Iterable[tuple[str, str | None, Any]]) -> Iterator[Split]:
+    """Examples in their order, as Splits of so many that memory stays bounded; a label of None is left out."""
+    texts: list[str] = []
+    pairs: list[str] = []
+    labels: list[Any] = []
+    characters = 0
+    for text, pair, label in examples:
+        texts.append(text)
+        if pair is not None:
+            pairs.append(pair)
+        if label is not None:
+            labels.append(label)
+        characters += len(text) + len(pair or "")
+        if len(texts) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+            yield Split(task, texts, pairs if len(task.columns) == 2 else None, labels)
+            texts, pairs, labels, characters = [], [], [], 0
+    if texts:
+        yield Split(task, texts, pairs if len(task.columns) == 2 else None, labels)
 
 
 def _from_hub(task: Task, split: str | None) -> Dataset:
@@ -199,26 +247,6 @@ def _cached(task: Task) -> dict[str, Path]:
     return {path.stem.removeprefix("glue-"): path for path in versions[-1].glob("glue-*.arrow")}
 
 
-def _checked(task: Task, rows: Dataset | dict[str, list[Any]], place: str, limit: int | None) -> Split:
-    names = list(rows) if isinstance(rows, dict) else rows.column_names
-    for column in (*task.columns, "label"):
-        if column not in names:
-            raise MinipeftError(
-                f"{place}: no column {column!r} (there are {', '.join(names)}); "
-                f"{task.name} needs {', '.join(task.columns)} and label"
-            )
-    columns = [list(rows[column])[:limit] for column in (*task.columns, "label")]
-    if not columns[0]:
-        raise MinipeftError(f"{place}: the split is empty; it needs at least one row")
-    for name, texts in zip(task.columns, columns, strict=False):
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                what = "null" if text is None else repr(text)
-                raise MinipeftError(f"{place}, row {row}: {name} is {what}, no text; mend or remove the row")
-    labels = [_label(task, label, f"{place}, row {row}") for row, label in enumerate(columns[-1])]
-    return Split(task, columns[0], columns[1] if len(task.columns) == 2 else None, labels)
-
-
 def _label(task: Task, label: Any, place: str) -> Any:
     if isinstance(label, str) and label not in task.labels:
         for number in (int, float):  # a number as text, as in every tsv
@@ -226,13 +254,14 @@ def _label(task: Task, label: Any, place: str) -> Any:
                 label = number(label)
                 break
     if task.is_regression:
-        if isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label):
-            return float(label)
-        raise MinipeftError(f"{place}: label {label!r} is no finite number, which {task.name} needs")
+        with suppress(OverflowError):  # of a whole number beyond every float
+            if isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label):
+                return float(label)
+        raise MinipeftError(f"{place}: label {shown(label)} is no finite number, which {task.name} needs")
     if label in task.labels:
         return task.labels.index(label)
     if isinstance(label, (int, float)) and label in range(len(task.labels)):
         return int(label)
     hidden = " (GLUE hides the labels of its test split)" if label == -1 else ""
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(task.labels))
-    raise MinipeftError(f"{place}: label {label!r} is none of {task.name}'s: {classes}{hidden}")
+    raise MinipeftError(f"{place}: label {shown(label)} is none of {task.name}'s: {classes}{hidden}")

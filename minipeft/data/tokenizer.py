@@ -7,13 +7,15 @@ bert                               [CLS] A [SEP] and    [CLS] A [SEP] B [SEP], t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import AddedToken, Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Tokenizer
 
-from minipeft.errors import MinipeftError, first_line
+from minipeft.errors import MinipeftError, first_line, is_unicode, shown
+from minipeft.files import read_small
 
 ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
@@ -21,9 +23,9 @@ ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 class TokenIds(list[int]):
     """A list of token ids that carries bert's token types along, in `type_ids`."""
 
-    def __init__(self, encoding: Encoding) -> None:
-        super().__init__(encoding.ids)
-        self.type_ids: list[int] = encoding.type_ids
+    def __init__(self, ids: Iterable[int], type_ids: list[int]) -> None:
+        super().__init__(ids)
+        self.type_ids = type_ids
 
 
 class Tokenizer:
@@ -74,14 +76,15 @@ class Tokenizer:
             if isinstance(sentences, str):
                 raise MinipeftError(f"{what} is one string, {sentences[:40]!r}; give a list of strings")
             for number, sentence in enumerate(sentences):
-                if not isinstance(sentence, str) or not _is_unicode(sentence):
-                    raise MinipeftError(f"{what}[{number}] is {sentence!r}, no valid text; mend or remove it")
+                if not isinstance(sentence, str) or not is_unicode(sentence):
+                    raise MinipeftError(f"{what}[{number}] is {shown(sentence)}, no valid text; mend or remove it")
         if pairs is not None and len(pairs) != len(texts):
             raise MinipeftError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs one pair")
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_length, strategy="longest_first")
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = self.tokenizer.encode_batch(inputs)
+        with _rust_errors(f"{self.folder}: the tokenizer cannot encode the texts"):
+            encodings = self.tokenizer.encode_batch(inputs)
         self.truncated += sum(1 for encoding in encodings if encoding.overflowing)
         return encodings
 
@@ -91,7 +94,7 @@ class Tokenizer:
         Longest-first truncation cuts to `max_length` ids, special tokens counted.
         Raises MinipeftError for what is no text, when `max_length` leaves no room or the two lists differ in length.
         """
-        return [TokenIds(encoding) for encoding in self.encode_full(texts, pairs, max_length)]
+        return [TokenIds(encoding.ids, encoding.type_ids) for encoding in self.encode_full(texts, pairs, max_length)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -110,21 +113,30 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
 
     folder, _ = resolve_model(str(name_or_dir))
     whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
-    try:
+    with _rust_errors(f"{folder}: the tokenizer files cannot be read"):
         if whole.is_file():
-            return Tokenizer(_Tokenizer.from_file(str(whole)), folder)
+            return Tokenizer(_Tokenizer.from_buffer(read_small(whole)), folder)
         if vocab.is_file() and merges.is_file():
+            for path in (vocab, merges):
+                read_small(path)  # refuses what is too large
             pieces = _byte_level_bpe(models.BPE.from_file(str(vocab), str(merges)))
             if pieces.token_to_id("<s>") is None:
                 raise ValueError("vocab.json has no <s>")
             return Tokenizer(pieces, folder)
-    except Exception as error:  # the library raises plain Exception for every kind of bad file
-        raise MinipeftError(
-            f"{folder}: the tokenizer files cannot be read ({first_line(error)}); fetch the checkpoint again"
-        ) from None
     raise MinipeftError(
         f"{folder}: no tokenizer.json and no vocab.json + merges.txt; put the checkpoint's tokenizer files there"
     )
+
+
+@contextmanager
+def _rust_errors(message: str) -> Iterator[None]:
+    """The tokenizers library raises plain Exception for a bad file, and a BaseException where its Rust code panics."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise MinipeftError(f"{message} ({first_line(error)}); fetch the checkpoint again") from None
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
@@ -176,12 +188,3 @@ def _set_roberta_template(tokenizer: _Tokenizer) -> None:
     tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", end), ("<s>", start), trim_offsets=True, add_prefix_space=False
     )
-
-
-def _is_unicode(text: str) -> bool:
-    """False for text with lone surrogates, which have no bytes."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, first_line
-from minipeft.files import write_atomically, write_json
+from minipeft.errors import MinipeftError, first_line, shown
+from minipeft.files import parse_json, read_small, write_atomically, write_json
 from minipeft.model.config import MODEL_TYPES, EncoderConfig, load_config
 from minipeft.model.roberta import MaskedLanguageModel, SequenceClassifier, initialise
 
@@ -210,9 +209,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return _read_safetensors(single)
     if index.is_file():
         try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MinipeftError(f"{index}: no weight_map in it ({error}); fetch the checkpoint again") from None
+            shards = sorted(set(parse_json(read_small(index))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MinipeftError(
+                f"{index}: no weight_map in it ({first_line(error)}); fetch the checkpoint again"
+            ) from None
         tensors: dict[str, Tensor] = {}
         for shard in shards:
             if not isinstance(shard, str) or Path(shard).name != shard:
@@ -223,6 +224,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return tensors
     if pickled.is_file():
         try:
+            _refuse_compressed(pickled)
             content = torch.load(pickled, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
             raise MinipeftError(
@@ -232,6 +234,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
         ):
             raise MinipeftError(f"{pickled}: holds no table of tensors; use a checkpoint in safetensors")
+        for name, tensor in content.items():
+            if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+                raise MinipeftError(
+                    f"{pickled}: {shown(name)} claims more numbers than the file holds; use a checkpoint in safetensors"
+                )
         return content
     raise MinipeftError(
         f"{folder}: no weights (model.safetensors, its shards with an index, or pytorch_model.bin); "
@@ -239,10 +246,18 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     )
 
 
+def _refuse_compressed(path: Path) -> None:
+    """torch never compresses what it saves; what would grow on reading may grow beyond the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it is compressed")
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # for a dtype that torch lacks it is a KeyError
         raise MinipeftError(
             f"{path}: not a whole safetensors file ({first_line(error)}); fetch the checkpoint again"
         ) from None

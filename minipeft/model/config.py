@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, first_line, shown
+from minipeft.files import parse_json, read_small
 
 # model_type → the family whose names its tensors bear
 MODEL_TYPES = {"roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "bert": "bert"}
+# No model comes near; they keep a hostile config.json from asking for more than can be counted.
+LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 10
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class EncoderConfig:
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
 
     def __post_init__(self) -> None:
-        if self.model_type not in MODEL_TYPES:
-            raise MinipeftError(f"model_type {self.model_type!r} is not supported; one of {', '.join(MODEL_TYPES)} is")
+        if not isinstance(self.model_type, str) or self.model_type not in MODEL_TYPES:
+            raise MinipeftError(
+                f"model_type {shown(self.model_type)} is not supported; one of {', '.join(MODEL_TYPES)} is"
+            )
         for name in (
             "vocab_size",
             "hidden_size",
@@ -53,25 +57,31 @@ class EncoderConfig:
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise MinipeftError(f"{name} {value!r} in the model's config is not a whole number of 1 or more")
+                raise MinipeftError(f"{name} {shown(value)} in the model's config is not a whole number of 1 or more")
+            if value > (largest := MOST_LAYERS if name == "num_hidden_layers" else LARGEST_SIZE):
+                raise MinipeftError(f"{name} {shown(value)} in the model's config is beyond any model's, {largest}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             value = getattr(self, name)
             if value is None and name == "classifier_dropout":
                 continue
             if not (isinstance(value, (int, float)) and 0 <= value < 1):
-                raise MinipeftError(f"{name} {value!r} in the model's config is not a probability below 1")
+                raise MinipeftError(f"{name} {shown(value)} in the model's config is not a probability below 1")
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-                raise MinipeftError(f"{name} {value!r} in the model's config is not a number of 0 or more")
+                raise MinipeftError(f"{name} {shown(value)} in the model's config is not a number of 0 or more")
         if list(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
-            raise MinipeftError(f"id2label {self.id2label!r} in the model's config does not count its classes from 0")
+            raise MinipeftError(
+                f"id2label {shown(self.id2label)} in the model's config does not count its classes from 0"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise MinipeftError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
         if not isinstance(self.pad_token_id, int) or not 0 <= self.pad_token_id < self.vocab_size:
-            raise MinipeftError(f"pad_token_id {self.pad_token_id!r} lies outside the vocabulary of {self.vocab_size}")
+            raise MinipeftError(
+                f"pad_token_id {shown(self.pad_token_id)} lies outside the vocabulary of {self.vocab_size}"
+            )
         if self.max_length < 1:
             raise MinipeftError(
                 f"max_position_embeddings {self.max_position_embeddings} leaves no position "
@@ -126,13 +136,13 @@ def load_config(folder: Path) -> EncoderConfig:
     """
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_small(path))
     except FileNotFoundError:
         raise MinipeftError(
             f"{folder}: no config.json; a checkpoint folder needs config.json, weights and a tokenizer"
         ) from None
     except (OSError, ValueError) as error:
-        raise MinipeftError(f"{path}: not readable as JSON ({error}); fetch the checkpoint again") from None
+        raise MinipeftError(f"{path}: not readable as JSON ({first_line(error)}); fetch the checkpoint again") from None
     if not isinstance(content, dict):
         raise MinipeftError(f"{path}: holds no JSON object; fetch the checkpoint again")
     expected = {
@@ -143,7 +153,7 @@ def load_config(folder: Path) -> EncoderConfig:
     }
     for name, value in expected.items():
         if content.get(name, value) != value:
-            raise MinipeftError(f"{path}: {name} {content[name]!r} is not supported; {value!r} is")
+            raise MinipeftError(f"{path}: {name} {shown(content[name])} is not supported; {value!r} is")
     if "model_type" not in content:
         raise MinipeftError(f"{path}: no model_type; one of {', '.join(MODEL_TYPES)} is needed")
     names = {f.name for f in dataclasses.fields(EncoderConfig)}
@@ -152,11 +162,11 @@ def load_config(folder: Path) -> EncoderConfig:
     try:
         labels = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         if not isinstance(labels, dict):
-            raise ValueError(f"id2label {labels!r} is no table of numbers and names")
+            raise ValueError(f"id2label {shown(labels)} is no table of numbers and names")
         known["id2label"] = {int(number): str(name) for number, name in sorted(labels.items(), key=lambda x: int(x[0]))}
         return EncoderConfig(**known)
     except (TypeError, ValueError, AttributeError) as error:
-        raise MinipeftError(f"{path}: {error}; fetch the checkpoint again") from None
+        raise MinipeftError(f"{path}: {first_line(error)}; fetch the checkpoint again") from None
     except MinipeftError as error:
         raise MinipeftError(f"{path}: {error}") from None
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Encoding
 from torch import Tensor
 
 from minipeft.data.batching import PackedBatch, pack, split_by_tokens
 from minipeft.data.tasks import Split, Task
 from minipeft.data.tokenizer import Tokenizer
+from minipeft.data.tokens import TokenTable
 from minipeft.errors import MinipeftError
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import SequenceClassifier
@@ -83,9 +86,9 @@ def sequence_loss(logits: Tensor, labels: Tensor) -> Tensor:
 class Encoded:
     """A split as token ids: what training and evaluation draw their batches from."""
 
-    split: Split
-    sequences: list[Any]  # tokenizers.Encoding
-    lengths: list[int]
+    split: Split  # its task and labels; the texts need not be there any more
+    sequences: Sequence[Any]  # lists of int or tokenizers.Encoding, as `pack` takes them
+    lengths: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -102,17 +105,42 @@ class Encoded:
         )
 
 
-def encode_split(split: Split, tokenizer: Tokenizer, max_length: int, config: EncoderConfig) -> Encoded:
-    """Tokenize a split; a tokenizer with more entries than the model's vocabulary is refused where a text uses one."""
-    sequences = tokenizer.encode_full(split.texts, split.pairs, max_length)
-    if tokenizer.vocab_size > config.vocab_size:
-        for row, sequence in enumerate(sequences):
-            if max(sequence.ids) >= config.vocab_size:
-                raise MinipeftError(
-                    f"{tokenizer.folder}: the tokenizer gives row {row} the token id {max(sequence.ids)}, "
-                    f"outside the model's vocabulary of {config.vocab_size}; use the model's tokenizer"
-                )
-    return Encoded(split, sequences, [len(sequence.ids) for sequence in sequences])
+def encode_split(
+    task: Task, chunks: Iterable[Split], tokenizer: Tokenizer, max_length: int, config: EncoderConfig
+) -> Encoded:
+    """Tokenize a split chunk by chunk; what stays in memory is 12 bytes an example and its label.
+
+    A tokenizer with more entries than the model's vocabulary is refused where a text uses one.
+    """
+    labels: array[Any] = array("d" if task.is_regression else "q")
+
+    def encodings() -> Iterator[Encoding]:
+        for chunk in chunks:
+            yield from tokenizer.encode_full(chunk.texts, chunk.pairs, max_length)
+            labels.extend(chunk.labels)
+
+    sequences = TokenTable(_checked(encodings(), tokenizer, config), with_types=config.type_vocab_size > 1)
+    return Encoded(Split(task, [], None, labels), sequences, sequences.lengths)
+
+
+def _checked(encodings: Iterable[Encoding], tokenizer: Tokenizer, config: EncoderConfig) -> Iterator[Encoding]:
+    for row, encoding in enumerate(encodings):
+        if not encoding.ids:
+            raise MinipeftError(
+                f"{tokenizer.folder}: the tokenizer gives row {row} no token, not even a special one; "
+                "use the model's tokenizer"
+            )
+        if max(encoding.ids) >= config.vocab_size:
+            raise MinipeftError(
+                f"{tokenizer.folder}: the tokenizer gives row {row} the token id {max(encoding.ids)}, "
+                f"outside the model's vocabulary of {config.vocab_size}; use the model's tokenizer"
+            )
+        if config.type_vocab_size > 1 and max(encoding.type_ids) >= config.type_vocab_size:
+            raise MinipeftError(
+                f"{tokenizer.folder}: the tokenizer gives row {row} the token type {max(encoding.type_ids)}, "
+                f"outside the model's {config.type_vocab_size}; use the model's tokenizer"
+            )
+        yield encoding
 
 
 @torch.inference_mode()
@@ -134,10 +162,15 @@ def evaluate(
     model: SequenceClassifier, examples: Encoded, max_tokens: int, device: str, workers: Workers = ALONE
 ) -> dict[str, float]:
     """eval_loss, the mean over the split's sequences, and the task's metrics by name."""
-    logits = predict_logits(model, examples, max_tokens, device, workers)
-    task = examples.split.task
-    labels = torch.tensor(examples.split.labels, dtype=torch.float32 if task.is_regression else torch.int64)
-    loss = sequence_loss(logits, labels).item() / len(examples)
+    return score(
+        predict_logits(model, examples, max_tokens, device, workers), examples.split.labels, examples.split.task
+    )
+
+
+def score(logits: Tensor, labels: Sequence[int] | Sequence[float], task: Task) -> dict[str, float]:
+    """eval_loss and the task's metrics of logits (examples, num_labels) against the labels."""
+    expected = torch.tensor(labels, dtype=torch.float32 if task.is_regression else torch.int64)
+    loss = sequence_loss(logits, expected).item() / len(logits)
     predictions = logits[:, 0] if task.is_regression else logits.argmax(dim=1)
-    values = {name: METRICS[name](predictions.numpy(), labels.numpy()) for name in task.metrics}
+    values = {name: METRICS[name](predictions.numpy(), expected.numpy()) for name in task.metrics}
     return {"eval_loss": loss, **values}

@@ -18,7 +18,7 @@ import torch
 
 from minipeft import __version__
 from minipeft.adapter import read_start, reload_adapter, start_from
-from minipeft.data.tasks import Task, choose_data, get_task, read_split
+from minipeft.data.tasks import Task, choose_data, get_task, read_chunks
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import MAX_TOKENS, choose_device, choose_precision
 from minipeft.errors import MinipeftError
@@ -94,7 +94,7 @@ def train(**settings: Any) -> Result:
     torch.manual_seed(wanted.seed)
     tokenizer = load_tokenizer(model_folder)
     examples, validation = (
-        encode_split(read_split(task, split, source, limit), tokenizer, _not_none(wanted.max_length), config)
+        encode_split(task, read_chunks(task, split, source, limit), tokenizer, _not_none(wanted.max_length), config)
         for split, limit in (("train", wanted.train_limit), (task.validation, wanted.eval_limit))
     )
     model = load_pretrained(model_folder, task.num_labels)

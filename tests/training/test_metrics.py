@@ -131,6 +131,6 @@ def test_a_token_beyond_the_vocabulary_is_refused_with_its_row(tiny_checkpoint: 
     config = load_pretrained(tiny_checkpoint).config
     tokenizer = load_tokenizer(tiny_checkpoint)
     split = Split(get_task("sst2"), ["", "the dog was in the garden"], None, [0, 1])
-    assert len(encode_split(split, tokenizer, 128, config)) == 2
+    assert len(encode_split(split.task, [split], tokenizer, 128, config)) == 2
     with pytest.raises(MinipeftError, match="gives row 1 the token id"):
-        encode_split(split, tokenizer, 128, replace(config, vocab_size=5))
+        encode_split(split.task, [split], tokenizer, 128, replace(config, vocab_size=5))
