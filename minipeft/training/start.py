@@ -31,7 +31,7 @@ LARGEST_VOCABULARY = 16_384  # the table of counts has its square, 1 GiB
 
 @torch.no_grad()
 def start_from_counts(model: MaskedLanguageModel, tokens: np.ndarray[Any, Any]) -> None:
-    """Give a new model its start; `tokens` is the training text's ids, end to end."""
+    """Give a model that has BERT's initialisation its start; `tokens` is the training text's ids, end to end."""
     encoder, config = model.encoder, model.config
     for part in model.modules():
         if isinstance(part, nn.Linear):
@@ -72,7 +72,7 @@ def word_vectors(tokens: np.ndarray[Any, Any], vocab_size: int, size: int) -> Te
     alone = together.sum(1)
     smoothed = alone**0.75 / (alone**0.75).sum()
     ppmi = (together / (alone[:, None] + 1e-9) / (smoothed + 1e-12)).log_().nan_to_num_(0.0, 0.0, 0.0).clamp_(min=0)
-    u, sigma, _ = torch.svd_lowrank(ppmi, q=size + 16, niter=3)
+    u, sigma, _ = torch.svd_lowrank(ppmi, q=min(vocab_size, size + 16), niter=3)
     vectors = u[:, :size] * sigma[:size].sqrt()
     vectors = vectors - vectors.mean(0)
     return vectors / vectors.std() * EMBEDDING_STD
