@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minipeft.data.batching import PackedBatch
+from minipeft.data.rows import lines_of
 from minipeft.data.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.files import parse_json
@@ -22,19 +23,15 @@ MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
 def read_lines(paths: Sequence[str]) -> Iterator[str]:
     """Lines of text files, or the field "text" of each line of jsonl files; empty lines are left out."""
     for path in paths:
-        try:
-            with open(path, encoding="utf-8-sig") as file:
-                for number, line in enumerate(file, 1):
-                    text = line.strip()
-                    if path.endswith(".jsonl"):
-                        try:
-                            text = parse_json(line)["text"].strip()
-                        except (ValueError, KeyError, TypeError, AttributeError):
-                            raise MinipeftError(f'{path}, line {number}: no JSON object with a "text"') from None
-                    if text:
-                        yield text
-        except (OSError, UnicodeDecodeError) as error:
-            raise MinipeftError(f"{path}: cannot be read as text ({error})") from None
+        for number, line in enumerate(lines_of(path), 1):
+            text = line.strip()
+            if path.endswith(".jsonl"):
+                try:
+                    text = parse_json(line)["text"].strip()
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise MinipeftError(f'{path}, line {number}: no JSON object with a "text"') from None
+            if text:
+                yield text
 
 
 def tokenize_lines(lines: Iterator[str], tokenizer: Tokenizer) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -96,7 +96,8 @@ def _lines(place: str, start: Callable[[], BinaryIO]) -> Iterator[str]:
         raise MinipeftError(f"{place}: cannot be read ({error.strerror or error}); check the file") from None
 
 
-def _lines_of(path: str) -> Iterator[str]:
+def lines_of(path: str) -> Iterator[str]:
+    """A file's lines with their ends, one in memory at a time; MinipeftError names the line that is no text."""
     return _lines(path, lambda: open(path, "rb"))
 
 
@@ -207,9 +208,9 @@ def _stripped(line: str) -> str:
 
 
 READERS: dict[str, Callable[[str], Table]] = {
-    ".jsonl": lambda path: _json_table(path, _lines_of(path)),
-    ".csv": lambda path: _delimited_table(path, _lines_of(path), quoted=True),
-    ".tsv": lambda path: _delimited_table(path, _lines_of(path), quoted=False),
+    ".jsonl": lambda path: _json_table(path, lines_of(path)),
+    ".csv": lambda path: _delimited_table(path, lines_of(path), quoted=True),
+    ".tsv": lambda path: _delimited_table(path, lines_of(path), quoted=False),
     ".parquet": _parquet_table,
-    ".txt": lambda path: _text_table(path, _lines_of(path)),
+    ".txt": lambda path: _text_table(path, lines_of(path)),
 }
