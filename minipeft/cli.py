@@ -228,7 +228,8 @@ def _refuse(wanted: dict[str, Any], where: str, *names: str) -> None:
 
 def _pretrain(wanted: dict[str, object]) -> None:
     from minipeft.device import choose_device, choose_precision
-    from minipeft.training.pretrain import PretrainSettings, pretrain
+    from minipeft.training.pretrain import pretrain
+    from minipeft.training.pretrain_settings import PretrainSettings
 
     device = choose_device(str(wanted["device"]))
     wanted |= {"device": device, "precision": choose_precision(str(wanted["precision"]), device)}

@@ -158,7 +158,7 @@ def test_the_flags_are_the_settings_with_the_same_defaults() -> None:
 
 def test_the_pretraining_flags_are_its_settings_with_the_same_defaults() -> None:
     from minipeft.cli import _parser
-    from minipeft.training.pretrain import PretrainSettings
+    from minipeft.training.pretrain_settings import PretrainSettings
 
     flags = vars(_parser().parse_args(["pretrain", "--text", "a", "--output", "b"]))
     automatic = {"command", "text", "output", "device", "precision"}

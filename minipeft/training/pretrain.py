@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,64 +24,30 @@ from tqdm import tqdm
 
 from minipeft.data.batching import PackedBatch, epoch_order, pack
 from minipeft.data.corpus import TokenizedText, mask, read_lines, tokenize_lines
-from minipeft.data.tokenizer import ROBERTA_SPECIALS, Tokenizer, load_tokenizer, train_tokenizer
+from minipeft.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from minipeft.errors import (
     Interrupted,
     MinipeftError,
-    check_seed,
-    finite_number,
-    under_torchrun,
-    whole_number,
 )
 from minipeft.files import make_folder, read_json, write_atomically, write_json, write_lines
 from minipeft.hub import resolve_model
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
-from minipeft.model.config import EncoderConfig, load_config
+from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, initialise
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
-from minipeft.training.start import LARGEST_VOCABULARY, start_from_counts
+from minipeft.training.pretrain_settings import HELD_OUT_EVERY, PretrainSettings, check_settings, new_config
+from minipeft.training.start import start_from_counts
 
-SMALLEST_VOCABULARY = 256 + len(ROBERTA_SPECIALS)
-HELD_OUT_EVERY = 200  # one line in so many is validation text
 _epoch_order = lru_cache(maxsize=1)(epoch_order)  # asked for in every step
 IGNORED = ("resume", "quiet", "checkpoint_minutes", "device")  # a resumed run may change these
-
-
-@dataclass(frozen=True)
-class PretrainSettings:
-    """Settings of a pretraining run; lengths and batch sizes count tokens."""
-
-    text: tuple[str, ...]
-    output: str
-    model: str | None = None  # a checkpoint to go on from; None: a new model and a new tokenizer
-    start: str = "counts"  # of a new model's weights, or "random": see training/start.py
-    vocab_size: int = 8192
-    hidden_size: int = 256
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 4
-    steps: int = 10_000
-    batch_tokens: int = 8192
-    block_length: int = 128
-    long_block_length: int = 512  # for the last tenth of the steps, as in Devlin et al. 2019, A.2
-    lr: float = 1e-3
-    warmup_steps: int = 500
-    weight_decay: float = 0.01
-    dropout: float = 0.0
-    evaluate_every: int = 500
-    checkpoint_minutes: float = 5.0
-    seed: int = 0
-    precision: str = "fp32"
-    device: str = "cpu"
-    resume: bool = False
-    quiet: bool = False
 
 
 def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     """Pretrain; returns validation loss and perplexity. `settings.output` becomes a checkpoint folder."""
     folder = Path(settings.output)
     state_file = folder / "checkpoint" / "state.pt"
-    _check(settings)
+    check_settings(settings)
     _open_folder(folder, settings)
     tokenizer = _tokenizer(folder, settings)
     train_text, validation_text = _tokens(folder, settings, tokenizer)
@@ -197,66 +162,6 @@ def _validation_batches(
         yield mask(pack([text.block(*block) for block in blocks[start : start + count]], config=config), tokenizer)
 
 
-def _check(settings: PretrainSettings) -> None:
-    """Refuse settings and text that cannot be used, before anything is written."""
-    if under_torchrun() and os.environ["WORLD_SIZE"] != "1":
-        raise MinipeftError("pretraining takes one process; start it without torchrun")
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "steps",
-        "batch_tokens",
-        "block_length",
-        "long_block_length",
-        "evaluate_every",
-    ):
-        whole_number(f"--{name.replace('_', '-')}", getattr(settings, name))
-    for name in ("lr", "warmup_steps", "weight_decay", "checkpoint_minutes"):
-        finite_number(f"--{name.replace('_', '-')}", getattr(settings, name), least=0.0)
-    check_seed(settings.seed)
-    if not 0 <= settings.dropout < 1:
-        raise MinipeftError(f"--dropout {settings.dropout} is not a probability below 1")
-    if settings.model is None:
-        if settings.vocab_size < SMALLEST_VOCABULARY:
-            raise MinipeftError(
-                f"--vocab-size {settings.vocab_size} is too small; every byte and the special tokens "
-                f"are {SMALLEST_VOCABULARY}"
-            )
-        if settings.start not in ("counts", "random"):
-            raise MinipeftError(f"--start {settings.start!r} is neither counts nor random")
-        if settings.start == "counts" and settings.vocab_size > LARGEST_VOCABULARY:
-            raise MinipeftError(
-                f"--start counts takes a --vocab-size up to {LARGEST_VOCABULARY}, not {settings.vocab_size}; "
-                "use --start random"
-            )
-        config = _new_config(settings, settings.vocab_size)
-    else:
-        model_folder = resolve_model(settings.model)[0]
-        config = load_config(model_folder)
-        if (size := load_tokenizer(model_folder).vocab_size) > config.vocab_size:
-            raise MinipeftError(
-                f"{model_folder}: the tokenizer has {size} entries, the model {config.vocab_size}; "
-                "use the model's tokenizer"
-            )
-    for name in ("block_length", "long_block_length"):
-        length = getattr(settings, name)
-        if not 3 <= length <= config.max_length:
-            raise MinipeftError(
-                f"--{name.replace('_', '-')} {length} is not between 3 and the {config.max_length} tokens of the model"
-            )
-        if length > settings.batch_tokens:
-            raise MinipeftError(f"--batch-tokens {settings.batch_tokens} is less than one block of {length} tokens")
-    if not (Path(settings.output) / "pretrain.json").is_file():
-        lines = sum(1 for _ in read_lines(settings.text))
-        if lines < HELD_OUT_EVERY:
-            raise MinipeftError(
-                f"{', '.join(settings.text)}: {lines} lines of text; {HELD_OUT_EVERY} or more are needed, "
-                "for one in so many is held out"
-            )
-
-
 def _history(folder: Path) -> list[dict[str, Any]]:
     """The rows of an earlier start's metrics.jsonl."""
     path = folder / "metrics.jsonl"
@@ -321,23 +226,11 @@ def _save_arrays(path: Path, tokens: np.ndarray[Any, Any], offsets: np.ndarray[A
         np.savez(file, tokens=tokens, offsets=offsets)
 
 
-def _new_config(settings: PretrainSettings, vocab_size: int) -> EncoderConfig:
-    return EncoderConfig(
-        vocab_size=vocab_size,
-        hidden_size=settings.hidden_size,
-        num_hidden_layers=settings.num_hidden_layers,
-        num_attention_heads=settings.num_attention_heads,
-        intermediate_size=4 * settings.hidden_size,
-        hidden_dropout_prob=settings.dropout,
-        attention_probs_dropout_prob=settings.dropout,
-    )
-
-
 def _model(settings: PretrainSettings, tokenizer: Tokenizer) -> MaskedLanguageModel:
     if settings.model is not None:
         model: MaskedLanguageModel = load_language_model(resolve_model(settings.model)[0])
     else:
-        config = _new_config(settings, tokenizer.vocab_size)
+        config = new_config(settings, tokenizer.vocab_size)
         model = MaskedLanguageModel(config)
         initialise(model, config.initializer_range)
     # The dropout of pretraining; model.config, which is saved, keeps a given checkpoint's own for fine-tuning.

@@ -25,7 +25,8 @@ from minipeft import MinipeftError, load_pretrained, load_tokenizer, pack
 from minipeft.data.standin import generate
 from minipeft.model.checkpoint import load_language_model
 from minipeft.model.config import EncoderConfig
-from minipeft.training.pretrain import PretrainSettings, TokenizedText, mask, pretrain
+from minipeft.training.pretrain import TokenizedText, mask, pretrain
+from minipeft.training.pretrain_settings import PretrainSettings
 
 
 @pytest.fixture(scope="module")
