@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minipeft.errors import MinipeftError, first_line
-from minipeft.files import in_json, make_folder, read_json, write_together
+from minipeft.errors import MinipeftError, first_line, shown
+from minipeft.files import in_json, make_folder, parse_json, read_json, write_together
 from minipeft.methods import METHODS, Row, apply, method_name
 from minipeft.methods.adapted import AdaptedLinear, adapted_layers
 from minipeft.methods.peft_format import check_fields
@@ -73,8 +73,8 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
     try:
         with torch.device("meta"):
             shape = apply(SequenceClassifier(model.config), method)
-    except MinipeftError as error:
-        raise MinipeftError(f"{folder / CONFIG}: {error}") from None
+    except (MinipeftError, RuntimeError, OverflowError) as error:  # torch's, for sizes that no tensor can have
+        raise MinipeftError(f"{folder / CONFIG}: {first_line(error)}") from None
     names = adapter_tensors(shape)
     own = _head_of_the_model(model, shape, state, folder)
     _check_tensors({theirs: tensor for theirs, tensor in names.items() if theirs not in own}, state, folder)
@@ -97,7 +97,7 @@ def read_adapter(folder: Path, config: EncoderConfig) -> tuple[Any, dict[str, Te
     content = read_json(folder / CONFIG)
     state, details = _read_tensors(folder / WEIGHTS)
     base = details.get("base")
-    if base is not None and base != _base(config):
+    if isinstance(base, dict) and base != _base(config):
         raise MinipeftError(
             f"{folder}: the adapter was trained on {_in_words(base)}, but the model is "
             f"{_in_words(_base(config))}; load the model that it belongs to"
@@ -109,12 +109,21 @@ def read_adapter(folder: Path, config: EncoderConfig) -> tuple[Any, dict[str, Te
     except (MinipeftError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise MinipeftError(f"{folder / CONFIG}: no usable config of a method ({first_line(error)})") from None
     if of_weights != method:
+        name, one, other = _first_difference(method, of_weights)
         raise MinipeftError(
-            f"{folder}: {CONFIG} is of {method!r}, but {WEIGHTS} of {of_weights!r}; save the adapter again"
+            f"{folder}: {name} is {shown(one)} in {CONFIG}, but {shown(other)} in {WEIGHTS}; save the adapter again"
         )
     # With bias="all", peft writes the head's biases again, under its wrapper's names.
     wrappers = (".modules_to_save.default.", ".original_module.")
     return method, {name: state[name] for name in state if not any(part in name for part in wrappers)}, details
+
+
+def _first_difference(method: Any, other: Any) -> tuple[str, Any, Any]:
+    if type(method) is type(other):
+        for name in (f.name for f in fields(method)):
+            if getattr(method, name) != getattr(other, name):
+                return name, getattr(method, name), getattr(other, name)
+    return "the method", method, other
 
 
 @dataclass(frozen=True)
@@ -228,7 +237,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            details = json.loads((file.metadata() or {}).get("minipeft", "{}"))
+            details = parse_json((file.metadata() or {}).get("minipeft", "{}"))
     except FileNotFoundError:
         raise MinipeftError(f"{path} is missing; name the adapter folder of a run") from None
     except (SafetensorError, OSError, ValueError) as error:

@@ -48,10 +48,13 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
 
 def finite_number(name: str, value: Any, least: float = -math.inf) -> float:
     """`value` as a finite float of `least` or more; anything else raises under `name`."""
-    number = math.nan if isinstance(value, (bool, str)) or not hasattr(value, "__float__") else float(value)
+    try:
+        number = math.nan if isinstance(value, (bool, str)) or not hasattr(value, "__float__") else float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.nan
     if not math.isfinite(number) or number < least:
         more = "" if least == -math.inf else f" of {least:g} or more"
-        raise MinipeftError(f"{name} {value!r} is not a finite number{more}")
+        raise MinipeftError(f"{name} {shown(value)} is not a finite number{more}")
     return number
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import largest, padded, ragged, reference_model
+from conftest import largest, padded, ragged, reference_model, run_command
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -182,6 +182,33 @@ def test_a_round_trip_gives_the_same_model_to_the_bit(method: Any, model_type: s
     assert not list((tmp_path / "adapter").glob(".*"))  # nothing is left beside the two files
 
 
+IN_A_FRESH_PROCESS = """
+import sys, torch
+from pathlib import Path
+from minipeft import load_adapter, load_pretrained, pack
+folder = Path(sys.argv[1])
+kept = torch.load(folder / "kept.pt", weights_only=True)
+for name, expected in kept["logits"].items():
+    model = load_adapter(load_pretrained(folder / "base"), folder / name)
+    with torch.no_grad():
+        assert torch.equal(model(pack(kept["ids"], config=model.config)), expected), name
+print(len(kept["logits"]))
+"""
+
+
+def test_every_adapter_round_trips_in_a_fresh_process(tmp_path: Path) -> None:
+    reference_model().save_pretrained(tmp_path / "base")
+    expected = {}
+    for number, method in enumerate(METHODS):
+        model = trained(tmp_path / "base", method)
+        save_adapter(model, tmp_path / str(number))
+        expected[str(number)] = logits(model)
+    torch.save({"ids": ragged(LENGTHS), "logits": expected}, tmp_path / "kept.pt")
+    done = run_command("-c", IN_A_FRESH_PROCESS, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(METHODS)
+
+
 def test_an_adapter_on_bfloat16_weights_round_trips_in_float32(checkpoint: Path, tmp_path: Path) -> None:
     model = trained(checkpoint, LoRA(), dtype=torch.bfloat16)
     save_adapter(model, tmp_path / "adapter")
@@ -318,6 +345,10 @@ def test_a_damaged_or_missing_file_is_named_in_one_line(
     [
         ("bias", "all"),
         ("use_dora", True),  # its vectors are not in the file
+        ("r", 10**12),
+        ("r", 10**400),
+        ("lora_alpha", 10**400),
+        ("rank_pattern", {"query": 10**400}),
         ("rank_pattern", {"query": 4}),  # A and B have rank 2
         ("rank_pattern", {"query": "4"}),
         ("rank_pattern", {"((": 4}),
@@ -358,6 +389,27 @@ def test_a_setting_that_cannot_be_kept_is_refused_by_name(
     assert str(saved) in str(caught.value) and "\n" not in str(caught.value)
     if field not in ("use_dora", "bias", "rank_pattern", "layers_to_transform", "exclude_modules", "modules_to_save"):
         assert named in str(caught.value)  # the others show in the tensors too, which may be named first
+
+
+@pytest.mark.parametrize("from_peft", [False, True])
+@pytest.mark.parametrize("rank", [10**12, 10**400])
+def test_a_rank_that_no_machine_holds_is_refused(rank: int, from_peft: bool, saved: Path, checkpoint: Path) -> None:
+    if from_peft:  # peft's weights say nothing of the config
+        save_file(load_file(saved / WEIGHTS), saved / WEIGHTS, metadata={"format": "pt"})
+    edit_config(saved, r=rank)
+    with pytest.raises(MinipeftError, match=str(saved)) as caught:
+        load_adapter(load_pretrained(checkpoint), saved)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("details", ["[" * 100_000, "7", '{"labels": 5, "base": 5, "config": 5}'])
+def test_odd_details_in_the_weights_are_refused_or_ignored(details: str, saved: Path, checkpoint: Path) -> None:
+    expected = logits(load_adapter(load_pretrained(checkpoint), saved))
+    save_file(load_file(saved / WEIGHTS), saved / WEIGHTS, metadata={"minipeft": details})
+    try:
+        assert torch.equal(logits(load_adapter(load_pretrained(checkpoint), saved)), expected)
+    except MinipeftError as error:
+        assert str(saved) in str(error) and "nested too deeply" in str(error)
 
 
 def test_every_field_of_pefts_config_is_either_understood_or_known_to_change_nothing() -> None:
