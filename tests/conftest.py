@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -160,6 +164,25 @@ def largest(a: Tensor, b: Tensor) -> float:
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a child process: no network, this checkout's package."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY), **extra}
+
+
+def details_of(adapter: Path) -> dict[str, Any]:
+    """What travels with an adapter's tensors: labels, task, score, epoch."""
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        details: dict[str, Any] = json.loads(file.metadata()["minipeft"])
+        return details
+
+
+def forget_details(adapter: Path) -> None:
+    """Leave an adapter's tensors alone, as peft writes them: without the config that minipeft compares."""
+    save_file(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def usual_warnings() -> Iterator[None]:
+    """--quiet silences the logger of its process, which in the tests is the process of all."""
+    yield
+    logging.getLogger("minipeft").setLevel(logging.NOTSET)
 
 
 def run_command(*arguments: object, **extra: str) -> subprocess.CompletedProcess[str]:

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import REPOSITORY, environment
-
-from minipeft.adapter import read_adapter
+from conftest import REPOSITORY, details_of, environment
 
 TIMES = ("seconds", "samples_per_second")
 BAR = r"\d+/\d+ \["
@@ -111,7 +109,7 @@ def assert_whole(folder: Path) -> None:
     rows = history(folder) if (folder / "metrics.jsonl").exists() else []
     assert epochs - 1 <= len(rows) <= epochs
     if (folder / "adapter" / "adapter_model.safetensors").exists():
-        assert 1 <= read_adapter(folder / "adapter")[1]["epoch"] <= epochs
+        assert 1 <= details_of(folder / "adapter")["epoch"] <= epochs
     else:
         assert epochs <= 1
 

@@ -153,6 +153,6 @@ def test_weights_that_were_saved_with_another_config_are_refused(tiny_checkpoint
     for alpha in (4, 8):
         save_adapter(apply(load_pretrained(tiny_checkpoint), LoRA(rank=2, alpha=alpha)), tmp_path / str(alpha))
     shutil.copyfile(tmp_path / "8" / "adapter_config.json", tmp_path / "4" / "adapter_config.json")
-    with pytest.raises(MinipeftError, match=r"alpha=8\.0.*alpha=4\.0.*save the adapter again"):
+    with pytest.raises(MinipeftError, match=r"alpha is 8\.0.*4\.0.*save the adapter again"):
         load_adapter(load_pretrained(tiny_checkpoint), tmp_path / "4")
     load_adapter(load_pretrained(tiny_checkpoint), tmp_path / "8")

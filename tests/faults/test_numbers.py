@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import details_of
 from runs import history, state
 
 from minipeft import MinipeftError, load_run, train
-from minipeft.adapter import read_adapter
 
 SETTINGS: dict[str, Any] = {
     "task": "rte",
@@ -58,6 +58,6 @@ def test_a_spike_of_the_loss_does_not_end_a_run(tiny_checkpoint: Path, small_dat
     content = train(**settings, output=str(tmp_path / "run"), lr=1.0, warmup_steps=10).content
     losses = [row["train_loss"] for row in history(tmp_path / "run")]
     assert len(losses) == 6 and max(losses) > 3 * min(losses), f"no spike in {losses}"
-    assert read_adapter(tmp_path / "run" / "adapter")[1]["epoch"] == content["best"]["epoch"]
+    assert details_of(tmp_path / "run" / "adapter")["epoch"] == content["best"]["epoch"]
     assert load_run(tmp_path / "run").evaluate()["accuracy"] == content["best"]["value"]
     assert json.loads((tmp_path / "run" / "result.json").read_text())["last"]["epoch"] == 6

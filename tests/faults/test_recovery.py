@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import contents
+from conftest import contents, details_of
 from runs import assert_same, history, state
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from minipeft import MinipeftError, load_run, train
-from minipeft.adapter import read_adapter
 
 SETTINGS: dict[str, Any] = {
     "task": "rte",
@@ -101,7 +100,7 @@ def test_an_adapter_that_is_not_the_checkpoint_s_best_is_refused(copy: Path, set
     """Such as one copied from another run: result.json would give it the figures of the best epoch."""
     weights, best = copy / "adapter" / "adapter_model.safetensors", best_epoch(copy)
     assert best < 4, "the best epoch is the last, whose adapter is in the checkpoint"
-    tensors, details = read_adapter(copy / "adapter")
+    tensors, details = load_file(weights), details_of(copy / "adapter")
     weights.unlink()
     before = contents(copy)
     with pytest.raises(MinipeftError, match=r"adapter_model\.safetensors is missing"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import largest, padded, ragged, reference_model
+from conftest import forget_details, largest, padded, ragged, reference_model
 from peft_agreement import LENGTHS, check_logits_and_gradients, check_training, pair
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -172,6 +172,7 @@ def test_an_export_loads_in_transformers_with_the_same_logits(checkpoint: Path, 
 )
 def test_what_does_not_fit_is_named(fields: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path) -> None:
     save_adapter(apply(load_pretrained(checkpoint), IA3()), tmp_path)
+    forget_details(tmp_path)
     content = json.loads((tmp_path / CONFIG).read_text())
     (tmp_path / CONFIG).write_text(json.dumps(content | fields))
     with pytest.raises(MinipeftError, match=message) as caught:

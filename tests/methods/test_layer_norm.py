@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import largest, padded, ragged, reference_model
+from conftest import forget_details, largest, padded, ragged, reference_model
 from peft_agreement import LENGTHS, check_logits_and_gradients, check_training, pair
 from torch import Tensor
 
@@ -137,6 +137,7 @@ def test_merging_changes_nothing_and_an_export_loads_in_transformers(checkpoint:
 def test_what_does_not_fit_is_named(fields: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path) -> None:
     save_adapter(apply(load_pretrained(checkpoint), LayerNormTuning()), tmp_path)
     path = tmp_path / "adapter_config.json"
+    forget_details(path.parent)
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(MinipeftError, match=message) as caught:
         load_adapter(load_pretrained(checkpoint), tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import largest, padded, ragged, reference_model
+from conftest import forget_details, largest, padded, ragged, reference_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -325,6 +325,7 @@ def test_a_field_that_does_not_fit_is_refused_by_name(
 ) -> None:
     save_adapter(trained(checkpoint, method), tmp_path / "adapter")
     path = tmp_path / "adapter" / CONFIG
+    forget_details(path.parent)
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(MinipeftError, match=message) as caught:
         load_adapter(load_pretrained(checkpoint), tmp_path / "adapter")
