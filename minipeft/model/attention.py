@@ -23,7 +23,8 @@ Prefix = tuple[Tensor, Tensor]
 PADDING_BOUND = 0.15
 
 # On the CPU, sequences up to this length are faster through matrix products than through the fused kernel (in
-# bfloat16 by a factor of 3 to 6); beyond it the fused kernel saves the memory of the weights.
+# bfloat16 by a factor of 3 to 6); beyond it the fused kernel saves the memory of the weights. The products are in
+# float32: every group has a shape of its own, and a bfloat16 kernel is compiled anew for each.
 LONGEST_BY_PRODUCTS = 256
 
 
@@ -170,10 +171,12 @@ def _behind(prefix: Tensor, x: Tensor) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     if q.device.type != "cpu" or k.shape[-2] > LONGEST_BY_PRODUCTS:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    dtype = q.dtype
+    q, k, v = q.float(), k.float(), v.float()
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
     if mask is not None:
         scores += mask
-    return F.dropout(torch.softmax(scores, dim=-1), dropout) @ v
+    return (F.dropout(torch.softmax(scores, dim=-1), dropout) @ v).to(dtype)
 
 
 def _rearrange(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
