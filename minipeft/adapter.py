@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -97,9 +98,9 @@ def read_adapter(folder: Path, config: EncoderConfig) -> tuple[Any, dict[str, Te
     content = read_json(folder / CONFIG)
     state, details = _read_tensors(folder / WEIGHTS)
     base = details.get("base")
-    if isinstance(base, dict) and base != _base(config):
+    if isinstance(base, dict) and (of_adapter := _base(config) | base) != _base(config):  # older files say less
         raise MinipeftError(
-            f"{folder}: the adapter was trained on {_in_words(base)}, but the model is "
+            f"{folder}: the adapter was trained on {_in_words(of_adapter)}, but the model is "
             f"{_in_words(_base(config))}; load the model that it belongs to"
         )
     try:
@@ -113,9 +114,9 @@ def read_adapter(folder: Path, config: EncoderConfig) -> tuple[Any, dict[str, Te
         raise MinipeftError(
             f"{folder}: {name} is {shown(one)} in {CONFIG}, but {shown(other)} in {WEIGHTS}; save the adapter again"
         )
-    # With bias="all", peft writes the head's biases again, under its wrapper's names.
-    wrappers = (".modules_to_save.default.", ".original_module.")
-    return method, {name: state[name] for name in state if not any(part in name for part in wrappers)}, details
+    # With bias="all", peft writes the biases of modules_to_save again, under its wrappers' names.
+    again = re.compile(r"\.(modules_to_save|original_module)\.(.*\.)?bias$")
+    return method, {name: tensor for name, tensor in state.items() if not again.search(name)}, details
 
 
 def _first_difference(method: Any, other: Any) -> tuple[str, Any, Any]:
@@ -197,7 +198,8 @@ def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], folder
     """Every tensor that the model has is in the file with its shape, and no other is."""
     for name, tensor in expected.items():
         if name not in state:
-            raise MinipeftError(f"{folder / WEIGHTS}: tensor {name} is missing; the file is not whole")
+            remedy = _other_layers(expected, state) or "the file is not whole"
+            raise MinipeftError(f"{folder / WEIGHTS}: tensor {name} is missing; {remedy}")
         if state[name].shape != tensor.shape:
             raise MinipeftError(
                 f"{folder / WEIGHTS}: {name} has shape {tuple(state[name].shape)}, but the model "
@@ -206,8 +208,19 @@ def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], folder
     if unused := sorted(set(state) - set(expected)):
         raise MinipeftError(
             f"{folder / WEIGHTS}: nothing uses tensor {unused[0]} (and {len(unused) - 1} more); "
-            "the adapter belongs to another model or method"
+            f"{_other_layers(expected, state) or 'the adapter belongs to another model or method'}"
         )
+
+
+def _other_layers(expected: Iterable[str], state: Iterable[str]) -> str:
+    """What to say where a file's tensors end at another layer than the model's; nothing where they do not."""
+    asked, found = (
+        max((int(number) for name in names for number in re.findall(r"\.layer\.(\d+)\.", name)), default=-1) + 1
+        for names in (expected, state)
+    )
+    if asked == found:
+        return ""
+    return f"it holds tensors up to layer {found}, the model asks for {asked}: load the model that it belongs to"
 
 
 @torch.no_grad()
@@ -246,13 +259,15 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _base(config: EncoderConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
+    names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size")
+    return {name: getattr(config, name) for name in names}
 
 
 def _in_words(base: dict[str, Any]) -> str:
     return (
         f"{base.get('model_type')} with {base.get('num_hidden_layers')} layers of {base.get('hidden_size')} "
-        f"and {base.get('vocab_size')} tokens"
+        f"and {base.get('vocab_size')} tokens, {base.get('num_attention_heads')} heads and an inner size of "
+        f"{base.get('intermediate_size')}"
     )
 
 

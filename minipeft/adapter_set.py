@@ -99,7 +99,10 @@ class AdapterSet(nn.Module):
         model = self.model
         labels = details.get("labels") or list(self._own_config.id2label.values())
         model.config = self._own_config.with_labels([str(label) for label in labels])
-        model.head = ClassificationHead(model.config).to(self._own_head.dense.weight.device).eval()
+        if len(labels) == self._own_config.num_labels:  # a file of peft's may hold no head
+            model.head = copy.deepcopy(self._own_head)
+        else:
+            model.head = ClassificationHead(model.config).to(self._own_head.dense.weight.device).eval()
         for layer, target, frozen, _ in self._places:
             setattr(layer, target, frozen)
         try:
@@ -173,6 +176,8 @@ class AdapterSet(nn.Module):
         if name in self.heads or not name or "." in name:
             taken = ", ".join(self.heads) or "none so far"
             raise MinipeftError(f"adapter name {name!r} is taken, empty or has a dot in it; taken: {taken}")
+        if any(hasattr(part, name) for part in (self.heads, nn.ParameterDict())):  # what holds the adapters
+            raise MinipeftError(f"adapter name {name!r} is a word of torch's own; add something to it")
 
     def _check_known(self, name: str) -> None:
         if name not in self.heads:

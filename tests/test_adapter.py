@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import largest, padded, ragged, reference_model, run_command
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -163,6 +164,30 @@ def test_an_adapter_that_peft_saved_loads_with_the_same_logits(model_type: str, 
     assert model.method.rank == 3 and model.method.alpha == 5 and model.method.dropout == 0.1
 
 
+@pytest.mark.parametrize("name", ["default", "other"])
+@pytest.mark.parametrize("whole", [[], ["LayerNorm"]])
+@pytest.mark.parametrize("model_type", ["roberta", "bert"])
+def test_every_bias_of_an_adapter_of_pefts_is_read_whatever_wraps_it(
+    model_type: str, whole: list[str], name: str, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    reference = reference_model(model_type)
+    reference.save_pretrained(tmp_path / "base")
+    head = ["pooler", "classifier"] if model_type == "bert" else ["classifier"]
+    config = LoraConfig(task_type="SEQ_CLS", bias="all", modules_to_save=[*head, *whole])
+    wrapped = get_peft_model(reference, config, adapter_name=name)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    folder = tmp_path / "adapter" / ("" if name == "default" else name)
+    model = load_adapter(load_pretrained(tmp_path / "base"), folder)
+    assert largest(logits(model), reference_logits(wrapped)) < 1e-5
+
+
 # -------------------------------------------------------------------------------------------------------- round trips
 
 
@@ -293,6 +318,8 @@ def saved(checkpoint: Path, tmp_path: Path) -> Path:
         ("roberta", {"num_hidden_layers": 2}, "2 layers"),
         ("roberta", {"vocab_size": 301}, "301"),
         ("roberta", {"hidden_size": 51}, "51"),
+        ("roberta", {"num_attention_heads": 4}, "4 heads"),
+        ("roberta", {"intermediate_size": 96}, "96"),
     ],
 )
 def test_an_adapter_of_another_base_is_refused(
@@ -301,6 +328,24 @@ def test_an_adapter_of_another_base_is_refused(
     reference_model(model_type, **shape).save_pretrained(tmp_path / "other")
     with pytest.raises(MinipeftError, match=f"trained on roberta with 3 layers of 48 and 300 tokens.*{message}"):
         load_adapter(load_pretrained(tmp_path / "other"), saved)
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+def test_a_file_that_says_nothing_of_its_base_is_refused_by_the_number_of_layers(
+    layers: int, saved: Path, tmp_path: Path
+) -> None:
+    reference_model(num_hidden_layers=layers).save_pretrained(tmp_path / "other")
+    save_file(load_file(saved / WEIGHTS), saved / WEIGHTS)
+    with pytest.raises(MinipeftError, match=f"tensors up to layer 3, the model asks for {layers}"):
+        load_adapter(load_pretrained(tmp_path / "other"), saved)
+
+
+def test_a_file_of_an_older_minipeft_says_less_of_its_base(saved: Path, checkpoint: Path) -> None:
+    with safe_open(saved / WEIGHTS, framework="pt") as file:
+        details = json.loads(file.metadata()["minipeft"])
+    del details["base"]["num_attention_heads"], details["base"]["intermediate_size"]
+    save_file(load_file(saved / WEIGHTS), saved / WEIGHTS, metadata={"minipeft": json.dumps(details)})
+    assert load_adapter(load_pretrained(checkpoint), saved).method == LoRA(rank=2)
 
 
 def test_an_adapter_for_other_labels_is_refused(saved: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import largest, ragged, reference_model
+from conftest import largest, padded, ragged, reference_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -91,6 +91,25 @@ def test_each_sequence_goes_through_its_own_adapter(model_type: str, base: Path)
     assert max(abs(float(a - b)) for a, b in zip(logits[0, :2], logits[1, :2], strict=True)) > 1e-3
 
 
+def test_an_adapter_that_holds_no_head_takes_the_bases_own(base: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    reference = AutoModelForSequenceClassification.from_pretrained(base / "roberta")
+    wrapped = get_peft_model(reference, LoraConfig(init_lora_weights=False)).eval()  # B random too
+    wrapped.save_pretrained(tmp_path)
+    adapters = AdapterSet(load_pretrained(base / "roberta"))
+    adapters.load("headless", tmp_path)
+    adapters.switch("headless")
+    ids = ragged(LENGTHS)
+    with torch.no_grad():
+        expected = wrapped(**padded(ids)).logits
+    logits = adapters(pack(ids, config=adapters.model.config))
+    assert largest(logits, expected) < 1e-5
+    adapters.switch(None)
+    assert largest(adapters(pack(ids, config=adapters.model.config)), logits) > 1e-3
+
+
 @given(names=st.lists(st.sampled_from([None, *ADAPTERS]), min_size=1, max_size=6), seed=st.integers(0, 99))
 @settings(max_examples=15, deadline=None)
 def test_any_mix_equals_switching(base: Path, names: list[str | None], seed: int) -> None:
@@ -159,6 +178,9 @@ def test_what_cannot_be_is_refused_by_name(base: Path, tmp_path: Path) -> None:
         adapters(batch, ["plain"])
     with pytest.raises(MinipeftError, match="'plain' is taken"):
         adapters.load("plain", base / "roberta" / "plain")
+    for name in ("train", "keys", "copy"):
+        with pytest.raises(MinipeftError, match=f"'{name}' is a word of torch's own"):
+            adapters.load(name, base / "roberta" / "plain")
     with pytest.raises(MinipeftError, match="takes LoRA of A and B alone, not BitFit"):
         save_adapter(apply(load_pretrained(base / "roberta"), BitFit()), tmp_path / "bitfit")
         adapters.load("bitfit", tmp_path / "bitfit")

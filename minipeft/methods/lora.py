@@ -137,10 +137,6 @@ class LoRALinear(AdaptedLinear):
     def _start_at_the_principal_part(self) -> None:
         """PiSSA: W = U Σ Vᵀ; s · B A is its first `rank` terms, √Σ on each side, and the frozen weight is the rest."""
         rank = len(self.lora_A)
-        if rank > min(self.weight.shape):
-            raise MinipeftError(
-                f"rank {rank} is more than the {min(self.weight.shape)} singular values that pissa starts from"
-            )
         u, sigma, v = torch.linalg.svd(self.weight.float(), full_matrices=False)
         root = (sigma[:rank] / self.scaling).sqrt()
         self.lora_A.copy_(root[:, None] * v[:rank])
@@ -157,7 +153,7 @@ def install(model: SequenceClassifier, method: LoRA) -> None:
 def install_low_rank(model: SequenceClassifier, method: LoRA, kind: type[LoRALinear]) -> None:
     """Replace the targets by layers of `kind`, and let the biases and modules train that `method` names."""
     _check_patterns(method, model.config)
-    whole = [model.get_submodule(name) for suffix in method.modules_to_save for name in _modules(model, suffix)]
+    whole = [model.get_submodule(name) for suffix in method.modules_to_save for name in _modules(model, method, suffix)]
     for layer, number, target, frozen in targeted(model, method.targets):
         if rank := method.rank_of(number, target):
             alpha = method.alpha_of(number, target)
@@ -185,14 +181,22 @@ def _check_patterns(method: LoRA, config: EncoderConfig) -> None:
                 )
     if not any(method.rank_of(*place) for place in places):
         raise MinipeftError("rank_pattern gives every layer rank 0; leave one in")
+    for layer, target in places if method.init == "pissa" else ():
+        inner = config.intermediate_size if target in ("intermediate", "ffn_output") else config.hidden_size
+        if (rank := method.rank_of(layer, target)) > (most := min(config.hidden_size, inner)):
+            raise MinipeftError(
+                f"rank {rank} of {target} is more than the {most} singular values that pissa starts from"
+            )
 
 
-def _modules(model: SequenceClassifier, suffix: str) -> list[str]:
+def _modules(model: SequenceClassifier, method: LoRA, suffix: str) -> list[str]:
     found = [name for name in modules_named(model, suffix, model.config) if name.startswith("encoder.")]
     if not found:
         raise MinipeftError(f"modules_to_save names {suffix!r}, which is no module of the encoder; LayerNorm is one")
-    if any(name.rpartition(".")[2] in LINEAR_NAMES for name in found):
-        raise MinipeftError(f"modules_to_save names {suffix!r}, a linear layer; name it in targets")
+    for name in found:
+        *_, layer, target = name.split(".")
+        if target in method.targets and method.rank_of(int(layer), target):
+            raise MinipeftError(f"modules_to_save names {suffix!r}, {target} of layer {layer}, which is a target too")
     return found
 
 

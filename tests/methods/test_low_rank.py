@@ -68,6 +68,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], LoRA]] = {
     "bias-all": ({"bias": "all"}, LoRA(8, 8, bias="all")),
     "bias-lora-only": ({"bias": "lora_only"}, LoRA(8, 8, bias="lora_only")),
     "layer-norms-too": ({"modules_to_save": ["LayerNorm"]}, LoRA(8, 8, modules_to_save=("LayerNorm",))),
+    "a-linear-layer-too": (
+        {"modules_to_save": ["intermediate.dense"]},
+        LoRA(8, 8, modules_to_save=("intermediate.dense",)),
+    ),
     "dora": ({"r": 4, "use_dora": True}, DoRA(4, 8)),
     "dora-rslora-all-linear": (
         {
@@ -236,8 +240,8 @@ def test_lora_plus_gives_b_a_larger_learning_rate(checkpoint: Path) -> None:
         ({"alpha_pattern": {"query.1": 4}}, "alpha_pattern names 'query.1'"),
         ({"rank_pattern": {"query": 0, "value": 0}}, "rank 0"),
         ({"modules_to_save": ("norm",)}, "'norm'"),
-        ({"modules_to_save": ("key",)}, "name it in targets"),
-        ({"init": "pissa", "rank": 49}, "rank 49 is more than the 48"),
+        ({"modules_to_save": ("value",)}, "names 'value', value of layer 0, which is a target too"),
+        ({"init": "pissa", "rank": 49}, "rank 49 of query is more than the 48"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_by_name(
@@ -245,6 +249,15 @@ def test_what_does_not_fit_the_model_is_refused_by_name(
 ) -> None:
     with pytest.raises(MinipeftError, match=message):
         apply(load_pretrained(checkpoint), LoRA(**settings))
+
+
+def test_a_rank_that_only_a_later_layer_refuses_leaves_the_earlier_as_they_were(checkpoint: Path) -> None:
+    model = load_pretrained(checkpoint)
+    ids = ragged(LENGTHS)
+    before = our_logits(model, ids)
+    with pytest.raises(MinipeftError, match="rank 49 of value is more than the 48 singular values"):
+        apply(model, LoRA(2, init="pissa", rank_pattern={"2.value": 49}))
+    assert largest(our_logits(apply(model, LoRA(2)), ids), before) < 1e-6
 
 
 @pytest.mark.parametrize(
