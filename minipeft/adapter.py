@@ -205,6 +205,8 @@ def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], folder
                 f"{folder / WEIGHTS}: {name} has shape {tuple(state[name].shape)}, but the model "
                 f"asks for {tuple(tensor.shape)}; load the model that the adapter belongs to"
             )
+        if not state[name].is_floating_point():
+            raise MinipeftError(f"{folder / WEIGHTS}: {name} holds {state[name].dtype}, no floating-point numbers")
     if unused := sorted(set(state) - set(expected)):
         raise MinipeftError(
             f"{folder / WEIGHTS}: nothing uses tensor {unused[0]} (and {len(unused) - 1} more); "

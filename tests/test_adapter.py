@@ -363,6 +363,7 @@ A = "base_model.model.roberta.encoder.layer.1.attention.self.value.lora_A.weight
         (lambda state: {name: state[name] for name in state if name != A}, f"{A} is missing"),
         (lambda state: state | {A.replace("value", "key"): state[A].clone()}, r"nothing uses tensor \S*key\.lora_A"),
         (lambda state: state | {A: torch.zeros(3, 48)}, r"value\.lora_A\.weight has shape \(3, 48\).*\(2, 48\)"),
+        (lambda state: state | {A: torch.zeros(2, 48, dtype=torch.int32)}, r"value\.lora_A\.weight holds torch\.int32"),
         (lambda state: {}, "missing"),
     ],
 )
