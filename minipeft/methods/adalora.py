@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, finite_number, whole_number
-from minipeft.methods.adapted import AdaptedLinear, check_targets, targeted
+from minipeft.methods.adapted import (
+    AdaptedLinear,
+    check_modules,
+    check_targets,
+    targeted,
+    train_biases,
+    train_whole,
+)
+from minipeft.methods.lora import BIASES
 from minipeft.methods.peft_format import PeftFormat, check_fields, module_path, read_targets, write_targets
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import LINEAR_NAMES, Linear, SequenceClassifier
@@ -34,6 +42,8 @@ class AdaLoRA:
     delta_t       between tinit and tfinal, the number of steps from one pruning to the next
     beta1, beta2  how much the averages of sensitivity and uncertainty keep in a step (equations 9 and 10)
     orth_weight   weight of the penalty that keeps P and Q orthogonal (equation 4)
+    bias          biases that train as well: "none", "all" of the encoder's, or "lora_only", the targets'
+    modules_to_save   modules of the encoder that train whole, by transformers' names
     rank_pattern  of an adapter that was pruned and cut: the ranks that are less than init_rank, {"11.query": 5}
 
     An adapter saved before the last `tfinal` steps, a run's best epoch say, has more singular values than in the end.
@@ -52,6 +62,8 @@ class AdaLoRA:
     beta2: float = 0.85
     orth_weight: float = 0.5
     rank_pattern: dict[str, int] = field(default_factory=dict)
+    bias: str = "none"
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("target_rank", 1), ("init_rank", 1), ("tinit", 0), ("tfinal", 0), ("delta_t", 1)):
@@ -68,6 +80,9 @@ class AdaLoRA:
             if not 0 < getattr(self, name) < 1:
                 raise MinipeftError(f"{name} {getattr(self, name)!r} is not between 0 and 1")
         object.__setattr__(self, "targets", check_targets(self.targets))
+        if self.bias not in BIASES:
+            raise MinipeftError(f"unknown bias {self.bias!r}; one of {', '.join(BIASES)}")
+        object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
         if not isinstance(self.rank_pattern, dict):
             raise MinipeftError(f'rank_pattern {self.rank_pattern!r} is no table; write it like {{"11.query": 5}}')
         for key, rank in self.rank_pattern.items():
@@ -129,10 +144,12 @@ def install(model: SequenceClassifier, method: AdaLoRA) -> None:
     places = {f"{layer}.{target}" for layer in range(model.config.num_hidden_layers) for target in method.targets}
     if unknown := [key for key in method.rank_pattern if key not in places]:
         raise MinipeftError(f'rank_pattern names {unknown[0]!r}, which is no targeted layer; write "11.query"')
+    train_whole(model, method.modules_to_save, [f"layers.{place}" for place in places])
     scaling = method.alpha / (method.init_rank + 1e-5)  # peft's, so that a file gives the same logits here and there
     for layer, number, target, frozen in targeted(model, method.targets):
         rank = method.rank_pattern.get(f"{number}.{target}", method.init_rank)
         setattr(layer, target, AdaLoRALinear(frozen, rank, scaling, method.dropout))
+    train_biases(model, method.bias)
 
 
 def penalty(model: SequenceClassifier) -> Tensor:
@@ -209,7 +226,7 @@ FIELDS = {
 KNOWN = {
     *FIELDS,
     *("target_modules", "exclude_modules", "layers_to_transform", "rank_pattern"),
-    *("total_step", "r", "init_lora_weights"),
+    *("bias", "total_step", "r", "init_lora_weights"),
 }
 
 
@@ -227,7 +244,8 @@ def to_peft(method: AdaLoRA, config: EncoderConfig) -> dict[str, Any]:
         "total_step": method.tinit + method.tfinal + 1,
         "target_modules": write_targets(config, places),
         "rank_pattern": pattern or None,
-        "bias": "none",
+        "bias": method.bias,
+        "modules_to_save": list(method.modules_to_save),
         "fan_in_fan_out": False,
     }
 
@@ -243,6 +261,7 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> AdaLoRA:
     if len(targets) != config.num_hidden_layers * len(names):
         raise MinipeftError("target_modules names a layer's linear layers here and not there; AdaLoRA takes all layers")
     given = {ours: content[theirs] for theirs, ours in FIELDS.items() if theirs in content}
+    given |= {"bias": content.get("bias", "none"), "modules_to_save": content.get("modules_to_save") or ()}
     method = AdaLoRA(**{"alpha": 8, **given, "targets": names})  # 8 is peft's default
     places = {f"{path}.lora_E": f"{layer}.{target}" for (layer, target), path in targets.items()}
     pattern = content.get("rank_pattern") or {}

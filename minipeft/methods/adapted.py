@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError
+from minipeft.model.checkpoint import modules_named
 from minipeft.model.roberta import LINEAR_NAMES, EncoderLayer, Linear, SequenceClassifier
 
 PEFT_NAMES = {"attention.output.dense": "output", "intermediate.dense": "intermediate", "output.dense": "ffn_output"}
@@ -79,6 +80,47 @@ def targeted(model: SequenceClassifier, targets: tuple[str, ...]) -> Iterator[tu
         assert isinstance(layer, EncoderLayer)
         for target in targets:
             yield layer, number, target, getattr(layer, target)
+
+
+HEADS = ("classifier", "score", "pooler")  # the head trains in every method; "score" is peft's name for other models'
+
+
+def check_modules(modules: Any) -> tuple[str, ...]:
+    """modules_to_save as a tuple of names without the head, which trains anyhow."""
+    modules = (modules,) if isinstance(modules, str) else modules or ()
+    if not isinstance(modules, (tuple, list)) or not all(isinstance(name, str) for name in modules):
+        raise MinipeftError(f"modules_to_save {modules!r} is no list of names; LayerNorm is one")
+    return tuple(dict.fromkeys(name for name in modules if name not in HEADS))
+
+
+def train_whole(model: SequenceClassifier, modules: tuple[str, ...], adapted: Collection[str]) -> None:
+    """Let modules of the encoder train as they are, named as transformers names them or by the end of that.
+
+    adapted: paths of linear layers here ("layers.0.query") that the method is about to change. Raises MinipeftError,
+    before anything is changed, for a name that fits no module, or one of these.
+    """
+    found = []
+    for suffix in modules:
+        names = [name for name in modules_named(model, suffix, model.config) if name.startswith("encoder.")]
+        if not names:
+            raise MinipeftError(
+                f"modules_to_save names {suffix!r}, which is no module of the encoder; LayerNorm is one"
+            )
+        for name in names:
+            if name.removeprefix("encoder.") in adapted:
+                raise MinipeftError(f"modules_to_save names {suffix!r}: {name} is a target too; name it once")
+        found += names
+    for name in found:
+        model.get_submodule(name).requires_grad_(True)
+
+
+def train_biases(model: SequenceClassifier, bias: str) -> None:
+    """Let biases train: "all" of the encoder's, or those of the adapted layers alone ("lora_only", "vera_only")."""
+    for name, parameter in model.encoder.named_parameters() if bias == "all" else ():
+        if name.endswith(".bias"):
+            parameter.requires_grad_(True)
+    for layer in adapted_layers(model) if bias.endswith("_only") else ():
+        layer.bias.requires_grad_(True)
 
 
 def adapted_layers(model: SequenceClassifier) -> list[AdaptedLinear]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError
-from minipeft.methods.adapted import AdaptedLinear, check_targets, targeted
+from minipeft.methods.adapted import AdaptedLinear, check_modules, check_targets, targeted, train_whole
 from minipeft.methods.peft_format import (
     PeftFormat,
     check_fields,
@@ -29,6 +29,7 @@ class IA3:
 
     targets         linear layers that get a vector: query, key, value, output, intermediate, ffn_output
     feedforward     those of the targets whose input is scaled; the others' output is
+    modules_to_save modules of the encoder that train whole, by transformers' names
 
     Parameters: in_features for each target in feedforward and out_features for each other, in each layer; 55,296 for
     roberta-base with the paper's three. Raises MinipeftError for an unknown target.
@@ -36,11 +37,13 @@ class IA3:
 
     targets: tuple[str, ...] = ("key", "value", "ffn_output")
     feedforward: tuple[str, ...] = ("output", "ffn_output")
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", check_targets(self.targets))
         scaled = check_targets(self.feedforward) if self.feedforward else ()
         object.__setattr__(self, "feedforward", tuple(target for target in self.targets if target in scaled))
+        object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
 
 
 class IA3Linear(AdaptedLinear):
@@ -72,7 +75,9 @@ class IA3Linear(AdaptedLinear):
 
 
 def install(model: SequenceClassifier, method: IA3) -> None:
-    for layer, _, target, frozen in targeted(model, method.targets):
+    places = list(targeted(model, method.targets))
+    train_whole(model, method.modules_to_save, [f"layers.{number}.{target}" for _, number, target, _ in places])
+    for layer, _, target, frozen in places:
         setattr(layer, target, IA3Linear(frozen, target in method.feedforward))
 
 
@@ -82,6 +87,7 @@ def to_peft(method: IA3, config: EncoderConfig) -> dict[str, Any]:
         "target_modules": write_in_every_layer(config, method.targets),
         "feedforward_modules": write_in_every_layer(config, method.feedforward),
         "fan_in_fan_out": False,
+        "modules_to_save": list(method.modules_to_save),
     }
 
 
@@ -100,6 +106,7 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> IA3:
     return IA3(
         in_every_layer(found, linear_modules(config)),
         in_every_layer(scaled, found, "feedforward_modules"),
+        content.get("modules_to_save") or (),
     )
 
 

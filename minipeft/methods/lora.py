@@ -11,9 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, finite_number, whole_number
-from minipeft.methods.adapted import AdaptedLinear, check_targets, targeted
+from minipeft.methods.adapted import (
+    AdaptedLinear,
+    check_modules,
+    check_targets,
+    targeted,
+    train_biases,
+    train_whole,
+)
 from minipeft.methods.peft_format import PeftFormat, check_fields, read_pattern, read_targets, write_targets
-from minipeft.model.checkpoint import modules_named
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import LINEAR_NAMES, Linear, SequenceClassifier
 
@@ -76,8 +82,7 @@ class LoRA:
             whole_number(f"rank_pattern[{key!r}]", value, least=0)
         for key, alpha in self.alpha_pattern.items():
             finite_number(f"alpha_pattern[{key!r}]", alpha)
-        whole = self.modules_to_save
-        object.__setattr__(self, "modules_to_save", (whole,) if isinstance(whole, str) else tuple(whole))
+        object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
 
     def rank_of(self, layer: int, target: str) -> int:
         """The rank in a layer; 0 where the target stays as it is."""
@@ -153,19 +158,14 @@ def install(model: SequenceClassifier, method: LoRA) -> None:
 def install_low_rank(model: SequenceClassifier, method: LoRA, kind: type[LoRALinear]) -> None:
     """Replace the targets by layers of `kind`, and let the biases and modules train that `method` names."""
     _check_patterns(method, model.config)
-    whole = [model.get_submodule(name) for suffix in method.modules_to_save for name in _modules(model, method, suffix)]
+    places = [(layer, target) for layer in range(model.config.num_hidden_layers) for target in method.targets]
+    adapted = [f"layers.{layer}.{target}" for layer, target in places if method.rank_of(layer, target)]
+    train_whole(model, method.modules_to_save, adapted)
     for layer, number, target, frozen in targeted(model, method.targets):
         if rank := method.rank_of(number, target):
             alpha = method.alpha_of(number, target)
-            adapted = kind(frozen, rank, alpha, method.dropout, method.rslora, method.init)
-            setattr(layer, target, adapted)
-            adapted.bias.requires_grad_(method.bias == "lora_only")
-    for module in whole:
-        module.requires_grad_(True)
-    if method.bias == "all":
-        for name, parameter in model.encoder.named_parameters():
-            if name.endswith(".bias"):
-                parameter.requires_grad_(True)
+            setattr(layer, target, kind(frozen, rank, alpha, method.dropout, method.rslora, method.init))
+    train_biases(model, method.bias)
 
 
 def _check_patterns(method: LoRA, config: EncoderConfig) -> None:
@@ -187,17 +187,6 @@ def _check_patterns(method: LoRA, config: EncoderConfig) -> None:
             raise MinipeftError(
                 f"rank {rank} of {target} is more than the {most} singular values that pissa starts from"
             )
-
-
-def _modules(model: SequenceClassifier, method: LoRA, suffix: str) -> list[str]:
-    found = [name for name in modules_named(model, suffix, model.config) if name.startswith("encoder.")]
-    if not found:
-        raise MinipeftError(f"modules_to_save names {suffix!r}, which is no module of the encoder; LayerNorm is one")
-    for name in found:
-        *_, layer, target = name.split(".")
-        if target in method.targets and method.rank_of(int(layer), target):
-            raise MinipeftError(f"modules_to_save names {suffix!r}, {target} of layer {layer}, which is a target too")
-    return found
 
 
 def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
@@ -266,7 +255,7 @@ def low_rank_fields(content: dict[str, Any], config: EncoderConfig) -> dict[str,
         "rank_pattern": _pattern(ranks, rank),
         "alpha_pattern": _pattern(alphas, alpha),
         "bias": content.get("bias", "none"),
-        "modules_to_save": _whole_modules(content),
+        "modules_to_save": content.get("modules_to_save") or (),
     }
 
 
@@ -281,12 +270,6 @@ def _pattern(values: dict[tuple[int, str], Any], default: Any) -> dict[str, Any]
     return pattern
 
 
-def _whole_modules(content: dict[str, Any]) -> tuple[str, ...]:
-    """modules_to_save but for the head, which trains in every method ("score" is peft's name for other models')."""
-    return tuple(dict.fromkeys(n for n in content.get("modules_to_save") or () if n not in HEADS))
-
-
-HEADS = ("classifier", "score", "pooler")
 PEFT = PeftFormat(
     "LORA",
     to_peft,

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
-from minipeft.methods.adapted import AdaptedLinear, check_targets, targeted
+from minipeft.methods.adapted import (
+    AdaptedLinear,
+    check_modules,
+    check_targets,
+    targeted,
+    train_biases,
+    train_whole,
+)
 from minipeft.methods.peft_format import (
     PeftFormat,
     check_fields,
@@ -21,6 +28,8 @@ from minipeft.methods.peft_format import (
 )
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import Linear, SequenceClassifier
+
+BIASES = ("none", "all", "vera_only")
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class VeRA:
     targets         linear layers, by name: query, key, value, output, intermediate, ffn_output
     seed            what A and B are drawn from
     save_projection whether the adapter's file holds A and B; without them they are drawn again from the seed
+    bias            biases that train as well: "none", "all" of the encoder's, or "vera_only", the targets'
+    modules_to_save modules of the encoder that train whole, by transformers' names
 
     Parameters: rank + out_features for each target in each layer; 24,576 for roberta-base with rank 256 on query and
     value. Raises MinipeftError for a rank below 1, a dropout outside [0, 1), an unknown target or a bad seed.
@@ -44,6 +55,8 @@ class VeRA:
     targets: tuple[str, ...] = ("query", "value")
     seed: int = 0
     save_projection: bool = True
+    bias: str = "none"
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", whole_number("rank", self.rank))
@@ -54,6 +67,9 @@ class VeRA:
         object.__setattr__(self, "seed", check_seed(self.seed, "seed"))
         if not isinstance(self.save_projection, bool):
             raise MinipeftError(f"save_projection {self.save_projection!r} is neither True nor False")
+        if self.bias not in BIASES:
+            raise MinipeftError(f"unknown bias {self.bias!r}; one of {', '.join(BIASES)}")
+        object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
 
 
 class Projections(nn.Module):
@@ -110,6 +126,7 @@ class VeRALinear(AdaptedLinear):
 
 def install(model: SequenceClassifier, method: VeRA) -> None:
     places = list(targeted(model, method.targets))
+    train_whole(model, method.modules_to_save, [f"layers.{number}.{target}" for _, number, target, _ in places])
     frozen_layers = [frozen for *_, frozen in places]
     projections = Projections(
         max(frozen.in_features for frozen in frozen_layers),
@@ -120,6 +137,7 @@ def install(model: SequenceClassifier, method: VeRA) -> None:
     model.encoder.vera = projections
     for layer, _, target, frozen in places:
         setattr(layer, target, VeRALinear(frozen, projections, method))
+    train_biases(model, method.bias)
 
 
 # Our field → peft's.
@@ -129,6 +147,8 @@ FIELDS = {
     "dropout": "vera_dropout",
     "seed": "projection_prng_key",
     "save_projection": "save_projection",
+    "bias": "bias",
+    "modules_to_save": "modules_to_save",
 }
 
 
@@ -137,7 +157,7 @@ def to_peft(method: VeRA, config: EncoderConfig) -> dict[str, Any]:
     return {
         **{theirs: getattr(method, ours) for ours, theirs in FIELDS.items()},
         "target_modules": write_in_every_layer(config, method.targets),
-        "bias": "none",
+        "modules_to_save": list(method.modules_to_save),
         "fan_in_fan_out": False,
     }
 
@@ -147,7 +167,9 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> VeRA:
     known = {*FIELDS.values(), "target_modules", "exclude_modules", "layers_to_transform", "init_weights"}
     check_fields(content, known)
     targets = in_every_layer(read_targets(content, config), linear_modules(config))
-    return VeRA(targets=targets, **{ours: content[theirs] for ours, theirs in FIELDS.items() if theirs in content})
+    return VeRA(
+        targets=targets, **{ours: content[theirs] for ours, theirs in FIELDS.items() if content.get(theirs) is not None}
+    )
 
 
 PEFT = PeftFormat(

@@ -240,7 +240,7 @@ def test_lora_plus_gives_b_a_larger_learning_rate(checkpoint: Path) -> None:
         ({"alpha_pattern": {"query.1": 4}}, "alpha_pattern names 'query.1'"),
         ({"rank_pattern": {"query": 0, "value": 0}}, "rank 0"),
         ({"modules_to_save": ("norm",)}, "'norm'"),
-        ({"modules_to_save": ("value",)}, "names 'value', value of layer 0, which is a target too"),
+        ({"modules_to_save": ("value",)}, "names 'value': encoder.layers.0.value is a target too"),
         ({"init": "pissa", "rank": 49}, "rank 49 of query is more than the 48"),
     ],
 )
