@@ -507,7 +507,7 @@ def test_a_pruned_adapter_of_peft_loads_with_its_ranks_and_opens_in_peft_again(
         ({"lora_alpha": "x"}, "alpha 'x'"),
         ({"use_rslora": True}, "use_rslora True"),
         ({"use_dora": True}, "use_dora True"),
-        ({"bias": "all"}, "bias 'all'"),
+        ({"bias": "some"}, "unknown bias 'some'"),
         ({"alpha_pattern": {"query": 3}}, "alpha_pattern"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"layers_to_transform": [0], "rank_pattern": None}, "nothing uses tensor|layers"),
@@ -547,7 +547,7 @@ def test_every_field_of_pefts_config_is_either_understood_or_known_to_change_not
     from peft import AdaLoraConfig
 
     refused = {
-        *("layers_pattern", "layer_replication", "lora_bias", "target_parameters", "trainable_token_indices", "bias"),
+        *("layers_pattern", "layer_replication", "lora_bias", "target_parameters", "trainable_token_indices"),
         *("alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config"),
         *("use_dora", "use_rslora", "alpha_pattern"),
     }

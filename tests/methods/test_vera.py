@@ -220,7 +220,7 @@ def test_an_export_loads_in_transformers_with_the_same_logits(checkpoint: Path, 
     ("fields", "message"),
     [
         ({"layers_to_transform": [0]}, "names query in some layers, but not in layer 1"),
-        ({"bias": "vera_only"}, "bias 'vera_only'"),
+        ({"bias": "some"}, "unknown bias 'some'"),
         ({"r": 7}, r"vera_lambda_d has shape \(6,\)|vera_A has shape"),
         ({"save_projection": False}, "nothing uses tensor base_model.vera_A"),
         ({"target_modules": ["query", "intermediate.dense"]}, "is missing|has shape"),
