@@ -13,10 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+# The same examples in every run; --hypothesis-profile=default looks for others.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("MINIPEFT_SHARED", REPOSITORY.parent / "shared"))

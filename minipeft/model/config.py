@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class EncoderConfig:
                 raise MinipeftError(f"{name} {shown(value)} in the model's config is not a probability below 1")
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            if not (isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max):
                 raise MinipeftError(f"{name} {shown(value)} in the model's config is not a number of 0 or more")
         if list(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise MinipeftError(

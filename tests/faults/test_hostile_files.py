@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -418,7 +419,7 @@ def test_no_change_of_a_json_file_gives_anything_but_one_line(
                 break
             key = data.draw(st.sampled_from(keys[:60]))
             if not isinstance(place[key], (dict, list)) or not place[key] or data.draw(st.booleans()):
-                place[key] = data.draw(values)
+                place[key] = copy.deepcopy(data.draw(values))  # a list that stands in two places can hold itself
                 break
             place = place[key]
     (folder / name).write_text(json.dumps(content))
