@@ -74,7 +74,7 @@ def make_folder(folder: Path) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """One JSON object, indented."""
-    _write_text(path, in_json(content))
+    write_text(path, in_json(content))
 
 
 def in_json(content: dict[str, Any]) -> str:
@@ -117,10 +117,12 @@ def read_small(path: Path) -> bytes:
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line."""
-    _write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """A text file, in UTF-8."""
+
     def write(beside: Path) -> None:
         beside.write_text(text, encoding="utf-8")
 

@@ -26,7 +26,7 @@ from minipeft import __version__
 from minipeft.data.rows import STANDARD_INPUT, files_of
 from minipeft.data.tasks import Split
 from minipeft.errors import Interrupted, MinipeftError
-from minipeft.files import make_folder, read_json, write_atomically, write_json
+from minipeft.files import make_folder, read_json, write_atomically, write_json, write_text
 from minipeft.predict import load_run
 
 logger = logging.getLogger("minipeft")
@@ -88,7 +88,7 @@ def predict_file(
             for count, window in enumerate(windows, 1):
                 part = _part(parts, count - 1)
                 if (count - 1) % processes == rank and not part.exists():
-                    _write(part, lines(window))
+                    write_text(part, lines(window))
                 bar.update(len(window))
         if rank == 0:
             names = [_part(parts, number) for number in range(count)]
@@ -136,14 +136,6 @@ def _read_plan(parts: Path) -> dict[str, Any] | None:
 
 def _part(parts: Path, number: int) -> Path:
     return parts / f"{number:09d}.jsonl"
-
-
-def _write(part: Path, text: str) -> None:
-    write_atomically(part, lambda beside: _fill(beside, text))
-
-
-def _fill(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _join(parts: list[Path], target: Path) -> None:

@@ -463,6 +463,7 @@ def test_every_field_of_pefts_config_is_either_understood_or_known_to_change_not
     from peft import LoraConfig
 
     refused = {
+        "fan_in_fan_out",
         *("layers_pattern", "layer_replication", "lora_bias", "target_parameters", "trainable_token_indices"),
         *("alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config"),
     }

@@ -20,7 +20,6 @@ WITHOUT_EFFECT = {
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
-    "fan_in_fan_out",  # checked by `check_fields`; peft writes it for every method on linear layers
     "inference_mode",
     "loftq_config",
     "lora_ga_config",
@@ -70,8 +69,7 @@ class PeftFormat:
 def check_fields(content: dict[str, Any], known: Collection[str]) -> None:
     """Refuse a field that is set and that nothing here understands: it might change the mathematics."""
     for name, value in content.items():
-        understood = name in known or (name in WITHOUT_EFFECT and name != "fan_in_fan_out")
-        if value not in (None, False, "", "none", [], {}) and not understood:
+        if value not in (None, False, "", "none", [], {}) and name not in WITHOUT_EFFECT and name not in known:
             raise MinipeftError(f"{name} {value!r} is not supported; an adapter without it is")
 
 

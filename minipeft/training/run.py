@@ -63,9 +63,10 @@ def train(**settings: Any) -> Result:
     # What can be refused at once is refused here, before anything is fetched.
     wanted = settings_of(settings)
     task = get_task(wanted.task)
-    start = None
+    found, start = None, None
     if wanted.init_adapter is not None:
-        start = read_start(Path(wanted.init_adapter), load_config(resolve_model(wanted.model)[0]))
+        found = resolve_model(wanted.model)
+        start = read_start(Path(wanted.init_adapter), load_config(found[0]))
     method, wanted = choose_method(wanted, None if start is None else start.method)
     device = choose_device(wanted.device)
     precision = choose_precision(wanted.precision, device)
@@ -73,7 +74,7 @@ def train(**settings: Any) -> Result:
     if not workers.first:
         logger.setLevel(logging.ERROR)
     folder = workers.first_does(lambda: _choose_folder(wanted))
-    model_folder, model_in_words = resolve_model(wanted.model)
+    model_folder, model_in_words = found or resolve_model(wanted.model)
     source, data_in_words = choose_data(task, wanted.data)
     config = load_config(model_folder)
     defaults = recipe(task.name, wanted.method, config.hidden_size)

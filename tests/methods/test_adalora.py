@@ -548,6 +548,7 @@ def test_every_field_of_pefts_config_is_either_understood_or_known_to_change_not
 
     refused = {
         *("layers_pattern", "layer_replication", "lora_bias", "target_parameters", "trainable_token_indices"),
+        "fan_in_fan_out",
         *("alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config"),
         *("use_dora", "use_rslora", "alpha_pattern"),
     }
