@@ -11,28 +11,22 @@ import json
 import logging
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minipeft.errors import MinipeftError, first_line, shown
-from minipeft.files import in_json, make_folder, parse_json, read_json, write_together
-from minipeft.methods import METHODS, Row, apply, method_name
-from minipeft.methods.adapted import AdaptedLinear, adapted_layers
-from minipeft.methods.peft_format import check_fields
-from minipeft.model.checkpoint import name_table, tensor_names
+from minipeft.adapter_file import CONFIG, WEIGHTS, Adapter, adapter_content, adapter_tensors, base_of, read_adapter
+from minipeft.errors import MinipeftError, first_line
+from minipeft.files import in_json, make_folder, write_together
+from minipeft.methods import apply
+from minipeft.methods.adapted import adapted_layers
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import SequenceClassifier
 
 logger = logging.getLogger("minipeft")
-
-PREFIX = "base_model.model."
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) -> None:
@@ -45,9 +39,9 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
     make_folder(folder)
     state = {theirs: tensor.detach().cpu().contiguous() for theirs, tensor in adapter_tensors(model).items()}
     config = model.config
-    content = _content(model)
+    content = adapter_content(model)
     # The config travels in the weights too: a kill between the two renames is then seen when the adapter is loaded.
-    details = {"labels": list(config.id2label.values()), "base": _base(config), "config": content} | details
+    details = {"labels": list(config.id2label.values()), "base": base_of(config), "config": content} | details
     metadata = {"minipeft": json.dumps(details)}  # one entry: safetensors orders several at random
     write_together(
         {
@@ -64,8 +58,8 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
     tensor that is missing, unused or of a wrong shape.
     """
     folder = Path(folder)
-    method, state, details = read_adapter(folder, model.config)
-    labels = details.get("labels")
+    adapter = read_adapter(folder, model.config)
+    method, state, labels = adapter.method, adapter.state, adapter.details.get("labels")
     if isinstance(labels, list) and len(labels) != model.config.num_labels:
         raise MinipeftError(
             f"{folder}: the adapter has {len(labels)} labels, the model {model.config.num_labels}; "
@@ -77,7 +71,7 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
     except (MinipeftError, RuntimeError, OverflowError) as error:  # torch's, for sizes that no tensor can have
         raise MinipeftError(f"{folder / CONFIG}: {first_line(error)}") from None
     names = adapter_tensors(shape)
-    own = _head_of_the_model(model, shape, state, folder)
+    own = _head_of_the_model(model, shape, adapter)
     _check_tensors({theirs: tensor for theirs, tensor in names.items() if theirs not in own}, state, folder)
     apply(model, method)
     _fill(model, state | own)
@@ -88,62 +82,18 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
 
 def reload_adapter(model: SequenceClassifier, folder: Path) -> None:
     """Give a model that has the method already the values in `folder`: a run's best epoch, say."""
-    _, state, _ = read_adapter(folder, model.config)
-    _check_tensors(adapter_tensors(model), state, folder)
-    _fill(model, state)
+    adapter = read_adapter(folder, model.config)
+    _check_tensors(adapter_tensors(model), adapter.state, folder)
+    _fill(model, adapter.state)
 
 
-def read_adapter(folder: Path, config: EncoderConfig) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-    """An adapter for a model of shape `config`: its method, its tensors, and the details that travel with them."""
-    content = read_json(folder / CONFIG)
-    state, details = _read_tensors(folder / WEIGHTS)
-    base = details.get("base")
-    if isinstance(base, dict) and (of_adapter := _base(config) | base) != _base(config):  # older files say less
-        raise MinipeftError(
-            f"{folder}: the adapter was trained on {_in_words(of_adapter)}, but the model is "
-            f"{_in_words(_base(config))}; load the model that it belongs to"
-        )
-    try:
-        method = _method(content, config)
-        saved = details.get("config")
-        of_weights = _method(saved, config) if isinstance(saved, dict) else method
-    except (MinipeftError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MinipeftError(f"{folder / CONFIG}: no usable config of a method ({first_line(error)})") from None
-    if of_weights != method:
-        name, one, other = _first_difference(method, of_weights)
-        raise MinipeftError(
-            f"{folder}: {name} is {shown(one)} in {CONFIG}, but {shown(other)} in {WEIGHTS}; save the adapter again"
-        )
-    # With bias="all", peft writes the biases of modules_to_save again, under its wrappers' names.
-    again = re.compile(r"\.(modules_to_save|original_module)\.(.*\.)?bias$")
-    return method, {name: tensor for name, tensor in state.items() if not again.search(name)}, details
-
-
-def _first_difference(method: Any, other: Any) -> tuple[str, Any, Any]:
-    if type(method) is type(other):
-        for name in (f.name for f in fields(method)):
-            if getattr(method, name) != getattr(other, name):
-                return name, getattr(method, name), getattr(other, name)
-    return "the method", method, other
-
-
-@dataclass(frozen=True)
-class Start:
-    """Another run's adapter, to start from: its folder, method, tensors, and the details that travel with them."""
-
-    folder: Path
-    method: Any
-    state: dict[str, Tensor]
-    details: dict[str, Any]
-
-
-def read_start(run: Path, config: EncoderConfig) -> Start:
+def read_start(run: Path, config: EncoderConfig) -> Adapter:
     """The adapter of a run, or of an adapter folder, for a model of shape `config`."""
     folder = run / "adapter" if (run / "adapter" / CONFIG).is_file() else run
-    return Start(folder, *read_adapter(folder, config))
+    return read_adapter(folder, config)
 
 
-def start_from(model: SequenceClassifier, start: Start) -> str:
+def start_from(model: SequenceClassifier, start: Adapter) -> str:
     """Give a model that has the method an adapter's values, head included where the labels are the same.
 
     Returns one line that says what was taken.
@@ -162,36 +112,6 @@ def start_from(model: SequenceClassifier, start: Start) -> str:
     trained_on = f"{start.details.get('task', 'an adapter')}, labels {', '.join(map(str, labels or ['unknown']))}"
     taken = "head included" if keeps_head else f"with a new head for {', '.join(own)}"
     return f"start   {start.folder} ({trained_on}), {taken}"
-
-
-def adapter_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
-    """What an adapter file holds: peft's name → the tensor, for what trains and for a method's own buffers."""
-    row = METHODS[method_name(model.method)]
-    prefix, renamed = (row.peft.prefix, row.peft.names) if row.peft else (PREFIX, {})
-    modules = name_table(model, model.config)
-    checkpoint = tensor_names(model, model.config)
-    state = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in checkpoint and not tensor.requires_grad:
-            continue
-        module = next((ours for ours in _above(name) if ours in modules), "")
-        leaf = name.removeprefix(module).removeprefix(".")
-        if name in renamed:  # a tensor of the whole model
-            state[renamed[name]] = tensor
-        elif name in checkpoint and isinstance(model.get_submodule(module), AdaptedLinear):
-            state[f"{prefix}{modules[module]}.base_layer.{leaf}"] = tensor
-        elif name.startswith("head."):
-            state[prefix + checkpoint[name]] = tensor
-        else:
-            state[f"{prefix}{modules.get(module, module)}.{renamed.get(leaf, leaf)}"] = tensor
-    return state
-
-
-def _above(name: str) -> Iterable[str]:
-    """The modules that hold a tensor, from the innermost."""
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
 
 
 def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], folder: Path) -> None:
@@ -231,83 +151,15 @@ def _fill(model: SequenceClassifier, state: dict[str, Tensor]) -> None:
         tensor.copy_(state[name])
 
 
-def _head_of_the_model(
-    model: SequenceClassifier, shape: SequenceClassifier, state: dict[str, Tensor], folder: Path
-) -> dict[str, Tensor]:
+def _head_of_the_model(model: SequenceClassifier, shape: SequenceClassifier, adapter: Adapter) -> dict[str, Tensor]:
     """The parts of the head that peft did not save, because its modules_to_save do not name them, from the model."""
-    named = read_json(folder / CONFIG).get("modules_to_save") or []
     tensors = dict(model.head.named_parameters())
     own = {}
     for theirs, tensor in adapter_tensors(shape).items():
         ours = next((name for name, t in shape.head.named_parameters() if t is tensor), None)
         part = "pooler" if ".pooler." in theirs else "classifier"
-        if ours is not None and theirs not in state and part not in named:
+        if ours is not None and theirs not in adapter.state and part not in adapter.modules_to_save:
             own[theirs] = tensors[ours].detach().clone()
     if any("classifier" in name for name in own):
-        logger.warning("%s holds no classification head: the model keeps its own", folder)
+        logger.warning("%s holds no classification head: the model keeps its own", adapter.folder)
     return own
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            details = parse_json((file.metadata() or {}).get("minipeft", "{}"))
-    except FileNotFoundError:
-        raise MinipeftError(f"{path} is missing; name the adapter folder of a run") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise MinipeftError(f"{path}: not a whole safetensors file ({str(error)[:200]})") from None
-    return state, details if isinstance(details, dict) else {}
-
-
-def _base(config: EncoderConfig) -> dict[str, Any]:
-    names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size")
-    return {name: getattr(config, name) for name in names}
-
-
-def _in_words(base: dict[str, Any]) -> str:
-    return (
-        f"{base.get('model_type')} with {base.get('num_hidden_layers')} layers of {base.get('hidden_size')} "
-        f"and {base.get('vocab_size')} tokens, {base.get('num_attention_heads')} heads and an inner size of "
-        f"{base.get('intermediate_size')}"
-    )
-
-
-COMMON = ("base_model_name_or_path", "task_type", "inference_mode", "peft_type", "modules_to_save")
-
-
-def _content(model: SequenceClassifier) -> dict[str, Any]:
-    """What adapter_config.json says of the model's method."""
-    method, config = model.method, model.config
-    name = method_name(method)
-    row = METHODS[name]
-    own = {"peft_type": f"MINIPEFT_{name.upper()}", **asdict(method)}
-    content = own if row.peft is None else {"peft_type": row.peft.peft_type, **row.peft.write(method, config)}
-    return content | {
-        "base_model_name_or_path": str(model.folder) if model.folder else None,
-        "task_type": "SEQ_CLS",
-        "inference_mode": True,
-        "modules_to_save": [
-            *(["pooler"] if config.is_bert else []),
-            "classifier",
-            *content.get("modules_to_save", []),
-        ],
-    }
-
-
-def _method(content: dict[str, Any], config: EncoderConfig) -> Any:
-    """The method's config that an adapter_config.json describes."""
-    kind = content.get("peft_type")
-    for name, row in METHODS.items():
-        if row.peft is not None and row.peft.describes(content):
-            return row.peft.read(content, config)
-        if row.peft is None and kind == f"MINIPEFT_{name.upper()}":
-            return _own(row, content)
-    known = [row.peft.peft_type if row.peft else f"MINIPEFT_{name.upper()}" for name, row in METHODS.items()]
-    raise MinipeftError(f"unknown peft_type {kind!r}; {', '.join(dict.fromkeys(known))} are known")
-
-
-def _own(row: Row, content: dict[str, Any]) -> Any:
-    names = {f.name for f in fields(row.config)}
-    check_fields(content, {*names, *COMMON})
-    return row.config(**{name: value for name, value in content.items() if name in names})

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.adapter import CONFIG, load_adapter, read_adapter
+from minipeft.adapter import load_adapter
+from minipeft.adapter_file import CONFIG, read_adapter
 from minipeft.data.batching import PackedBatch, reorder
 from minipeft.errors import MinipeftError, finite_number
 from minipeft.methods.adapted import targeted
@@ -93,7 +94,8 @@ class AdapterSet(nn.Module):
         """Add the LoRA adapter in `folder` under `name`. Raises MinipeftError as load_adapter does."""
         self._check_new(name)
         folder = Path(folder)
-        method, _, details = read_adapter(folder, self._own_config)
+        adapter = read_adapter(folder, self._own_config)
+        method, details = adapter.method, adapter.details
         if type(method) is not LoRA or method.bias != "none" or method.modules_to_save:
             raise MinipeftError(f"{folder / CONFIG}: an AdapterSet takes LoRA of A and B alone, not {method!r}")
         model = self.model

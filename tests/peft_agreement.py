@@ -12,7 +12,7 @@ from conftest import largest, padded, ragged, reference_model
 from safetensors.torch import load_file
 
 from minipeft import SequenceClassifier, load_adapter, load_pretrained, pack, save_adapter
-from minipeft.adapter import adapter_tensors
+from minipeft.adapter_file import adapter_tensors
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, set_learning_rate
 

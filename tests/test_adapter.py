@@ -40,7 +40,7 @@ from minipeft import (
     save_adapter,
     unmerge,
 )
-from minipeft.adapter import read_adapter
+from minipeft.adapter_file import read_adapter
 from minipeft.methods.lora import KNOWN
 from minipeft.methods.peft_format import WITHOUT_EFFECT
 from minipeft.model.roberta import LINEAR_NAMES
@@ -201,7 +201,8 @@ def test_a_round_trip_gives_the_same_model_to_the_bit(method: Any, model_type: s
     assert torch.equal(logits(model), logits(again))
     assert again.method == method if isinstance(method, LoRA) else type(again.method) is type(method)
     assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in model.parameters()]
-    _, state, details = read_adapter(tmp_path / "adapter", model.config)
+    found = read_adapter(tmp_path / "adapter", model.config)
+    state, details = found.state, found.details
     assert sum(t.numel() for t in state.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert details["task"] == "rte" and details["score"] == 0.75
     assert not list((tmp_path / "adapter").glob(".*"))  # nothing is left beside the two files

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from minipeft.adapter import read_adapter, save_adapter
+from minipeft.adapter import save_adapter
+from minipeft.adapter_file import read_adapter
 from minipeft.data.batching import epoch_order, split_by_tokens
 from minipeft.data.tasks import Task
 from minipeft.errors import Interrupted, MinipeftError
@@ -203,7 +204,7 @@ def _keep_up(folder: Path, model: SequenceClassifier, now: Progress, task: Task,
         adapter = f"the adapter is epoch {epoch}'s"
         if now.place == 0:
             _publish(folder, model, now, task)
-        if (found := read_adapter(folder / "adapter", model.config)[2].get("epoch")) != epoch:
+        if (found := read_adapter(folder / "adapter", model.config).details.get("epoch")) != epoch:
             raise MinipeftError(
                 f"{folder / 'adapter'} is epoch {found}'s, but the checkpoint's best is epoch {epoch}; "
                 f"put that adapter back, or remove {folder / 'checkpoint'} to start the run anew"

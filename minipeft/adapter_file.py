@@ -1,0 +1,169 @@
+"""An adapter's two files: peft's fields and names on one side, a method's config and tensors on the other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from minipeft.errors import MinipeftError, first_line, shown
+from minipeft.files import parse_json, read_json
+from minipeft.methods import METHODS, Row, method_name
+from minipeft.methods.adapted import AdaptedLinear
+from minipeft.methods.peft_format import check_fields
+from minipeft.model.checkpoint import name_table, tensor_names
+from minipeft.model.config import EncoderConfig
+from minipeft.model.roberta import SequenceClassifier
+
+PREFIX = "base_model.model."
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What the files hold.
+
+    state             peft's name → the tensor
+    details           what travels with the tensors: labels, task, score, epoch
+    modules_to_save   what peft saved beside the method; the head's parts that are not among them are the model's own
+    """
+
+    folder: Path
+    method: Any
+    state: dict[str, Tensor]
+    details: dict[str, Any]
+    modules_to_save: tuple[str, ...]
+
+
+def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
+    """Read an adapter for a model of shape `config`; files that do not fit it, or each other, raise MinipeftError."""
+    content = read_json(folder / CONFIG)
+    state, details = _read_tensors(folder / WEIGHTS)
+    base = details.get("base")
+    if isinstance(base, dict) and (of_adapter := base_of(config) | base) != base_of(config):  # older files say less
+        raise MinipeftError(
+            f"{folder}: the adapter was trained on {_in_words(of_adapter)}, but the model is "
+            f"{_in_words(base_of(config))}; load the model that it belongs to"
+        )
+    try:
+        method = _method(content, config)
+        saved = details.get("config")
+        of_weights = _method(saved, config) if isinstance(saved, dict) else method
+        beside = content.get("modules_to_save") or ()
+        beside = (beside,) if isinstance(beside, str) else tuple(beside)
+    except (MinipeftError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MinipeftError(f"{folder / CONFIG}: no usable config of a method ({first_line(error)})") from None
+    if of_weights != method:
+        name, one, other = _first_difference(method, of_weights)
+        raise MinipeftError(
+            f"{folder}: {name} is {shown(one)} in {CONFIG}, but {shown(other)} in {WEIGHTS}; save the adapter again"
+        )
+    # With bias="all", peft writes the biases of modules_to_save again, under its wrappers' names.
+    again = re.compile(r"\.(modules_to_save|original_module)\.(.*\.)?bias$")
+    state = {name: tensor for name, tensor in state.items() if not again.search(name)}
+    return Adapter(folder, method, state, details, beside)
+
+
+def _first_difference(method: Any, other: Any) -> tuple[str, Any, Any]:
+    if type(method) is type(other):
+        for name in (f.name for f in fields(method)):
+            if getattr(method, name) != getattr(other, name):
+                return name, getattr(method, name), getattr(other, name)
+    return "the method", method, other
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            details = parse_json((file.metadata() or {}).get("minipeft", "{}"))
+    except FileNotFoundError:
+        raise MinipeftError(f"{path} is missing; name the adapter folder of a run") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MinipeftError(f"{path}: not a whole safetensors file ({str(error)[:200]})") from None
+    return state, details if isinstance(details, dict) else {}
+
+
+def base_of(config: EncoderConfig) -> dict[str, Any]:
+    names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size")
+    return {name: getattr(config, name) for name in names}
+
+
+def _in_words(base: dict[str, Any]) -> str:
+    return (
+        f"{base.get('model_type')} with {base.get('num_hidden_layers')} layers of {base.get('hidden_size')} "
+        f"and {base.get('vocab_size')} tokens, {base.get('num_attention_heads')} heads and an inner size of "
+        f"{base.get('intermediate_size')}"
+    )
+
+
+def adapter_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
+    """What an adapter file holds: peft's name → the tensor, for what trains and for a method's own buffers."""
+    row = METHODS[method_name(model.method)]
+    prefix, renamed = (row.peft.prefix, row.peft.names) if row.peft else (PREFIX, {})
+    modules = name_table(model, model.config)
+    checkpoint = tensor_names(model, model.config)
+    state = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in checkpoint and not tensor.requires_grad:
+            continue
+        module = next((ours for ours in _above(name) if ours in modules), "")
+        leaf = name.removeprefix(module).removeprefix(".")
+        if name in renamed:  # a tensor of the whole model
+            state[renamed[name]] = tensor
+        elif name in checkpoint and isinstance(model.get_submodule(module), AdaptedLinear):
+            state[f"{prefix}{modules[module]}.base_layer.{leaf}"] = tensor
+        elif name.startswith("head."):
+            state[prefix + checkpoint[name]] = tensor
+        else:
+            state[f"{prefix}{modules.get(module, module)}.{renamed.get(leaf, leaf)}"] = tensor
+    return state
+
+
+def _above(name: str) -> Iterable[str]:
+    """The modules that hold a tensor, from the innermost."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def adapter_content(model: SequenceClassifier) -> dict[str, Any]:
+    """What adapter_config.json says of the model's method."""
+    method, config = model.method, model.config
+    name = method_name(method)
+    row = METHODS[name]
+    own = {"peft_type": f"MINIPEFT_{name.upper()}", **asdict(method)}
+    content = own if row.peft is None else {"peft_type": row.peft.peft_type, **row.peft.write(method, config)}
+    return content | {
+        "base_model_name_or_path": str(model.folder) if model.folder else None,
+        "task_type": "SEQ_CLS",
+        "inference_mode": True,
+        "modules_to_save": [
+            *(["pooler"] if config.is_bert else []),
+            "classifier",
+            *content.get("modules_to_save", []),
+        ],
+    }
+
+
+def _method(content: dict[str, Any], config: EncoderConfig) -> Any:
+    """The method's config that an adapter_config.json describes."""
+    kind = content.get("peft_type")
+    for name, row in METHODS.items():
+        if row.peft is not None and row.peft.describes(content):
+            return row.peft.read(content, config)
+        if row.peft is None and kind == f"MINIPEFT_{name.upper()}":
+            return _own(row, content)
+    known = [row.peft.peft_type if row.peft else f"MINIPEFT_{name.upper()}" for name, row in METHODS.items()]
+    raise MinipeftError(f"unknown peft_type {kind!r}; {', '.join(dict.fromkeys(known))} are known")
+
+
+def _own(row: Row, content: dict[str, Any]) -> Any:
+    names = {f.name for f in fields(row.config)}
+    check_fields(content, names)
+    return row.config(**{name: value for name, value in content.items() if name in names})
