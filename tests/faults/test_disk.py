@@ -16,8 +16,6 @@ import pytest
 from conftest import contents
 from runs import assert_same, assert_whole, finish, start, training
 
-EPOCHS = 8
-
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path | None]:
@@ -51,18 +49,11 @@ def fill(folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def unbroken(tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken")
-    finish(folder / "log", training(tiny_checkpoint, small_data, folder / "run", epochs=EPOCHS))
-    return folder / "run"
-
-
 def test_a_disk_that_fills_up_while_training(
-    disk: Path | None, unbroken: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+    disk: Path | None, unbroken_run: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:
     folder = (disk or tmp_path) / "run"
-    arguments = training(tiny_checkpoint, small_data, folder, "--checkpoint-minutes", 0.002, "--resume", epochs=EPOCHS)
+    arguments = training(tiny_checkpoint, small_data, folder, "--checkpoint-minutes", 0.002, "--resume")
     process = start(tmp_path / "log", arguments)
     assert process.wait_until((folder / "metrics.jsonl").exists), process.said()
     if disk is None:
@@ -82,18 +73,18 @@ def test_a_disk_that_fills_up_while_training(
         assert "Traceback" not in process.said()
         assert contents(folder) == before
         ballast.unlink()
-    said = finish(tmp_path / "log", arguments)
+    said = finish(arguments)
     assert any(line.startswith(f"resuming {folder} from step ") for line in said), said
-    assert_same(folder, unbroken)
+    assert_same(folder, unbroken_run)
 
 
 def test_a_disk_that_becomes_read_only_while_training(
-    disk: Path | None, unbroken: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+    disk: Path | None, unbroken_run: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:
     if disk is None:
         pytest.skip("a read-only folder is a read-only mount here, which this user may not make")
     folder = disk / "run"
-    arguments = training(tiny_checkpoint, small_data, folder, "--resume", epochs=EPOCHS)
+    arguments = training(tiny_checkpoint, small_data, folder, "--resume")
     process = start(tmp_path / "log", arguments)
     assert process.wait_until((folder / "metrics.jsonl").exists), process.said()
     assert process.wait_until(lambda: mount("-o", "remount,ro", disk)), process.said()
@@ -106,8 +97,8 @@ def test_a_disk_that_becomes_read_only_while_training(
     assert "is no folder that can be written to; choose another --output" in process.lines()[0]
     assert contents(folder) == before
     assert mount("-o", "remount,rw", disk)
-    finish(tmp_path / "log", arguments)
-    assert_same(folder, unbroken)
+    finish(arguments)
+    assert_same(folder, unbroken_run)
 
 
 def test_a_disk_without_any_room_takes_no_run(
@@ -121,7 +112,7 @@ def test_a_disk_without_any_room_takes_no_run(
     assert process.end() == 2 and "config.json: cannot be written" in process.lines()[-1], process.said()
     assert contents(disk / "run") == {}
     ballast.unlink()
-    finish(tmp_path / "log", training(tiny_checkpoint, small_data, disk / "run", epochs=1))
+    finish(training(tiny_checkpoint, small_data, disk / "run", epochs=1))
 
 
 def test_an_adapter_saved_to_a_full_disk_leaves_the_one_that_is_there(

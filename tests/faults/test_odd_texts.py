@@ -36,11 +36,6 @@ ODD = {
 HALF = "half \ud83d a character"
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
 def train(data: Path, model: Path, output: Path) -> Any:
     return minipeft.train(
         task="sst2",
@@ -67,10 +62,8 @@ def run(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Load
     rows = lines([{"sentence": text, "label": number % 2} for number, text in enumerate(ODD.values())])
     for split in ("train", "validation"):
         (folder / "sst2" / f"{split}.jsonl").write_text(rows)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        train(folder, tiny_checkpoint, folder / "run")
-        return load_run(folder / "run", "cpu")
+    train(folder, tiny_checkpoint, folder / "run")
+    return load_run(folder / "run", "cpu")
 
 
 def folder_of(run: LoadedRun) -> str:

@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_ends_every_worker_and_is_said_once(
 
 @pytest.mark.usefixtures("full")
 def test_bad_input_is_said_once(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
-    finish(tmp_path / "log", training(tiny_checkpoint, small_data, tmp_path / "run", "--quiet", epochs=1))
+    finish(training(tiny_checkpoint, small_data, tmp_path / "run", "--quiet", epochs=1))
     for arguments, flags, expected in (
         (training(tiny_checkpoint, small_data, tmp_path / "run"), [], "already holds a run; pass --resume"),
         (training(tiny_checkpoint, small_data, tmp_path / "run", "--resume"), [], "was begun with epochs 1, not 8"),
