@@ -245,6 +245,7 @@ def no_plots() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def usual_warnings() -> Iterator[None]:
     """--quiet silences the logger of its process, which in the tests is the process of all."""
+    logging.getLogger("minipeft").setLevel(logging.NOTSET)
     yield
     logging.getLogger("minipeft").setLevel(logging.NOTSET)
 

@@ -92,17 +92,22 @@ def start_workers(log: Path, count: int, arguments: Sequence[str], *flags: str) 
     return Process(log, [sys.executable, *torchrun, *arguments])
 
 
-def finish(arguments: Sequence[str]) -> list[str]:
-    """Let a run come to its end in this process, on one thread as the others do; what it said."""
+def run_here(arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """A run that nothing disturbs, in this process, on one thread as the others; its exit status and what it said."""
     said, threads = io.StringIO(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with redirect_stdout(said), redirect_stderr(said):
-            status = main_train(arguments[1:])
+            return main_train(arguments[1:]), lines(said.getvalue())
     finally:
         torch.set_num_threads(threads)
-    assert status == 0, said.getvalue()
-    return lines(said.getvalue())
+
+
+def finish(arguments: Sequence[str]) -> list[str]:
+    """Let a run come to its end; what it said."""
+    status, said = run_here(arguments)
+    assert status == 0, said
+    return said
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import contents
-from runs import assert_same, assert_whole, finish, start, training
+from runs import assert_same, assert_whole, finish, run_here, start, training
 
 
 @pytest.fixture
@@ -68,9 +68,8 @@ def test_a_disk_that_fills_up_while_training(
     assert not list(folder.rglob(".*"))
     before = contents(folder)
     if disk is not None:  # a start on the full disk ends the same way
-        process = start(tmp_path / "log", arguments)
-        assert process.end() == 2 and "No space left on device" in process.lines()[-1], process.said()
-        assert "Traceback" not in process.said()
+        status, said = run_here(arguments)
+        assert status == 2 and "No space left on device" in said[-1], said
         assert contents(folder) == before
         ballast.unlink()
     said = finish(arguments)
@@ -92,24 +91,22 @@ def test_a_disk_that_becomes_read_only_while_training(
     assert "Read-only file system" in process.lines()[-1] and "Traceback" not in process.said()
     before = contents(folder)
     assert_whole(folder)
-    process = start(tmp_path / "log", arguments)
-    assert process.end() == 2 and len(process.lines()) == 1, process.said()
-    assert "is no folder that can be written to; choose another --output" in process.lines()[0]
+    status, said = run_here(arguments)
+    assert status == 2 and len(said) == 1, said
+    assert "is no folder that can be written to; choose another --output" in said[0]
     assert contents(folder) == before
     assert mount("-o", "remount,rw", disk)
     finish(arguments)
     assert_same(folder, unbroken_run)
 
 
-def test_a_disk_without_any_room_takes_no_run(
-    disk: Path | None, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
-) -> None:
+def test_a_disk_without_any_room_takes_no_run(disk: Path | None, tiny_checkpoint: Path, small_data: Path) -> None:
     if disk is None:
         pytest.skip("a disk without any room is a small mount here, which this user may not make")
     (disk / "run").mkdir()
     ballast = fill(disk)
-    process = start(tmp_path / "log", training(tiny_checkpoint, small_data, disk / "run", "--quiet", epochs=1))
-    assert process.end() == 2 and "config.json: cannot be written" in process.lines()[-1], process.said()
+    status, said = run_here(training(tiny_checkpoint, small_data, disk / "run", "--quiet", epochs=1))
+    assert status == 2 and "config.json: cannot be written" in said[-1], said
     assert contents(disk / "run") == {}
     ballast.unlink()
     finish(training(tiny_checkpoint, small_data, disk / "run", epochs=1))
