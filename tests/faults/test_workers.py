@@ -33,10 +33,16 @@ def no_dropout(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def unbroken(no_dropout: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def epochs(request: pytest.FixtureRequest) -> int:
+    """Of the unbroken run; the long cases need the time to come in between."""
+    return 8 if request.config.getoption("--faults-full") else 4
+
+
+@pytest.fixture(scope="module")
+def unbroken(epochs: int, no_dropout: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two processes, with dropout in LoRA alone."""
     folder = tmp_path_factory.mktemp("unbroken")
-    job = start_workers(folder / "log", 2, training(no_dropout, small_data, folder / "run"))
+    job = start_workers(folder / "log", 2, training(no_dropout, small_data, folder / "run", epochs=epochs))
     assert job.end() == 0, job.said()
     return folder / "run"
 
@@ -71,10 +77,11 @@ def test_the_number_of_processes_changes_no_loss(
 
 
 def test_a_lost_worker_is_replaced_by_a_restart_that_ends_with_the_same_bits(
-    unbroken: Path, no_dropout: Path, small_data: Path, tmp_path: Path
+    unbroken: Path, epochs: int, no_dropout: Path, small_data: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    arguments = training(no_dropout, small_data, folder, "--checkpoint-minutes", 0.002, "--resume")
+    more = ["--checkpoint-minutes", 0.002, "--resume"]
+    arguments = training(no_dropout, small_data, folder, *more, epochs=epochs)
     job = start_workers(tmp_path / "log", 2, arguments, "--max-restarts", "1")
     assert job.wait_until((folder / "metrics.jsonl").exists), job.said()
     os.kill(worker(job, 0), signal.SIGKILL)
