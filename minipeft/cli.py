@@ -73,6 +73,8 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_train_flags(commands.add_parser("train", help="fine-tune on a task"))
 
+    add_compare_flags(commands)
+
     evaluate = commands.add_parser("evaluate", help="loss and metrics of a run's best adapter")
     evaluate.add_argument("run", help="folder of a finished run")
     evaluate.add_argument("--split", help="split to evaluate [the task's validation split]")
@@ -185,6 +187,55 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--quiet", action="store_true", help="no banner and no progress bars")
 
 
+class SeveralValues(Parser):
+    """Takes the flags of `train` for `compare`: each that has a value has several, kept as the words they are."""
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        if options.get("action") != "store_true":
+            options = {"help": options["help"], "metavar": "VALUE", "nargs": "+", "action": "extend"}
+        return super().add_argument(*names, **options)
+
+
+def add_compare_flags(commands: Any) -> None:
+    """`minipeft compare`: the flags of `train`, and in place of some its own."""
+    settings = SeveralValues(add_help=False)
+    add_train_flags(settings)
+    compare = commands.add_parser(
+        "compare",
+        help="several runs side by side: tasks, methods, ranks, learning rates, seeds → tables and a page",
+        usage="minipeft compare --task TASK ... --method METHOD ... --output DIR [settings of train]",
+        parents=[settings],
+        conflict_handler="resolve",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train every combination of tasks, methods, ranks, learning rates and seeds, and compare them.",
+        epilog=(
+            "every flag with a VALUE takes it for all runs, or for some:\n"
+            "  VALUE              for every run that can take it: --rank 4 goes to the methods that have a rank\n"
+            "  TASK=VALUE         for the runs of a task:      --epochs sst2=1 mrpc=3\n"
+            "  METHOD=VALUE       for the runs of a method:    --lr 1e-3 full=3e-4\n"
+            "  TASK/METHOD=VALUE  for the runs of both:        --lr stsb/full=1e-4\n"
+            "--rank, --lr and --seed take several, as in --lr lora=1e-3,3e-3. Of several learning rates the tables\n"
+            "keep the one with the best median over the seeds, for each task, method and rank.\n\n"
+            "DIR gets page.html, table.csv, table.json, plan.json and a folder a run. Exit status: 0 done, 2 wrong\n"
+            "input or a run that failed, 130 or 143 interrupted, with every run saved."
+        ),
+    )
+    flag = compare.add_argument
+    flag("--task", nargs="+", required=True, metavar="TASK", help="rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli")
+    flag("--method", nargs="+", required=True, metavar="METHOD", help="lora, bitfit, full, head, …: minipeft/methods/")
+    flag("--seed", nargs="+", action="extend", metavar="VALUE", help="three or more show a spread [1 2 3]")
+    flag("--output", required=True, metavar="DIR", help="folder of the comparison")
+    flag("--jobs", type=int, metavar="N", help="runs at a time [CPU: as cores and memory allow, else 1]")
+    flag("--resume", action="store_true", help="go on with the comparison in --output; finished runs are kept")
+    flag("--quiet", action="store_true", help="no progress bar")
+
+
+def _compare(wanted: dict[str, Any]) -> None:
+    from minipeft.compare import compare
+
+    compare(**wanted)
+
+
 def _train(wanted: dict[str, object]) -> None:
     from minipeft.training.run import train
 
@@ -251,6 +302,7 @@ def _fetch(wanted: dict[str, object]) -> None:
 
 COMMANDS = {
     "train": _train,
+    "compare": _compare,
     "evaluate": _evaluate,
     "predict": _predict,
     "pretrain": _pretrain,
