@@ -14,7 +14,7 @@ from minipeft.comparison.table import standard_error
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 40  # margins
-LETTER, LINE = 5.9, 13  # width of a letter and height of a line, at 11 pixels
+LETTER, LINE = 6.4, 15  # width of a letter and height of a line, at 11.5 pixels
 SMALL_WIDTH, SMALL_HEIGHT = 172, 104  # of one of many
 Row = dict[str, Any]
 Scale = Callable[[float], float]
@@ -22,24 +22,35 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def against_parameters(task: Row, styles: dict[str, int], number: str) -> str:
-    """The metric against the trainable parameters, on a logarithmic axis: medians, and bars from worst to best seed."""
+    """The metric against the method's trainable parameters, on a logarithmic axis with a place for none at its start.
+
+    A point is a row's median, its bar goes from the worst seed to the best.
+    """
     rows = [row for row in task["rows"] if row["best"]]
-    sizes = {row["name"]: trainable(row) for row in rows}
-    x, x_ticks = _log_axis(list(sizes.values()), LEFT + 14, WIDTH - RIGHT - 14)
+    sizes = [row["parameters"]["method"] for row in rows]
+    start = LEFT + (44 if 0 in sizes else 14)
+    place, ticks = _log_axis([size for size in sizes if size], start, WIDTH - RIGHT - 14)
+    x_ticks = [(place(tick), _short(tick)) for tick in ticks] + [(LEFT + 14.0, "0")] * (0 in sizes)
     y, y_ticks = _metric_axis(task)
-    parts = _frame(y, y_ticks, [(x(tick), _short(tick)) for tick in x_ticks], "trainable parameters, head included")
-    parts.append(_band(task, y))
+    parts = _frame(y, y_ticks, x_ticks, "trainable parameters, without the head’s")
+    parts.insert(0, _band(task, y))
     taken: list[Box] = []
-    for row in rows:
-        px, low, high = x(sizes[row["name"]]), y(row["best"]["min"]), y(row["best"]["max"])
-        style = f"s{styles[row['method']]}"
-        parts.append(f'<line class="bar {style}" x1="{px:.1f}" x2="{px:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
-        parts.append(marker(styles[row["method"]], px, y(row["best"]["median"])))
-        taken += [(px - 6, y(row["best"]["median"]) - 6, px + 6, y(row["best"]["median"]) + 6), (px, high, px, low)]
-    for row in rows:
-        text = row["name"] if row["rank"] is None else f"r = {row['rank']}"
-        parts.append(_place_label(text, x(sizes[row["name"]]), y(row["best"]["median"]), taken))
-    described = "; ".join(f"{r['name']}: {sizes[r['name']]:,} parameters, {r['best']['median']:.3f}" for r in rows)
+    points = [
+        (row, place(size) if size else LEFT + 14.0, y(row["best"]["median"]))
+        for row, size in zip(rows, sizes, strict=True)
+    ]
+    for row, px, py in points:
+        style, worst, best = styles[row["method"]], y(row["best"]["min"]), y(row["best"]["max"])
+        parts.append(f'<line class="bar s{style}" x1="{px:.1f}" x2="{px:.1f}" y1="{worst:.1f}" y2="{best:.1f}"/>')
+        taken += [(px - 6, py - 6, px + 6, py + 6), (px - 1, best, px + 1, worst)]
+    parts += [marker(styles[row["method"]], px, py) for row, px, py in points]
+    for row, px, py in points:
+        text = row["name"] if row["rank"] is None else str(row["rank"])
+        parts.append(_place_label(text, px, py, (y(row["best"]["max"]), y(row["best"]["min"])), taken))
+    described = "; ".join(
+        f"{row['name']}: {size:,} parameters, {row['best']['median']:.3f}"
+        for row, size in zip(rows, sizes, strict=True)
+    )
     return _svg(parts, f"{task['task']}: {task['metric']} against trainable parameters", described, number)
 
 
@@ -158,11 +169,6 @@ def marker(style: int, x: float, y: float) -> str:
     return f'<g class="mark s{style}" transform="translate({x:.1f} {y:.1f})">{drawn}</g>'
 
 
-def trainable(row: Row) -> int:
-    """What trains, in the method and in the head."""
-    return int(row["parameters"]["method"] + row["parameters"]["head"])
-
-
 def _svg(parts: list[str], title: str, described: str, number: str, width: int = WIDTH, height: int = HEIGHT) -> str:
     return (
         f'<svg role="img" viewBox="0 0 {width} {height}" aria-labelledby="{number}t {number}d">'
@@ -205,12 +211,12 @@ def _band(task: Row, y: Scale) -> str:
     return f'<rect class="error" x="{LEFT}" y="{top:.1f}" width="{WIDTH - RIGHT - LEFT}" height="{bottom - top:.1f}"/>'
 
 
-def _place_label(text: str, x: float, y: float, taken: list[Box]) -> str:
-    """A label beside its point where nothing is yet, the nearest place first; left out where all is full."""
+def _place_label(text: str, x: float, y: float, bar: tuple[float, float], taken: list[Box]) -> str:
+    """A label above, below or beside its point and bar where nothing is yet; left out where all is full."""
     width = LETTER * len(text)
-    places = [(8, 4, "start"), (-8, 4, "end"), (0, -11, "middle"), (0, 19, "middle")]
-    places += [(side * 8, 4 + shift, anchor) for shift in (-13, 13) for side, anchor in ((1, "start"), (-1, "end"))]
-    places += [(0, shift, "middle") for shift in (-24, 32, -37, 45, -50, 58)]
+    above, below = min(bar[0], y - 6) - y - 4, max(bar[1], y + 6) - y + 12
+    places = [(0, above, "middle"), (0, below, "middle"), (9, 4, "start"), (-9, 4, "end")]
+    places += [(0, shift, "middle") for shift in (above - LINE, below + LINE, above - 2 * LINE, below + 2 * LINE)]
     for dx, dy, anchor in places:
         left = x + dx - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
         box = (left - 1, y + dy - 10, left + width + 1, y + dy + 3)
@@ -247,13 +253,13 @@ def _linear_axis(low: float, high: float, start: float, end: float, count: int) 
 
 
 def _log_axis(values: list[int], start: float, end: float) -> tuple[Scale, list[float]]:
-    low, high = math.log10(max(1, min(values))), math.log10(max(1, *values))
+    low, high = math.log10(min(values, default=1)), math.log10(max(values, default=1))
     if high - low < 0.3:
         low, high = low - 0.15, high + 0.15
     factors = (1,) if high - low > 2 else (1, 3) if high - low > 1 else (1, 2, 5)
     ticks = [10.0**power * factor for power in range(math.floor(low), math.ceil(high) + 1) for factor in factors]
     inside = [tick for tick in ticks if low - 0.02 <= math.log10(tick) <= high + 0.02]
-    return (lambda value: start + (end - start) * (math.log10(max(1, value)) - low) / (high - low)), inside
+    return (lambda value: start + (end - start) * (math.log10(value) - low) / (high - low)), inside
 
 
 def _short(value: float) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from minipeft.comparison.charts import against_parameters, against_rank, curves, marker, strip, trainable
+from minipeft.comparison.charts import against_parameters, against_rank, curves, marker, strip
 from minipeft.comparison.table import RULE, Table, standard_error
-from minipeft.comparison.words import in_words, rates_in_words, spread_in_words
+from minipeft.comparison.words import in_words, listed, rates_in_words, spread_in_words
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fcfbf8; --card: #ffffff; --ink: #1c1d20; --soft: #63656b; --line: #e4e1da;
@@ -21,26 +21,29 @@ STYLE = """
 * { box-sizing: border-box }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; -webkit-text-size-adjust: 100%; overflow-wrap: break-word }
-main, header, footer { max-width: 1080px; margin: 0 auto; padding: 0 16px }
+main, header, footer { max-width: 1140px; margin: 0 auto; padding: 0 16px }
 header { padding-top: 40px }
 h1 { font-size: 1.7rem; line-height: 1.2; font-weight: 650; letter-spacing: -.012em; margin: 0 0 6px }
 h2 { font-size: 1.3rem; font-weight: 650; letter-spacing: -.008em; margin: 56px 0 2px; padding-top: 20px;
   border-top: 1px solid var(--line) }
 h3 { font-size: 1rem; font-weight: 650; margin: 36px 0 2px }
-p { margin: 6px 0; max-width: 68ch } .soft, figcaption, footer { color: var(--soft); font-size: .875rem }
+p { margin: 6px 0; max-width: 76ch } .pictures { margin-top: 34px }
+.soft, figcaption, footer { color: var(--soft); font-size: .875rem }
 .warn { background: var(--warnband); color: var(--warn); padding: 10px 14px; border-radius: 8px; margin: 14px 0;
   max-width: none }
 ul { margin: 6px 0; padding-left: 1.2em; max-width: 72ch } li { margin: 2px 0 }
 .scroll { overflow-x: auto; margin: 14px -16px; padding: 0 16px } .scroll:focus-visible { outline: 2px solid var(--c0) }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem }
 caption { text-align: left; color: var(--soft); font-size: .875rem; padding-bottom: 8px }
-th, td { padding: 7px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th, td { padding: 7px 9px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 thead th { font-weight: 500; color: var(--soft); font-size: .8rem; vertical-align: bottom }
 tbody th { font-weight: 600 } th:first-child { text-align: left; padding-left: 0; background: var(--paper) }
 th:first-child { position: sticky; left: 0 } .scroll > table th:first-child { padding-right: 14px }
 td small { color: var(--soft); font-size: .8rem; padding-left: .35em } td:last-child,
 thead th:last-child { padding-right: 0 }
-th svg.key { width: 15px; height: 15px; vertical-align: -2px; margin-right: 6px }
+svg.key { display: inline-block; width: 15px; height: 15px; vertical-align: -2px; margin-right: 6px }
+.keys { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 6px 0; font-size: .85rem }
+caption span { display: block; position: sticky; left: 0; width: min(100vw - 32px, 68ch) }
 .charts { display: grid; gap: 20px 28px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr));
   margin-top: 14px }
 .many { display: grid; gap: 18px 20px; grid-template-columns: repeat(auto-fill, minmax(min(46%, 190px), 1fr));
@@ -49,7 +52,7 @@ figure { margin: 0; min-width: 0 } figcaption { margin-top: 4px }
 .many figcaption { margin: 0 0 2px; color: var(--ink); font-weight: 600; font-size: .85rem }
 .charts figcaption b { color: var(--ink); font-weight: 650; display: block; font-size: .95rem }
 svg { display: block; width: 100%; height: auto; overflow: visible } svg text { font-family: inherit }
-svg.strip { width: 110px; height: 18px; display: inline-block } th svg { display: inline-block }
+svg.strip { width: 100px; height: 18px; display: inline-block; vertical-align: middle }
 .tick { fill: var(--soft); font-size: 11px } .many .tick { font-size: 9.5px } .axis { fill: var(--soft);
   font-size: 11.5px }
 .label { fill: var(--ink); font-size: 11.5px } .grid { stroke: var(--line); fill: none; stroke-width: 1 }
@@ -74,7 +77,7 @@ def page(table: Table) -> str:
     methods = list(dict.fromkeys(row["method"] for task in tasks for row in task["rows"]))
     styles = {method: number % 8 for number, method in enumerate(methods)}
     names = list(dict.fromkeys(row["name"].split(" r = ")[0] for task in tasks for row in task["rows"]))
-    title = f"{' · '.join(names)} on {' · '.join(task['task'] for task in tasks)}"
+    title = f"{listed(names)} on {listed([task['task'] for task in tasks])}"
     told = [*dict.fromkeys(words for task in tasks for words in task["models"] + task["data"])]
     stand_in = [words for words in told if "stand-in" in words]
     parts = [
@@ -117,7 +120,7 @@ def _task(task: Table, styles: dict[str, int], number: str) -> str:
     parts = [
         head,
         f'<p class="soft">{metric.capitalize()} on {task["validation_examples"]:,} validation examples, where one '
-        f"standard error is {error:.3f}. {escape('; '.join(task['data']).capitalize())}.</p>",
+        f"standard error is {error:.3f}. Data: {escape('; '.join(task['data']))}.</p>",
         failed,
         _table(task, styles),
         *(
@@ -125,14 +128,15 @@ def _task(task: Table, styles: dict[str, int], number: str) -> str:
             for row in rows
             if len(row["learning_rates"]) > 1
         ),
-        "<h3>Which differences stand out of the noise</h3>",
-        *(_apart(task, which) for which in ("best", "last")),
-        '<div class="charts">',
+        '<h3>Which differences stand out of the noise</h3><div class="charts">',
+        *(f"<div>{_apart(task, which)}</div>" for which in ("best", "last")),
+        '</div><div class="charts pictures">',
         _figure(
             against_parameters(task, styles, f"{number}p"),
             f"{metric.capitalize()} against trainable parameters",
-            "Medians over the seeds; bars from the worst seed to the best. The grey band is one standard error of the "
-            "validation split either side of the highest median.",
+            "Medians over the seeds; bars from the worst seed to the best. Numbers are ranks. The band is one standard "
+            "error of the validation split either side of the highest median.",
+            _key(rows, styles),
         ),
     ]
     if ranks := against_rank(task, styles, f"{number}r"):
@@ -144,32 +148,52 @@ def _task(task: Table, styles: dict[str, int], number: str) -> str:
             )
         )
     parts.append("</div>")
-    for heading, what, names in (
-        (f"{metric.capitalize()} by epoch", "A line a seed, a ring at its best epoch; the other rows in grey.",
-         [task["metric"]]),
-        ("Loss by epoch", "A pair of lines a seed: training solid, validation dashed.", ["train_loss", "eval_loss"]),
-    ):  # fmt: skip
-        parts.append(f'<h3>{heading}</h3><p class="soft">{what}</p><div class="many">')
-        for place, row in enumerate(rows):
-            chart = curves(task, row, styles[row["method"]], names, f"{number}c{place}{names[0][0]}")
-            parts.append(f"<figure><figcaption>{escape(row['name'])}</figcaption>{chart}</figure>")
-        parts.append("</div>")
+    if max(run["last"]["epoch"] for row in rows for run in row["runs"]) > 1:
+        seeds, pairs = (
+            "A line a seed, a ring at its best epoch; the other rows in grey.",
+            "Training solid, validation dashed.",
+        )
+        parts.append(f'<h3>{metric.capitalize()} by epoch</h3><p class="soft">{seeds}</p>')
+        parts.append(_curves(task, [task["metric"]], styles, number))
+        parts.append(f'<details><summary>Loss by epoch</summary><p class="soft">{pairs}</p>')
+        parts.append(f"{_curves(task, ['train_loss', 'eval_loss'], styles, f'{number}l')}</details>")
     return "".join([*parts, "</section>"])
 
 
-def _figure(chart: str, title: str, caption: str) -> str:
-    return f"<figure><figcaption><b>{escape(title)}</b>{escape(caption)}</figcaption>{chart}</figure>"
+def _curves(task: Table, names: list[str], styles: dict[str, int], number: str) -> str:
+    """A small picture for each row, of the same axes."""
+    figures = [
+        f"<figure><figcaption>{escape(row['name'])}</figcaption>"
+        f"{curves(task, row, styles[row['method']], names, f'{number}c{place}')}</figure>"
+        for place, row in enumerate(task["rows"])
+        if row["runs"]
+    ]
+    return f'<div class="many">{"".join(figures)}</div>'
+
+
+def _key(rows: list[Table], styles: dict[str, int]) -> str:
+    """Each method's shape and colour with its name."""
+    names = {row["method"]: row["name"].split(" r = ")[0] for row in rows}
+    shapes = "".join(f"<span>{_shape(styles[method])}{escape(name)}</span>" for method, name in names.items())
+    return f'<p class="keys">{shapes}</p>'
+
+
+def _shape(style: int) -> str:
+    return f'<svg class="key" viewBox="-8 -8 16 16" aria-hidden="true">{marker(style, 0, 0)}</svg>'
+
+
+def _figure(chart: str, title: str, caption: str, key: str = "") -> str:
+    return f"<figure><figcaption><b>{escape(title)}</b>{escape(caption)}</figcaption>{key}{chart}</figure>"
 
 
 def _table(task: Table, styles: dict[str, int]) -> str:
     others = list(dict.fromkeys(name for row in task["rows"] for name in row["others"]))
     headings = ["Best epoch", "Seeds", "Last epoch", *(name.replace("_", " ") for name in others)]
-    headings += ["Trainable", "In the head", "Learning rate", "Seconds", "Memory"]
+    headings += ["Parameters", "+ head", "Learning rate", "Seconds", "Memory"]
     cells = "".join(f'<th scope="col">{escape(text)}</th>' for text in ["Method", *headings])
     body = []
     for row in task["rows"]:
-        key = f'<svg class="key" viewBox="-8 -8 16 16" aria-hidden="true">{marker(styles[row["method"]], 0, 0)}</svg>'
-        name = f'<th scope="row">{key}{escape(row["name"])}</th>'
+        name = f'<th scope="row">{_shape(styles[row["method"]])}{escape(row["name"])}</th>'
         if not row["best"]:
             body.append(f'<tr>{name}<td colspan="{len(headings)}">failed</td></tr>')
             continue
@@ -178,7 +202,7 @@ def _table(task: Table, styles: dict[str, int]) -> str:
             strip(task, row, styles[row["method"]]),
             _spread(row["last"]),
             *(f"{row['others'][other]:.3f}" for other in others),
-            f"{trainable(row):,}",
+            f"{row['parameters']['method']:,}",
             f"{row['parameters']['head']:,}",
             f"{row['lr']:g}",
             f"{row['seconds']:,.0f}",
@@ -189,7 +213,7 @@ def _table(task: Table, styles: dict[str, int]) -> str:
     caption = f"{str(task['metric']).replace('_', ' ').capitalize()}: median over the seeds, and worst to best.{also}"
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(task["task"])}: table"><table><caption>'
-        f"{escape(caption)}</caption><thead><tr>{cells}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"<span>{escape(caption)}</span></caption><thead><tr>{cells}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
@@ -203,7 +227,7 @@ def _memory(size: int) -> str:
 
 
 def _apart(task: Table, which: str) -> str:
-    first, *lines = in_words(task, which)
+    first, *lines = (line.replace(" r = ", "\u00a0r\u00a0=\u00a0") for line in in_words(task, which))
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f"<p>By the {which} epoch: {escape(first)}</p>" + (f"<ul>{items}</ul>" if items else "")
 

@@ -8,8 +8,17 @@ from itertools import groupby
 
 from minipeft.comparison.table import FEWEST_SEEDS, Table
 
-HEADINGS = ("", "trainable", "lr", "best: median (min to max)", "last: median (min to max)", "seconds", "memory")
-LEFT = (0, 3, 4)  # columns of text
+HEADINGS = (
+    "",
+    "parameters",
+    "+ head",
+    "lr",
+    "best: median (min to max)",
+    "last: median (min to max)",
+    "seconds",
+    "memory",
+)
+LEFT = (0, 4, 5)  # columns of text
 
 
 def in_words(task: Table, which: str) -> list[str]:
@@ -22,12 +31,17 @@ def in_words(task: Table, which: str) -> list[str]:
             return [f"Nothing can be said about differences: it takes {FEWEST_SEEDS} seeds or more for a spread."]
     apart = task["apart"][which]
     lines = [f"{len(apart) or 'None'} of {pairs} pairs of rows {'is' if len(apart) == 1 else 'are'} apart."]
-    for above, group in groupby(apart, key=lambda pair: pair["above"]):
-        lines.append(f"{above} is above {_listed([pair['below'] for pair in group])}.")
+    below: dict[str, list[str]] = {}
+    for pair in apart:
+        below.setdefault(pair["above"], []).append(pair["below"])
+    for those, group in groupby(sorted(below, key=lambda name: (len(below[name]), below[name])), key=below.__getitem__):
+        above = list(group)
+        lines.append(f"{listed(above)} {'is' if len(above) == 1 else 'are'} above {listed(those)}.")
     return lines
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -59,10 +73,11 @@ def as_text(table: Table) -> str:
 
 def _cells(row: Table) -> list[str]:
     if not row["best"]:
-        return [row["name"], "", "", "failed", "", "", ""]
+        return [row["name"], "", "", "", "failed", "", "", ""]
     return [
         row["name"],
-        f"{row['parameters']['method'] + row['parameters']['head']:,}",
+        f"{row['parameters']['method']:,}",
+        f"{row['parameters']['head']:,}",
         f"{row['lr']:g}",
         *(spread_in_words(row[which]) for which in ("best", "last")),
         f"{row['seconds']:,.0f}",
