@@ -198,7 +198,8 @@ def _run_all(folder: Path, plan: Plan, jobs: int, lock: int, quiet: bool) -> dic
                 for name in [name for name, process in running.items() if process.poll() is not None]:
                     if status := running.pop(name).returncode:
                         failed[name] = child.why(status, folder / "logs" / f"{name}.txt")
-                        tqdm.write(f"{name} failed: {failed[name]}", file=sys.stderr)
+                        if not quiet:
+                            tqdm.write(f"{name} failed: {failed[name]}", file=sys.stderr)
                     bar.update()
         finally:
             for process in running.values():

@@ -85,7 +85,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
         for name in FIELDS
         if name not in ("task", "method", *OWN) and (words := given.get(name))
     }
-    flags.setdefault("seed", {"": list(SEEDS)})
+    flags.setdefault("seed", {}).setdefault("", list(SEEDS))
     used: set[tuple[str, str]] = set()
     runs = []
     for task, method in product(tasks, methods):
