@@ -437,7 +437,7 @@ def test_standard_errors_are_those_of_many_splits() -> None:
     ("more", "message"),
     [
         ([], "already holds a comparison; pass --resume to go on with it"),
-        (["--seed", "1", "2", "--resume"], "was begun with seed by default, not 1 2; go on with the same settings"),
+        (["--seed", "1", "2", "--resume"], "was begun with seed 1 2 3, not 1 2; go on with the same settings"),
         (["--lr", "2e-3", "--resume"], "was begun with lr 0.001 full=0.0001 full=1e-05, not 0.001 0.002 full"),
         (["--train-limit", "sst2=8", "--resume"], "was begun with train_limit by default, not sst2=8"),
     ],
@@ -455,7 +455,7 @@ def test_what_cannot_be_a_comparison_is_refused_before_anything_is_written(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    start = ["compare", "--task", "rte", "--method", "lora", "--model", "roberta-mini"]
+    start = ["compare", "--task", "rte", "--method", "lora"]
     for more, message in (
         (["--output", str(tmp_path / "mine"), "--resume"], "is not empty and holds no comparison"),
         (["--output", str(tmp_path / "new"), "--data", str(tmp_path)], "no folder rte in it"),
