@@ -95,8 +95,7 @@ def train_loop(
     workers.first_does(partial(_keep_up, folder, model, now, train.split.task, quiet))
     saved_at = time.monotonic()
     events = Events(folder / "tensorboard", now.step + 1, workers.first)
-    bar = tqdm(total=total_steps, initial=now.step, unit="step", disable=quiet)
-    with collect_signals() as received, events, bar:
+    with collect_signals() as received, tqdm(total=total_steps, initial=now.step, unit="step", disable=quiet) as bar:
         while now.epoch < epochs:
             model.train()
             order = epoch_order(len(train), seed, now.epoch)
@@ -126,7 +125,6 @@ def train_loop(
                 # The state is saved before the step changes it: by now its loss and gradient are known to be finite.
                 due = time.monotonic() - saved_at >= 60 * checkpoint_minutes
                 if reason := workers.largest(received[0] if received else int(due)):
-                    events.flush()
                     workers.first_does(partial(_save, folder, model, optimizer, now, train))
                     saved_at = time.monotonic()
                     if reason in STOPPING:
@@ -162,7 +160,6 @@ def train_loop(
             bar.set_postfix(epoch=row["epoch"], loss=f"{row['train_loss']:.3f}", **{metric: f"{row[metric]:.4f}"})
             now = Progress(now.epoch + 1, 0, now.step, history=[*now.history, row])
             events.add(now.step, {name: value for name, value in row.items() if name not in EACH_STEP})
-            events.flush()
             # The checkpoint comes first: a run that is killed from here on makes adapter/ and metrics.jsonl from it.
             workers.first_does(partial(_save, folder, model, optimizer, now, train))
             workers.first_does(partial(_publish, folder, model, now, train.split.task))
