@@ -16,6 +16,8 @@ from sklearn.metrics import f1_score
 
 from minipeft import MinipeftError, load_run, train
 from minipeft.cli import main
+from minipeft.data.tasks import get_task
+from minipeft.training.loop import best_epoch
 
 SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 8, "grad_accum": 1, "device": "cpu", "quiet": True}
 WORDS = {"good": ("great", "nice"), "bad": ("awful", "poor"), "so so": ("okay", "fine")}
@@ -124,18 +126,12 @@ def test_the_holdout_chooses_the_epoch_and_the_validation_is_reported(finished: 
     assert details_of(finished / "adapter")["epoch"] == best["epoch"]
 
 
-def test_the_holdout_chooses_where_the_validation_would_choose_otherwise(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Training and holdout say the opposite of the validation: its best epoch is the one that is worst on it."""
-    rows = [{"text": text, "label": label} for text, label in (("a great film", "good"), ("an awful film", "bad"))] * 40
-    for name, turned in (("train", False), ("validation", True)):
-        other = {"good": "bad", "bad": "good"} if turned else {"good": "good", "bad": "bad"}
-        lines = [json.dumps(row | {"label": other[row["label"]]}) + "\n" for row in rows[: 20 if turned else None]]
-        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-    common = {"data": str(tmp_path), "model": str(tiny_checkpoint), "method": "full", **SMALL, "lr": 1e-3, "epochs": 4}
-    honest = train(output=str(tmp_path / "honest"), holdout=0.2, **common).content
-    tempted = train(output=str(tmp_path / "tempted"), **common).content
-    assert honest["holdout"]["best"] == 1.0 and honest["best"]["value"] == 0.0
-    assert tempted["best"]["value"] > 0.0 and "holdout" not in tempted
+def test_the_holdout_chooses_where_the_validation_would_choose_otherwise() -> None:
+    task = get_task("rte")
+    history = [{"epoch": 1, "accuracy": 0.9}, {"epoch": 2, "accuracy": 0.8}, {"epoch": 3, "accuracy": 0.9}]
+    assert best_epoch(history, task)["epoch"] == 1  # the first of equals
+    held = [row | {"holdout_accuracy": value} for row, value in zip(history, (0.5, 0.7, 0.7), strict=True)]
+    assert best_epoch(held, task) == {"epoch": 2, "accuracy": 0.8, "holdout_accuracy": 0.7}
 
 
 @pytest.mark.parametrize("part", [0.0, 1.0, -0.1, float("nan"), "x", 0.001])
@@ -218,15 +214,19 @@ def test_a_run_without_an_output_is_called_after_the_file(
 
 def test_a_file_of_ones_own_in_real_processes(reviews: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """One process and torchrun's two draw the same splits and end within rounding; a bad flag is one line."""
-    flags = ["--data", reviews, "--text-column", "body", "--label-column", "verdict", "--model", tiny_checkpoint]
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "no-dropout")
+    path = checkpoint / "config.json"
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | still))
+    flags = ["--data", reviews, "--text-column", "body", "--label-column", "verdict", "--model", checkpoint]
     flags += ["--epochs", 1, "--holdout", 0.2, "--method", "head", "--device", "cpu", "--quiet", "--output"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     for name, start in (("one", []), ("two", torchrun)):
         done = run_command(*start, "train.py", *flags, tmp_path / name, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr
     one, two = (rows_of(tmp_path / name)[0] for name in ("one", "two"))
-    assert two["holdout_eval_loss"] == pytest.approx(one["holdout_eval_loss"], abs=1e-3)  # dropout differs
-    assert {**one, **two}.keys() == one.keys()
+    for figure in ("train_loss", "eval_loss", "holdout_eval_loss"):
+        assert two[figure] == pytest.approx(one[figure], abs=1e-5)
     done = run_command("train.py", *flags, tmp_path / "three", "--label-column", "mark")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "no column 'mark' (there are id, verdict, body); --label-column" in done.stderr
