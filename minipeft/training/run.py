@@ -102,9 +102,6 @@ def train(**settings: Any) -> Result:
     for name, split in splits.items():
         chunks = read_chunks(task, split, source, wanted.train_limit if name == "train" else wanted.eval_limit)
         encoded[name] = encode_split(task, chunks, tokenizer, _not_none(wanted.max_length), config)
-    if tokenizer.truncated:
-        truncated = f"{tokenizer.truncated} of {sum(map(len, encoded.values()))} examples"
-        logger.warning("%s were truncated to %d tokens", truncated, wanted.max_length)
     examples, validation = encoded.pop("train"), encoded.pop("validation")
     if wanted.holdout is not None:
         examples, encoded[HOLDOUT] = hold_out(examples, wanted.holdout, wanted.seed)
@@ -120,6 +117,9 @@ def train(**settings: Any) -> Result:
         _banner(task, method, model_in_words, data_in_words, wanted, parameters.method, parameters.head, workers.size)
         if began_with is not None and not wanted.quiet:
             print(began_with, file=sys.stderr)
+    if tokenizer.truncated:
+        total = sum(map(len, (examples, validation, *encoded.values())))
+        logger.warning("%d of %d examples were truncated to %d tokens", tokenizer.truncated, total, wanted.max_length)
 
     workers.first_does(lambda: _open_folder(folder, record, wanted.quiet))
     done = train_loop(
