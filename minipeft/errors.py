@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -57,6 +57,19 @@ def finite_number(name: str, value: Any, least: float = -math.inf) -> float:
         more = "" if least == -math.inf else f" of {least:g} or more"
         raise MinipeftError(f"{name} {shown(value)} is not a finite number{more}")
     return number
+
+
+def probability(name: str, value: Any) -> float:
+    """`value` as a float from 0 to below 1, what a dropout may be; anything else raises under `name`."""
+    if not 0 <= (number := finite_number(name, value)) < 1:
+        raise MinipeftError(f"{name} {number!r} is not a probability below 1")
+    return number
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise unless `value` is one of the choices; the message lists them."""
+    if value not in (known := tuple(choices)):
+        raise MinipeftError(f"unknown {name} {shown(value)}; one of {', '.join(known)}")
 
 
 def check_seed(value: Any, name: str = "--seed") -> int:
