@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minipeft.data.batching import PackedBatch
 from minipeft.model.attention import Groups, Prefix, attend_grouped, group_by_length
 from minipeft.model.config import EncoderConfig
+from minipeft.model.dropout import dropout
 
 # The linear layers that a method may target.
 LINEAR_NAMES = ("query", "key", "value", "output", "intermediate", "ffn_output")
@@ -66,7 +67,7 @@ class EncoderLayer(nn.Module):
         for every token, all else for these alone → (num_sequences, hidden_size).
         """
         config = self.config
-        dropout = config.hidden_dropout_prob if self.training else 0.0
+        hidden_dropout = config.hidden_dropout_prob if self.training else 0.0
         attention_dropout = config.attention_probs_dropout_prob if self.training else 0.0
         key, value = self.key(x), self.value(x)  # (total_tokens, hidden_size)
         if first_tokens is not None:
@@ -81,13 +82,13 @@ class EncoderLayer(nn.Module):
             first_only=first_tokens is not None,
             prefix=prefix,
         )
-        return self.after_attention(x, attended, dropout)
+        return self.after_attention(x, attended, hidden_dropout)
 
-    def after_attention(self, x: Tensor, attended: Tensor, dropout: float) -> Tensor:
+    def after_attention(self, x: Tensor, attended: Tensor, probability: float) -> Tensor:
         """The part of the layer that sees each token alone: (…, hidden_size) twice → the same shape."""
-        x = self.attention_layer_norm(x + F.dropout(self.output(attended), dropout))
+        x = self.attention_layer_norm(x + dropout(self.output(attended), probability))
         inner = F.gelu(self.intermediate(x))  # (…, intermediate_size)
-        return self.output_layer_norm(x + F.dropout(self.ffn_output(inner), dropout))
+        return self.output_layer_norm(x + dropout(self.ffn_output(inner), probability))
 
 
 class Encoder(nn.Module):
@@ -127,7 +128,7 @@ class Encoder(nn.Module):
         else:
             x = x + self.token_type_embeddings(batch.token_type_ids)
         x = self.layer_norm(x.to(self.dtype))  # (total_tokens, hidden_size)
-        x = F.dropout(x, self.config.hidden_dropout_prob, self.training)
+        x = dropout(x, self.config.hidden_dropout_prob, self.training)
         # The rows that fill up are one more sequence behind the others; it attends to itself, and nobody reads it.
         lengths, starts = batch.lengths, batch.cu_seqlens[:-1]
         if rows := rows_to_fill(len(x), x.device, self.dtype):
@@ -159,9 +160,9 @@ class ClassificationHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: <s>'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
-        x = F.dropout(x.float(), self.dropout_prob, self.training and self.dropout_before)
+        x = dropout(x.float(), self.dropout_prob, self.training and self.dropout_before)
         x = torch.tanh(self.dense(x))
-        return self.out_proj(F.dropout(x, self.dropout_prob, self.training))
+        return self.out_proj(dropout(x, self.dropout_prob, self.training))
 
 
 class SequenceClassifier(nn.Module):
