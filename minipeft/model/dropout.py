@@ -22,7 +22,7 @@ def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
         return x
     if x.device.type != "cpu" or probability >= 1 or torch.compiler.is_compiling():
         return F.dropout(x, probability)
-    return _Dropout.apply(x, min(round(probability * STEPS), STEPS - 1))  # type: ignore[no-untyped-call, no-any-return]
+    return _Dropout.apply(x, min(round(probability * STEPS), STEPS - 1))  # type: ignore[no-untyped-call]
 
 
 class _Dropout(torch.autograd.Function):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minipeft.data.batching import PackedBatch
 from minipeft.model.attention import Groups, Prefix, attend_grouped, group_by_length
@@ -105,6 +106,8 @@ class Encoder(nn.Module):
         # Prompt and prefix tuning: batch, words, prefixes → the same three with what they put before each sequence.
         self.virtual_tokens: nn.Module | None = None
         self.dtype = torch.float32  # of the activations, and of the frozen weights
+        # Keep each layer's input alone, and compute the layer again on the way back, with the same dropout.
+        self.activation_checkpointing = False
 
     def compile_layers(self) -> None:
         """Let torch.compile fuse what stands between the matrix products of a layer; the result is the same."""
@@ -137,7 +140,9 @@ class Encoder(nn.Module):
         groups = group_by_length(lengths, x.device, self.dtype)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            x = layer(x, groups, starts if first_only and number == last else None, prefixes[number])
+            inputs = x, groups, starts if first_only and number == last else None, prefixes[number]
+            again = self.activation_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
         return x[: len(batch)] if first_only else x[: batch.total_tokens]
 
 
