@@ -206,6 +206,11 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
         help="tokens computed at a time, which bounds the memory [2048 on the CPU, 16384 on CUDA]",
     )
     flag("--compile", action="store_true", help="let torch.compile fuse the small operations")
+    flag(
+        "--activation-checkpointing",
+        action="store_true",
+        help="compute each layer a second time rather than keep what it computed: less memory, about a third more time",
+    )
     flag("--train-limit", type=int, help="train on the first N examples [all]")
     flag("--eval-limit", type=int, help="evaluate on the first N examples [all]")
     flag("--output", help="folder of the run [runs/<task>-<method>…]")

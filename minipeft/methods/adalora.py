@@ -22,6 +22,7 @@ from minipeft.methods.adapted import (
 from minipeft.methods.lora import BIASES
 from minipeft.methods.peft_format import PeftFormat, check_fields, module_path, read_targets, write_targets
 from minipeft.model.config import EncoderConfig
+from minipeft.model.dropout import dropout
 from minipeft.model.roberta import LINEAR_NAMES, Linear, SequenceClassifier
 
 
@@ -113,7 +114,7 @@ class AdaLoRALinear(AdaptedLinear):
         y = super().forward(x)
         if self.is_merged():
             return y
-        low = F.linear(F.dropout(x, self.dropout, self.training), (self.lora_E * self.lora_A).to(x.dtype))
+        low = F.linear(dropout(x, self.dropout, self.training), (self.lora_E * self.lora_A).to(x.dtype))
         return torch.addmm(y, low * self.scaling, self.lora_B.to(x.dtype).T)  # low: (tokens, rank)
 
     def merged_weight(self) -> Tensor:

@@ -21,6 +21,7 @@ from minipeft.methods.adapted import (
 )
 from minipeft.methods.peft_format import PeftFormat, check_fields, read_pattern, read_targets, write_targets
 from minipeft.model.config import EncoderConfig
+from minipeft.model.dropout import dropout
 from minipeft.model.roberta import LINEAR_NAMES, Linear, SequenceClassifier
 
 INITIALISATIONS = ("kaiming", "gaussian", "pissa")
@@ -129,7 +130,7 @@ class LoRALinear(AdaptedLinear):
         y = super().forward(x)
         if self.is_merged():
             return y
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))  # (tokens, rank)
+        low = F.linear(dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))  # (tokens, rank)
         return torch.addmm(y, low * self.scaling, self.lora_B.to(x.dtype).T)
 
     def merged_weight(self) -> Tensor:

@@ -27,6 +27,7 @@ from minipeft.methods.peft_format import (
     write_in_every_layer,
 )
 from minipeft.model.config import EncoderConfig
+from minipeft.model.dropout import dropout
 from minipeft.model.roberta import Linear, SequenceClassifier
 
 BIASES = ("none", "all", "vera_only")
@@ -108,7 +109,7 @@ class VeRALinear(AdaptedLinear):
         if self.is_merged():
             return y
         a, b = self._slices()
-        low = F.linear(F.dropout(x, self.dropout, self.training), a.to(x.dtype)) * self.vera_lambda_d.to(x.dtype)
+        low = F.linear(dropout(x, self.dropout, self.training), a.to(x.dtype)) * self.vera_lambda_d.to(x.dtype)
         return y + F.linear(low, b.to(x.dtype)) * self.vera_lambda_b.to(x.dtype)
 
     def merged_weight(self) -> Tensor:

@@ -88,6 +88,7 @@ class TrainSettings:
     device: str = "auto"
     max_tokens: int | None = None
     compile: bool = False
+    activation_checkpointing: bool = False
     train_limit: int | None = None
     eval_limit: int | None = None
     output: str | None = None

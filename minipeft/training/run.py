@@ -38,7 +38,16 @@ logger = logging.getLogger("minipeft")
 Number = TypeVar("Number", int, float)
 
 # What a resumed run may change: the data is compared by its whole path, "source".
-FREE_TO_CHANGE = ("output", "checkpoint_minutes", "resume", "quiet", "device", "compile", "data")
+FREE_TO_CHANGE = (
+    "output",
+    "checkpoint_minutes",
+    "resume",
+    "quiet",
+    "device",
+    "compile",
+    "activation_checkpointing",
+    "data",
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,7 @@ def train(**settings: Any) -> Result:
     apply(model, method)
     began_with = None if start is None else start_from(model, start)
     cast_frozen(model, torch.bfloat16 if wanted.precision == "bf16" else torch.float32).to(device)
+    model.encoder.activation_checkpointing = wanted.activation_checkpointing
     if wanted.compile:
         model.encoder.compile_layers()
     parameters = count_parameters(model)
