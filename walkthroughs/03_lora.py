@@ -171,19 +171,19 @@ for step in (1, 2):
 # that one can change the rank and keep the learning rate. And $\alpha$ is one more factor, which one can leave alone:
 # the authors set it once and tune the learning rate (section 4.1), for with Adam the two do almost the same.
 #
-# Let us see how far *one* step lowers the loss. In the first step only $B$ moves, because the gradient of $A$ is 0. With
-# plain gradient descent and learning rate $\eta$ the loss falls, to first order, by
+# Let us see how far *one* step lowers the loss. In the first step only $B$ moves, because the gradient of $A$ is 0.
+# With plain gradient descent and learning rate $\eta$ the loss falls, to first order, by
 #
 # $$\eta \left\| \frac{\partial L}{\partial B} \right\|^2 = \eta\, s^2 \left\| G^\top X A^\top \right\|^2 .$$
 #
 # The last factor is a sum over the $r$ rows of $A$, so the fall is proportional to $s^2 r$. With $s = \alpha / r$ it
-# *shrinks* like $1/r$: a larger rank learns more slowly. That is the argument of rsLoRA (Kalajdzievski 2023), which takes
-# $s = \alpha / \sqrt{r}$ and so keeps $s^2 r$ constant. In minipeft that is `LoRA(rslora=True)`.
+# *shrinks* like $1/r$: a larger rank learns more slowly. That is the argument of rsLoRA (Kalajdzievski 2023), which
+# takes $s = \alpha / \sqrt{r}$ and so keeps $s^2 r$ constant. In minipeft that is `LoRA(rslora=True)`.
 #
 # Adam is different. It divides the gradient by its own size, so that in the first step every element of $B$ moves by
-# $\eta$, up or down. The fall is then $\eta$ times the sum of the *absolute values* of the gradient's elements, which is
-# proportional to $s\, r$: constant for $\alpha / r$, and growing like $\sqrt{r}$ for rsLoRA. We measure all four, on a
-# layer of the bundled encoder's size and with a loss that is linear in the output, so that "to first order" is exact.
+# $\eta$, up or down. The fall is then $\eta$ times the sum of the *absolute values* of the gradient's elements, which
+# is proportional to $s\, r$: constant for $\alpha / r$, and growing like $\sqrt{r}$ for rsLoRA. We measure all four, on
+# a layer of the bundled encoder's size and with a loss that is linear in the output, so that "to first order" is exact.
 
 # %%
 torch.manual_seed(0)
@@ -211,7 +211,9 @@ for axes, name in zip(both, ("gradient descent", "Adam"), strict=True):
     for label, rslora, marker in (("alpha / rank", False, "o"), ("alpha / √rank", True, "s")):
         falls = [fall_after_a_step(rank, rslora, name == "Adam") for rank in ranks]
         parts = [fall / falls[0] for fall in falls]
-        expected = [rank ** ((0.5 if rslora else 0.0) if name == "Adam" else (0.0 if rslora else -1.0)) for rank in ranks]
+        expected = [
+            rank ** ((0.5 if rslora else 0.0) if name == "Adam" else (0.0 if rslora else -1.0)) for rank in ranks
+        ]
         axes.plot(ranks, parts, marker=marker, label=f"s = {label}")
         print(f"{name:<16} s = {label:<13}", *(f"{part:6.2f}" for part in parts))
         print(f"{'':<16} {'by the formula':<17}", *(f"{part:6.2f}" for part in expected))
@@ -226,8 +228,8 @@ both[1].set_xlabel("rank")
 figure.tight_layout()
 picture(
     figure,
-    "How far one step lowers the loss against the rank, relative to rank 1. With gradient descent it falls with the rank "
-    "for alpha over rank and stays level for alpha over the root of the rank. With Adam it stays level for alpha over "
+    "How far one step lowers the loss against the rank, relative to rank 1. With gradient descent it falls with the "
+    "rank for alpha over rank and stays level for alpha over the root of the rank. With Adam it stays level for alpha over "
     "rank and grows for alpha over the root.",
 )
 
@@ -271,9 +273,9 @@ source(minipeft.apply)
 # %% [markdown]
 # ## A training, and what it learnt
 #
-# Now a real one: roberta-mini on a small part of the generated stand-in for SST-2, for a few seconds only: too
-# short to learn the task, long enough to see what kind of change it makes. Beside it we train the same with full fine-tuning, so that we can look at the
-# change of a weight that was *not* forced to have a low rank.
+# Now a real one: roberta-mini on a small part of the generated stand-in for SST-2, for a few seconds only: too short to
+# learn the task, long enough to see what kind of change it makes. Beside it we train the same with full fine-tuning, so
+# that we can look at the change of a weight that was *not* forced to have a low rank.
 
 # %%
 settings = {
@@ -292,10 +294,8 @@ folder = tempfile.mkdtemp()
 with_lora = minipeft.train(method=minipeft.LoRA(rank=8), lr=5e-3, output=f"{folder}/lora", **settings)
 with_full = minipeft.train(method=minipeft.Full(), lr=5e-4, output=f"{folder}/full", **settings)
 for name, result in (("LoRA", with_lora), ("full", with_full)):
-    trained = minipeft.count_parameters(result.model)
-    print(
-        f"{name}: {trained.method:>9,} parameters trained, accuracy on the stand-in {result.content['best']['value']:.3f}"
-    )
+    trained, best = minipeft.count_parameters(result.model).method, result.content["best"]["value"]
+    print(f"{name}: {trained:>9,} parameters trained; accuracy on 64 rows of the stand-in: {best:.3f}")
 
 # %% [markdown]
 # A matrix's *singular values* say how much it stretches along each of its principal directions. The number of those

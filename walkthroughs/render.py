@@ -104,9 +104,10 @@ def execute(code: str, name: str, module: types.ModuleType, number: int) -> list
 
 
 def quotation(name: str, code: str) -> str:
-    path = "/".join(part for part in name.split(".") if part.islower() and not part.startswith("_"))
-    while not (file := FOLDER.parent / f"{path}.py").is_file():
-        path = path.rpartition("/")[0]
+    parts = name.split(".")
+    homes = [FOLDER.parent.joinpath(*parts[:end]) for end in range(len(parts), 0, -1)]
+    files = [file for home in homes for file in (home.with_suffix(".py"), home / "__init__.py")]
+    file = next(file for file in files if file.is_file())
     link = f'<a href="../../{file.relative_to(FOLDER.parent)}">{name}</a>'
     return (
         f'<figure class="quotation" data-name="{name}" data-code="{fingerprint(code)}">'
