@@ -39,9 +39,10 @@ OVERLAPS = """
 [...document.querySelectorAll("svg")].flatMap(svg => {
   const boxes = [...svg.querySelectorAll("text")].filter(text => text.textContent.trim())
     .map(text => [text.textContent, text.getBoundingClientRect()]).filter(([, box]) => box.width > 0);
-  return boxes.flatMap(([one, a], i) => boxes.slice(i + 1).filter(([, b]) =>
-    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1
-  ).map(([other]) => [one, other]));
+  const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+  return boxes.flatMap(([one, a], i) =>
+    boxes.slice(i + 1).filter(([, b]) => over(a, b)).map(([other]) => [one, other]));
 })
 """
 
