@@ -1,0 +1,45 @@
+"""What the walkthroughs show beside printed text: the package's own code, and pictures.
+
+In Jupyter both are displayed, in a script the code is printed and a picture is told in words, and `render.py` puts
+them into the page, through `collect`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+collect: Callable[[str, dict[str, Any]], None] | None = None  # kind, and what belongs to it; set by render.py
+
+
+def source(*things: Any) -> None:
+    """Show the code of functions, methods or classes of the package as it stands in the installed file."""
+    for thing in things:
+        name = f"{thing.__module__}.{thing.__qualname__}"
+        code = textwrap.dedent(inspect.getsource(thing))
+        if collect is not None:
+            collect("source", {"name": name, "code": code})
+        elif "ipykernel" in sys.modules:
+            from IPython.display import Code, display
+
+            display(Code(code, language="python"))
+        else:
+            print(f"# {name}\n{code}")
+
+
+def picture(figure: Any, alt: str) -> None:
+    """Show a matplotlib figure; `alt` says in words what is to be seen in it."""
+    if collect is not None:
+        collect("picture", {"figure": figure, "alt": alt})
+    elif "ipykernel" in sys.modules:
+        from IPython.display import display
+
+        display(figure)
+    else:
+        print(f"[picture: {alt}]")
+    import matplotlib.pyplot as plt
+
+    plt.close(figure)
