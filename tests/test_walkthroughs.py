@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, run_command
 
-PAGES = sorted((REPOSITORY / "walkthroughs").glob("*.py"))
+PAGES = sorted((REPOSITORY / "walkthroughs").glob("[0-9]*.py"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

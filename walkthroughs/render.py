@@ -37,7 +37,12 @@ def fingerprint(text: str) -> str:
 
 
 def main(names: list[str]) -> None:
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "MPLBACKEND": "Agg",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     os.environ["PYTHONPATH"] = str(FOLDER.parent)
     HTML.mkdir(exist_ok=True)
     wanted = [page for page in pages() if not names or any(name in page.name for name in names)]
@@ -98,21 +103,24 @@ def execute(code: str, name: str, module: types.ModuleType, number: int) -> list
     return parts
 
 
-def quotation(name: str, code: str) -> str:
+def quotation(name: str, code: str, shown: str) -> str:
+    """What is shown of the code of `name`; the hash is that of all of it."""
     path = "/".join(part for part in name.split(".") if part.islower() and not part.startswith("_"))
     while not (file := FOLDER.parent / f"{path}.py").is_file():
         path = path.rpartition("/")[0]
     link = f'<a href="../../{file.relative_to(FOLDER.parent)}">{name}</a>'
     return (
         f'<figure class="quotation" data-name="{name}" data-code="{fingerprint(code)}">'
-        f"<figcaption>{link}</figcaption>{highlighted(code)}</figure>"
+        f"<figcaption>{link}</figcaption>{highlighted(shown)}</figure>"
     )
 
 
 def drawing(figure: Any, alt: str, prefix: str) -> str:
     """A matplotlib figure as SVG inside the page, in the page's colours; `prefix` keeps its names apart."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None, "Creator": None})
+    figure.savefig(
+        buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None, "Creator": None}
+    )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(TEXT_COLOUR, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)

@@ -33,7 +33,7 @@ class PackingConfig(Protocol):
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Sequences laid end to end.
+    """Sequences laid end to end, as `pack` makes them; sizes count tokens. Making one by hand checks nothing.
 
     input_ids, position_ids    (total_tokens,)       int64; positions restart in each sequence
     token_type_ids             (total_tokens,)       int64, or None where all are 0
@@ -57,6 +57,7 @@ class PackedBatch:
 
     @property
     def total_tokens(self) -> int:
+        """All tokens of the batch."""
         return sum(self.lengths)
 
     def to(self, device: torch.device | str) -> PackedBatch:
