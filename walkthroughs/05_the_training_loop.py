@@ -247,7 +247,7 @@ picture(
 # ## Accumulation is one large batch
 #
 # The loop trains on 16 × 4 sequences in a step. In most code these are four batches of 16 whose gradients are added up,
-# because 64 padded sequences do not fit into the memory. Here is what happens in this loop between one optimizer step
+# because 64 padded sequences may not fit into the memory. Here is what happens in this loop between one optimizer step
 # and the next:
 
 # %%
@@ -366,11 +366,11 @@ piece(loop.train_loop, "optimizer.step()", "bar.update()")
 # ## The end of an epoch
 #
 # Then comes the evaluation, one line of `metrics.jsonl`, a checkpoint and, where this epoch is the best so far, the
-# adapter:
+# adapter, in the two files that `minipeft.save_adapter` writes:
 
 # %%
 piece(loop.train_loop, "evaluated = evaluate(", "workers.first_does(partial(_publish")
-source(loop._best)
+source(loop._publish, loop._best)
 
 # %% [markdown]
 # ## What choosing the best epoch does to a figure
@@ -457,7 +457,8 @@ assert measured.mean(axis=1).std() < 0.6 * measured.std() and best_of[0.9][24] >
 
 # %% [markdown]
 # Choosing the best epoch is a sensible way to choose an *adapter*, and the loop does that. It is not a way to measure
-# one. The last epoch was not chosen by its score, so its figure is an honest one, with the standard error above.
+# one. The last epoch was not chosen by its score, so its figure is an honest one, with the standard error, as long
+# as nothing else was chosen by it either: a learning rate that was picked on the same rows inflates in the same way.
 # `result.json` therefore holds **both**, and so should every table: best, because papers print it, and last, because it
 # is the number that a new set of rows would confirm.
 #

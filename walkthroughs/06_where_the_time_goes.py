@@ -110,7 +110,7 @@ source(EncoderLayer.forward, EncoderLayer.after_attention)
 # Two things make minipeft's count smaller than the table's. The last layer computes queries, output and feed-forward
 # only for the first token of each sequence, `<s>`, because the classifier reads nothing else: look for `first_tokens`
 # above. And nothing is padded, except for a little inside attention, where sequences of *nearly* equal length share a
-# product: `group_by_length` says which. So the count by formula, over the lengths of a batch:
+# product: `group_by_length` says which. So the count by formula, over the `lengths` that a `minipeft.PackedBatch` has:
 
 
 # %%
