@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import html
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,28 @@ def section(name: str) -> str:
 
 
 def described(head: str, thing: Any) -> list[str]:
-    return [
-        f'<pre class="signature">{html.escape(head)}</pre>',
-        f'<pre class="doc">{html.escape(docstring(thing))}</pre>',
-    ]
+    return [f'<pre class="signature">{html.escape(head)}</pre>', *map(block, docstring(thing).split("\n\n"))]
+
+
+def block(text: str) -> str:
+    """A docstring's paragraphs and its lines of a name and its meaning, or its example."""
+    if all(line.startswith("    ") for line in text.splitlines()):
+        return f'<pre class="output">{html.escape(text)}</pre>'
+    rows: list[list[str]] = []  # a paragraph, or a name and its meaning
+    for line in text.splitlines():
+        name = re.match(r"(\S.*?) {2,}(?!\([A-Z])(\S.*)", line)  # a formula's source stands in brackets
+        if name:
+            rows.append([name[1], name[2]])
+        elif rows and (line.startswith(" ") or len(rows[-1]) == 1):
+            rows[-1][-1] += "\n" + line.strip()
+        else:
+            rows.append([line])
+    written = []
+    for row in rows:
+        cells = [re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(cell, quote=False)) for cell in row]
+        field = f'<p class="field"><code>{cells[0]}</code>\n{cells[-1]}</p>'
+        written.append(field if len(row) == 2 else f"<p>{cells[0]}</p>")
+    return "\n".join(written)
 
 
 def docstring(thing: Any) -> str:
@@ -107,8 +126,6 @@ def signature(name: str, thing: Any) -> str:
         if parameter.default is not parameter.empty:
             factory = made.get(parameter.name, dataclasses.MISSING)
             text += f" = {parameter.default if factory is dataclasses.MISSING else factory()!r}"
-            if isinstance(parameter.default, str):
-                text = text.removesuffix(parameter.default) + repr(parameter.default)
         written.append(text)
     returns = getattr(thing, "__annotations__", {}).get("return") if inspect.isfunction(thing) else None
     end = f") -> {returns}" if returns is not None else ")"

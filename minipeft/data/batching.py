@@ -76,10 +76,11 @@ def pack(
 ) -> PackedBatch:
     """Lay sequences end to end.
 
-    token_ids: lists of int, or tokenizers.Encoding (which carries bert's token types), special tokens included.
-    labels: one a sequence; class numbers, or floats where config.num_labels is 1 (regression).
-    config: the model's, model.config; it is needed, for positions and bounds. Positions count every token, also one
-    that is <pad>: nothing is padded here, so it can only be a word of the text.
+    token_ids  lists of int, or tokenizers.Encoding (which carries bert's token types), special tokens included
+    labels     one a sequence; class numbers, or floats where config.num_labels is 1 (regression)
+    config     the model's, model.config; it is needed, for positions and bounds
+
+    Positions count every token, also one that is <pad>: nothing is padded here, so it can only be a word of the text.
     Raises MinipeftError for an empty batch or sequence, a sequence beyond the position table, a token id outside the
     vocabulary, a label outside the classes; the message names the sequence.
     """

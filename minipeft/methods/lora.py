@@ -44,7 +44,7 @@ class LoRA:
                     {"11.query": 16, "value": 4, "0": 0}; 0 leaves the layer out
     alpha_pattern   other alphas, likewise
     bias            biases that train as well: "none", "all" of the encoder's, or "lora_only", the targets'
-    modules_to_save modules of the encoder that train whole, by transformers' names: ("LayerNorm",)
+    modules_to_save  modules of the encoder that train whole, by transformers' names: ("LayerNorm",)
 
     Parameters: rank · (in_features + out_features) for each target in each layer; 73,728 for roberta-base with rank 2
     on query and value. Raises MinipeftError for a rank below 1, a dropout outside [0, 1), an unknown target or choice.
