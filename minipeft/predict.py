@@ -157,7 +157,14 @@ class LoadedRun:
 
 
 def load_run(folder: str | Path, device: str = "auto", precision: str | None = None) -> LoadedRun:
-    """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do; by default in its precision."""
+    """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do → a LoadedRun.
+
+    folder      the run's
+    device      auto, cpu, cuda or mps
+    precision   fp32 or bf16; by default the run's own
+    It evaluates splits and files, predicts texts and exports. Raises MinipeftError for a folder that holds no finished
+    run, and for a file in it that is damaged or does not fit.
+    """
     folder = Path(folder)
     settings = read_json(folder / "config.json")
     missing = sorted({"task", "model", "precision", "max_length", "max_tokens", "source"} - set(settings))

@@ -391,6 +391,8 @@ assert torch.allclose(together, alone, atol=1e-5)
 
 # %%
 source(split_by_tokens)
+
+# %%
 lengths = long_tail[:32].tolist()
 parts = list(split_by_tokens(range(32), lengths, max_tokens=512))
 for part in parts:

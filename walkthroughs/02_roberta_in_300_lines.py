@@ -68,6 +68,7 @@ assert lines < 300
 # %%
 source(mask)
 
+# %%
 sentence = "Mary saw a red car in the park, and the car was new."
 tokens = tokenizer.encode_full([sentence])[0].tokens
 batch = minipeft.pack(tokenizer.encode([sentence]), config=config)
@@ -235,13 +236,13 @@ def weights_of(layer: int, head: int) -> torch.Tensor:
 
 assert torch.allclose(weights_of(0, head), weights, atol=1e-5)
 labels = [token.removeprefix("Ġ") for token in tokens]
+
+# %%
 figure, rows_of_axes = plt.subplots(2, 1, figsize=(5.4, 9.6))
 for axes, (number, of_head) in zip(rows_of_axes, ((0, 1), (3, 3)), strict=True):
-    image = axes.pcolormesh(weights_of(number, of_head), cmap="viridis", vmin=0, edgecolors="none")
-    axes.set_xticks([i + 0.5 for i in range(len(labels))], labels, rotation=90)
-    axes.set_yticks([i + 0.5 for i in range(len(labels))], labels)
-    axes.invert_yaxis()
-    axes.set_aspect("equal")
+    image = axes.imshow(weights_of(number, of_head), cmap="viridis", vmin=0, interpolation="none")
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    axes.set_yticks(range(len(labels)), labels)
     axes.set_title(f"layer {number}, head {of_head}")
     figure.colorbar(image, ax=axes, shrink=0.7, label="weight")
 figure.tight_layout()
@@ -297,6 +298,8 @@ assert in_feed_forward > in_layers / 2
 
 # %%
 source(roberta.Encoder.forward)
+
+# %%
 everyone = encoder(several)  # (total_tokens, hidden_size)
 first_only = encoder(several, first_only=True)  # (num_sequences, hidden_size)
 print(tuple(everyone.shape), tuple(first_only.shape))
@@ -322,6 +325,8 @@ assert (base.hidden_size, base.intermediate_size, base.num_hidden_layers) == (76
 
 # %%
 source(roberta.ClassificationHead)
+
+# %%
 x = outputs["encoder"]  # (1, hidden_size): <s>
 by_hand = torch.tanh(x @ model.head.dense.weight.T + model.head.dense.bias)
 by_hand = by_hand @ model.head.out_proj.weight.T + model.head.out_proj.bias

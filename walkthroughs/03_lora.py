@@ -206,6 +206,7 @@ def fall_after_a_step(rank: int, rslora: bool, adam: bool) -> float:
     return float(torch.stack(falls).mean())
 
 
+# %%
 figure, both = plt.subplots(2, 1, figsize=(5.4, 6.4), sharex=True)
 for axes, name in zip(both, ("gradient descent", "Adam"), strict=True):
     for label, rslora, marker in (("alpha / rank", False, "o"), ("alpha / √rank", True, "s")):
@@ -318,6 +319,7 @@ def spectrum(model: minipeft.SequenceClassifier) -> torch.Tensor:
     return values / values[:, :1]
 
 
+# %%
 figure, axes = plt.subplots(figsize=(5.4, 3.8))
 for label, result in (("LoRA, rank 8", with_lora), ("full fine-tuning", with_full)):
     values = spectrum(result.model)
@@ -339,8 +341,8 @@ picture(
 assert (spectrum(with_lora.model) > 1e-3).sum(1).max() <= 8
 
 # %% [markdown]
-# LoRA's change has at most eight directions because it is made so. That of full fine-tuning has all 256, since nothing
-# forbids it; but the curve and the last column say how unequal they are. Section 7.2 of the paper makes the
+# LoRA's change has at most eight directions because it is made so. That of full fine-tuning has nearly all, since
+# nothing forbids it; but the curve and the last column say how unequal they are. Section 7.2 of the paper makes the
 # corresponding observation with LoRA itself: adapters of rank 8 and rank 64 share their first direction and little
 # beyond it. What a rank does for a task's accuracy is a question for measurements with several seeds, and has a page of
 # its own, `07_comparing_fairly`.
@@ -353,6 +355,8 @@ assert (spectrum(with_lora.model) > 1e-3).sum(1).max() <= 8
 
 # %%
 source(LoRALinear.merged_weight, minipeft.methods.adapted.AdaptedLinear.merge)
+
+# %%
 model = with_lora.model.eval()
 texts = ["A quiet film.", "Not one good scene in it."]
 batch = minipeft.pack(tokenizer.encode(texts), config=model.config)
@@ -368,7 +372,7 @@ assert torch.allclose(apart, together, atol=1e-4) and torch.equal(apart, again)
 
 # %% [markdown]
 # Merging is a choice, not a must. Unmerged, one pretrained network can serve many tasks, each with an adapter of a few
-# hundred kilobytes, even within one batch; that is what `minipeft.AdapterSet` does.
+# megabytes, even within one batch; that is what `minipeft.AdapterSet` does.
 #
 # ## What to take along
 #

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # BitFit
 #
-# BitFit (Ben Zaken, Goldberg and Ravfogel 2022) trains the biases of the encoder and nothing else. A linear layer $y =
+# BitFit (Ben Zaken, Ravfogel and Goldberg 2022) trains the biases of the encoder and nothing else. A linear layer $y =
 # W x + b$ keeps its $W$ and may change its $b$: one number for each feature of the output. That this works at all is
-# surprising. This page counts the biases, asks what they can do and what they cannot, proves that a twelfth of the
-# parameters of each layer is there in vain, and looks at which biases move in a training.
+# surprising. This page counts the biases, asks what they can do and what they cannot, proves that an eleventh of
+# the parameters of each layer is there in vain, and looks at which biases move in a training.
 #
 # The last page, [LoRA](03_lora.py), is not needed for it; the names of the layers are
 # ([RoBERTa in 300 lines](02_roberta_in_300_lines.py)).
@@ -259,6 +259,7 @@ moved = {
 }
 size = {kind: float(change.square().mean().sqrt()) for kind, change in moved.items()}
 
+# %%
 figure, axes = plt.subplots(figsize=(5.6, 3.8))
 order = sorted(TYPES, key=size.__getitem__)
 axes.barh(order, [size[kind] for kind in order], color=["C4" if kind == "key" else "C0" for kind in order])
@@ -271,13 +272,20 @@ picture(
     + ".",
 )
 print("moved most:", ", ".join(order[:-4:-1]))
+print(
+    f"key against query: gradient {gradients['key'] / gradients['query']:.0e}, move {size['key'] / size['query']:.0e}"
+)
+assert size["key"] / size["query"] > 100 * gradients["key"] / gradients["query"]
 
 # %% [markdown]
-# The bar of the key biases (in another colour) is not zero, and that looks like a contradiction. It is none. AdamW
+# The bar of the key biases is by far the shortest, and yet they have moved, much further than their gradients would let
+# one expect: the last printed line compares both with the query's. That looks like a contradiction and is none. AdamW
 # divides each gradient by a running estimate of its own size, so that every parameter moves by about the learning rate,
-# however small its gradient is. It cannot know that here the gradient is nothing but rounding. Noise of a size that
-# does not matter becomes steps of a size that does: the key biases take a random walk. But what they have walked has no
-# effect. Put the old ones back, and the logits stay the same:
+# however small its gradient is. It cannot know that here the gradient is nothing but rounding. Only the small number
+# that it adds to the divisor, $10^{-8}$ against a division by zero, holds the key biases back, because the rounding
+# noise is even smaller than that. With a larger loss or in a lower precision it would not be, and the key biases would
+# walk about at random as fast as the others walk with a purpose. But wherever they have walked, it has no effect. Put
+# the old ones back, and the logits stay the same:
 
 # %%
 restored = copy.deepcopy(trained)

@@ -7,6 +7,7 @@ so that the tests can tell whether a committed page still says what the code say
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import html
@@ -51,6 +52,10 @@ def main(names: list[str]) -> None:
         with ProcessPoolExecutor(1, mp_context=spawn) as executor:
             print(executor.submit(render, page).result(), flush=True)
     write_index()
+    for page in pages():  # a page that is new has neighbours that have to know it
+        if (file := HTML / f"{page.stem}.html").is_file():
+            text = re.sub(r"<nav>.*?</nav>", lambda _, page=page: f"<nav>{links(page)}</nav>", file.read_text("utf-8"))
+            file.write_text(text, encoding="utf-8")
 
 
 def render(page: Path) -> str:
@@ -66,12 +71,22 @@ def render(page: Path) -> str:
         if cell.cell_type == "markdown":
             parts.append(markdown().render(cell.source))
         else:
-            parts.append(f'<div class="code">{highlighted(cell.source)}</div>')
+            parts.append(code_box(cell.source))
             parts += execute(cell.source, f"<{page.name}, cell {number}>", module, len(parts))
     title, _ = title_and_start(page)
     path = HTML / f"{page.stem}.html"
     path.write_text(whole_page(title, "\n".join(parts), links(page), fingerprint(text)), encoding="utf-8")
     return f"{path.relative_to(FOLDER.parent)}: {path.stat().st_size // 1024} KB"
+
+
+def code_box(code: str) -> str:
+    """A cell's code; that of a picture is folded away, and a mere quotation needs none."""
+    called = [getattr(getattr(getattr(line, "value", None), "func", None), "id", "") for line in ast.parse(code).body]
+    if set(called) <= {"source", "piece"}:
+        return ""
+    if "picture" in called:
+        return f'<details class="code"><summary>The code of the picture</summary>{highlighted(code)}</details>'
+    return f'<div class="code">{highlighted(code)}</div>'
 
 
 def execute(code: str, name: str, module: types.ModuleType, number: int) -> list[str]:
@@ -103,7 +118,8 @@ def execute(code: str, name: str, module: types.ModuleType, number: int) -> list
     return parts
 
 
-def quotation(name: str, code: str) -> str:
+def quotation(name: str, code: str, shown: str) -> str:
+    """What is shown of the code of `name`; the hash is that of all of it."""
     parts = name.split(".")
     homes = [FOLDER.parent.joinpath(*parts[:end]) for end in range(len(parts), 0, -1)]
     files = [file for home in homes for file in (home.with_suffix(".py"), home / "__init__.py")]
@@ -111,7 +127,7 @@ def quotation(name: str, code: str) -> str:
     link = f'<a href="../../{file.relative_to(FOLDER.parent)}">{name}</a>'
     return (
         f'<figure class="quotation" data-name="{name}" data-code="{fingerprint(code)}">'
-        f"<figcaption>{link}</figcaption>{highlighted(code)}</figure>"
+        f"<figcaption>{link}</figcaption>{highlighted(shown)}</figure>"
     )
 
 

@@ -33,7 +33,7 @@ class PackingConfig(Protocol):
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Sequences laid end to end.
+    """Sequences laid end to end, as `pack` makes them; sizes count tokens. Making one by hand checks nothing.
 
     input_ids, position_ids    (total_tokens,)       int64; positions restart in each sequence
     token_type_ids             (total_tokens,)       int64, or None where all are 0
@@ -57,6 +57,7 @@ class PackedBatch:
 
     @property
     def total_tokens(self) -> int:
+        """All tokens of the batch."""
         return sum(self.lengths)
 
     def to(self, device: torch.device | str) -> PackedBatch:
@@ -75,10 +76,11 @@ def pack(
 ) -> PackedBatch:
     """Lay sequences end to end.
 
-    token_ids: lists of int, or tokenizers.Encoding (which carries bert's token types), special tokens included.
-    labels: one a sequence; class numbers, or floats where config.num_labels is 1 (regression).
-    config: the model's, model.config; it is needed, for positions and bounds. Positions count every token, also one
-    that is <pad>: nothing is padded here, so it can only be a word of the text.
+    token_ids  lists of int, or tokenizers.Encoding (which carries bert's token types), special tokens included
+    labels     one a sequence; class numbers, or floats where config.num_labels is 1 (regression)
+    config     the model's, model.config; it is needed, for positions and bounds
+
+    Positions count every token, also one that is <pad>: nothing is padded here, so it can only be a word of the text.
     Raises MinipeftError for an empty batch or sequence, a sequence beyond the position table, a token id outside the
     vocabulary, a label outside the classes; the message names the sequence.
     """

@@ -49,6 +49,7 @@ class AdaLoRA:
 
     An adapter saved before the last `tfinal` steps, a run's best epoch say, has more singular values than in the end.
     Parameters: init_rank · (in_features + out_features + 1) for each target in each layer; 1,991,520 for roberta-base.
+    Raises MinipeftError for a target_rank above init_rank, a number out of its range, an unknown target or choice.
     """
 
     target_rank: int = 8

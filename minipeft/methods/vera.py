@@ -42,9 +42,9 @@ class VeRA:
     dropout         probability on the input of A, in training
     targets         linear layers, by name: query, key, value, output, intermediate, ffn_output
     seed            what A and B are drawn from
-    save_projection whether the adapter's file holds A and B; without them they are drawn again from the seed
+    save_projection  whether the adapter's file holds A and B; without them they are drawn again from the seed
     bias            biases that train as well: "none", "all" of the encoder's, or "vera_only", the targets'
-    modules_to_save modules of the encoder that train whole, by transformers' names
+    modules_to_save  modules of the encoder that train whole, by transformers' names
 
     Parameters: rank + out_features for each target in each layer; 24,576 for roberta-base with rank 256 on query and
     value. Raises MinipeftError for a rank below 1, a dropout outside [0, 1), an unknown target or a bad seed.

@@ -171,7 +171,11 @@ class ClassificationHead(nn.Module):
 
 
 class SequenceClassifier(nn.Module):
-    """Encoder and classification head."""
+    """Encoder and classification head: logits = head(<s>'s hidden state of each sequence)    (Liu et al. 2019)
+
+    config   the shape. New weights are torch's own; `load_pretrained` gives a checkpoint's.
+    A packed batch of total_tokens → logits (num_sequences, num_labels), float32. `method` is what `apply` installed.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -182,7 +186,7 @@ class SequenceClassifier(nn.Module):
         self.folder: Path | None = None  # where the pretrained weights came from
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Logits (num_sequences, num_labels), float32, in the order given to pack."""
+        """A packed batch → logits (num_sequences, num_labels), float32, in the order given to pack."""
         return self.head(self.encoder(batch, first_only=True))
 
 

@@ -52,7 +52,13 @@ FREE_TO_CHANGE = (
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: `content` is result.json's, `model` holds the best epoch's adapter."""
+    """What a run leaves.
+
+    content   result.json's: task, method, model, data, metric, best and last (epoch and value), parameters (counts),
+              train_seconds, samples_per_second, peak_memory_bytes, seed and versions
+    model     the model with the best epoch's adapter, in evaluation mode
+    output    the run's folder
+    """
 
     content: dict[str, Any]
     model: SequenceClassifier
@@ -65,9 +71,13 @@ class Result:
 
 
 def train(**settings: Any) -> Result:
-    """Fine-tune. The settings are train.py's flags (`TrainSettings`); method is a name or a config, LoRA(rank=2).
+    """Fine-tune, and leave a run's folder behind.
 
-    Raises MinipeftError for bad input, before anything is written.
+    settings   train.py's flags by name, `TrainSettings`: task="rte", epochs=3, …; method is a name or a config,
+               LoRA(rank=2). What is left out is the recipe's.
+
+    Raises MinipeftError for bad input before anything is written, and where a loss is not finite or nothing can be
+    written any more; the last checkpoint is kept then.
     """
     # What can be refused at once is refused here, before anything is fetched.
     wanted = settings_of(settings)
