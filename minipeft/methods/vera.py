@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
+from minipeft.errors import MinipeftError, check_seed, finite_number, one_of, probability, whole_number
 from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
@@ -27,6 +27,7 @@ from minipeft.methods.peft_format import (
     write_in_every_layer,
 )
 from minipeft.model.config import EncoderConfig
+from minipeft.model.dropout import dropout
 from minipeft.model.roberta import Linear, SequenceClassifier
 
 BIASES = ("none", "all", "vera_only")
@@ -61,14 +62,12 @@ class VeRA:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", whole_number("rank", self.rank))
         object.__setattr__(self, "d_initial", finite_number("d_initial", self.d_initial))
-        if not 0 <= finite_number("dropout", self.dropout) < 1:
-            raise MinipeftError(f"dropout {self.dropout!r} is not a probability below 1")
+        probability("dropout", self.dropout)
         object.__setattr__(self, "targets", check_targets(self.targets))
         object.__setattr__(self, "seed", check_seed(self.seed, "seed"))
         if not isinstance(self.save_projection, bool):
             raise MinipeftError(f"save_projection {self.save_projection!r} is neither True nor False")
-        if self.bias not in BIASES:
-            raise MinipeftError(f"unknown bias {self.bias!r}; one of {', '.join(BIASES)}")
+        one_of("bias", self.bias, BIASES)
         object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
 
 
@@ -110,7 +109,7 @@ class VeRALinear(AdaptedLinear):
         if self.is_merged():
             return y
         a, b = self._slices()
-        low = F.linear(F.dropout(x, self.dropout, self.training), a.to(x.dtype)) * self.vera_lambda_d.to(x.dtype)
+        low = F.linear(dropout(x, self.dropout, self.training), a.to(x.dtype)) * self.vera_lambda_d.to(x.dtype)
         return y + F.linear(low, b.to(x.dtype)) * self.vera_lambda_b.to(x.dtype)
 
     def merged_weight(self) -> Tensor:

@@ -14,13 +14,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minipeft.data.batching import PackedBatch
 from minipeft.model.attention import Groups, Prefix, attend_grouped, group_by_length
 from minipeft.model.config import EncoderConfig
+from minipeft.model.dropout import dropout
 
 # The linear layers that a method may target.
 LINEAR_NAMES = ("query", "key", "value", "output", "intermediate", "ffn_output")
+
+# Where a matrix product is compiled anew for each number of rows, and packed batches hardly repeat one. The compilation
+# of a small encoder's bfloat16 products on the CPU takes about as long as they do; in float32 nothing is compiled.
+COMPILED_FOR_EACH_SHAPE = {("cpu", torch.bfloat16)}
 
 
 class Linear(nn.Linear):
@@ -62,7 +68,7 @@ class EncoderLayer(nn.Module):
         for every token, all else for these alone → (num_sequences, hidden_size).
         """
         config = self.config
-        dropout = config.hidden_dropout_prob if self.training else 0.0
+        hidden_dropout = config.hidden_dropout_prob if self.training else 0.0
         attention_dropout = config.attention_probs_dropout_prob if self.training else 0.0
         key, value = self.key(x), self.value(x)  # (total_tokens, hidden_size)
         if first_tokens is not None:
@@ -77,13 +83,13 @@ class EncoderLayer(nn.Module):
             first_only=first_tokens is not None,
             prefix=prefix,
         )
-        return self.after_attention(x, attended, dropout)
+        return self.after_attention(x, attended, hidden_dropout)
 
-    def after_attention(self, x: Tensor, attended: Tensor, dropout: float) -> Tensor:
+    def after_attention(self, x: Tensor, attended: Tensor, probability: float) -> Tensor:
         """The part of the layer that sees each token alone: (…, hidden_size) twice → the same shape."""
-        x = self.attention_layer_norm(x + F.dropout(self.output(attended), dropout))
+        x = self.attention_layer_norm(x + dropout(self.output(attended), probability))
         inner = F.gelu(self.intermediate(x))  # (…, intermediate_size)
-        return self.output_layer_norm(x + F.dropout(self.ffn_output(inner), dropout))
+        return self.output_layer_norm(x + dropout(self.ffn_output(inner), probability))
 
 
 class Encoder(nn.Module):
@@ -100,6 +106,8 @@ class Encoder(nn.Module):
         # Prompt and prefix tuning: batch, words, prefixes → the same three with what they put before each sequence.
         self.virtual_tokens: nn.Module | None = None
         self.dtype = torch.float32  # of the activations, and of the frozen weights
+        # Keep each layer's input alone, and compute the layer again on the way back, with the same dropout.
+        self.activation_checkpointing = False
 
     def compile_layers(self) -> None:
         """Let torch.compile fuse what stands between the matrix products of a layer; the result is the same."""
@@ -117,19 +125,32 @@ class Encoder(nn.Module):
         prefixes: Sequence[Prefix | None] = [None] * len(self.layers)
         if self.virtual_tokens is not None:
             batch, words, prefixes = self.virtual_tokens(batch, words, prefixes)
-        groups = group_by_length(batch.lengths, words.device, self.dtype)
         x = words + self.position_embeddings(batch.position_ids)
         if batch.token_type_ids is None:
             x = x + self.token_type_embeddings.weight[0]
         else:
             x = x + self.token_type_embeddings(batch.token_type_ids)
         x = self.layer_norm(x.to(self.dtype))  # (total_tokens, hidden_size)
-        x = F.dropout(x, self.config.hidden_dropout_prob, self.training)
+        x = dropout(x, self.config.hidden_dropout_prob, self.training)
+        # The rows that fill up are one more sequence behind the others; it attends to itself, and nobody reads it.
+        lengths, starts = batch.lengths, batch.cu_seqlens[:-1]
+        if rows := rows_to_fill(len(x), x.device, self.dtype):
+            x = F.pad(x, (0, 0, 0, rows))
+            lengths, starts = (*lengths, rows), batch.cu_seqlens
+        groups = group_by_length(lengths, x.device, self.dtype)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            first_tokens = batch.cu_seqlens[:-1] if first_only and number == last else None
-            x = layer(x, groups, first_tokens, prefixes[number])
-        return x
+            inputs = x, groups, starts if first_only and number == last else None, prefixes[number]
+            again = self.activation_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
+        return x[: len(batch)] if first_only else x[: batch.total_tokens]
+
+
+def rows_to_fill(tokens: int, device: torch.device, dtype: torch.dtype) -> int:
+    """How many rows of zeros to put behind a batch of `tokens`, so that its size is one that comes again."""
+    if (device.type, dtype) not in COMPILED_FOR_EACH_SHAPE:
+        return 0
+    return -tokens % (64 if tokens >= 512 else 16)
 
 
 class ClassificationHead(nn.Module):
@@ -144,9 +165,9 @@ class ClassificationHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: <s>'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
-        x = F.dropout(x.float(), self.dropout_prob, self.training and self.dropout_before)
+        x = dropout(x.float(), self.dropout_prob, self.training and self.dropout_before)
         x = torch.tanh(self.dense(x))
-        return self.out_proj(F.dropout(x, self.dropout_prob, self.training))
+        return self.out_proj(dropout(x, self.dropout_prob, self.training))
 
 
 class SequenceClassifier(nn.Module):
