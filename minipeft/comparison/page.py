@@ -120,7 +120,7 @@ def _task(task: Table, styles: dict[str, int], number: str) -> str:
     parts = [
         head,
         f'<p class="soft">{metric.capitalize()} on {task["validation_examples"]:,} validation examples, where one '
-        f"standard error is {error:.3f}. Data: {escape('; '.join(task['data']))}.</p>",
+        f"standard error of the highest median is {error:.3f}. Data: {escape('; '.join(task['data']))}.</p>",
         failed,
         _table(task, styles),
         *(
