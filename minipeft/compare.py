@@ -28,18 +28,19 @@ from minipeft.comparison.page import page
 from minipeft.comparison.plan import NUMBERS, Plan, Run, changed_flags, make_plan
 from minipeft.comparison.table import comparison_table
 from minipeft.comparison.words import as_csv, as_text
-from minipeft.data.tasks import choose_data, get_task, read_chunks
+from minipeft.data.tasks import Task, choose_data, read_chunks
 from minipeft.device import choose_device, choose_precision
 from minipeft.errors import Interrupted, MinipeftError, whole_number
 from minipeft.files import PARTIAL, make_folder, read_json, write_json, write_text
 from minipeft.hub import resolve_model
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.run import FREE_TO_CHANGE
-from minipeft.training.settings import settings_of
+from minipeft.training.settings import choose_task, settings_of
 
 ROOM_OF_A_RUN = 4 << 30  # bytes of memory: full fine-tuning of roberta-base in fp32, with AdamW's state
 PATIENCE = 30.0  # seconds that the runs of a comparison that was killed may take to save and end
 LOCK = ".lock"
+OF_THE_DATA = ("data", "text_column", "pair_column", "label_column", "label_type", "validation")
 TICK = 0.1  # seconds
 
 
@@ -56,8 +57,9 @@ def compare(output: str, jobs: int | None = None, resume: bool = False, quiet: b
     if before:
         _check_same_flags(folder, before["flags"], plan)
     waiting = [run for run in plan.runs if not _is_finished(folder, run)]
+    sources = _sources(plan.runs if not before else waiting)
     jobs = _choose_jobs(jobs, _check_runs(waiting), len(waiting))
-    examples = before.get("validation_examples") or _count_validation(plan)
+    examples = before.get("validation_examples") or _count_validation(sources)
 
     make_folder(folder)
     with _alone(folder) as lock:
@@ -123,8 +125,6 @@ def _check_runs(runs: list[Run]) -> str:
         choose_precision(wanted[0], devices[wanted[1]])
     for name in {wanted.model for wanted in settings}:
         resolve_model(name)
-    for task, data in {(wanted.task, wanted.data) for wanted in settings}:
-        choose_data(get_task(task), data)
     return next((device for device in devices.values() if device != "cpu"), "cpu")
 
 
@@ -140,18 +140,28 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _count_validation(plan: Plan) -> dict[str, int]:
+def _sources(runs: list[Run]) -> list[tuple[Task, str, int | None]]:
+    """(task, source, how many rows are evaluated) for each choice of data: GLUE's, or one's own."""
+    found: dict[tuple[Any, ...], tuple[Task, str, int | None]] = {}
+    for run in runs:
+        wanted = settings_of(run.settings)
+        choice = tuple(getattr(wanted, name) for name in ("task", "eval_limit", *OF_THE_DATA))
+        if choice not in found:
+            _, task, own = choose_task(wanted)
+            source = own.source if own is not None else choose_data(task, wanted.data)[0]
+            found[choice] = task, source, wanted.eval_limit
+    return list(found.values())
+
+
+def _count_validation(sources: list[tuple[Task, str, int | None]]) -> dict[str, int]:
     """The examples of each task's validation split, as the task's first run evaluates it: what a standard error is of.
 
     Reading them all finds bad rows before anything runs.
     """
     counts: dict[str, int] = {}
-    for run in plan.runs:
-        wanted = settings_of(run.settings)
-        if wanted.task not in counts:
-            task = get_task(wanted.task)
-            source, _ = choose_data(task, wanted.data)
-            counts[task.name] = sum(len(part) for part in read_chunks(task, task.validation, source, wanted.eval_limit))
+    for task, source, limit in sources:
+        if task.name not in counts:
+            counts[task.name] = sum(len(part) for part in read_chunks(task, task.validation, source, limit))
     return counts
 
 

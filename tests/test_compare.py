@@ -121,7 +121,7 @@ def test_what_is_more_special_comes_first() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"task": "rte nli"}, "unknown task 'nli'"),
+        ({"task": "rte auto"}, "--task auto: in a comparison every task has a name"),
         ({"method": "lora lara"}, "lara"),
         ({"task": "rte rte"}, "--task rte is given twice"),
         ({"seed": "1 2 1"}, "--seed 1 is given twice"),
@@ -238,6 +238,22 @@ def test_a_comparison_that_is_killed_and_interrupted_ends_in_the_same_table(
     for name, content in contents(folder / "runs").items():
         if name.endswith("result.json") and name in done:
             assert content == done[name]  # a finished run is not repeated
+
+
+def test_one_s_own_data_are_compared_too_and_a_task_that_is_none_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    rows = [f"{number} is a number,{('odd', 'even', 'round')[number % 3]}" for number in range(40)]
+    (tmp_path / "own.csv").write_text("\n".join(["sentence,kind", *rows]))
+    common = ["compare", "--method", "head", "--epochs", "1", "--model", str(tiny_checkpoint), "--seed", "1", "--quiet"]
+    own = ["--data", str(tmp_path / "own.csv"), "--text-column", "sentence", "--label-column", "kind"]
+    done = run_to_the_end([*common, "--task", "numbers", *own], tmp_path / "comparison")
+    assert done.status == 0, done.err
+    (task,) = json.loads((tmp_path / "comparison" / "table.json").read_text())["tasks"]
+    assert (task["task"], task["metric"], task["validation_examples"]) == ("numbers", "accuracy", 4)
+    refused = run_to_the_end([*common, "--task", "numbers"], tmp_path / "other")
+    assert refused.status == 2 and refused.err.startswith("minipeft: unknown task 'numbers'")
+    assert not (tmp_path / "other").exists()
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 100) -> None:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from minipeft.data.tasks import get_task
 from minipeft.errors import MinipeftError
 from minipeft.methods import get_method
 from minipeft.training.recipes import TrainSettings
@@ -77,8 +76,8 @@ class Plan:
 def make_plan(given: dict[str, Any]) -> Plan:
     """The command line's words, a list for each flag, as a plan. Raises MinipeftError by the flag's name."""
     tasks, methods = (_names(name, given[name]) for name in ("task", "method"))
-    for task in tasks:
-        get_task(task)
+    if "auto" in tasks:
+        raise MinipeftError("--task auto: in a comparison every task has a name; give one of GLUE's, or your data one")
     fields = {method: {field.name for field in dataclasses.fields(get_method(method))} for method in methods}
     flags: dict[str, Values] = {
         name: {"": [True]} if words is True else read_values(name, words, tasks, methods)
