@@ -22,6 +22,7 @@ import torch
 
 import minipeft
 from minipeft.data.tasks import get_task, read_split
+from minipeft.model.checkpoint import cast_frozen
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8, help="[8]")
     parser.add_argument("--sequences", type=int, default=128, help="in a batch [128]")
     parser.add_argument("--rounds", type=int, default=5, help="pairs [5]")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the frozen weights [fp32]")
     parser.add_argument("--device", default="cpu", help="[cpu]")
     wanted = parser.parse_args()
     task = get_task(wanted.task)
@@ -41,10 +43,12 @@ def main() -> None:
     ids = minipeft.load_tokenizer(wanted.tokenizer).encode(split.texts, split.pairs)
 
     torch.manual_seed(0)
+    dtype = torch.bfloat16 if wanted.precision == "bf16" else torch.float32
     if wanted.model is None:
         model = minipeft.SequenceClassifier(minipeft.EncoderConfig()).eval()
+        cast_frozen(model, dtype)
     else:
-        model = minipeft.load_pretrained(wanted.model)
+        model = minipeft.load_pretrained(wanted.model, dtype=dtype)
     adapters = minipeft.AdapterSet(model)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(wanted.adapters):
@@ -72,6 +76,9 @@ def main() -> None:
     ratios = [a / b for a, b in rates]
     row = {
         "task": task.name,
+        "model": wanted.model or "roberta-base's shape, random weights",
+        "precision": wanted.precision,
+        "threads": torch.get_num_threads(),
         "adapters": wanted.adapters,
         "sequences": len(ids),
         "tokens": sum(map(len, ids)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, one_of
 
 MAX_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # of a batch; more fill a larger machine
 
@@ -14,8 +14,7 @@ def choose_device(device: str) -> str:
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if present[name])
-    if device not in present:
-        raise MinipeftError(f"unknown device {device!r}; one of auto, {', '.join(present)}")
+    one_of("device", device, ("auto", *present))
     if not present[device]:
         raise MinipeftError(
             f"device {device} was asked for, but this machine or this torch has none; pass --device cpu"
@@ -25,8 +24,7 @@ def choose_device(device: str) -> str:
 
 def choose_precision(precision: str, device: str) -> str:
     """auto → bf16 on a CUDA device that has it, else fp32."""
-    if precision not in ("auto", "fp32", "bf16"):
-        raise MinipeftError(f"unknown precision {precision!r}; one of auto, fp32, bf16")
+    one_of("precision", precision, ("auto", "fp32", "bf16"))
     if precision == "auto":
         return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return precision

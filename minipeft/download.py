@@ -126,12 +126,12 @@ def _listing(remote: Remote) -> tuple[str, list[_File]]:
 
 def _read(response: Any) -> bytes:
     """The body of an answer that has no business being large."""
-    body = b""
+    body = bytearray()
     for chunk in response.iter_bytes():
         body += chunk
         if len(body) > LARGEST_SMALL_FILE:
             raise ValueError("the answer does not end")
-    return body
+    return bytes(body)
 
 
 def _choose(remote: Remote, listing: list[_File]) -> list[_File]:

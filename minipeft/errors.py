@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -58,6 +59,19 @@ def finite_number(name: str, value: Any, least: float = -math.inf) -> float:
     return number
 
 
+def probability(name: str, value: Any) -> float:
+    """`value` as a float from 0 to below 1, what a dropout may be; anything else raises under `name`."""
+    if not 0 <= (number := finite_number(name, value)) < 1:
+        raise MinipeftError(f"{name} {number!r} is not a probability below 1")
+    return number
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise unless `value` is one of the choices; the message lists them."""
+    if value not in (known := tuple(choices)):
+        raise MinipeftError(f"unknown {name} {shown(value)}; one of {', '.join(known)}")
+
+
 def check_seed(value: Any, name: str = "--seed") -> int:
     """A seed that every random generator takes."""
     try:
@@ -81,6 +95,12 @@ def shown(value: Any) -> str:
     """A value as Python writes it, cut to what fits into a message."""
     text = repr(value[:100] if isinstance(value, (str, bytes)) else value)
     return text if len(text) <= 100 else f"{text[:80]}…"
+
+
+def some(names: Sequence[str], most: int = 12) -> str:
+    """Names as a list in words, of which the first few stand for many."""
+    more = f", … ({len(names):,} in all)" if len(names) > most else ""
+    return ", ".join(shown(name)[1:-1] for name in names[:most]) + more
 
 
 def is_unicode(text: str) -> bool:

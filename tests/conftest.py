@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants  # noqa: F401 - it looks once whether it is offline: before `offline`, for test_hub
 import pytest
 import torch
 from hypothesis import settings
@@ -116,6 +118,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def model(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """The tiny checkpoint in a copy of one's own, to damage."""
+    return shutil.copytree(tiny_checkpoint, tmp_path / "model")
+
+
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The start of the generated rte (jsonl) and sst2 (parquet), as a --data folder: 96 and 32 rows a split."""
@@ -137,6 +145,41 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             columns.to_parquet(folder / task / f"{split}.parquet")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_runs(
+    tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Path]]:
+    """A finished run of a task on single texts and of one on pairs, to be read; what damages one takes a copy."""
+    import minipeft
+
+    folder = tmp_path_factory.mktemp("runs")
+    for task in ("sst2", "rte"):
+        minipeft.train(
+            task=task,
+            model=str(tiny_checkpoint),
+            data=str(small_data),
+            epochs=1,
+            batch_size=8,
+            grad_accum=1,
+            device="cpu",
+            quiet=True,
+            output=str(folder / task),
+        )
+    before = contents(folder)
+    yield {task: folder / task for task in ("sst2", "rte")}
+    assert contents(folder) == before, "a test changed what all of them read"
+
+
+@pytest.fixture(scope="session")
+def unbroken_run(tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What faults/runs.py's training comes to where nothing disturbs it."""
+    from runs import finish, training
+
+    folder = tmp_path_factory.mktemp("unbroken")
+    finish(training(tiny_checkpoint, small_data, folder / "run"))
+    return folder / "run"
 
 
 def ragged(lengths: Sequence[int], vocab_size: int = 300, seed: int = 0) -> list[list[int]]:
@@ -183,9 +226,26 @@ def forget_details(adapter: Path) -> None:
     save_file(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.safetensors")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def offline() -> Iterator[None]:
+    """No test asks the network; those of a hub set this aside for a server of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_plots() -> Iterator[None]:
+    """Runs in this process draw no curves, as without the extra `plot`: it takes as long as a small run does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "minipeft.training.curves", None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def usual_warnings() -> Iterator[None]:
     """--quiet silences the logger of its process, which in the tests is the process of all."""
+    logging.getLogger("minipeft").setLevel(logging.NOTSET)
     yield
     logging.getLogger("minipeft").setLevel(logging.NOTSET)
 
@@ -205,3 +265,18 @@ def run_command(*arguments: object, **extra: str) -> subprocess.CompletedProcess
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its path: what "nothing is overwritten" is checked with."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def refused(arguments: Sequence[object], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a refused command leaves; nothing below `folder` has changed."""
+    from minipeft.cli import main
+
+    before, directories = contents(folder), sorted(path for path in folder.rglob("*") if path.is_dir())
+    capsys.readouterr()
+    status = main([str(argument) for argument in arguments])
+    out, error = capsys.readouterr()
+    assert status == 2, (status, out, error)
+    assert out == "" and len(error.splitlines()) == 1 and error.startswith("minipeft: "), error
+    assert contents(folder) == before
+    assert sorted(path for path in folder.rglob("*") if path.is_dir()) == directories
+    return error

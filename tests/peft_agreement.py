@@ -10,14 +10,31 @@ import torch
 import torch.nn.functional as F
 from conftest import largest, padded, ragged, reference_model
 from safetensors.torch import load_file
+from torch import Tensor
 
-from minipeft import SequenceClassifier, load_adapter, load_pretrained, pack, save_adapter
+from minipeft import SequenceClassifier, apply, load_adapter, load_pretrained, pack, save_adapter
 from minipeft.adapter_file import adapter_tensors
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, set_learning_rate
 
 LENGTHS = (7, 1, 40, 3, 129, 7)
 HEADS = {"roberta": ["classifier"], "bert": ["pooler", "classifier"]}
+
+
+def logits(model: SequenceClassifier) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(pack(ragged(LENGTHS), config=model.config))
+
+
+def moved(folder: Path, method: Any, **options: Any) -> SequenceClassifier:
+    """The checkpoint in `folder` with the method, whose values have moved at random from their start."""
+    model = apply(load_pretrained(folder, **options), method).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
 
 
 def pair(folder: Path, config: Callable[..., Any], model_type: str = "roberta") -> tuple[Any, SequenceClassifier]:

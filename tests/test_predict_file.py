@@ -1,23 +1,18 @@
-"""Predictions and metrics over files: every format, any size, several processes, and a process that is killed."""
+"""Predictions and metrics over files: every format, the columns, the order, and what is refused."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, contents, environment
+from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import minipeft
 from minipeft.cli import main
 from minipeft.data.tasks import CHUNK_CHARACTERS, CHUNK_ROWS, share_out
 from minipeft.predict import LoadedRun, load_run
@@ -25,35 +20,9 @@ from minipeft.predict import LoadedRun, load_run
 Rows = list[dict[str, Any]]
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
 @pytest.fixture(scope="module")
-def runs(tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A finished run of a task on single texts, and of one on pairs."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        for task in ("sst2", "rte"):
-            minipeft.train(
-                task=task,
-                model=str(tiny_checkpoint),
-                data=str(small_data),
-                epochs=1,
-                batch_size=8,
-                grad_accum=1,
-                device="cpu",
-                quiet=True,
-                output=str(folder / task),
-            )
-    return {task: folder / task for task in ("sst2", "rte")}
-
-
-@pytest.fixture(scope="module")
-def single(runs: dict[str, Path]) -> LoadedRun:
-    return load_run(runs["sst2"], "cpu")
+def single(small_runs: dict[str, Path]) -> LoadedRun:
+    return load_run(small_runs["sst2"], "cpu")
 
 
 def write(path: Path, rows: Rows) -> Path:
@@ -79,17 +48,6 @@ def predicted(capsys: pytest.CaptureFixture[str], *arguments: object) -> Rows:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: object) -> str:
-    """The one line of a refusal; nothing in `folder` has changed."""
-    before = contents(folder)
-    capsys.readouterr()
-    assert main(list(map(str, arguments))) == 2
-    out, error = capsys.readouterr()
-    assert out == "" and len(error.splitlines()) == 1 and error.startswith("minipeft: "), error
-    assert contents(folder) == before
-    return error
-
-
 SENTENCES = [
     "A quiet film, not a bad one.",
     'He said: "no, never"',
@@ -108,26 +66,26 @@ PAIRS: Rows = [
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
 @pytest.mark.parametrize("task", ["sst2", "rte"])
 def test_every_format_gives_what_the_texts_give_in_their_order(
-    task: str, ending: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: str, ending: str, small_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ("sentence",) if task == "sst2" else ("sentence1", "sentence2")
     rows = [{**dict(zip(names, row.values(), strict=False)), "label": row["label"]} for row in PAIRS]
     path = write(tmp_path / f"in.{ending}", rows)
-    expected = load_run(runs[task], "cpu").predict(
+    expected = load_run(small_runs[task], "cpu").predict(
         [row[names[0]] for row in rows], [row[names[1]] for row in rows] if task == "rte" else None
     )
-    assert predicted(capsys, runs[task], "--input", path) == expected
-    assert predicted(capsys, runs[task], "--input", path, "--output", tmp_path / "out.jsonl") == []
+    assert predicted(capsys, small_runs[task], "--input", path) == expected
+    assert predicted(capsys, small_runs[task], "--input", path, "--output", tmp_path / "out.jsonl") == []
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == expected
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [path.name, "out.jsonl"]  # no part is left
 
 
 def test_a_plain_text_has_a_text_a_line_an_empty_one_too(
-    runs: dict[str, Path], single: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_runs: dict[str, Path], single: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = ["one", "", "two  ", '{"text": 3}', ""]
     (tmp_path / "in.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(texts).encode() + b"\r\n")
-    assert predicted(capsys, runs["sst2"], "--input", tmp_path / "in.txt") == single.predict(texts)
+    assert predicted(capsys, small_runs["sst2"], "--input", tmp_path / "in.txt") == single.predict(texts)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +96,7 @@ def test_a_plain_text_has_a_text_a_line_an_empty_one_too(
 def test_standard_input_is_plain_text_or_jsonl(
     content: str,
     texts: list[str],
-    runs: dict[str, Path],
+    small_runs: dict[str, Path],
     single: LoadedRun,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -146,13 +104,13 @@ def test_standard_input_is_plain_text_or_jsonl(
 ) -> None:
     for more in ([], ["--output", tmp_path / "out.jsonl"]):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
-        lines = predicted(capsys, runs["sst2"], "--input", "-", *more)
+        lines = predicted(capsys, small_runs["sst2"], "--input", "-", *more)
     assert lines == []
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == single.predict(texts)
 
 
 def test_the_files_of_a_folder_come_in_the_order_of_their_names(
-    runs: dict[str, Path], single: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_runs: dict[str, Path], single: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -161,34 +119,34 @@ def test_the_files_of_a_folder_come_in_the_order_of_their_names(
     write(folder / "a.jsonl", [{"text": "first"}])
     (folder / ".hidden").write_text("?")
     expected = single.predict(["first", "second", "the task's own column comes first"])
-    assert predicted(capsys, runs["sst2"], "--input", folder) == expected
+    assert predicted(capsys, small_runs["sst2"], "--input", folder) == expected
     (folder / "d.txt.gz").write_bytes(b"")
-    assert "d.txt.gz is none of" in refused(capsys, tmp_path, "predict", runs["sst2"], "--input", folder)
+    assert "d.txt.gz is none of" in refused(["predict", small_runs["sst2"], "--input", folder], tmp_path, capsys)
 
 
 def test_columns_go_by_the_names_that_are_given(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"premise": "A dog sleeps.", "text": "x", "claim": "It rests.", "pair": "y", "label": "entailment"}]
     path = write(tmp_path / "in.csv", rows)
-    run = load_run(runs["rte"], "cpu")
+    run = load_run(small_runs["rte"], "cpu")
     flags = ["--input", path, "--text-column", "premise"]
-    assert predicted(capsys, runs["rte"], *flags, "--pair-column", "claim") == run.predict(
+    assert predicted(capsys, small_runs["rte"], *flags, "--pair-column", "claim") == run.predict(
         ["A dog sleeps."], ["It rests."]
     )
-    assert predicted(capsys, runs["rte"], *flags) == run.predict(["A dog sleeps."], ["y"])
-    assert predicted(capsys, runs["rte"], "--input", path) == run.predict(["x"], ["y"])
+    assert predicted(capsys, small_runs["rte"], *flags) == run.predict(["A dog sleeps."], ["y"])
+    assert predicted(capsys, small_runs["rte"], "--input", path) == run.predict(["x"], ["y"])
 
 
 def test_evaluating_a_file_gives_the_metrics_of_the_split(
-    runs: dict[str, Path], small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_runs: dict[str, Path], small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(runs["rte"])]) == 0
-    assert main(["evaluate", str(runs["rte"]), "--input", str(small_data / "rte" / "validation.jsonl")]) == 0
+    assert main(["evaluate", str(small_runs["rte"])]) == 0
+    assert main(["evaluate", str(small_runs["rte"]), "--input", str(small_data / "rte" / "validation.jsonl")]) == 0
     split, file = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert file == split
     write(tmp_path / "in.jsonl", [{"sentence1": "a", "sentence2": "b"}])
-    error = refused(capsys, tmp_path, "evaluate", runs["rte"], "--input", tmp_path / "in.jsonl")
+    error = refused(["evaluate", small_runs["rte"], "--input", tmp_path / "in.jsonl"], tmp_path, capsys)
     assert "no column 'label'" in error
 
 
@@ -233,11 +191,16 @@ def test_windows_hold_every_row_once_in_order_and_are_bounded(lengths: list[int]
     ],
 )
 def test_a_bad_file_is_refused_with_its_place(
-    name: str, content: bytes, expected: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    content: bytes,
+    expected: str,
+    small_runs: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / name).write_bytes(content)
     for more in ([], ["--output", tmp_path / "out.jsonl"]):
-        assert expected in refused(capsys, tmp_path, "predict", runs["sst2"], "--input", tmp_path / name, *more)
+        assert expected in refused(["predict", small_runs["sst2"], "--input", tmp_path / name, *more], tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
@@ -251,170 +214,16 @@ def test_a_bad_file_is_refused_with_its_place(
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(
-    arguments: list[str], expected: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, small_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert expected in refused(capsys, tmp_path, "predict", runs["sst2"], *arguments)
+    assert expected in refused(["predict", small_runs["sst2"], *arguments], tmp_path, capsys)
 
 
 def test_an_output_that_is_there_is_never_overwritten(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.txt").write_text("a\n")
     (tmp_path / "out.jsonl").write_text("mine")
-    flags = ["predict", runs["sst2"], "--input", tmp_path / "in.txt", "--output"]
-    assert "is there already" in refused(capsys, tmp_path, *flags, tmp_path / "out.jsonl")
-    assert "has no folder" in refused(capsys, tmp_path, *flags, tmp_path / "absent" / "out.jsonl")
-
-
-def test_a_reader_that_has_enough_ends_the_stream_quietly(runs: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("a b\n" * 3 * CHUNK_ROWS)
-    command = [sys.executable, "-m", "minipeft", "predict", runs["sst2"], "--input", tmp_path / "in.txt"]
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None and process.stderr is not None
-    assert "label" in json.loads(process.stdout.readline())
-    process.stdout.close()
-    assert (process.stderr.read(), process.wait(300)) == (b"", 141)
-
-
-# -- several processes, and processes that end early --
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six windows and a bit, in two files."""
-    folder = tmp_path_factory.mktemp("many")
-    for name, start in (("a.txt", 0), ("b.txt", 3 * CHUNK_ROWS + 77)):
-        lines = (f"{'word ' * (row % 7)}{row}" for row in range(start, start + 3 * CHUNK_ROWS + 77))
-        (folder / name).write_text("\n".join(lines) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(many: Path, runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """What one process predicts for it."""
-    output = tmp_path_factory.mktemp("whole") / "out.jsonl"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        assert main(["predict", str(runs["sst2"]), "--input", str(many), "--output", str(output)]) == 0
-    return output.read_bytes()
-
-
-def torchrun(processes: int, run: Path, many: Path, output: Path) -> subprocess.Popen[str]:
-    from importlib.util import find_spec
-
-    assert find_spec("torch.distributed.run") is not None
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
-            *("-m", "minipeft", "predict", str(run), "--input", str(many), "--output", str(output), "--device", "cpu"),
-        ],
-        cwd=REPOSITORY,
-        env=environment(OMP_NUM_THREADS=str(__import__("torch").get_num_threads())),
-        text=True,
-        stderr=subprocess.PIPE,
-    )
-
-
-def test_processes_share_the_windows_out_and_write_the_same_bytes(
-    many: Path, whole: bytes, runs: dict[str, Path], tmp_path: Path
-) -> None:
-    """Three of them here, and two below."""
-    process = torchrun(3, runs["sst2"], many, tmp_path / "out.jsonl")
-    _, error = process.communicate(timeout=600)
-    assert process.returncode == 0, error
-    assert (tmp_path / "out.jsonl").read_bytes() == whole
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_prediction_that_is_stopped_leaves_no_output_and_goes_on(
-    number: signal.Signals,
-    many: Path,
-    whole: bytes,
-    runs: dict[str, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    output, parts = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.parts"
-    flags = ["predict", str(runs["sst2"]), "--input", str(many), "--output", str(output)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "minipeft", *flags], cwd=REPOSITORY, env=environment(), text=True, stderr=subprocess.PIPE
-    )
-    wait_for(lambda: len(list(parts.glob("*.jsonl"))) >= 1)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), error
-    if number != signal.SIGKILL:
-        assert error == f"minipeft: stopped, {output} is not written; the same command goes on with what is done\n"
-    assert not output.exists()
-    first = sorted(parts.glob("*.jsonl"))[0]
-    first.write_bytes(b'{"kept": 1}\n')  # to see that it is not computed again
-    kept = len(list(parts.glob("*.jsonl")))
-    assert main(flags) == 0
-    assert output.read_bytes() == first_replaced(whole) and kept < 7 and not parts.exists()
-
-
-def first_replaced(whole: bytes) -> bytes:
-    return b'{"kept": 1}\n' + b"".join(whole.splitlines(keepends=True)[CHUNK_ROWS:])
-
-
-def test_a_full_disk_leaves_no_output_and_parts_of_other_rows_are_not_used(
-    runs: dict[str, Path], single: LoadedRun, many: Path, tmp_path: Path
-) -> None:
-    """A limit on the size of a file stands for the full disk: there is room for the parts, not for the whole."""
-    import resource
-
-    source, output, parts = tmp_path / "in", tmp_path / "out.jsonl", tmp_path / ".out.jsonl.parts"
-    source.symlink_to(many)
-    flags = ["predict", str(runs["sst2"]), "--input", str(source), "--output", str(output)]
-    process = subprocess.run(
-        [sys.executable, "-m", "minipeft", *flags],
-        cwd=REPOSITORY,
-        env=environment(),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
-        text=True,
-        capture_output=True,
-    )
-    assert process.returncode == 2 and len(process.stderr.splitlines()) == 1, process.stderr
-    assert f"{output}: cannot be written" in process.stderr and "free space" in process.stderr
-    assert not output.exists() and len(list(parts.glob("*.jsonl"))) == 7
-    source.unlink()
-    source.mkdir()
-    (source / "a.txt").write_text("two\n")
-    assert main(flags) == 0
-    assert [json.loads(line) for line in output.read_text().splitlines()] == single.predict(["two"])
-
-
-def test_a_killed_worker_ends_the_job_without_a_result_and_a_second_one_works(
-    many: Path, whole: bytes, runs: dict[str, Path], tmp_path: Path
-) -> None:
-    output, parts = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.parts"
-    process = torchrun(2, runs["sst2"], many, output)
-    wait_for(lambda: (parts / "plan.json").exists())
-    children = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    workers = [int(line.split()[0]) for line in children.stdout.splitlines() if "minipeft predict" in line]
-    assert len(workers) == 2, children.stdout
-    os.kill(workers[-1], signal.SIGKILL)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode != 0 and not output.exists()
-    assert f"minipeft: stopped, {output} is not written; the same command goes on" in error
-    again = torchrun(2, runs["sst2"], many, output)
-    _, error = again.communicate(timeout=600)
-    assert again.returncode == 0, error
-    assert output.read_bytes() == whole
-
-
-def test_several_processes_need_files(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "give --input and --output" in refused(capsys, tmp_path, "predict", runs["sst2"], "--input", "-")
-
-
-def wait_for(condition: Any, seconds: float = 300) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "nothing came"
-        time.sleep(0.01)
+    flags = ["predict", small_runs["sst2"], "--input", tmp_path / "in.txt", "--output"]
+    assert "is there already" in refused([*flags, tmp_path / "out.jsonl"], tmp_path, capsys)
+    assert "has no folder" in refused([*flags, tmp_path / "absent" / "out.jsonl"], tmp_path, capsys)

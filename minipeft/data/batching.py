@@ -183,6 +183,14 @@ def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:
     return array("q", torch.randperm(count, generator=generator).numpy().tobytes())
 
 
+def held_out(count: int, part: float, seed: int) -> bytearray:
+    """Which of `count` examples are held out, 1 for those that are: a random `part` of them, a function of the seed."""
+    chosen = bytearray(count)
+    for index in epoch_order(count, seed, -1)[: round(count * part)]:  # the order of no epoch
+        chosen[index] = 1
+    return chosen
+
+
 def split_by_tokens(indices: Sequence[int], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Share examples out into batches of at most `max_tokens` tokens (a longer one stands alone).
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, one_of
 from minipeft.methods import (
     adalora,
     bitfit,
@@ -80,8 +80,7 @@ class ParameterCount:
 
 def get_method(name: str) -> type[Any]:
     """A method's config class; an unknown name raises with the valid ones."""
-    if name not in METHODS:
-        raise MinipeftError(f"unknown method {name!r}; one of {', '.join(METHODS)}")
+    one_of("method", name, METHODS)
     return METHODS[name].config
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, finite_number, whole_number
+from minipeft.errors import MinipeftError, finite_number, one_of, probability, whole_number
 from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
@@ -71,18 +71,16 @@ class AdaLoRA:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         if self.target_rank > self.init_rank:
             raise MinipeftError(f"target_rank {self.target_rank} is more than init_rank {self.init_rank}; lower it")
-        for name in ("alpha", "dropout", "beta1", "beta2", "orth_weight"):
+        object.__setattr__(self, "dropout", probability("dropout", self.dropout))
+        for name in ("alpha", "beta1", "beta2", "orth_weight"):
             object.__setattr__(self, name, finite_number(name, getattr(self, name), least=0))
         if self.alpha == 0:
             raise MinipeftError("alpha 0 would leave nothing to train; give a number above 0")
-        if self.dropout >= 1:
-            raise MinipeftError(f"dropout {self.dropout!r} is not a probability below 1")
         for name in ("beta1", "beta2"):
             if not 0 < getattr(self, name) < 1:
                 raise MinipeftError(f"{name} {getattr(self, name)!r} is not between 0 and 1")
         object.__setattr__(self, "targets", check_targets(self.targets))
-        if self.bias not in BIASES:
-            raise MinipeftError(f"unknown bias {self.bias!r}; one of {', '.join(BIASES)}")
+        one_of("bias", self.bias, BIASES)
         object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
         if not isinstance(self.rank_pattern, dict):
             raise MinipeftError(f'rank_pattern {self.rank_pattern!r} is no table; write it like {{"11.query": 5}}')

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, one_of
 from minipeft.model.checkpoint import modules_named
 from minipeft.model.roberta import LINEAR_NAMES, EncoderLayer, Linear, SequenceClassifier
 
@@ -69,8 +69,7 @@ def check_targets(targets: Any) -> tuple[str, ...]:
     if not names:
         raise MinipeftError(f"no targets; name some of {', '.join(LINEAR_NAMES)}")
     for name in names:
-        if name not in LINEAR_NAMES:
-            raise MinipeftError(f"unknown target {name!r}; one of {', '.join(LINEAR_NAMES)}")
+        one_of("target", name, LINEAR_NAMES)
     return tuple(names)
 
 

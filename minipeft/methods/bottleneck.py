@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, whole_number
+from minipeft.errors import one_of, whole_number
 from minipeft.methods.adapted import AdaptedLinear
 from minipeft.model.roberta import EncoderLayer, LayerNorm, Linear, SequenceClassifier
 
@@ -58,8 +58,7 @@ class Pfeiffer:
 
 def _check(method: Houlsby | Pfeiffer) -> None:
     object.__setattr__(method, "size", whole_number("size", method.size))
-    if method.activation not in ACTIVATIONS:
-        raise MinipeftError(f"unknown activation {method.activation!r}; one of {', '.join(ACTIVATIONS)}")
+    one_of("activation", method.activation, ACTIVATIONS)
 
 
 class Bottleneck(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, one_of
 from minipeft.methods.peft_format import PeftFormat, Targets, check_fields, in_every_layer, named_by_targets
 from minipeft.model.checkpoint import ENCODER_NAMES
 from minipeft.model.config import MODEL_TYPES, EncoderConfig
@@ -37,8 +37,7 @@ class LayerNormTuning:
         if not isinstance(given, (tuple, list)) or not given:
             raise MinipeftError(f"layer_norms {given!r} names no LayerNorm; name some of {', '.join(LAYER_NORMS)}")
         for name in given:
-            if name not in LAYER_NORMS:
-                raise MinipeftError(f"unknown LayerNorm {name!r}; one of {', '.join(LAYER_NORMS)}")
+            one_of("LayerNorm", name, LAYER_NORMS)
         object.__setattr__(self, "layer_norms", tuple(name for name in LAYER_NORMS if name in given))
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, finite_number, whole_number
+from minipeft.errors import MinipeftError, finite_number, one_of, probability, whole_number
 from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
@@ -66,14 +66,12 @@ class LoRA:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", whole_number("rank", self.rank))
         object.__setattr__(self, "alpha", finite_number("alpha", self.alpha))
-        if not 0 <= finite_number("dropout", self.dropout) < 1:
-            raise MinipeftError(f"dropout {self.dropout!r} is not a probability below 1")
+        probability("dropout", self.dropout)
         object.__setattr__(self, "targets", check_targets(self.targets))
         if not isinstance(self.rslora, bool):
             raise MinipeftError(f"rslora {self.rslora!r} is neither True nor False")
-        for name, choices in (("init", INITIALISATIONS), ("bias", BIASES)):
-            if getattr(self, name) not in choices:
-                raise MinipeftError(f"unknown {name} {getattr(self, name)!r}; one of {', '.join(choices)}")
+        one_of("init", self.init, INITIALISATIONS)
+        one_of("bias", self.bias, BIASES)
         if finite_number("lr_ratio", self.lr_ratio) <= 0:
             raise MinipeftError(f"lr_ratio {self.lr_ratio!r} is not above 0; 1 gives A and B the same learning rate")
         for name in ("rank_pattern", "alpha_pattern"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.data.batching import PackedBatch
-from minipeft.errors import MinipeftError, whole_number
+from minipeft.errors import MinipeftError, one_of, whole_number
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.virtual_tokens import check_number, check_room, read_fields, write_fields
 from minipeft.model.config import EncoderConfig
@@ -40,8 +40,7 @@ class PromptTuning:
     def __post_init__(self) -> None:
         number = whole_number("num_virtual_tokens", self.num_virtual_tokens)
         object.__setattr__(self, "num_virtual_tokens", number)
-        if self.init not in INITIALISATIONS:
-            raise MinipeftError(f"unknown init {self.init!r}; one of {', '.join(INITIALISATIONS)}")
+        one_of("init", self.init, INITIALISATIONS)
 
 
 class Prompt(nn.Module):

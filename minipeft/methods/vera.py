@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
+from minipeft.errors import MinipeftError, check_seed, finite_number, one_of, probability, whole_number
 from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
@@ -62,14 +62,12 @@ class VeRA:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", whole_number("rank", self.rank))
         object.__setattr__(self, "d_initial", finite_number("d_initial", self.d_initial))
-        if not 0 <= finite_number("dropout", self.dropout) < 1:
-            raise MinipeftError(f"dropout {self.dropout!r} is not a probability below 1")
+        probability("dropout", self.dropout)
         object.__setattr__(self, "targets", check_targets(self.targets))
         object.__setattr__(self, "seed", check_seed(self.seed, "seed"))
         if not isinstance(self.save_projection, bool):
             raise MinipeftError(f"save_projection {self.save_projection!r} is neither True nor False")
-        if self.bias not in BIASES:
-            raise MinipeftError(f"unknown bias {self.bias!r}; one of {', '.join(BIASES)}")
+        one_of("bias", self.bias, BIASES)
         object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minipeft.data.corpus import read_lines
 from minipeft.data.tokenizer import ROBERTA_SPECIALS, load_tokenizer
-from minipeft.errors import MinipeftError, check_seed, finite_number, under_torchrun, whole_number
+from minipeft.errors import MinipeftError, check_seed, finite_number, probability, under_torchrun, whole_number
 from minipeft.hub import resolve_model
 from minipeft.model.config import EncoderConfig, load_config
 from minipeft.training.start import LARGEST_VOCABULARY
@@ -65,8 +65,7 @@ def check_settings(settings: PretrainSettings) -> None:
     for name in ("lr", "warmup_steps", "weight_decay", "checkpoint_minutes"):
         finite_number(f"--{name.replace('_', '-')}", getattr(settings, name), least=0.0)
     check_seed(settings.seed)
-    if not 0 <= settings.dropout < 1:
-        raise MinipeftError(f"--dropout {settings.dropout} is not a probability below 1")
+    probability("--dropout", settings.dropout)
     if settings.model is None:
         if settings.vocab_size < SMALLEST_VOCABULARY:
             raise MinipeftError(

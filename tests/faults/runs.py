@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,11 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from conftest import REPOSITORY, details_of, environment
+
+from minipeft.cli import main_train
 
 TIMES = ("seconds", "samples_per_second")
 BAR = r"\d+/\d+ \["
@@ -69,9 +73,13 @@ class Process:
             self.process.kill()
 
     def lines(self) -> list[str]:
-        """What it said, without the progress bar and empty lines."""
-        lines = (line.rsplit("\r", 1)[-1] for line in re.split(r"\n|\x1b\[A", self.said()))
-        return [line for line in lines if line.strip() and not re.search(BAR, line)]
+        return lines(self.said())
+
+
+def lines(said: str) -> list[str]:
+    """What was said, without the progress bar and empty lines."""
+    ends = (line.rsplit("\r", 1)[-1] for line in re.split(r"\n|\x1b\[A", said))
+    return [line for line in ends if line.strip() and not re.search(BAR, line)]
 
 
 def start(log: Path, arguments: Sequence[str], **variables: str) -> Process:
@@ -84,11 +92,22 @@ def start_workers(log: Path, count: int, arguments: Sequence[str], *flags: str) 
     return Process(log, [sys.executable, *torchrun, *arguments])
 
 
-def finish(log: Path, arguments: Sequence[str]) -> list[str]:
+def run_here(arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """A run that nothing disturbs, in this process, on one thread as the others; its exit status and what it said."""
+    said, threads = io.StringIO(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            return main_train(arguments[1:]), lines(said.getvalue())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def finish(arguments: Sequence[str]) -> list[str]:
     """Let a run come to its end; what it said."""
-    process = start(log, arguments)
-    assert process.end() == 0, process.said()
-    return process.lines()
+    status, said = run_here(arguments)
+    assert status == 0, said
+    return said
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import contents
-from runs import assert_same, assert_whole, finish, start, training
-
-EPOCHS = 8
+from runs import assert_same, assert_whole, finish, run_here, start, training
 
 
 @pytest.fixture
@@ -51,18 +49,11 @@ def fill(folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def unbroken(tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken")
-    finish(folder / "log", training(tiny_checkpoint, small_data, folder / "run", epochs=EPOCHS))
-    return folder / "run"
-
-
 def test_a_disk_that_fills_up_while_training(
-    disk: Path | None, unbroken: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+    disk: Path | None, unbroken_run: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:
     folder = (disk or tmp_path) / "run"
-    arguments = training(tiny_checkpoint, small_data, folder, "--checkpoint-minutes", 0.002, "--resume", epochs=EPOCHS)
+    arguments = training(tiny_checkpoint, small_data, folder, "--checkpoint-minutes", 0.002, "--resume")
     process = start(tmp_path / "log", arguments)
     assert process.wait_until((folder / "metrics.jsonl").exists), process.said()
     if disk is None:
@@ -77,23 +68,22 @@ def test_a_disk_that_fills_up_while_training(
     assert not list(folder.rglob(".*"))
     before = contents(folder)
     if disk is not None:  # a start on the full disk ends the same way
-        process = start(tmp_path / "log", arguments)
-        assert process.end() == 2 and "No space left on device" in process.lines()[-1], process.said()
-        assert "Traceback" not in process.said()
+        status, said = run_here(arguments)
+        assert status == 2 and "No space left on device" in said[-1], said
         assert contents(folder) == before
         ballast.unlink()
-    said = finish(tmp_path / "log", arguments)
+    said = finish(arguments)
     assert any(line.startswith(f"resuming {folder} from step ") for line in said), said
-    assert_same(folder, unbroken)
+    assert_same(folder, unbroken_run)
 
 
 def test_a_disk_that_becomes_read_only_while_training(
-    disk: Path | None, unbroken: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+    disk: Path | None, unbroken_run: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:
     if disk is None:
         pytest.skip("a read-only folder is a read-only mount here, which this user may not make")
     folder = disk / "run"
-    arguments = training(tiny_checkpoint, small_data, folder, "--resume", epochs=EPOCHS)
+    arguments = training(tiny_checkpoint, small_data, folder, "--resume")
     process = start(tmp_path / "log", arguments)
     assert process.wait_until((folder / "metrics.jsonl").exists), process.said()
     assert process.wait_until(lambda: mount("-o", "remount,ro", disk)), process.said()
@@ -101,27 +91,25 @@ def test_a_disk_that_becomes_read_only_while_training(
     assert "Read-only file system" in process.lines()[-1] and "Traceback" not in process.said()
     before = contents(folder)
     assert_whole(folder)
-    process = start(tmp_path / "log", arguments)
-    assert process.end() == 2 and len(process.lines()) == 1, process.said()
-    assert "is no folder that can be written to; choose another --output" in process.lines()[0]
+    status, said = run_here(arguments)
+    assert status == 2 and len(said) == 1, said
+    assert "is no folder that can be written to; choose another --output" in said[0]
     assert contents(folder) == before
     assert mount("-o", "remount,rw", disk)
-    finish(tmp_path / "log", arguments)
-    assert_same(folder, unbroken)
+    finish(arguments)
+    assert_same(folder, unbroken_run)
 
 
-def test_a_disk_without_any_room_takes_no_run(
-    disk: Path | None, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
-) -> None:
+def test_a_disk_without_any_room_takes_no_run(disk: Path | None, tiny_checkpoint: Path, small_data: Path) -> None:
     if disk is None:
         pytest.skip("a disk without any room is a small mount here, which this user may not make")
     (disk / "run").mkdir()
     ballast = fill(disk)
-    process = start(tmp_path / "log", training(tiny_checkpoint, small_data, disk / "run", "--quiet", epochs=1))
-    assert process.end() == 2 and "config.json: cannot be written" in process.lines()[-1], process.said()
+    status, said = run_here(training(tiny_checkpoint, small_data, disk / "run", "--quiet", epochs=1))
+    assert status == 2 and "config.json: cannot be written" in said[-1], said
     assert contents(disk / "run") == {}
     ballast.unlink()
-    finish(tmp_path / "log", training(tiny_checkpoint, small_data, disk / "run", epochs=1))
+    finish(training(tiny_checkpoint, small_data, disk / "run", epochs=1))
 
 
 def test_an_adapter_saved_to_a_full_disk_leaves_the_one_that_is_there(

@@ -15,24 +15,15 @@ from hub_server import HubServer
 from runs import Process, assert_same, assert_whole, finish, start, state, training
 from safetensors.torch import save
 
-EPOCHS = 8
-
 
 @pytest.fixture
 def kills(request: pytest.FixtureRequest) -> int:
     return 50 if request.config.getoption("--faults-full") else 2
 
 
-@pytest.fixture(scope="module")
-def unbroken(tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken")
-    finish(folder / "log", training(tiny_checkpoint, small_data, folder / "run", epochs=EPOCHS))
-    return folder / "run"
-
-
 @pytest.mark.parametrize("moment", ["training", "saving"])
 def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
-    moment: str, kills: int, unbroken: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+    moment: str, kills: int, unbroken_run: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:
     """A run that gets to its end before the last kill is compared, and another one is begun."""
     choose, done, number, leftovers, steps = random.Random(0), 0, 0, 0, []
@@ -40,9 +31,7 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
         number += 1
         folder = tmp_path / f"run-{number}"
         minutes = 0.002 if moment == "training" else 0  # 0: after every step
-        arguments = training(
-            tiny_checkpoint, small_data, folder, "--resume", "--checkpoint-minutes", minutes, epochs=EPOCHS
-        )
+        arguments = training(tiny_checkpoint, small_data, folder, "--resume", "--checkpoint-minutes", minutes)
         while done < kills:
             process = start(tmp_path / "log", arguments)
             reached = process.wait_until_training()
@@ -62,10 +51,10 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
                 f"{moment}: kill {done}, checkpoint of step {steps[-1]}, {leftovers} left a part of a file", flush=True
             )
         there = (folder / "checkpoint" / "state.pt").exists()
-        said = finish(tmp_path / "log", arguments)
+        said = finish(arguments)
         begin = f"resuming {folder} from step " if there else f"{folder} has no checkpoint yet"
         assert any(line.startswith(begin) for line in said), said
-        assert_same(folder, unbroken)
+        assert_same(folder, unbroken_run)
     assert kills < 50 or len(set(steps)) > 10, "the kills came at few steps, so this test sees few moments"
     assert kills < 50 or leftovers or moment == "training", "no kill came while a file was written"
     print(f"{moment}: {done} kills in {number} runs, all the same to the bit")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,6 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "quiet": True,
 }
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    yield
 
 
 @pytest.mark.parametrize("minutes", [5, 0], ids=["a checkpoint an epoch", "a checkpoint a step"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    yield
-
-
 @pytest.fixture(scope="module")
 def settings(tiny_checkpoint: Path, small_data: Path) -> dict[str, Any]:
     return {**SETTINGS, "model": str(tiny_checkpoint), "data": str(small_data)}
@@ -41,9 +34,7 @@ def settings(tiny_checkpoint: Path, small_data: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        return train(**settings, output=str(tmp_path_factory.mktemp("finished") / "run")).output
+    return train(**settings, output=str(tmp_path_factory.mktemp("finished") / "run")).output
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same, assert_whole, finish, history, start, start_workers, state, training, worker
+from runs import assert_same, assert_whole, finish, history, start_workers, state, training, worker
 from safetensors.torch import load_file
 
 from minipeft.training.distributed import Workers
@@ -55,9 +55,11 @@ def test_the_number_of_processes_changes_no_loss(
         arguments = training(
             no_dropout, small_data, tmp_path / str(count), *more, dropout=0 if method == "lora" else None, epochs=2
         )
-        log = tmp_path / f"log-{count}"
-        job = start(log, arguments) if count == 1 else start_workers(log, count, arguments)
-        assert job.end() == 0, job.said()
+        if count == 1:
+            finish(arguments)
+        else:
+            job = start_workers(tmp_path / f"log-{count}", count, arguments)
+            assert job.end() == 0, job.said()
         runs[count] = history(tmp_path / str(count))
     for count, rows in runs.items():
         for row, alone in zip(rows, runs[1], strict=True):
@@ -157,7 +159,7 @@ def test_a_loss_that_is_not_finite_ends_every_worker_and_is_said_once(
 
 @pytest.mark.usefixtures("full")
 def test_bad_input_is_said_once(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
-    finish(tmp_path / "log", training(tiny_checkpoint, small_data, tmp_path / "run", "--quiet", epochs=1))
+    finish(training(tiny_checkpoint, small_data, tmp_path / "run", "--quiet", epochs=1))
     for arguments, flags, expected in (
         (training(tiny_checkpoint, small_data, tmp_path / "run"), [], "already holds a run; pass --resume"),
         (training(tiny_checkpoint, small_data, tmp_path / "run", "--resume"), [], "was begun with epochs 1, not 8"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import largest, padded, ragged, reference_model
+from peft_agreement import LENGTHS, logits
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,7 +34,6 @@ from minipeft.methods.bottleneck import ACTIVATIONS, Bottleneck
 from minipeft.model.checkpoint import tensor_names
 from minipeft.model.roberta import LayerNorm
 
-LENGTHS = (7, 1, 40, 3, 129, 7)
 SIZE = 5
 WEIGHTS = "adapter_model.safetensors"
 EVERY = [Houlsby(size=SIZE), Houlsby(size=SIZE, activation="relu"), Pfeiffer(size=SIZE), Pfeiffer(SIZE, "tanh")]
@@ -48,11 +48,6 @@ def moved(folder: Path, method: Any, **options: Any) -> SequenceClassifier:
             if ".adapter." in name:
                 parameter.normal_(std=0.3)
     return model
-
-
-def logits(model: SequenceClassifier) -> Tensor:
-    with torch.no_grad():
-        return model.eval()(pack(ragged(LENGTHS), config=model.config))
 
 
 # ------------------------------------------------------------------------------------------------------ the equations

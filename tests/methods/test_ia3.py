@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import forget_details, largest, padded, ragged, reference_model
-from peft_agreement import LENGTHS, check_logits_and_gradients, check_training, pair
+from peft_agreement import LENGTHS, check_logits_and_gradients, check_training, logits, moved, pair
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from minipeft import (
     IA3,
     MinipeftError,
-    SequenceClassifier,
     apply,
     export,
     load_adapter,
@@ -48,22 +46,6 @@ THEIRS: list[dict[str, Any]] = [
     },
     {"target_modules": ["key", "output.dense"], "exclude_modules": ["attention.output.dense"]},
 ]
-
-
-def logits(model: SequenceClassifier) -> Tensor:
-    with torch.no_grad():
-        return model(pack(ragged(LENGTHS), config=model.config))
-
-
-def moved(folder: Path, method: IA3, **options: Any) -> SequenceClassifier:
-    """The checkpoint in `folder` with vectors that have moved away from 1."""
-    model = apply(load_pretrained(folder, **options), method).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("ia3_l"):
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
 
 
 def test_the_layer_is_its_formula_with_the_output_or_the_input_scaled() -> None:

@@ -9,19 +9,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import forget_details, largest, padded, ragged, reference_model
-from peft_agreement import LENGTHS, check_logits_and_gradients, check_training, pair
-from torch import Tensor
+from peft_agreement import LENGTHS, check_logits_and_gradients, check_training, logits, moved, pair
 
 from minipeft import (
     LayerNormTuning,
     MinipeftError,
-    SequenceClassifier,
     apply,
     export,
     load_adapter,
     load_pretrained,
     merge,
-    pack,
     save_adapter,
 )
 
@@ -39,21 +36,6 @@ def config(**fields: Any) -> Any:
     from peft import LNTuningConfig
 
     return lambda **common: LNTuningConfig(**common, **fields)
-
-
-def logits(model: SequenceClassifier) -> Tensor:
-    with torch.no_grad():
-        return model(pack(ragged(LENGTHS), config=model.config))
-
-
-def moved(folder: Path, method: LayerNormTuning) -> SequenceClassifier:
-    model = apply(load_pretrained(folder), method).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.encoder.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.mark.parametrize("layer_norms", [names for _, names in TARGETS], ids=str)

@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import forget_details, largest, padded, ragged, reference_model
-from peft_agreement import LENGTHS, check_logits_and_gradients, check_training, pair
+from peft_agreement import LENGTHS, check_logits_and_gradients, check_training, logits, moved, pair
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from minipeft import (
     MinipeftError,
-    SequenceClassifier,
     VeRA,
     apply,
     count_parameters,
@@ -42,22 +40,6 @@ def config(**fields: Any) -> Any:
     from peft import VeraConfig
 
     return lambda **common: VeraConfig(**common, **fields)
-
-
-def logits(model: SequenceClassifier) -> Tensor:
-    with torch.no_grad():
-        return model(pack(ragged(LENGTHS), config=model.config))
-
-
-def moved(folder: Path, method: VeRA, **options: Any) -> SequenceClassifier:
-    """The checkpoint in `folder` with vectors that have moved at random."""
-    model = apply(load_pretrained(folder, **options), method).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "vera_lambda" in name:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
 
 
 # -------------------------------------------------------------------------------------------------------- the layer

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from conftest import forget_details, largest, padded, ragged, reference_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft_agreement import LENGTHS, logits
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -35,7 +36,6 @@ from minipeft.adapter_file import adapter_tensors
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, set_learning_rate
 
-LENGTHS = (7, 1, 40, 3, 129, 7)
 FAMILIES = ["roberta", "xlm-roberta", "bert"]
 METHODS = [PromptTuning(5), PrefixTuning(5)]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -62,11 +62,6 @@ def with_peft(
 def their_logits(wrapped: Any) -> Tensor:
     with torch.no_grad():
         return wrapped.eval()(**padded(ragged(LENGTHS), wrapped.config.pad_token_id)).logits
-
-
-def logits(model: SequenceClassifier) -> Tensor:
-    with torch.no_grad():
-        return model.eval()(pack(ragged(LENGTHS), config=model.config))
 
 
 def trained(folder: Path, method: Any, **options: Any) -> SequenceClassifier:

@@ -1,29 +1,22 @@
-"""A run's folder, in this process and in fresh ones: files, fields, refusal, resume to the bit, reload to the bit."""
+"""A run's folder, in this process and in fresh ones: files, fields, starts, precisions, reload to the bit."""
 
 from __future__ import annotations
 
 import json
-import logging
-import re
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, contents, environment, run_command, shared
-from safetensors.torch import load_file
+from conftest import contents, run_command, shared
+from small import SMALL, adapter, rows, small_run, without_times
 
 from minipeft import (
     BitFit,
     EncoderConfig,
     LoRA,
     MinipeftError,
-    Result,
     SequenceClassifier,
     load_run,
     load_tokenizer,
@@ -59,47 +52,6 @@ RESULT_FIELDS = {
     "seed",
     "versions",
 }
-SMALL = {
-    "epochs": 2,
-    "batch_size": 8,
-    "grad_accum": 2,
-    "train_limit": 48,
-    "eval_limit": 16,
-    "warmup_steps": 2,
-    "device": "cpu",
-    "quiet": True,
-}
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    yield
-    logging.getLogger("minipeft").setLevel(logging.NOTSET)
-
-
-def small_run(checkpoint: Path, data: Path, output: Path, **settings: Any) -> Result:
-    return train(
-        **{"task": "rte", "model": str(checkpoint), "data": str(data), "output": str(output), **SMALL, **settings}
-    )
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {name: value for name, value in row.items() if name not in ("seconds", "samples_per_second")} for row in history
-    ]
-
-
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +62,7 @@ def test_every_method_leaves_a_whole_run_of_real_data(
 ) -> None:
     result = small_run(tiny_checkpoint, shared("glue"), tmp_path / "run", task=task, method=method)
     folder = tmp_path / "run"
-    optional = {"curves.png"}  # with the extra `plot`
+    optional = {"curves.png", *(name for name in contents(folder) if name.startswith("tensorboard/"))}
     assert set(contents(folder)) - optional == {
         "config.json",
         "metrics.jsonl",
@@ -208,8 +160,9 @@ def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_d
 
     small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert set(config) == {f.name for f in fields(TrainSettings)} | {"source"}
-    assert {name for name, value in config.items() if value is None} == {"init_adapter"}  # none was given
+    assert set(config) == {f.name for f in fields(TrainSettings)} | {"source", "labels"}
+    own = {"text_column", "pair_column", "label_column", "validation"}
+    assert {name for name, value in config.items() if value is None} == {"init_adapter", "holdout"} | own  # none given
 
 
 def test_a_method_given_as_its_config_is_the_method_given_by_flags(
@@ -256,168 +209,6 @@ def test_how_a_step_is_shared_out_changes_nothing(tiny_checkpoint: Path, small_d
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
-    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
-) -> None:
-    small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
-    before = contents(tmp_path)
-    with pytest.raises(MinipeftError, match=r"already holds a run; pass --resume"):
-        small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
-    assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("lr", 1e-4),
-        ("rank", 4),
-        ("seed", 1),
-        ("epochs", 3),
-        ("batch_size", 4),
-        ("train_limit", 40),
-        ("task", "sst2"),
-        ("method", "bitfit"),
-        ("targets", ("key",)),
-        ("precision", "bf16"),
-        ("max_tokens", 64),
-    ],
-)
-def test_resume_with_another_setting_is_refused_by_its_name(
-    name: str, value: Any, finished: Path, small_data: Path, tiny_checkpoint: Path
-) -> None:
-    before = contents(finished)
-    with pytest.raises(MinipeftError, match=rf"was begun with {name} "):
-        small_run(tiny_checkpoint, small_data, finished, resume=True, **{name: value})
-    assert contents(finished) == before
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        return small_run(tiny_checkpoint, small_data, tmp_path_factory.mktemp("finished") / "run").output
-
-
-def test_resuming_a_finished_run_changes_nothing(finished: Path, tiny_checkpoint: Path, small_data: Path) -> None:
-    before = contents(finished)
-    small_run(tiny_checkpoint, small_data, finished, resume=True)
-    after = contents(finished)
-    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors", "checkpoint/state.pt"):
-        assert after[name] == before[name]
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_resume_on_an_absent_or_empty_folder_starts_the_run(
-    there: bool, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
-) -> None:
-    if there:
-        (tmp_path / "run").mkdir()
-    result = small_run(tiny_checkpoint, small_data, tmp_path / "run", resume=True, epochs=1)
-    assert result.content["last"]["epoch"] == 1 and (tmp_path / "run" / "result.json").is_file()
-
-
-def test_resume_refuses_a_folder_that_holds_something_else(
-    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.txt").write_text("mine")
-    with pytest.raises(MinipeftError, match="is not empty and holds no run"):
-        small_run(tiny_checkpoint, small_data, tmp_path / "run", resume=True)
-    assert contents(tmp_path) == {"run/thesis.txt": b"mine"}
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "of another run"])
-def test_resume_from_a_damaged_checkpoint_is_refused(
-    damage: str, finished: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(finished, tmp_path / "run")
-    state = folder / "checkpoint" / "state.pt"
-    whole = state.read_bytes()
-    if damage == "of another run":
-        small_run(tiny_checkpoint, small_data, tmp_path / "other", method="head", epochs=1)
-        whole = (tmp_path / "other" / "checkpoint" / "state.pt").read_bytes()
-    state.write_bytes(
-        {"truncated": whole[: len(whole) // 2], "empty": b"", "garbage": b"no pickle" * 50, "of another run": whole}[
-            damage
-        ]
-    )
-    before = contents(folder)
-    with pytest.raises(MinipeftError, match=r"state\.pt"):
-        small_run(tiny_checkpoint, small_data, folder, resume=True)
-    after = contents(folder)
-    assert after.keys() == before.keys()
-    assert [name for name in after if after[name] != before[name]] == ["config.json"]  # with this call's --resume
-
-
-def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(
-    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
-) -> None:
-    """SIGINT in the middle, --resume, SIGTERM in the middle, --resume: the adapter of an unbroken run, with dropout."""
-
-    def arguments(output: str) -> list[str]:
-        return [
-            "train.py",
-            "--task",
-            "rte",
-            "--model",
-            str(tiny_checkpoint),
-            "--data",
-            str(small_data),
-            "--epochs",
-            "4",
-            "--batch-size",
-            "1",
-            "--grad-accum",
-            "1",
-            "--dropout",
-            "0.2",
-            "--device",
-            "cpu",
-            "--output",
-            str(tmp_path / output),
-        ]
-
-    steps = 4 * 96
-    unbroken = run_command(*arguments("unbroken"), "--quiet")
-    assert unbroken.returncode == 0, unbroken.stderr
-    places = []
-    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        more = ["--resume"] if number == signal.SIGTERM else []
-        process = subprocess.Popen(
-            [sys.executable, *arguments("broken"), *more],
-            cwd=REPOSITORY,
-            env=environment(),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert process.stderr is not None
-        seen = b""
-        while not any(int(done) > (places or [0])[-1] for done in re.findall(rb"(\d+)/%d \[" % steps, seen)):
-            piece = process.stderr.read1(4096)
-            assert piece, seen
-            seen += piece
-        process.send_signal(number)
-        error = (seen + process.communicate(timeout=120)[1]).decode()
-        assert process.returncode == status, error
-        last_line = error.strip().splitlines()[-1]
-        assert re.search(r"minipeft: interrupted in step \d+; go on with --resume", last_line), error
-        assert "Traceback" not in error
-        progress = torch.load(tmp_path / "broken" / "checkpoint" / "state.pt", weights_only=True)["progress"]
-        places.append(progress["step"])
-        assert not (tmp_path / "broken" / "result.json").exists()
-    assert 0 < places[0] < places[1] < steps
-    resumed = run_command(*arguments("broken"), "--resume", "--quiet")
-    assert resumed.returncode == 0, resumed.stderr
-    assert without_times(rows(tmp_path / "broken")) == without_times(rows(tmp_path / "unbroken"))
-    assert same_tensors(adapter(tmp_path / "broken"), adapter(tmp_path / "unbroken"))
-    states = [
-        torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True)["trained"]
-        for name in ("broken", "unbroken")
-    ]
-    assert same_tensors(*states)
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_fresh_process_predicts_the_training_process_s_bits(
     precision: str, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
@@ -439,11 +230,7 @@ def test_a_fresh_process_predicts_the_training_process_s_bits(
         max(line["probabilities"], key=line["probabilities"].get) for line in lines
     ]
     best = max(rows(tmp_path / "run"), key=lambda row: row["accuracy"])
-    if precision == "bf16":  # a process less
-        assert load_run(tmp_path / "run").evaluate() == {name: best[name] for name in ("eval_loss", "accuracy")}
-        return
-    evaluated = run_command("-m", "minipeft", "evaluate", tmp_path / "run")
-    assert json.loads(evaluated.stdout) == {"eval_loss": best["eval_loss"], "accuracy": best["accuracy"]}
+    assert load_run(tmp_path / "run").evaluate() == {name: best[name] for name in ("eval_loss", "accuracy")}
 
 
 def test_in_bf16_what_trains_stays_float32(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:

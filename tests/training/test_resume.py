@@ -1,0 +1,162 @@
+"""--resume: what it refuses, and a run that signals stopped goes on to the same bits."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, contents, environment
+from small import adapter, rows, same_tensors, small_run, without_times
+
+from minipeft import (
+    MinipeftError,
+)
+from minipeft.cli import main_train
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
+    before = contents(tmp_path)
+    with pytest.raises(MinipeftError, match=r"already holds a run; pass --resume"):
+        small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", 1e-4),
+        ("rank", 4),
+        ("seed", 1),
+        ("epochs", 3),
+        ("batch_size", 4),
+        ("train_limit", 40),
+        ("task", "sst2"),
+        ("method", "bitfit"),
+        ("targets", ("key",)),
+        ("precision", "bf16"),
+        ("max_tokens", 64),
+    ],
+)
+def test_resume_with_another_setting_is_refused_by_its_name(
+    name: str, value: Any, finished: Path, small_data: Path, tiny_checkpoint: Path
+) -> None:
+    before = contents(finished)
+    with pytest.raises(MinipeftError, match=rf"was begun with {name} "):
+        small_run(tiny_checkpoint, small_data, finished, resume=True, **{name: value})
+    assert contents(finished) == before
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    return small_run(tiny_checkpoint, small_data, tmp_path_factory.mktemp("finished") / "run").output
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path, tiny_checkpoint: Path, small_data: Path) -> None:
+    before = contents(finished)
+    small_run(tiny_checkpoint, small_data, finished, resume=True)
+    after = contents(finished)
+    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors", "checkpoint/state.pt"):
+        assert after[name] == before[name]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_resume_on_an_absent_or_empty_folder_starts_the_run(
+    there: bool, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    if there:
+        (tmp_path / "run").mkdir()
+    result = small_run(tiny_checkpoint, small_data, tmp_path / "run", resume=True, epochs=1)
+    assert result.content["last"]["epoch"] == 1 and (tmp_path / "run" / "result.json").is_file()
+
+
+def test_resume_refuses_a_folder_that_holds_something_else(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(MinipeftError, match="is not empty and holds no run"):
+        small_run(tiny_checkpoint, small_data, tmp_path / "run", resume=True)
+    assert contents(tmp_path) == {"run/thesis.txt": b"mine"}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "of another run"])
+def test_resume_from_a_damaged_checkpoint_is_refused(
+    damage: str, finished: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    state = folder / "checkpoint" / "state.pt"
+    whole = state.read_bytes()
+    if damage == "of another run":
+        small_run(tiny_checkpoint, small_data, tmp_path / "other", method="head", epochs=1)
+        whole = (tmp_path / "other" / "checkpoint" / "state.pt").read_bytes()
+    state.write_bytes(
+        {"truncated": whole[: len(whole) // 2], "empty": b"", "garbage": b"no pickle" * 50, "of another run": whole}[
+            damage
+        ]
+    )
+    before = contents(folder)
+    with pytest.raises(MinipeftError, match=r"state\.pt"):
+        small_run(tiny_checkpoint, small_data, folder, resume=True)
+    after = contents(folder)
+    assert after.keys() == before.keys()
+    assert [name for name in after if after[name] != before[name]] == ["config.json"]  # with this call's --resume
+
+
+def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """SIGINT in the middle, --resume, SIGTERM in the middle, --resume: the adapter of an unbroken run, with dropout."""
+
+    def arguments(output: str) -> list[str]:
+        where = {"--model": tiny_checkpoint, "--data": small_data, "--output": tmp_path / output}
+        settings = {"--epochs": 2, "--batch-size": 1, "--grad-accum": 1, "--dropout": 0.2, "--device": "cpu"}
+        flags = {"--task": "rte", **where, **settings}
+        return [str(word) for flag in flags.items() for word in flag]
+
+    steps = 2 * 96
+    assert main_train([*arguments("unbroken"), "--quiet"]) == 0
+    places = []
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        more = ["--resume"] if number == signal.SIGTERM else []
+        process = subprocess.Popen(
+            [sys.executable, "train.py", *arguments("broken"), *more],
+            cwd=REPOSITORY,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        seen = b""
+        while not any(int(done) > (places or [0])[-1] for done in re.findall(rb"(\d+)/%d \[" % steps, seen)):
+            piece = process.stderr.read1(4096)
+            assert piece, seen
+            seen += piece
+        process.send_signal(number)
+        error = (seen + process.communicate(timeout=120)[1]).decode()
+        assert process.returncode == status, error
+        last_line = error.strip().splitlines()[-1]
+        assert re.search(r"minipeft: interrupted in step \d+; go on with --resume", last_line), error
+        assert "Traceback" not in error
+        progress = torch.load(tmp_path / "broken" / "checkpoint" / "state.pt", weights_only=True)["progress"]
+        places.append(progress["step"])
+        assert not (tmp_path / "broken" / "result.json").exists()
+    assert 0 < places[0] < places[1] < steps
+    assert main_train([*arguments("broken"), "--resume", "--quiet"]) == 0
+    assert without_times(rows(tmp_path / "broken")) == without_times(rows(tmp_path / "unbroken"))
+    assert same_tensors(adapter(tmp_path / "broken"), adapter(tmp_path / "unbroken"))
+    states = [
+        torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True)["trained"]
+        for name in ("broken", "unbroken")
+    ]
+    assert same_tensors(*states)
