@@ -5,7 +5,9 @@
 Every row takes steps in turn, A B A B, after a warm-up, and prints samples/s and tokens/s of both, the ratio of each
 pair (median, minimum, maximum), and the part of the machine's own matrix-product rate that minipeft's products reach.
 The peer pads each batch of 16 to its longest sequence, as the Trainer does (`--group-by-length`: batches of near-equal
-length, as its option of that name). Weights are random, in roberta-base's shape: the time does not depend on them.
+length, as its option of that name). With --memory, three steps of each side in a process of its own show its peak: the
+resident memory on the CPU, what the allocator gave out on CUDA. A Markdown table comes
+last. Weights are random, in roberta-base's shape: the time does not depend on them.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def peer(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
                 "classifier" in name or row.method == "full" or (row.method == "bitfit" and name.endswith(".bias"))
             )
     model.to(wanted.device).train(row.mode == "training")
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=0.0)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=0.0, fused=True)  # as the Trainer's default
     autocast = torch.autocast(wanted.device, torch.bfloat16, enabled=wanted.peer_precision == "bf16")
 
     def step(examples: Encoded, indices: list[int]) -> None:
@@ -260,8 +262,30 @@ def main() -> None:
                 f"{result['fraction_of_product_rate']:.2f} of the product rate  {result.get('peak_memory_bytes', '')}",
                 flush=True,
             )
+    print("\n" + table(rows))
     if wanted.output:
         Path(wanted.output).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| row | peer, samples/s | minipeft, samples/s | ratio: median (min to max) | product rate | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        speed, ratio, memory = row["samples_per_second"], row["ratio"], row.get("peak_memory_bytes")
+        peak = (
+            "" if memory is None else f"{memory['minipeft'] / memory['peer']:.2f} of {memory['peer'] / 2**30:.1f} GiB"
+        )
+        dropout = f", dropout {row['dropout']:g}" if row["mode"] == "training" else ""
+        lines.append(
+            f"| {row['task']}, {row['method']}, {row['mode']}, {row['precision']}{dropout} "
+            f"| {speed['peer']:.2f} ({row['peer_precision']}) | {speed['minipeft']:.2f} "
+            f"| {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) "
+            f"| {row['fraction_of_product_rate']:.2f} | {peak} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

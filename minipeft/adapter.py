@@ -30,7 +30,13 @@ logger = logging.getLogger("minipeft")
 
 
 def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) -> None:
-    """Write what trained to `folder`, which is made if need be; `details` (task, score, …) travel in the file."""
+    """Write what trained, head included, to `folder`, which is made if need be.
+
+    model     a model with a method
+    folder    gets adapter_config.json and adapter_model.safetensors; an adapter that is there already is replaced
+    details   task, score, …, which travel in the file
+    Raises MinipeftError for a model without a method, for a merged one, and where nothing can be written.
+    """
     if model.method is None:
         raise MinipeftError("the model has no method, so there is no adapter to save; call minipeft.apply first")
     if any(part.unmerged is not None for part in adapted_layers(model)):
@@ -52,8 +58,9 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
 
 
 def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:
-    """Install the method that `folder` holds, with its trained values; returns the same model.
+    """Install the method that `folder` holds in `model`, with its trained values; returns the same model.
 
+    The adapter may be ours or peft's; the model must have no method yet, and as many labels as the adapter.
     Raises MinipeftError, before the model is changed, for an adapter of another base, an unknown type or setting, and a
     tensor that is missing, unused or of a wrong shape.
     """

@@ -63,7 +63,9 @@ class GroupedLoRALinear(Linear):
 class AdapterSet(nn.Module):
     """Several LoRA adapters, each with its own head, on the frozen weights of one model, for prediction.
 
-    model   a SequenceClassifier without a method; the set takes it over
+    Sequences of adapter i go through W x + b + s_i · B_i A_i x    (Hu et al. 2021, equation 3).
+
+    model   a SequenceClassifier without a method; the set takes it over. Raises MinipeftError for one that has a method
 
         adapters = AdapterSet(load_pretrained("roberta-base"))
         adapters.load("rte", "runs/rte/adapter")
@@ -91,7 +93,10 @@ class AdapterSet(nn.Module):
             setattr(layer, target, grouped)
 
     def load(self, name: str, folder: str | Path) -> None:
-        """Add the LoRA adapter in `folder` under `name`. Raises MinipeftError as load_adapter does."""
+        """Add the LoRA adapter in `folder` under `name`.
+
+        Raises MinipeftError as load_adapter does, for another method than LoRA, and for a name that is taken.
+        """
         self._check_new(name)
         folder = Path(folder)
         adapter = read_adapter(folder, self._own_config)
@@ -122,7 +127,11 @@ class AdapterSet(nn.Module):
             model.method, model.config, model.head = None, self._own_config, self._own_head
 
     def average(self, name: str, weights: dict[str, float]) -> None:
-        """Add under `name` the sum of adapters times their weights: Σ w_i · s_i · B_i A_i, and the heads likewise."""
+        """Add under `name` the sum of adapters times their weights: Σ w_i · s_i · B_i A_i, and the heads likewise.
+
+        weights: a loaded adapter's name → its w_i. Raises MinipeftError for an unknown or taken name, a weight that is
+        no finite number, and adapters whose labels differ.
+        """
         self._check_new(name)
         if not weights:
             raise MinipeftError("no weights; give some adapters theirs")
@@ -142,7 +151,10 @@ class AdapterSet(nn.Module):
         self.heads[name], self.labels[name] = head, self.labels[next(iter(weights))]
 
     def switch(self, name: str | None) -> None:
-        """Let every sequence go through one adapter from now on; None disables them all."""
+        """Let every sequence go through the adapter `name` from now on; None disables them all.
+
+        Raises MinipeftError for a name that is not loaded.
+        """
         if name is not None:
             self._check_known(name)
         self.active = name
@@ -151,8 +163,9 @@ class AdapterSet(nn.Module):
     def forward(self, batch: PackedBatch, adapters: Sequence[str | None] | None = None) -> Tensor:
         """Logits (num_sequences, most labels of an adapter in it), float32, in the batch's order.
 
-        adapters: one name a sequence, None for the base; by default the one that `switch` chose. Where an adapter has
-        fewer labels than another, its sequences have -inf in the columns beyond.
+        batch: the sequences, packed. adapters: one name a sequence, None for the base; by default the one that `switch`
+        chose. Where an adapter has fewer labels than another, its sequences have -inf in the columns beyond. Raises
+        MinipeftError for a name that is not loaded, and for another number of names than sequences.
         """
         names = [self.active] * len(batch) if adapters is None else list(adapters)
         if len(names) != len(batch):

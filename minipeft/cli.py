@@ -73,6 +73,8 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_train_flags(commands.add_parser("train", help="fine-tune on a task"))
 
+    add_compare_flags(commands)
+
     evaluate = commands.add_parser("evaluate", help="loss and metrics of a run's best adapter")
     evaluate.add_argument("run", help="folder of a finished run")
     evaluate.add_argument("--split", help="split to evaluate [the task's validation split]")
@@ -83,6 +85,10 @@ def _parser() -> Parser:
     predict.add_argument("--text", action="append", help="a text; may be given several times")
     predict.add_argument("--pair", action="append", help="its second sentence, for tasks on pairs")
     predict.add_argument("--output", help="new file for the predictions of --input [standard output]")
+    predict.add_argument(
+        "--glue-test", metavar="FOLDER", help="predict GLUE's test split into FOLDER/RTE.tsv, …, as its server takes it"
+    )
+    predict.add_argument("--data", help="folder with <task>/test.parquet for --glue-test [the run's own data]")
     for command in (evaluate, predict):
         command.add_argument(
             "--input",
@@ -90,6 +96,8 @@ def _parser() -> Parser:
         )
         command.add_argument("--text-column", help="column of the texts in --input [the task's, or text]")
         command.add_argument("--pair-column", help="column of the second sentences [the task's, or pair]")
+        if command is evaluate:
+            command.add_argument("--label-column", help="column of the labels in --input [the run's]")
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
 
     pretrain = commands.add_parser(
@@ -139,7 +147,12 @@ def _parser() -> Parser:
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `minipeft train` and of train.py."""
     flag = parser.add_argument
-    flag("--task", default="rte", help="rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli or wnli [rte]")
+    flag(
+        "--task",
+        default="auto",
+        help="rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli or wnli; or a name for your own data "
+        "[auto: rte, or the name of --data's file or folder]",
+    )
     flag("--method", default="lora", help="lora, bitfit, dora, ia3, full, head, …: minipeft/methods/ [lora]")
     flag("--rank", type=int, help=f"LoRA's rank [{RANK}]")
     flag("--alpha", type=float, help=f"LoRA's alpha; alpha / rank scales the update [{ALPHA:g}]")
@@ -153,7 +166,28 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     )
     flag("--init-adapter", metavar="RUN", help="start from another run's adapter; a new head where the labels differ")
     flag("--model", default="auto", help="a name or a folder [auto: roberta-base, else the bundled roberta-mini]")
-    flag("--data", default="auto", help="folder with <task>/train.parquet, … [auto: GLUE, else a generated stand-in]")
+    flag(
+        "--data",
+        default="auto",
+        help="folder with <task>/train.parquet, …; or your own csv, tsv, jsonl or parquet file, or a folder with "
+        "train.csv, … and, if need be, validation.csv and test.csv [auto: GLUE, else a generated stand-in]",
+    )
+    flag("--text-column", help="of your own data: the texts [text]")
+    flag("--pair-column", help="of your own data: the second sentences [none]")
+    flag("--label-column", help="of your own data: the labels, as names or numbers [label]")
+    flag(
+        "--label-type",
+        default="auto",
+        help="of your own data: classes, or numbers for regression [auto: numbers if all are and one has a fraction]",
+    )
+    flag("--validation", metavar="FILE", help="of your own data: the validation split [a tenth of the training rows]")
+    flag(
+        "--holdout",
+        type=float,
+        metavar="PART",
+        help="hold this part of the training split out and choose the best epoch on it: the validation, which then "
+        "chooses nothing, is reported at that epoch [none: the best epoch on the validation]",
+    )
     flag("--epochs", type=int, help="[by task: rte 25, sst2 5, …: training/recipes.py]")
     flag("--lr", type=float, help="peak learning rate [by task and method: training/recipes.py]")
     flag("--batch-size", type=int, default=BATCH_SIZE, help=f"sequences [{BATCH_SIZE}]")
@@ -172,6 +206,11 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
         help="tokens computed at a time, which bounds the memory [2048 on the CPU, 16384 on CUDA]",
     )
     flag("--compile", action="store_true", help="let torch.compile fuse the small operations")
+    flag(
+        "--activation-checkpointing",
+        action="store_true",
+        help="compute each layer a second time rather than keep what it computed: less memory, about a third more time",
+    )
     flag("--train-limit", type=int, help="train on the first N examples [all]")
     flag("--eval-limit", type=int, help="evaluate on the first N examples [all]")
     flag("--output", help="folder of the run [runs/<task>-<method>…]")
@@ -185,6 +224,55 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--quiet", action="store_true", help="no banner and no progress bars")
 
 
+class SeveralValues(Parser):
+    """Takes the flags of `train` for `compare`: each that has a value has several, kept as the words they are."""
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        if options.get("action") != "store_true":
+            options = {"help": options["help"], "metavar": "VALUE", "nargs": "+", "action": "extend"}
+        return super().add_argument(*names, **options)
+
+
+def add_compare_flags(commands: Any) -> None:
+    """`minipeft compare`: the flags of `train`, and in place of some its own."""
+    settings = SeveralValues(add_help=False)
+    add_train_flags(settings)
+    compare = commands.add_parser(
+        "compare",
+        help="several runs side by side: tasks, methods, ranks, learning rates, seeds → tables and a page",
+        usage="minipeft compare --task TASK ... --method METHOD ... --output DIR [settings of train]",
+        parents=[settings],
+        conflict_handler="resolve",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train every combination of tasks, methods, ranks, learning rates and seeds, and compare them.",
+        epilog=(
+            "every flag with a VALUE takes it for all runs, or for some:\n"
+            "  VALUE              for every run that can take it: --rank 4 goes to the methods that have a rank\n"
+            "  TASK=VALUE         for the runs of a task:      --epochs sst2=1 mrpc=3\n"
+            "  METHOD=VALUE       for the runs of a method:    --lr 1e-3 full=3e-4\n"
+            "  TASK/METHOD=VALUE  for the runs of both:        --lr stsb/full=1e-4\n"
+            "--rank, --lr and --seed take several, as in --lr lora=1e-3,3e-3. Of several learning rates the tables\n"
+            "keep the one with the best median over the seeds, for each task, method and rank.\n\n"
+            "DIR gets page.html, table.csv, table.json, plan.json and a folder a run. Exit status: 0 done, 2 wrong\n"
+            "input or a run that failed, 130 or 143 interrupted, with every run saved."
+        ),
+    )
+    flag = compare.add_argument
+    flag("--task", nargs="+", required=True, metavar="TASK", help="rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli")
+    flag("--method", nargs="+", required=True, metavar="METHOD", help="lora, bitfit, full, head, …: minipeft/methods/")
+    flag("--seed", nargs="+", action="extend", metavar="VALUE", help="three or more show a spread [1 2 3]")
+    flag("--output", required=True, metavar="DIR", help="folder of the comparison")
+    flag("--jobs", type=int, metavar="N", help="runs at a time [CPU: as cores and memory allow, else 1]")
+    flag("--resume", action="store_true", help="go on with the comparison in --output; finished runs are kept")
+    flag("--quiet", action="store_true", help="no progress bar")
+
+
+def _compare(wanted: dict[str, Any]) -> None:
+    from minipeft.compare import compare
+
+    compare(**wanted)
+
+
 def _train(wanted: dict[str, object]) -> None:
     from minipeft.training.run import train
 
@@ -195,12 +283,12 @@ def _evaluate(wanted: dict[str, Any]) -> None:
     from minipeft.predict import load_run
 
     if (path := wanted["input"]) is None:
-        _refuse(wanted, "without --input", "text_column", "pair_column")
+        _refuse(wanted, "without --input", "text_column", "pair_column", "label_column")
         metrics = load_run(wanted["run"], wanted["device"]).evaluate(wanted["split"], wanted["data"])
     else:
         _refuse(wanted, "beside --input", "split", "data")
         run = load_run(wanted["run"], wanted["device"])
-        metrics = run.evaluate_file(path, wanted["text_column"], wanted["pair_column"])
+        metrics = run.evaluate_file(path, wanted["text_column"], wanted["pair_column"], wanted["label_column"])
     print(json.dumps(metrics))
 
 
@@ -208,6 +296,14 @@ def _predict(wanted: dict[str, Any]) -> None:
     from minipeft.predict import load_run
     from minipeft.predict_file import predict_file
 
+    if wanted["glue_test"] is not None:
+        from minipeft.glue_test import predict_glue_test
+
+        _refuse(wanted, "beside --glue-test", "text", "pair", "input", "output", "text_column", "pair_column")
+        for path in predict_glue_test(load_run(wanted["run"], wanted["device"]), wanted["glue_test"], wanted["data"]):
+            print(path)
+        return
+    _refuse(wanted, "without --glue-test", "data")
     if wanted["input"] is None:
         if wanted["text"] is None:
             raise MinipeftError("nothing to predict; give --text, or --input with a file")
@@ -251,6 +347,7 @@ def _fetch(wanted: dict[str, object]) -> None:
 
 COMMANDS = {
     "train": _train,
+    "compare": _compare,
     "evaluate": _evaluate,
     "predict": _predict,
     "pretrain": _pretrain,

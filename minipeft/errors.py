@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -95,6 +95,12 @@ def shown(value: Any) -> str:
     """A value as Python writes it, cut to what fits into a message."""
     text = repr(value[:100] if isinstance(value, (str, bytes)) else value)
     return text if len(text) <= 100 else f"{text[:80]}…"
+
+
+def some(names: Sequence[str], most: int = 12) -> str:
+    """Names as a list in words, of which the first few stand for many."""
+    more = f", … ({len(names):,} in all)" if len(names) > most else ""
+    return ", ".join(shown(name)[1:-1] for name in names[:most]) + more
 
 
 def is_unicode(text: str) -> bool:

@@ -18,8 +18,9 @@ from minipeft.model.roberta import SequenceClassifier
 
 @torch.no_grad()
 def merge(model: SequenceClassifier) -> SequenceClassifier:
-    """Put the method into the frozen weights, summed in float32, so that prediction costs nothing more.
+    """Put the method of `model` into its frozen weights, summed in float32; returns the same model.
 
+    Prediction costs nothing more then: W + s · B A is one weight (Hu et al. 2021, section 4.1).
     Raises MinipeftError for a method that is more than a change of weights. Methods that train the encoder's own
     tensors have nothing to merge.
     """
@@ -32,7 +33,7 @@ def merge(model: SequenceClassifier) -> SequenceClassifier:
 
 @torch.no_grad()
 def unmerge(model: SequenceClassifier) -> SequenceClassifier:
-    """Undo `merge`: the frozen weights are what they were, to the bit."""
+    """Undo `merge`: the frozen weights of `model` are what they were, to the bit; returns it. Raises nothing."""
     for part in adapted_layers(model):
         part.unmerge()
     return model
@@ -41,7 +42,9 @@ def unmerge(model: SequenceClassifier) -> SequenceClassifier:
 def export(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:
     """Write a whole checkpoint, adapter merged, that transformers loads; the tokenizer's files come along.
 
-    Returns the merged copy, in float32 on the CPU; `model` stays as it is.
+    folder   a new or empty one
+    Returns the merged copy, in float32 on the CPU; `model` stays as it is. Raises MinipeftError for a folder that is
+    not empty or cannot be written to, and for a method that cannot be merged.
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minipeft.adapter import load_adapter
+from minipeft.data.own import own_task
 from minipeft.data.rows import files_of, open_table
 from minipeft.data.tasks import Split, Task, choose_data, get_task, read_chunks, read_examples, share_out
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer
@@ -40,13 +41,27 @@ class LoadedRun:
     device: str
 
     def evaluate(self, split: str | None = None, data: str | None = None, limit: int | None = None) -> dict[str, float]:
-        """Loss and metrics on a split, by default the one that the run was evaluated on."""
-        source = self.settings["source"] if data is None else choose_data(self.task, data)[0]
+        """Loss and metrics on a split, by default those that the run was evaluated on."""
+        source = self.source(data)
+        splits = {"": split or self.task.validation}
         if split is None:
-            split, limit = self.task.validation, limit or self.settings.get("eval_limit")
-        rows = read_chunks(self.task, split, source, limit)
-        examples = encode_split(self.task, rows, self.tokenizer, self.settings["max_length"], self.model.config)
-        return evaluate(self.model, examples, self.settings["max_tokens"], self.device)
+            splits |= {f"{name}_": other for name, other in self.task.also}
+            limit = limit or self.settings.get("eval_limit")
+        values: dict[str, float] = {}
+        for prefix, name in splits.items():
+            rows = read_chunks(self.task, name, source, limit)
+            examples = encode_split(self.task, rows, self.tokenizer, self.settings["max_length"], self.model.config)
+            figures = evaluate(self.model, examples, self.settings["max_tokens"], self.device)
+            values |= {prefix + figure: value for figure, value in figures.items()}
+        return values
+
+    def source(self, data: str | None) -> str:
+        """Where the task's splits come from: --data, or the run's own."""
+        if data is None:
+            return str(self.settings["source"])
+        if self.task.is_own:
+            raise MinipeftError(f"--data {data!r} is for GLUE's tasks; evaluate a file of your own with --input")
+        return choose_data(self.task, data)[0]
 
     def export(self, folder: str | Path) -> dict[str, Any]:
         """Merge in float32 and write the checkpoint; says how far its logits are from the adapter's, unmerged."""
@@ -60,7 +75,11 @@ class LoadedRun:
         return {"folder": str(folder), "largest_logit_difference": difference, "examples": len(examples)}
 
     def evaluate_file(
-        self, path: str, text_column: str | None = None, pair_column: str | None = None
+        self,
+        path: str,
+        text_column: str | None = None,
+        pair_column: str | None = None,
+        label_column: str | None = None,
     ) -> dict[str, float]:
         """Loss and metrics over a file, a folder of files or standard input ("-"), whose rows bear labels.
 
@@ -68,22 +87,31 @@ class LoadedRun:
         """
         logits: list[Tensor] = []
         labels: list[Any] = []
-        for chunk in self.read_chunks(path, text_column, pair_column, labelled=True):
+        for chunk in self.read_chunks(path, text_column, pair_column, label_column or self.task.label_column):
             logits.append(self._logits(chunk.texts, chunk.pairs))
             labels += chunk.labels
         return score(torch.cat(logits), labels, self.task)
 
     def read_chunks(
-        self, path: str, text_column: str | None = None, pair_column: str | None = None, labelled: bool = False
+        self,
+        path: str,
+        text_column: str | None = None,
+        pair_column: str | None = None,
+        label_column: str | None = None,
     ) -> Iterator[Split]:
         """The rows of a file, of a folder's files in the order of their names, or of standard input ("-"), as a stream.
 
-        A column that is not named is the task's own, or else "text" and "pair".
+        A text column that is not named is the task's own, or else "text" and "pair"; without `label_column` labels are
+        not read.
         """
         if pair_column is not None and len(self.task.columns) == 1:
             raise MinipeftError(f"{self.task.name} takes one text a row; leave --pair-column {pair_column!r} out")
         flags = "--text-column" if len(self.task.columns) == 1 else "--text-column and --pair-column"
-        remedy = f"{flags} can name another" + (", and evaluate needs a label" if labelled else "")
+        remedy = f"{flags} can name another"
+        task = self.task
+        if label_column is not None:
+            remedy += ", and evaluate needs a label (--label-column)"
+            task = replace(task, label_column=label_column)
 
         def examples() -> Iterator[tuple[str, str | None, Any]]:
             for name in files_of(path):
@@ -94,7 +122,7 @@ class LoadedRun:
                         self.task.columns, ("text", "pair"), (text_column, pair_column), strict=False
                     )
                 ]
-                yield from read_examples(self.task, table, columns, remedy, labelled)
+                yield from read_examples(task, table, columns, remedy, label_column is not None)
 
         return share_out(self.task, examples())
 
@@ -129,7 +157,14 @@ class LoadedRun:
 
 
 def load_run(folder: str | Path, device: str = "auto", precision: str | None = None) -> LoadedRun:
-    """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do; by default in its precision."""
+    """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do → a LoadedRun.
+
+    folder      the run's
+    device      auto, cpu, cuda or mps
+    precision   fp32 or bf16; by default the run's own
+    It evaluates splits and files, predicts texts and exports. Raises MinipeftError for a folder that holds no finished
+    run, and for a file in it that is damaged or does not fit.
+    """
     folder = Path(folder)
     settings = read_json(folder / "config.json")
     missing = sorted({"task", "model", "precision", "max_length", "max_tokens", "source"} - set(settings))
@@ -143,7 +178,10 @@ def load_run(folder: str | Path, device: str = "auto", precision: str | None = N
             whole_number(name, settings[name])
         except MinipeftError as error:
             raise MinipeftError(f"{folder / 'config.json'}: {error}; train anew") from None
-    task = get_task(settings["task"])
+    try:
+        task = own_task(settings) or get_task(settings["task"])
+    except MinipeftError as error:
+        raise MinipeftError(f"{folder / 'config.json'}: {error}; train anew") from None
     model_folder, _ = resolve_model(settings["model"])
     dtype = torch.bfloat16 if (precision or settings["precision"]) == "bf16" else torch.float32
     level = logger.level

@@ -33,7 +33,7 @@ class PackingConfig(Protocol):
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Sequences laid end to end.
+    """Sequences laid end to end, as `pack` makes them; sizes count tokens. Making one by hand checks nothing.
 
     input_ids, position_ids    (total_tokens,)       int64; positions restart in each sequence
     token_type_ids             (total_tokens,)       int64, or None where all are 0
@@ -57,6 +57,7 @@ class PackedBatch:
 
     @property
     def total_tokens(self) -> int:
+        """All tokens of the batch."""
         return sum(self.lengths)
 
     def to(self, device: torch.device | str) -> PackedBatch:
@@ -75,10 +76,11 @@ def pack(
 ) -> PackedBatch:
     """Lay sequences end to end.
 
-    token_ids: lists of int, or tokenizers.Encoding (which carries bert's token types), special tokens included.
-    labels: one a sequence; class numbers, or floats where config.num_labels is 1 (regression).
-    config: the model's, model.config; it is needed, for positions and bounds. Positions count every token, also one
-    that is <pad>: nothing is padded here, so it can only be a word of the text.
+    token_ids  lists of int, or tokenizers.Encoding (which carries bert's token types), special tokens included
+    labels     one a sequence; class numbers, or floats where config.num_labels is 1 (regression)
+    config     the model's, model.config; it is needed, for positions and bounds
+
+    Positions count every token, also one that is <pad>: nothing is padded here, so it can only be a word of the text.
     Raises MinipeftError for an empty batch or sequence, a sequence beyond the position table, a token id outside the
     vocabulary, a label outside the classes; the message names the sequence.
     """
@@ -181,6 +183,14 @@ def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return array("q", torch.randperm(count, generator=generator).numpy().tobytes())
+
+
+def held_out(count: int, part: float, seed: int) -> bytearray:
+    """Which of `count` examples are held out, 1 for those that are: a random `part` of them, a function of the seed."""
+    chosen = bytearray(count)
+    for index in epoch_order(count, seed, -1)[: round(count * part)]:  # the order of no epoch
+        chosen[index] = 1
+    return chosen
 
 
 def split_by_tokens(indices: Sequence[int], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -1,16 +1,20 @@
-"""The GLUE table (Wang et al. 2019), one row a task, and reading a split in the columns of nyu-mll/glue."""
+"""The GLUE table (Wang et al. 2019), one row a task, and reading a split in the columns of nyu-mll/glue.
+
+A user's own data is a task as well, which own.py makes: its columns and labels are the file's.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipeft.data import standin
+from minipeft.data.batching import held_out
+from minipeft.data.labels import read_label
 from minipeft.data.rows import Table, open_table
 from minipeft.errors import MinipeftError, first_line, is_unicode, shown
 
@@ -22,6 +26,9 @@ FORMATS = ("parquet", "jsonl", "tsv")
 # Of a chunk, which is what is in memory at a time; a text of N characters takes the tokenizer about 250 N bytes.
 CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 1 << 20
 LONGEST_TEXT = 1 << 21  # characters
+# The part of one's own training file that validates, where no file of its own does: the same for every --seed, so that
+# the figures of several seeds can be compared.
+OWN_VALIDATION, OWN_SEED = 0.1, 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,11 @@ class Task:
     columns    the text column, or the two of a pair
     labels     class names in the order of their numbers; empty for regression
     metrics    names in training/metrics.py; the first one chooses the best epoch
+    also       other validation splits that are evaluated beside: (what their figures' names begin with, split)
+
+    Of one's own data alone:
+
+    files      (split, its file); the validation split may have none, and is then drawn from the training file
     """
 
     name: str
@@ -38,6 +50,19 @@ class Task:
     labels: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
     validation: str = "validation"
+    also: tuple[tuple[str, str], ...] = ()
+    label_column: str = "label"
+    files: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is a user's own data, no row of the table."""
+        return bool(self.files)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The number of each class by its name."""
+        return {name: number for number, name in enumerate(self.labels)}
 
     @property
     def num_labels(self) -> int:
@@ -65,6 +90,7 @@ TASKS = {
             ("premise", "hypothesis"),
             ("entailment", "neutral", "contradiction"),
             validation="validation_matched",
+            also=(("mismatched", "validation_mismatched"),),
         ),
         Task("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
     )
@@ -73,7 +99,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split: texts, pairs (or None) and labels, row by row; floats for regression."""
+    """Examples of one split: texts, pairs (or None) and labels, row by row; floats for regression, [] for no labels."""
 
     task: Task
     texts: list[str]
@@ -87,7 +113,7 @@ class Split:
 def get_task(name: str) -> Task:
     """The row of a task; an unknown name raises with the valid ones."""
     if name not in TASKS:
-        raise MinipeftError(f"unknown task {name!r}; one of {', '.join(TASKS)}")
+        raise MinipeftError(f"unknown task {name!r}; one of {', '.join(TASKS)}, or a file of your own as --data")
     return TASKS[name]
 
 
@@ -102,10 +128,12 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
     if data == "standin" and task.name in standin.TASKS:
         return "standin", f"generated stand-in for {task.name}: not GLUE, no benchmark"
     if data != "auto":
+        if not Path(data).exists():
+            raise MinipeftError(f"--data {data}: no such file or folder; name one that is there")
         if not (Path(data) / task.name).is_dir():
             raise MinipeftError(
                 f"{data}: no folder {task.name} in it; --data needs <task>/train.parquet "
-                "(or jsonl, tsv) and a validation split"
+                "(or jsonl, tsv) and a validation split, or is a file of your own"
             )
         return str(Path(data).resolve()), f"{data}/{task.name}"
     if _cached(task):
@@ -134,18 +162,35 @@ def read_split(task: Task, split: str, source: str, limit: int | None = None) ->
     return Split(task, texts, pairs if len(task.columns) == 2 else None, labels)
 
 
-def read_chunks(task: Task, split: str, source: str, limit: int | None = None) -> Iterator[Split]:
+def read_chunks(
+    task: Task, split: str, source: str, limit: int | None = None, labelled: bool = True
+) -> Iterator[Split]:
     """The first `limit` rows of a split, from a source that `choose_data` gave, as a stream of small Splits.
 
     Raises MinipeftError that names file and row for a missing column, an empty split, a null sentence, or a label
     outside the task's.
     """
-    remedy = f"{task.name} needs {', '.join(task.columns)} and label"
-    examples = read_examples(task, _table(task, split, source), task.columns, remedy)
+    remedy = f"{task.name} needs {', '.join(task.columns)} and {task.label_column}"
+    examples = read_examples(task, _table(task, split, source), task.columns, remedy, labelled)
+    if task.is_own and split in ("train", task.validation) and task.validation not in dict(task.files):
+        held = held_out(_count(task), OWN_VALIDATION, OWN_SEED)
+        examples = (row for row, chosen in zip(examples, held, strict=True) if chosen == (split == task.validation))
     return share_out(task, islice(examples, limit))
 
 
+def _count(task: Task) -> int:
+    """Rows of one's own training file."""
+    return sum(1 for _ in open_table(dict(task.files)["train"]).read([task.label_column]))
+
+
 def _table(task: Task, split: str, source: str) -> Table:
+    if task.is_own:
+        files = dict(task.files)
+        if split not in files and split != task.validation:
+            raise MinipeftError(
+                f"{source}: no {split} split; there are {', '.join(dict.fromkeys([*files, task.validation]))}"
+            )
+        return open_table(files.get(split, files["train"]))
     if source == "standin":
         columns = standin.generate(task.name, split)
         place = f"stand-in {task.name} {split}"
@@ -178,7 +223,7 @@ def read_examples(
     task: Task, table: Table, columns: Sequence[str], remedy: str, labelled: bool = True
 ) -> Iterator[tuple[str, str | None, Any]]:
     """(text, pair or None, label or None) of each row; `remedy` ends the message about a column that is missing."""
-    wanted = [*columns, "label"] if labelled else list(columns)
+    wanted = [*columns, task.label_column] if labelled else list(columns)
     for name in wanted:
         if name not in table.columns:
             raise MinipeftError(f"{table.place}: no column {name!r} (there are {', '.join(table.columns)}); {remedy}")
@@ -198,7 +243,7 @@ def read_examples(
                     f"{table.place}, row {row}: {name} has {len(text):,} characters; "
                     f"up to {LONGEST_TEXT:,} are taken: shorten the text"
                 )
-        label = _label(task, values[-1], f"{table.place}, row {row}") if labelled else None
+        label = read_label(task, values[-1], f"{table.place}, row {row}") if labelled else None
         yield values[0], values[1] if len(columns) == 2 else None, label
     if row < 0:
         raise MinipeftError(f"{table.place}: the split is empty; it needs at least one row")
@@ -245,23 +290,3 @@ def _cached(task: Task) -> dict[str, Path]:
     if not versions or not (versions[-1] / "glue-train.arrow").is_file():
         return {}
     return {path.stem.removeprefix("glue-"): path for path in versions[-1].glob("glue-*.arrow")}
-
-
-def _label(task: Task, label: Any, place: str) -> Any:
-    if isinstance(label, str) and label not in task.labels:
-        for number in (int, float):  # a number as text, as in every tsv
-            with suppress(ValueError):
-                label = number(label)
-                break
-    if task.is_regression:
-        with suppress(OverflowError):  # of a whole number beyond every float
-            if isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label):
-                return float(label)
-        raise MinipeftError(f"{place}: label {shown(label)} is no finite number, which {task.name} needs")
-    if label in task.labels:
-        return task.labels.index(label)
-    if isinstance(label, (int, float)) and label in range(len(task.labels)):
-        return int(label)
-    hidden = " (GLUE hides the labels of its test split)" if label == -1 else ""
-    classes = ", ".join(f"{number} {name}" for number, name in enumerate(task.labels))
-    raise MinipeftError(f"{place}: label {shown(label)} is none of {task.name}'s: {classes}{hidden}")

@@ -29,8 +29,10 @@ class TokenIds(list[int]):
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer, with its special tokens, template and truncation.
+    """A checkpoint's tokenizer, with its special tokens, template and truncation; `load_tokenizer` makes one.
 
+    tokenizer   the library's own
+    folder      where it was read from, for messages
     `truncated` counts the examples that `encode` has cut to `max_length` so far.
     """
 
@@ -52,7 +54,7 @@ class Tokenizer:
 
     @property
     def mask_token_id(self) -> int:
-        """The id that masked-language-model pretraining puts in a token's place."""
+        """The id that masked-language-model pretraining puts in a token's place. Raises MinipeftError without one."""
         for token in ("<mask>", "[MASK]"):
             number = self.tokenizer.token_to_id(token)
             if number is not None:
@@ -65,7 +67,10 @@ class Tokenizer:
     def encode_full(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
     ) -> list[Encoding]:
-        """Like `encode`, but with the library's Encoding objects: .ids and .type_ids (bert's token types)."""
+        """Like `encode`, but with the library's Encoding objects: .ids and .type_ids (bert's token types).
+
+        texts, pairs, max_length and what raises are `encode`'s.
+        """
         special = self.tokenizer.num_special_tokens_to_add(pairs is not None)
         if max_length <= special:
             raise MinipeftError(
@@ -91,6 +96,8 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512) -> list[TokenIds]:
         """Token ids of each text, or of each (text, pair), special tokens included: lists of int, ready for `pack`.
 
+        texts, pairs   lists of str, equally long; a pair is the second sentence of a text
+        max_length     tokens
         Longest-first truncation cuts to `max_length` ids, special tokens counted.
         Raises MinipeftError for what is no text, when `max_length` leaves no room or the two lists differ in length.
         """
@@ -101,14 +108,18 @@ class Tokenizer:
         return self.tokenizer.decode(list(ids))
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, without truncation or padding settings."""
+        """Write `folder`/tokenizer.json, without truncation or padding settings."""
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
-    """Load tokenizer.json, or vocab.json + merges.txt, of a checkpoint (a name or a folder)."""
+    """Load tokenizer.json, or vocab.json + merges.txt, of a checkpoint.
+
+    name_or_dir   as in `load_pretrained`
+    Raises MinipeftError for a name that cannot be found or fetched, and for files that are missing or damaged.
+    """
     from minipeft.hub import resolve_model
 
     folder, _ = resolve_model(str(name_or_dir))

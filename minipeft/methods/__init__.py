@@ -97,8 +97,10 @@ def method_name(method: Any) -> str:
 def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
     """Freeze `model`, install `method`, and return the same model, ready to train.
 
+    method   the config of one: LoRA(rank=2), BitFit(), …
     What trains (the method's parameters and the head) is float32 from here on, whatever the frozen weights are.
-    Raises MinipeftError for a model that already has a method.
+    Raises MinipeftError for a model that already has a method, for what is no method, and for settings that do not fit
+    the model.
     """
     install = METHODS[method_name(method)].install
     if model.method is not None:
@@ -115,7 +117,10 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
 
 
 def count_parameters(model: SequenceClassifier) -> ParameterCount:
-    """Count what trains in the method and in the head, and all parameters."""
+    """Count what trains in the method and in the head, and all parameters of `model`: .method, .head and .total.
+
+    The numbers of a tensor count one each, whatever their dtype. Raises nothing.
+    """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     in_head = sum(parameter.numel() for parameter in model.head.parameters() if parameter.requires_grad)
     return ParameterCount(trained - in_head, in_head, sum(parameter.numel() for parameter in model.parameters()))

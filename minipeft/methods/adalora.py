@@ -22,6 +22,7 @@ from minipeft.methods.adapted import (
 from minipeft.methods.lora import BIASES
 from minipeft.methods.peft_format import PeftFormat, check_fields, module_path, read_targets, write_targets
 from minipeft.model.config import EncoderConfig
+from minipeft.model.dropout import dropout
 from minipeft.model.roberta import LINEAR_NAMES, Linear, SequenceClassifier
 
 
@@ -48,6 +49,7 @@ class AdaLoRA:
 
     An adapter saved before the last `tfinal` steps, a run's best epoch say, has more singular values than in the end.
     Parameters: init_rank · (in_features + out_features + 1) for each target in each layer; 1,991,520 for roberta-base.
+    Raises MinipeftError for a target_rank above init_rank, a number out of its range, an unknown target or choice.
     """
 
     target_rank: int = 8
@@ -113,7 +115,7 @@ class AdaLoRALinear(AdaptedLinear):
         y = super().forward(x)
         if self.is_merged():
             return y
-        low = F.linear(F.dropout(x, self.dropout, self.training), (self.lora_E * self.lora_A).to(x.dtype))
+        low = F.linear(dropout(x, self.dropout, self.training), (self.lora_E * self.lora_A).to(x.dtype))
         return torch.addmm(y, low * self.scaling, self.lora_B.to(x.dtype).T)  # low: (tokens, rank)
 
     def merged_weight(self) -> Tensor:

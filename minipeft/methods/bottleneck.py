@@ -26,7 +26,7 @@ class Houlsby:
     Every LayerNorm of the encoder trains too, as in the paper; the authors' code trains the embeddings' as well.
     The adapter stands before the sublayer's dropout; in the authors' code, after it.
     Parameters: 2 (2 m hidden_size + m + hidden_size) + 4 hidden_size a layer and 2 hidden_size in the embeddings;
-    2,417,664 for roberta-base.
+    2,417,664 for roberta-base. Raises MinipeftError for a size below 1 and an unknown activation.
     """
 
     size: int = 64
@@ -46,7 +46,8 @@ class Pfeiffer:
     size        m, the inner dimension: hidden_size / 16 of roberta-base (Pfeiffer et al. 2021, AdapterFusion)
     activation  f: relu, as in the equation, gelu or tanh
 
-    Parameters: 2 m hidden_size + m + hidden_size a layer; 894,528 for roberta-base.
+    Parameters: 2 m hidden_size + m + hidden_size a layer; 894,528 for roberta-base. Raises MinipeftError for a size
+    below 1 and an unknown activation.
     """
 
     size: int = 48

@@ -11,7 +11,8 @@ from minipeft.model.roberta import SequenceClassifier
 class Head:
     """Nothing of the encoder trains: the baseline that every other method has to beat.
 
-    Parameters: 0 beside the head's own.
+    Parameters: 0 beside the head's own; 592,130 of these for roberta-base with 2 labels. It has no settings and raises
+    nothing.
     """
 
 

@@ -29,7 +29,7 @@ class IA3:
 
     targets         linear layers that get a vector: query, key, value, output, intermediate, ffn_output
     feedforward     those of the targets whose input is scaled; the others' output is
-    modules_to_save modules of the encoder that train whole, by transformers' names
+    modules_to_save  modules of the encoder that train whole, by transformers' names
 
     Parameters: in_features for each target in feedforward and out_features for each other, in each layer; 55,296 for
     roberta-base with the paper's three. Raises MinipeftError for an unknown target.

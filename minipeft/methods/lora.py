@@ -21,6 +21,7 @@ from minipeft.methods.adapted import (
 )
 from minipeft.methods.peft_format import PeftFormat, check_fields, read_pattern, read_targets, write_targets
 from minipeft.model.config import EncoderConfig
+from minipeft.model.dropout import dropout
 from minipeft.model.roberta import LINEAR_NAMES, Linear, SequenceClassifier
 
 INITIALISATIONS = ("kaiming", "gaussian", "pissa")
@@ -44,7 +45,7 @@ class LoRA:
                     {"11.query": 16, "value": 4, "0": 0}; 0 leaves the layer out
     alpha_pattern   other alphas, likewise
     bias            biases that train as well: "none", "all" of the encoder's, or "lora_only", the targets'
-    modules_to_save modules of the encoder that train whole, by transformers' names: ("LayerNorm",)
+    modules_to_save  modules of the encoder that train whole, by transformers' names: ("LayerNorm",)
 
     Parameters: rank · (in_features + out_features) for each target in each layer; 73,728 for roberta-base with rank 2
     on query and value. Raises MinipeftError for a rank below 1, a dropout outside [0, 1), an unknown target or choice.
@@ -83,11 +84,11 @@ class LoRA:
         object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
 
     def rank_of(self, layer: int, target: str) -> int:
-        """The rank in a layer; 0 where the target stays as it is."""
+        """The rank of a target in a layer, counted from 0; 0 where it stays as it is."""
         return _of_pattern(self.rank_pattern, layer, target, self.rank)
 
     def alpha_of(self, layer: int, target: str) -> float:
-        """The alpha in a layer."""
+        """The alpha of a target in a layer, counted from 0."""
         return _of_pattern(self.alpha_pattern, layer, target, self.alpha)
 
 
@@ -101,6 +102,11 @@ class LoRALinear(AdaptedLinear):
     weight (out_features, in_features) and bias (out_features,) are the frozen layer's own; lora_A (rank, in_features)
     starts Kaiming-uniform and lora_B (out_features, rank) at 0, so that training starts from the pretrained function.
     x: (tokens, in_features) → (tokens, out_features), in x's dtype; A and B are float32 and cast.
+
+    frozen   the linear layer to adapt, which this one replaces
+    rank, alpha, dropout, rslora, init   as in LoRA, which checks them; with rslora, s = alpha / √rank
+
+    Raises MinipeftError when a merged layer is to train.
     """
 
     def __init__(
@@ -126,14 +132,15 @@ class LoRALinear(AdaptedLinear):
             self._start_at_the_principal_part()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (tokens, in_features) → (tokens, out_features); merged, by the one weight alone."""
         y = super().forward(x)
         if self.is_merged():
             return y
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))  # (tokens, rank)
+        low = F.linear(dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))  # (tokens, rank)
         return torch.addmm(y, low * self.scaling, self.lora_B.to(x.dtype).T)
 
     def merged_weight(self) -> Tensor:
-        """W + s · B A."""
+        """W + s · B A, (out_features, in_features), float32."""
         return self.weight.float() + self.scaling * (self.lora_B @ self.lora_A)
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ from minipeft.methods.peft_format import (
     write_in_every_layer,
 )
 from minipeft.model.config import EncoderConfig
+from minipeft.model.dropout import dropout
 from minipeft.model.roberta import Linear, SequenceClassifier
 
 BIASES = ("none", "all", "vera_only")
@@ -41,9 +42,9 @@ class VeRA:
     dropout         probability on the input of A, in training
     targets         linear layers, by name: query, key, value, output, intermediate, ffn_output
     seed            what A and B are drawn from
-    save_projection whether the adapter's file holds A and B; without them they are drawn again from the seed
+    save_projection  whether the adapter's file holds A and B; without them they are drawn again from the seed
     bias            biases that train as well: "none", "all" of the encoder's, or "vera_only", the targets'
-    modules_to_save modules of the encoder that train whole, by transformers' names
+    modules_to_save  modules of the encoder that train whole, by transformers' names
 
     Parameters: rank + out_features for each target in each layer; 24,576 for roberta-base with rank 256 on query and
     value. Raises MinipeftError for a rank below 1, a dropout outside [0, 1), an unknown target or a bad seed.
@@ -108,7 +109,7 @@ class VeRALinear(AdaptedLinear):
         if self.is_merged():
             return y
         a, b = self._slices()
-        low = F.linear(F.dropout(x, self.dropout, self.training), a.to(x.dtype)) * self.vera_lambda_d.to(x.dtype)
+        low = F.linear(dropout(x, self.dropout, self.training), a.to(x.dtype)) * self.vera_lambda_d.to(x.dtype)
         return y + F.linear(low, b.to(x.dtype)) * self.vera_lambda_b.to(x.dtype)
 
     def merged_weight(self) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minipeft.model.dropout import dropout
+
 # Keys and values (num_virtual_tokens, hidden_size) that every sequence's tokens attend to beside their own.
 Prefix = tuple[Tensor, Tensor]
 
@@ -168,15 +170,15 @@ def _behind(prefix: Tensor, x: Tensor) -> Tensor:
     return torch.cat([heads.expand(count, -1, -1, -1), x], dim=2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, probability: float) -> Tensor:
     if q.device.type != "cpu" or k.shape[-2] > LONGEST_BY_PRODUCTS:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=probability)
     dtype = q.dtype
     q, k, v = q.float(), k.float(), v.float()
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
     if mask is not None:
         scores += mask
-    return (F.dropout(torch.softmax(scores, dim=-1), dropout) @ v).to(dtype)
+    return (dropout(torch.softmax(scores, dim=-1), probability) @ v).to(dtype)
 
 
 def _rearrange(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:

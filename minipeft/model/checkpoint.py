@@ -92,6 +92,7 @@ def load_pretrained(
 ) -> SequenceClassifier:
     """Load a checkpoint of the RoBERTa family, by name or from a folder, as a sequence classifier.
 
+    name_or_dir  roberta-base, roberta-mini, owner/name, … or a folder; a name that is not here yet is fetched
     num_labels   classes; 1 for regression. A checkpoint without a classification head gets a new one, and says so.
     dtype        of the frozen weights and the activations: torch.float32 or torch.bfloat16
     The model is in evaluation mode; call .train() before training it.

@@ -19,10 +19,25 @@ LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 10
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The shape of an encoder of the RoBERTa family; defaults are roberta-base's.
+    """The shape of an encoder of the RoBERTa family; the defaults are roberta-base's (Liu et al. 2019, table 9).
 
-    Sizes count features, tokens or layers; the dropout fields are probabilities.
-    `classifier_dropout` None means `hidden_dropout_prob`, as in transformers.
+    model_type                    roberta, xlm-roberta, camembert or bert
+    vocab_size                    tokens that have an embedding
+    hidden_size                   features of a token between the layers
+    num_hidden_layers             layers
+    num_attention_heads           heads of a layer; each has hidden_size / num_attention_heads features
+    intermediate_size             features inside the feed-forward
+    max_position_embeddings       rows of the position table, its offset included: see max_length
+    type_vocab_size               token types: 1 in roberta, 2 in bert
+    pad_token_id                  padding's id, which only fixes where positions begin
+    layer_norm_eps                added to the variance
+    initializer_range             standard deviation of new weights
+    hidden_dropout_prob           probability, after the embeddings and each sublayer
+    attention_probs_dropout_prob  probability, on the attention's weights
+    classifier_dropout            probability, in the head; None means hidden_dropout_prob, as in transformers
+    id2label                      a class's number → its name
+
+    Raises MinipeftError for a value that no encoder can have; the message names the field.
     """
 
     model_type: str = "roberta"
@@ -114,11 +129,11 @@ class EncoderConfig:
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
     def with_labels(self, names: list[str]) -> EncoderConfig:
-        """The same shape with other classes."""
+        """The same shape with the classes `names`."""
         return dataclasses.replace(self, id2label=dict(enumerate(names)))
 
     def to_dict(self) -> dict[str, Any]:
-        """config.json's content, as transformers reads it."""
+        """The content of config.json, as transformers reads it."""
         content = dataclasses.asdict(self)
         content["id2label"] = {str(number): name for number, name in self.id2label.items()}
         content["label2id"] = {name: number for number, name in self.id2label.items()}

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minipeft.data.batching import PackedBatch
 from minipeft.model.attention import Groups, Prefix, attend_grouped, group_by_length
 from minipeft.model.config import EncoderConfig
+from minipeft.model.dropout import dropout
 
 # The linear layers that a method may target.
 LINEAR_NAMES = ("query", "key", "value", "output", "intermediate", "ffn_output")
@@ -62,7 +64,7 @@ class EncoderLayer(nn.Module):
         for every token, all else for these alone → (num_sequences, hidden_size).
         """
         config = self.config
-        dropout = config.hidden_dropout_prob if self.training else 0.0
+        hidden_dropout = config.hidden_dropout_prob if self.training else 0.0
         attention_dropout = config.attention_probs_dropout_prob if self.training else 0.0
         key, value = self.key(x), self.value(x)  # (total_tokens, hidden_size)
         if first_tokens is not None:
@@ -77,13 +79,13 @@ class EncoderLayer(nn.Module):
             first_only=first_tokens is not None,
             prefix=prefix,
         )
-        return self.after_attention(x, attended, dropout)
+        return self.after_attention(x, attended, hidden_dropout)
 
-    def after_attention(self, x: Tensor, attended: Tensor, dropout: float) -> Tensor:
+    def after_attention(self, x: Tensor, attended: Tensor, probability: float) -> Tensor:
         """The part of the layer that sees each token alone: (…, hidden_size) twice → the same shape."""
-        x = self.attention_layer_norm(x + F.dropout(self.output(attended), dropout))
+        x = self.attention_layer_norm(x + dropout(self.output(attended), probability))
         inner = F.gelu(self.intermediate(x))  # (…, intermediate_size)
-        return self.output_layer_norm(x + F.dropout(self.ffn_output(inner), dropout))
+        return self.output_layer_norm(x + dropout(self.ffn_output(inner), probability))
 
 
 class Encoder(nn.Module):
@@ -100,6 +102,8 @@ class Encoder(nn.Module):
         # Prompt and prefix tuning: batch, words, prefixes → the same three with what they put before each sequence.
         self.virtual_tokens: nn.Module | None = None
         self.dtype = torch.float32  # of the activations, and of the frozen weights
+        # Keep each layer's input alone, and compute the layer again on the way back, with the same dropout.
+        self.activation_checkpointing = False
 
     def compile_layers(self) -> None:
         """Let torch.compile fuse what stands between the matrix products of a layer; the result is the same."""
@@ -124,11 +128,13 @@ class Encoder(nn.Module):
         else:
             x = x + self.token_type_embeddings(batch.token_type_ids)
         x = self.layer_norm(x.to(self.dtype))  # (total_tokens, hidden_size)
-        x = F.dropout(x, self.config.hidden_dropout_prob, self.training)
+        x = dropout(x, self.config.hidden_dropout_prob, self.training)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             first_tokens = batch.cu_seqlens[:-1] if first_only and number == last else None
-            x = layer(x, groups, first_tokens, prefixes[number])
+            again = self.activation_checkpointing and torch.is_grad_enabled()
+            inputs = x, groups, first_tokens, prefixes[number]
+            x = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
         return x
 
 
@@ -144,13 +150,17 @@ class ClassificationHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: <s>'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
-        x = F.dropout(x.float(), self.dropout_prob, self.training and self.dropout_before)
+        x = dropout(x.float(), self.dropout_prob, self.training and self.dropout_before)
         x = torch.tanh(self.dense(x))
-        return self.out_proj(F.dropout(x, self.dropout_prob, self.training))
+        return self.out_proj(dropout(x, self.dropout_prob, self.training))
 
 
 class SequenceClassifier(nn.Module):
-    """Encoder and classification head."""
+    """Encoder and classification head: logits = head(<s>'s hidden state of each sequence)    (Liu et al. 2019)
+
+    config   the shape. New weights are torch's own; `load_pretrained` gives a checkpoint's.
+    A packed batch of total_tokens → logits (num_sequences, num_labels), float32. `method` is what `apply` installed.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -161,7 +171,7 @@ class SequenceClassifier(nn.Module):
         self.folder: Path | None = None  # where the pretrained weights came from
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Logits (num_sequences, num_labels), float32, in the order given to pack."""
+        """A packed batch → logits (num_sequences, num_labels), float32, in the order given to pack."""
         return self.head(self.encoder(batch, first_only=True))
 
 

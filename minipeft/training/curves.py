@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from minipeft.files import write_atomically
 
-NOT_METRICS = ("epoch", "step", "train_loss", "eval_loss", "learning_rate", "seconds", "samples_per_second")
+NOT_METRICS = ("epoch", "step", "learning_rate", "seconds", "samples_per_second")
 
 
 def draw(folder: Path) -> None:
@@ -19,8 +19,8 @@ def draw(folder: Path) -> None:
     rows = [json.loads(line) for line in lines]
     epochs = [row["epoch"] for row in rows]
     panels = {
-        "loss": ["train_loss", "eval_loss"],
-        "metric": [name for name in rows[0] if name not in NOT_METRICS],
+        "loss": [name for name in rows[0] if name.endswith("loss")],
+        "metric": [name for name in rows[0] if name not in NOT_METRICS and not name.endswith("loss")],
         "learning rate": ["learning_rate"],
     }
     figure = Figure(figsize=(12, 3.5), layout="constrained")

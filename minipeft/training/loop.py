@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,12 +28,15 @@ from minipeft.files import make_folder, write_atomically, write_lines
 from minipeft.methods import METHODS, method_name
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.training.distributed import ALONE, Workers
+from minipeft.training.events import Events
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.metrics import Encoded, evaluate, sequence_loss
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 from minipeft.training.recipes import CHECKPOINT_MINUTES
 
 MAX_GRAD_NORM = 1.0
+HOLDOUT = "holdout"
+EACH_STEP = ("epoch", "step", "learning_rate")  # what TensorBoard has with every step
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -69,6 +73,7 @@ def train_loop(
     seed: int,
     device: str,
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    beside: Mapping[str, Encoded] | None = None,
     workers: Workers = ALONE,
     quiet: bool = False,
 ) -> Progress:
@@ -76,8 +81,9 @@ def train_loop(
 
     A step takes `sequences_per_step` sequences in batches of at most `max_tokens` tokens, and its loss is their mean:
     how they are shared out, also among workers, changes nothing but the time. The state is saved after each epoch, and
-    within one when `checkpoint_minutes` have passed since. Raises MinipeftError when the loss is not finite, and
-    Interrupted after a signal, with the state saved.
+    within one when `checkpoint_minutes` have passed since. `beside` holds other examples to evaluate, each under what
+    its figures' names begin with; those called HOLDOUT choose the best epoch instead of the validation.
+    Raises MinipeftError when the loss is not finite, and Interrupted after a signal, with the state saved.
     """
     metric = train.split.task.metrics[0]
     method = METHODS[method_name(model.method)]
@@ -88,6 +94,7 @@ def train_loop(
     now = _restore(folder, model, optimizer, device, train)
     workers.first_does(partial(_keep_up, folder, model, now, train.split.task, quiet))
     saved_at = time.monotonic()
+    events = Events(folder / "tensorboard", now.step + 1, workers.first)
     with collect_signals() as received, tqdm(total=total_steps, initial=now.step, unit="step", disable=quiet) as bar:
         while now.epoch < epochs:
             model.train()
@@ -97,7 +104,8 @@ def train_loop(
                 chosen = order[now.place : now.place + sequences_per_step]
                 # Dropout is a function of the step, see --resume, and of the worker.
                 torch.manual_seed(seed * 1_000_003 + now.step + (workers.rank << 53))
-                set_learning_rate(optimizer, lr * linear_schedule(now.step, warmup_steps, total_steps))
+                learning_rate = lr * linear_schedule(now.step, warmup_steps, total_steps)
+                set_learning_rate(optimizer, learning_rate)
                 step_loss = torch.zeros((), device=device)
                 if method.penalty is not None and workers.first:
                     method.penalty(model).backward()
@@ -129,9 +137,13 @@ def train_loop(
                 now.place += len(chosen)
                 now.loss_sum += step_loss.item() * len(chosen)
                 now.seconds += time.perf_counter() - began
+                events.add(now.step, {"step_loss": step_loss.item(), "learning_rate": learning_rate})
                 bar.update()
 
             evaluated = evaluate(model, validation, max_tokens, device, workers)
+            for name, examples in (beside or {}).items():
+                figures = evaluate(model, examples, max_tokens, device, workers)
+                evaluated |= {f"{name}_{figure}": value for figure, value in figures.items()}
             if not math.isfinite(evaluated["eval_loss"]):
                 raise MinipeftError(
                     f"step {now.step}: the validation loss is {evaluated['eval_loss']}; lower --lr ({_kept(folder)})"
@@ -147,6 +159,7 @@ def train_loop(
             }
             bar.set_postfix(epoch=row["epoch"], loss=f"{row['train_loss']:.3f}", **{metric: f"{row[metric]:.4f}"})
             now = Progress(now.epoch + 1, 0, now.step, history=[*now.history, row])
+            events.add(now.step, {name: value for name, value in row.items() if name not in EACH_STEP})
             # The checkpoint comes first: a run that is killed from here on makes adapter/ and metrics.jsonl from it.
             workers.first_does(partial(_save, folder, model, optimizer, now, train))
             workers.first_does(partial(_publish, folder, model, now, train.split.task))
@@ -183,15 +196,16 @@ def _trained(model: SequenceClassifier) -> dict[str, Tensor]:
 
 def _publish(folder: Path, model: SequenceClassifier, now: Progress, task: Task) -> None:
     """metrics.jsonl of an epoch that has just ended and, where it is the best, adapter/."""
-    if (best := _best(now, task)) is now.history[-1]:
+    if (best := best_epoch(now.history, task)) is now.history[-1]:
         details = {"task": task.name, "metric": task.metrics[0], "score": best[task.metrics[0]]}
         save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
     write_lines(folder / "metrics.jsonl", now.history)
 
 
-def _best(now: Progress, task: Task) -> dict[str, Any]:
-    """The first epoch with the best value of the task's metric."""
-    return max(now.history, key=lambda row: row[task.metrics[0]])
+def best_epoch(history: list[dict[str, Any]], task: Task) -> dict[str, Any]:
+    """The row of the first epoch with the best value of the task's metric: on the holdout, where there is one."""
+    held_out = f"{HOLDOUT}_{task.metrics[0]}"
+    return max(history, key=lambda row: row.get(held_out, row[task.metrics[0]]))
 
 
 def _keep_up(folder: Path, model: SequenceClassifier, now: Progress, task: Task, quiet: bool) -> None:
@@ -200,7 +214,7 @@ def _keep_up(folder: Path, model: SequenceClassifier, now: Progress, task: Task,
         return
     adapter = "no epoch is finished yet"
     if now.history:
-        epoch = _best(now, task)["epoch"]
+        epoch = best_epoch(now.history, task)["epoch"]
         adapter = f"the adapter is epoch {epoch}'s"
         if now.place == 0:
             _publish(folder, model, now, task)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tokenizers import Encoding
 from torch import Tensor
 
-from minipeft.data.batching import PackedBatch, pack, split_by_tokens
+from minipeft.data.batching import PackedBatch, held_out, pack, split_by_tokens
 from minipeft.data.tasks import Split, Task
 from minipeft.data.tokenizer import Tokenizer
 from minipeft.data.tokens import TokenTable
@@ -36,6 +36,14 @@ def f1(predictions: Array, labels: Array) -> float:
     true = int(np.sum((predictions == 1) & (labels == 1)))
     total = int(np.sum(predictions == 1) + np.sum(labels == 1))
     return 2 * true / total if total else 0.0
+
+
+def macro_f1(predictions: Array, labels: Array) -> float:
+    """The mean over the classes that occur, on either side, of the F1 of each."""
+    size = int(max(predictions.max(), labels.max())) + 1
+    true = np.bincount(predictions[predictions == labels], minlength=size)
+    total = np.bincount(predictions, minlength=size) + np.bincount(labels, minlength=size)
+    return float(np.mean(2 * true[total > 0] / total[total > 0]))
 
 
 def matthews_correlation(predictions: Array, labels: Array) -> float:
@@ -66,6 +74,7 @@ def _ranks(values: Array) -> Array:
 METRICS: dict[str, Callable[[Array, Array], float]] = {
     "accuracy": accuracy,
     "f1": f1,
+    "macro_f1": macro_f1,
     "matthews_correlation": matthews_correlation,
     "pearson": pearson,
     "spearman": spearman,
@@ -98,11 +107,45 @@ class Encoded:
         """Texts to predict, without labels."""
         return cls(Split(task, [], None, []), sequences, [len(sequence.ids) for sequence in sequences])
 
+    def part(self, chosen: Sequence[int]) -> Encoded:
+        """The examples where `chosen` is true, in their order."""
+        indices = array("q", (index for index, one in enumerate(chosen) if one))
+        labels = array("d" if self.split.task.is_regression else "q", (self.split.labels[index] for index in indices))
+        lengths = array("i", (self.lengths[index] for index in indices))
+        return Encoded(Split(self.split.task, [], None, labels), _Chosen(self.sequences, indices), lengths)
+
     def batch(self, indices: list[int], config: EncoderConfig) -> PackedBatch:
         """The examples at `indices`, packed with their labels."""
         return pack(
             [self.sequences[index] for index in indices], [self.split.labels[index] for index in indices], config=config
         )
+
+
+class _Chosen(Sequence[Any]):
+    """Some of many sequences, which stay where they are."""
+
+    def __init__(self, sequences: Sequence[Any], indices: Sequence[int]) -> None:
+        self.sequences, self.indices = sequences, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.sequences[self.indices[index]]
+
+
+def hold_out(examples: Encoded, part: float, seed: int) -> tuple[Encoded, Encoded]:
+    """Divide examples at random → (those to train on, those held out, a `part` of all); a function of the seed.
+
+    Raises MinipeftError where one of the two would be empty.
+    """
+    held = held_out(len(examples), part, seed)
+    if not 0 < sum(held) < len(examples):
+        raise MinipeftError(
+            f"--holdout {part:g} of {len(examples)} training examples is {'none' if not sum(held) else 'all'}; "
+            "choose another part"
+        )
+    return examples.part([not one for one in held]), examples.part(held)
 
 
 def encode_split(

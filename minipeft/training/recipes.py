@@ -34,6 +34,7 @@ LORA_RECIPES = {
     "wnli": (20, 5e-4),
 }
 FULL_EPOCHS = 10  # RoBERTa
+OWN_RECIPE = (10, 5e-4)  # of one's own data: between the rows above
 
 # The methods that do not take LoRA's learning rate.
 METHOD_LR = {
@@ -59,7 +60,7 @@ SMALL_LR = {"lora": 3e-3, "bitfit": 3e-3, "head": 3e-3, "full": 3e-4}
 class TrainSettings:
     """The settings of `minipeft.train` and the flags of train.py. None means: by recipe or, for paths, automatic."""
 
-    task: str = "rte"
+    task: str = "auto"
     method: str = "lora"
     rank: int | None = None
     alpha: float | None = None
@@ -69,6 +70,12 @@ class TrainSettings:
     init_adapter: str | None = None
     model: str = "auto"
     data: str = "auto"
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+    label_type: str = "auto"
+    validation: str | None = None
+    holdout: float | None = None
     epochs: int | None = None
     lr: float | None = None
     batch_size: int = BATCH_SIZE
@@ -81,6 +88,7 @@ class TrainSettings:
     device: str = "auto"
     max_tokens: int | None = None
     compile: bool = False
+    activation_checkpointing: bool = False
     train_limit: int | None = None
     eval_limit: int | None = None
     output: str | None = None
@@ -89,9 +97,9 @@ class TrainSettings:
     quiet: bool = False
 
 
-def recipe(task: str, method: str, hidden_size: int) -> dict[str, Any]:
-    """Epochs, learning rate and warmup steps for a task, a method and a size of encoder."""
-    epochs, lr = LORA_RECIPES[task]
+def recipe(task: str | None, method: str, hidden_size: int) -> dict[str, Any]:
+    """Epochs, learning rate and warmup steps for a task (None: one's own data), a method and a size of encoder."""
+    epochs, lr = OWN_RECIPE if task is None else LORA_RECIPES[task]
     lr = METHOD_LR.get(method, lr)
     if method == "full":
         epochs = min(epochs, FULL_EPOCHS)

@@ -18,10 +18,10 @@ import torch
 
 from minipeft import __version__
 from minipeft.adapter import read_start, reload_adapter, start_from
-from minipeft.data.tasks import Task, choose_data, get_task, read_chunks
+from minipeft.data.tasks import Task, choose_data, read_chunks
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import MAX_TOKENS, choose_device, choose_precision
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, shown
 from minipeft.files import PARTIAL, make_folder, read_json, write_json
 from minipeft.hub import resolve_model
 from minipeft.methods import apply, count_parameters
@@ -29,21 +29,36 @@ from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.config import load_config
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.training.distributed import join_workers
-from minipeft.training.loop import Progress, train_loop
-from minipeft.training.metrics import encode_split
+from minipeft.training.loop import HOLDOUT, Progress, best_epoch, train_loop
+from minipeft.training.metrics import encode_split, hold_out
 from minipeft.training.recipes import TrainSettings, recipe
-from minipeft.training.settings import choose_max_length, choose_method, settings_of
+from minipeft.training.settings import choose_max_length, choose_method, choose_task, settings_of, short_warmup
 
 logger = logging.getLogger("minipeft")
 Number = TypeVar("Number", int, float)
 
 # What a resumed run may change: the data is compared by its whole path, "source".
-FREE_TO_CHANGE = ("output", "checkpoint_minutes", "resume", "quiet", "device", "compile", "data")
+FREE_TO_CHANGE = (
+    "output",
+    "checkpoint_minutes",
+    "resume",
+    "quiet",
+    "device",
+    "compile",
+    "activation_checkpointing",
+    "data",
+)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: `content` is result.json's, `model` holds the best epoch's adapter."""
+    """What a run leaves.
+
+    content   result.json's: task, method, model, data, metric, best and last (epoch and value), parameters (counts),
+              train_seconds, samples_per_second, peak_memory_bytes, seed and versions
+    model     the model with the best epoch's adapter, in evaluation mode
+    output    the run's folder
+    """
 
     content: dict[str, Any]
     model: SequenceClassifier
@@ -56,13 +71,17 @@ class Result:
 
 
 def train(**settings: Any) -> Result:
-    """Fine-tune. The settings are train.py's flags (`TrainSettings`); method is a name or a config, LoRA(rank=2).
+    """Fine-tune, and leave a run's folder behind.
 
-    Raises MinipeftError for bad input, before anything is written.
+    settings   train.py's flags by name, `TrainSettings`: task="rte", epochs=3, …; method is a name or a config,
+               LoRA(rank=2). What is left out is the recipe's.
+
+    Raises MinipeftError for bad input before anything is written, and where a loss is not finite or nothing can be
+    written any more; the last checkpoint is kept then.
     """
     # What can be refused at once is refused here, before anything is fetched.
     wanted = settings_of(settings)
-    task = get_task(wanted.task)
+    wanted, task, own = choose_task(wanted)
     found, start = None, None
     if wanted.init_adapter is not None:
         found = resolve_model(wanted.model)
@@ -75,9 +94,11 @@ def train(**settings: Any) -> Result:
         logger.setLevel(logging.ERROR)
     folder = workers.first_does(lambda: _choose_folder(wanted))
     model_folder, model_in_words = found or resolve_model(wanted.model)
-    source, data_in_words = choose_data(task, wanted.data)
+    source, data_in_words = (own.source, own.words) if own is not None else choose_data(task, wanted.data)
     config = load_config(model_folder)
-    defaults = recipe(task.name, wanted.method, config.hidden_size)
+    defaults = recipe(None if own is not None else task.name, wanted.method, config.hidden_size)
+    if own is not None:
+        defaults["warmup_steps"] = short_warmup(own.rows, wanted.epochs or defaults["epochs"], wanted)
     unset: dict[str, Any] = {name: value for name, value in defaults.items() if getattr(wanted, name) is None}
     wanted = dataclasses.replace(
         wanted,
@@ -89,20 +110,26 @@ def train(**settings: Any) -> Result:
         max_length=choose_max_length(wanted.max_length, method, config.max_length),
         max_tokens=wanted.max_tokens or MAX_TOKENS[device],
     )
-    record = json.loads(json.dumps(dataclasses.asdict(wanted) | {"output": str(folder), "source": source}))
+    resolved = {"output": str(folder), "source": source, "labels": task.labels}
+    record = json.loads(json.dumps(dataclasses.asdict(wanted) | resolved))
     workers.first_does(lambda: _check_same_settings(folder, record))
 
     torch.manual_seed(wanted.seed)
     tokenizer = load_tokenizer(model_folder)
-    examples, validation = (
-        encode_split(task, read_chunks(task, split, source, limit), tokenizer, _not_none(wanted.max_length), config)
-        for split, limit in (("train", wanted.train_limit), (task.validation, wanted.eval_limit))
-    )
+    splits = {"train": "train", "validation": task.validation, **dict(task.also)}
+    encoded = {}
+    for name, split in splits.items():
+        chunks = read_chunks(task, split, source, wanted.train_limit if name == "train" else wanted.eval_limit)
+        encoded[name] = encode_split(task, chunks, tokenizer, _not_none(wanted.max_length), config)
+    examples, validation = encoded.pop("train"), encoded.pop("validation")
+    if wanted.holdout is not None:
+        examples, encoded[HOLDOUT] = hold_out(examples, wanted.holdout, wanted.seed)
     model = load_pretrained(model_folder, task.num_labels)
     model.config = model.config.with_labels(list(task.labels) or ["score"])
     apply(model, method)
     began_with = None if start is None else start_from(model, start)
     cast_frozen(model, torch.bfloat16 if wanted.precision == "bf16" else torch.float32).to(device)
+    model.encoder.activation_checkpointing = wanted.activation_checkpointing
     if wanted.compile:
         model.encoder.compile_layers()
     parameters = count_parameters(model)
@@ -111,12 +138,8 @@ def train(**settings: Any) -> Result:
         if began_with is not None and not wanted.quiet:
             print(began_with, file=sys.stderr)
     if tokenizer.truncated:
-        logger.warning(
-            "%d of %d examples were truncated to %d tokens",
-            tokenizer.truncated,
-            len(examples) + len(validation),
-            wanted.max_length,
-        )
+        total = sum(map(len, (examples, validation, *encoded.values())))
+        logger.warning("%d of %d examples were truncated to %d tokens", tokenizer.truncated, total, wanted.max_length)
 
     workers.first_does(lambda: _open_folder(folder, record, wanted.quiet))
     done = train_loop(
@@ -133,11 +156,14 @@ def train(**settings: Any) -> Result:
         seed=wanted.seed,
         device=device,
         checkpoint_minutes=wanted.checkpoint_minutes,
+        beside=encoded,
         workers=workers,
         quiet=wanted.quiet,
     )
     reload_adapter(model.eval(), folder / "adapter")
     content = _result(wanted, task, model_in_words, data_in_words, done, dataclasses.asdict(parameters), len(examples))
+    if wanted.holdout is not None:
+        content["holdout"] |= {"part": wanted.holdout, "examples": len(encoded[HOLDOUT])}
     content = workers.first_does(lambda: _finish(folder, content))
     if workers.first and not wanted.quiet:
         best, last, metric = content["best"], content["last"], content["metric"]
@@ -187,10 +213,12 @@ def _check_same_settings(folder: Path, record: dict[str, Any]) -> None:
     """Refuse to resume with settings that would change the run; one that has no checkpoint yet starts anew."""
     before = folder / "config.json"
     if before.is_file() and (folder / "checkpoint" / "state.pt").is_file():
-        for name, value in read_json(before).items():
+        # A run of an earlier version lacks the settings that have come since: it had their defaults.
+        begun = dataclasses.asdict(TrainSettings()) | read_json(before)
+        for name, value in begun.items():
             if name not in FREE_TO_CHANGE and record.get(name) != value:
                 raise MinipeftError(
-                    f"{folder} was begun with {name} {value!r}, not {record.get(name)!r}; "
+                    f"{folder} was begun with {name} {shown(value)}, not {shown(record.get(name))}; "
                     "resume with the same settings, or choose another --output"
                 )
 
@@ -243,7 +271,8 @@ def _result(
     wanted: TrainSettings, task: Task, model: str, data: str, done: Progress, parameters: dict[str, int], examples: int
 ) -> dict[str, Any]:
     metric = task.metrics[0]
-    best = max(done.history, key=lambda row: row[metric])
+    best, last = best_epoch(done.history, task), done.history[-1]
+    reported = [*(name for name, _ in task.also), *([HOLDOUT] if wanted.holdout is not None else [])]
     seconds = sum(row["seconds"] for row in done.history)
     packages = ("torch", "tokenizers", "datasets", "safetensors")
     return {
@@ -253,7 +282,8 @@ def _result(
         "data": data,
         "metric": metric,
         "best": {"epoch": best["epoch"], "value": best[metric]},
-        "last": {"epoch": done.history[-1]["epoch"], "value": done.history[-1][metric]},
+        "last": {"epoch": last["epoch"], "value": last[metric]},
+        **{name: {"best": best[f"{name}_{metric}"], "last": last[f"{name}_{metric}"]} for name in reported},
         "parameters": parameters,
         "train_seconds": seconds,
         "samples_per_second": len(done.history) * examples / seconds,

@@ -6,11 +6,17 @@ import dataclasses
 import json
 from typing import Any
 
+from minipeft.data.own import OwnData, is_own, own_data
+from minipeft.data.tasks import Task, get_task
 from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
 from minipeft.methods import get_method, method_name
-from minipeft.training.recipes import ALPHA, DROPOUT, RANK, TrainSettings
+from minipeft.training.recipes import ALPHA, DROPOUT, RANK, WARMUP_STEPS, TrainSettings
 
 LONGEST = 512  # tokens, where the model takes more
+NAMES = (
+    *("task", "method", "model", "data", "precision", "device", "output", "init_adapter"),
+    *("text_column", "pair_column", "label_column", "label_type", "validation"),
+)
 METHOD_FLAGS = ("rank", "alpha", "dropout", "targets")  # flags of their own; the other options are --method-options
 REPORT = {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT}  # the defaults of lora and its like
 # What an adapter that a run starts from may leave to the run: it does not change what the adapter computes.
@@ -42,8 +48,12 @@ def _checked(wanted: TrainSettings) -> TrainSettings:
         name, value, flag = field.name, getattr(wanted, field.name), f"--{field.name.replace('_', '-')}"
         if value is None:
             values[name] = field.default
-        elif name in ("task", "method", "model", "data", "precision", "device", "output", "init_adapter"):
+        elif name in NAMES:
             values[name] = str(value)
+        elif name == "holdout":
+            values[name] = finite_number(flag, value, least=0.0)
+            if not 0 < values[name] < 1:
+                raise MinipeftError(f"--holdout {value!r} is no part of the training split; choose one such as 0.1")
         elif name == "seed":
             values[name] = check_seed(value)
         elif name == "warmup_steps":
@@ -71,6 +81,38 @@ def _parsed(options: Any) -> dict[str, Any]:
         except ValueError:
             table[name.replace("-", "_")] = value
     return table
+
+
+def choose_task(wanted: TrainSettings) -> tuple[TrainSettings, Task, OwnData | None]:
+    """The task, and what is known of one's own data where --data names them.
+
+    The settings come back with the task's name and, of one's own data, all that reloads the task.
+    """
+    given = {name: getattr(wanted, name) for name in ("text_column", "pair_column", "label_column", "validation")}
+    if is_own(wanted.task, wanted.data):
+        own = own_data(wanted.task, wanted.data, label_type=wanted.label_type, **given)
+        found: dict[str, Any] = {
+            "text_column": own.task.columns[0],
+            "pair_column": own.task.columns[1] if len(own.task.columns) == 2 else None,
+            "label_column": own.task.label_column,
+            "label_type": "numbers" if own.task.is_regression else "classes",
+            "validation": dict(own.task.files).get("validation"),
+        }
+        return dataclasses.replace(wanted, task=own.task.name, **found), own.task, own
+    task = get_task("rte" if wanted.task == "auto" else wanted.task)
+    for name, value in (given | {"label_type": None if wanted.label_type == "auto" else wanted.label_type}).items():
+        if value is not None:
+            raise MinipeftError(
+                f"--{name.replace('_', '-')} {value!r} is for your own data, and {task.name} is GLUE's; "
+                "name your file by --data, or leave it out"
+            )
+    return dataclasses.replace(wanted, task=task.name), task, None
+
+
+def short_warmup(rows: int, epochs: int, wanted: TrainSettings) -> int:
+    """A tenth of the steps, which are few on a small file of one's own, up to the usual warmup."""
+    examples = min(rows, wanted.train_limit or rows)
+    return min(WARMUP_STEPS, epochs * examples // (wanted.batch_size * wanted.grad_accum) // 10)
 
 
 def choose_method(wanted: TrainSettings, start: Any = None) -> tuple[Any, TrainSettings]:

@@ -23,6 +23,8 @@ from minipeft.training.metrics import (
     encode_split,
     evaluate,
     f1,
+    hold_out,
+    macro_f1,
     matthews_correlation,
     pearson,
     predict_logits,
@@ -56,6 +58,27 @@ def test_binary_metrics_are_scikit_learn_s(columns: tuple[np.ndarray, np.ndarray
 def test_accuracy_of_three_classes_is_scikit_learn_s(columns: tuple[np.ndarray, np.ndarray]) -> None:
     predictions, labels = columns
     assert accuracy(predictions, labels) == pytest.approx(accuracy_score(labels, predictions), abs=1e-12)
+
+
+@given(two_columns(st.integers(0, 4)))
+def test_macro_f1_is_scikit_learn_s(columns: tuple[np.ndarray, np.ndarray]) -> None:
+    predictions, labels = columns
+    expected = f1_score(labels, predictions, average="macro", zero_division=0.0)
+    assert macro_f1(predictions, labels) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=40), st.integers(0, 1))
+def test_constant_predictions_are_scored_as_scikit_learn_does(labels: list[int], guess: int) -> None:
+    """What a model does that has learned nothing, also where the labels are of one class."""
+    expected, constant = np.array(labels), np.full(len(labels), guess)
+    assert accuracy(constant, expected) == pytest.approx(accuracy_score(expected, constant), abs=1e-12)
+    assert f1(constant, expected) == pytest.approx(
+        f1_score(expected, constant, labels=[0, 1], zero_division=0.0), abs=1e-12
+    )
+    assert macro_f1(constant, expected) == pytest.approx(
+        f1_score(expected, constant, average="macro", zero_division=0.0), abs=1e-12
+    )
+    assert matthews_correlation(constant, expected) == pearson(constant, expected) == spearman(constant, expected) == 0
 
 
 @given(two_columns(QUARTERS))
@@ -134,3 +157,21 @@ def test_a_token_beyond_the_vocabulary_is_refused_with_its_row(tiny_checkpoint: 
     assert len(encode_split(split.task, [split], tokenizer, 128, config)) == 2
     with pytest.raises(MinipeftError, match="gives row 1 the token id"):
         encode_split(split.task, [split], tokenizer, 128, replace(config, vocab_size=5))
+
+
+@given(st.integers(2, 300), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_a_holdout_divides_the_examples_and_loses_none(count: int, part: float, seed: int) -> None:
+    sequences = [[number] for number in range(count)]
+    examples = Encoded(Split(get_task("sst2"), [], None, [n % 2 for n in range(count)]), sequences, [1] * count)
+    if not 0 < round(count * part) < count:
+        with pytest.raises(MinipeftError, match="--holdout"):
+            hold_out(examples, part, seed)
+        return
+    trained, held = hold_out(examples, part, seed)
+    assert len(held) == round(count * part) and len(trained) + len(held) == count
+    both = sorted(sequence[0] for half in (trained, held) for sequence in half.sequences)
+    assert both == list(range(count))
+    for half in (trained, held):
+        numbers = [sequence[0] for sequence in half.sequences]
+        assert numbers == sorted(numbers) and list(half.split.labels) == [number % 2 for number in numbers]
+    assert [s[0] for s in hold_out(examples, part, seed)[1].sequences] == [s[0] for s in held.sequences]

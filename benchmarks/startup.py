@@ -1,0 +1,121 @@
+"""From the command to the end of the first optimizer step, weights and data being on disk: minipeft and the Trainer.
+
+    python benchmarks/startup.py --data ../shared/glue --tokenizer ../shared/tokenizers/roberta-base
+
+Each run is a new process that trains LoRA on RTE (16 x 4 sequences a step) and ends with its first optimizer step; the
+two take turns, after one of each that warms the disk's cache. Neither uses the network. minipeft's side is train.py
+itself; the peer's is the usual script: load_dataset, map, Trainer, with dynamic padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+STOP = """
+import os, time
+from torch.optim.optimizer import register_optimizer_step_post_hook
+def stop(*_):
+    print("first step at", time.time(), flush=True)
+    os._exit(0)
+register_optimizer_step_post_hook(stop)
+"""
+OURS = """
+import sys
+from minipeft.cli import main_train
+sys.argv = ["train.py", "--task", "rte", "--method", "lora", "--rank", "2", "--model", {folder!r}, "--data", {data!r},
+    "--device", {device!r}, "--precision", "fp32", "--output", {output!r}, "--quiet"]
+sys.exit(main_train())
+"""
+PEER = """
+from datasets import load_dataset
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import (AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer,
+    TrainingArguments)
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+rows = load_dataset("parquet", data_files={{s: {data!r} + "/rte/" + s + ".parquet" for s in ("train", "validation")}},
+    cache_dir={cache!r})
+rows = rows.map(lambda r: tokenizer(r["sentence1"], r["sentence2"], truncation=True, max_length=512), batched=True)
+rows = rows.rename_column("label", "labels").remove_columns(["sentence1", "sentence2", "idx"])
+model = AutoModelForSequenceClassification.from_pretrained({folder!r}, num_labels=2)
+model = get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, r=2, lora_alpha=8, lora_dropout=0.01))
+arguments = TrainingArguments({output!r}, per_device_train_batch_size=16, gradient_accumulation_steps=4,
+    learning_rate=5e-4, warmup_steps=100, weight_decay=0.01, report_to="none", use_cpu={device!r} == "cpu")
+Trainer(model, arguments, train_dataset=rows["train"], eval_dataset=rows["validation"],
+    data_collator=DataCollatorWithPadding(tokenizer)).train()
+"""
+
+
+def seconds(script: str, names: dict[str, Any], offline: dict[str, str]) -> float:
+    """How long a fresh process takes until its first optimizer step is done."""
+    with tempfile.TemporaryDirectory() as output:
+        began = time.time()
+        text = STOP + script.format(**names, output=output + "/run")
+        done = subprocess.run([sys.executable, "-c", text], env=offline, capture_output=True, text=True)
+        for line in done.stdout.splitlines():
+            if line.startswith("first step at"):
+                return float(line.split()[-1]) - began
+        raise SystemExit(f"no step was made:\n{done.stderr}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("--data", required=True, help="folder with rte/train.parquet and rte/validation.parquet")
+    flag("--tokenizer", required=True, help="folder with roberta-base's tokenizer")
+    flag("--layers", type=int, default=12, help="of the encoder, which has random weights in roberta-base's shape [12]")
+    flag("--rounds", type=int, default=5)
+    flag("--device", default="auto")
+    flag("--output", help="JSON file for the seconds")
+    wanted = parser.parse_args()
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    from minipeft.device import choose_device
+
+    root = str(Path(__file__).resolve().parent.parent)
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": root, "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "weights"
+        RobertaForSequenceClassification(
+            RobertaConfig(
+                vocab_size=50265,
+                max_position_embeddings=514,
+                type_vocab_size=1,
+                layer_norm_eps=1e-5,
+                num_hidden_layers=wanted.layers,
+            )
+        ).save_pretrained(folder)
+        for path in Path(wanted.tokenizer).iterdir():
+            shutil.copy(path, folder)
+        data, cache = str(Path(wanted.data).resolve()), f"{name}/cache"
+        names = {"folder": str(folder), "data": data, "cache": cache, "device": choose_device(wanted.device)}
+        took: dict[str, list[float]] = {"peer": [], "minipeft": []}
+        for _ in range(wanted.rounds + 1):
+            for side, script in (("peer", PEER), ("minipeft", OURS)):
+                took[side].append(seconds(script, names, offline))
+    took = {side: values[1:] for side, values in took.items()}
+    ratios = [a / b for a, b in zip(took["minipeft"], took["peer"], strict=True)]
+    print(
+        "| from the command to the first step | peer | minipeft | minipeft / peer (median, min to max) |\n"
+        "|---|---|---|---|"
+    )
+    print(
+        f"| RTE, LoRA, {names['device']} | {statistics.median(took['peer']):.1f} s "
+        f"| {statistics.median(took['minipeft']):.1f} s "
+        f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+    )
+    if wanted.output:
+        Path(wanted.output).write_text(json.dumps({"seconds": took, "ratios": ratios}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

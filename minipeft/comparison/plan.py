@@ -1,0 +1,204 @@
+"""The plan of a comparison: flags whose values may be for one task or one method → every run's settings.
+
+One rule for every flag that has a value:
+
+    VALUE                   for every run that can take it
+    TASK=VALUE              for the runs of a task                  --epochs sst2=1 mrpc=3
+    METHOD=VALUE            for the runs of a method                --lr 1e-3 full=3e-4
+    TASK/METHOD=VALUE       for the runs of both                    --lr stsb/full=1e-4
+
+What is more special comes before what is less; a task's and a method's value that meet in a run are refused. Rank,
+learning rate and seed may have several values, --lr lora=1e-3,3e-3, and every combination is a run; the other flags
+have one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from minipeft.errors import MinipeftError
+from minipeft.methods import get_method
+from minipeft.training.recipes import TrainSettings
+from minipeft.training.settings import METHOD_FLAGS, choose_method, settings_of
+
+SWEPT = ("rank", "lr", "seed")  # with task and method: what a comparison is a product of
+LISTS = ("targets", "method_options")  # all words are one value
+OWN = ("output", "resume", "quiet")  # the comparison sets them for its runs
+SEEDS = (1, 2, 3)
+FIELDS = {field.name: str(field.type) for field in dataclasses.fields(TrainSettings)}
+NUMBERS = tuple(name for name, kind in FIELDS.items() if "int" in kind or "float" in kind)
+SPLIT_AT_COMMAS = (*NUMBERS, "targets")
+
+Values = dict[str, list[Any]]  # where it is for ("" for all, a task, a method, TASK/METHOD) → values
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: the settings that `minipeft.train` gets, and the name of its folder."""
+
+    name: str
+    settings: dict[str, Any]
+
+    @property
+    def arguments(self) -> list[str]:
+        """The flags of `minipeft train`."""
+        words: list[str] = []
+        for name, value in self.settings.items():
+            flag = f"--{name.replace('_', '-')}"
+            if isinstance(value, list):
+                words += [flag, *map(str, value)]
+            else:
+                words += [flag] if value is True else [f"{flag}={value}"]
+        return words
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The flags as they were understood, and the runs that they ask for, each seed's after the other."""
+
+    flags: dict[str, Values]
+    runs: list[Run]
+
+    @property
+    def command(self) -> str:
+        """The command that asks for this plan, but for its --output."""
+        words = ["minipeft compare"]
+        for name, values in self.flags.items():
+            flag = f"--{name.replace('_', '-')}"
+            words.append(flag if values == {"": [True]} else f"{flag} {_shown(values)}")
+        return " ".join(words)
+
+
+def make_plan(given: dict[str, Any]) -> Plan:
+    """The command line's words, a list for each flag, as a plan. Raises MinipeftError by the flag's name."""
+    tasks, methods = (_names(name, given[name]) for name in ("task", "method"))
+    if "auto" in tasks:
+        raise MinipeftError("--task auto: in a comparison every task has a name; give one of GLUE's, or your data one")
+    fields = {method: {field.name for field in dataclasses.fields(get_method(method))} for method in methods}
+    flags: dict[str, Values] = {
+        name: {"": [True]} if words is True else read_values(name, words, tasks, methods)
+        for name in FIELDS
+        if name not in ("task", "method", *OWN) and (words := given.get(name))
+    }
+    flags.setdefault("seed", {}).setdefault("", list(SEEDS))
+    used: set[tuple[str, str]] = set()
+    runs = []
+    for task, method in product(tasks, methods):
+        choices = {}
+        for name, values in flags.items():
+            where, chosen = value_for(name, values, task, method)
+            if where == "":
+                chosen = _taken(name, chosen, fields[method])
+            if chosen:
+                used.add((name, where))
+                choices[name] = [chosen] if name in LISTS else chosen
+        for combination in product(*choices.values()):
+            settings = {"task": task, "method": method, **dict(zip(choices, combination, strict=True))}
+            choose_method(settings_of(settings))  # what can be refused is refused before anything runs
+            runs.append(Run(_name(settings), settings))
+    for name, values in flags.items():
+        if "" in values and len(values) == 1 and (name, "") not in used:
+            raise MinipeftError(
+                f"--{name.replace('_', '-')} {_shown(values)} has no meaning for {', '.join(methods)}; leave it out"
+            )
+    flags = {"task": {"": tasks}, "method": {"": methods}, **flags}
+    seeds = [seed for values in flags["seed"].values() for seed in values]
+    return Plan(flags, sorted(runs, key=lambda run: seeds.index(run.settings["seed"])))
+
+
+def _names(name: str, words: list[str]) -> list[str]:
+    names = [part for word in words for part in word.split(",") if part]
+    _refuse_twice(name, names)
+    return names
+
+
+def _refuse_twice(name: str, values: list[Any]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise MinipeftError(f"--{name.replace('_', '-')} {value} is given twice; give it once")
+
+
+def read_values(name: str, words: list[str], tasks: list[str], methods: list[str]) -> Values:
+    """A flag's words → its values, by where they are for."""
+    flag = f"--{name.replace('_', '-')}"
+    values: Values = {}
+    for word in words:
+        where, text = _split(flag, name, word, tasks, methods)
+        parts = text.split(",") if name in SPLIT_AT_COMMAS else [text]
+        if not all(parts):
+            raise MinipeftError(f"{flag} {word!r}: a value is missing; give one, or leave it out")
+        values.setdefault(where, []).extend(_value(name, part) for part in parts)
+    for where, chosen in values.items():
+        if len(chosen) > 1 and name not in SWEPT + LISTS:
+            of = f" for {where}" if where else ""
+            raise MinipeftError(f"{flag} has {len(chosen)} values{of}, {_shown({'': chosen})}; give one")
+        _refuse_twice(name, chosen)
+    return values
+
+
+def _split(flag: str, name: str, word: str, tasks: list[str], methods: list[str]) -> tuple[str, str]:
+    """WHERE=VALUE → the two; a word without a WHERE that this comparison has is a value, but a number has no "="."""
+    where, equals, text = word.partition("=")
+    task, slash, method = where.partition("/")
+    if equals and (where in (*tasks, *methods) or (slash and task in tasks and method in methods)):
+        return where, text
+    if equals and name in SPLIT_AT_COMMAS:
+        raise MinipeftError(
+            f"{flag} {word!r}: {where!r} is no task or method of this comparison; "
+            f"one of {', '.join((*tasks, *methods))}, or TASK/METHOD"
+        )
+    return "", word
+
+
+def _value(name: str, text: str) -> int | float | str:
+    """A number, where there has to be one and the text is one; `settings_of` refuses other text."""
+    for kind in (int, float) if name in NUMBERS else ():
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def value_for(name: str, values: Values, task: str, method: str) -> tuple[str, list[Any]]:
+    """Where the values that a run takes are from, and the values; none where nothing was given for it."""
+    if (both := f"{task}/{method}") in values:
+        return both, values[both]
+    if task in values and method in values and values[task] != values[method]:
+        raise MinipeftError(
+            f"--{name.replace('_', '-')}: {task}={values[task][0]} and {method}={values[method][0]} meet in the runs "
+            f"of {both}; add {both}=VALUE"
+        )
+    where = next((where for where in (task, method) if where in values), "")
+    return where, values.get(where, [])
+
+
+def _taken(name: str, values: list[Any], fields: set[str]) -> list[Any]:
+    """Of values for every run, those that a method with these fields has a use for."""
+    if name == "method_options":
+        return [option for option in values if str(option).partition("=")[0].replace("-", "_") in fields]
+    return values if name not in METHOD_FLAGS or name in fields else []
+
+
+def _name(settings: dict[str, Any]) -> str:
+    rank, lr = (f"-{sign}{settings[name]}" if name in settings else "" for name, sign in (("rank", "r"), ("lr", "lr")))
+    return f"{settings['task']}-{settings['method']}{rank}{lr}-seed{settings['seed']}"
+
+
+def _shown(values: Values) -> str:
+    """A flag's values as the command line has them."""
+    return " ".join(f"{where}={value}" if where else str(value) for where, chosen in values.items() for value in chosen)
+
+
+def changed_flags(
+    before: dict[str, Values], now: dict[str, Values], free: tuple[str, ...]
+) -> Iterator[tuple[str, str]]:
+    """(flag with the value before, value now) of each that two plans differ in, but for those free to change."""
+    for name in FIELDS:
+        if name not in free and before.get(name) != now.get(name):
+            one, other = (_shown(flags[name]) if name in flags else "by default" for flags in (before, now))
+            yield f"{name} {one}", other

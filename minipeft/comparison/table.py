@@ -1,0 +1,155 @@
+"""Finished runs → the table of a comparison: medians and spreads over seeds, and which differences stand out of them.
+
+When two rows are called apart. A seed moves a result, and so does the choice of the validation examples. One row is
+above another where both can be ruled out as plainly as a table can:
+
+    every seed of the one is above every seed of the other, with three seeds or more each, and
+    their medians differ by more than one standard error of the validation split.
+
+Two rows of k seeds that were the same would fulfil the first condition by chance in 2 of (2k)! / (k!)² pairs: 1 in 10
+with three seeds, 1 in 126 with five. The standard error of n examples is, of an accuracy p (and, roughly, of an F1),
+√(p (1 − p) / n); of Pearson's and Spearman's correlation r, (1 − r²) / √n, as if both sides were normal; of Matthews'
+correlation φ, √((1 − φ²) / n), which is that of balanced classes. The larger of the two rows' counts.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from minipeft.comparison.plan import Plan, Run
+from minipeft.errors import MinipeftError
+from minipeft.files import parse_json, read_json
+from minipeft.methods import METHODS
+
+FEWEST_SEEDS = 3  # that a difference can be seen with
+NOT_METRICS = ("epoch", "step", "train_loss", "learning_rate", "seconds", "samples_per_second")
+RULE = (
+    "Two rows are apart where every seed of the one is above every seed of the other, with three seeds or more each, "
+    "and their medians differ by more than one standard error of the validation split."
+)
+Table = dict[str, Any]
+
+
+def comparison_table(folder: Path, plan: Plan, examples: dict[str, int], failed: dict[str, str]) -> Table:
+    """What table.json holds: for each task its rows, and which of them are apart. `failed`: reasons by runs' names."""
+    names = list(dict.fromkeys(run.settings["task"] for run in plan.runs))
+    return {
+        "tasks": [_task_table(folder, task, plan, examples[task], failed) for task in names],
+        "failed": failed,
+        "rule": RULE,
+        "command": plan.command,
+    }
+
+
+def _task_table(folder: Path, task: str, plan: Plan, examples: int, failed: dict[str, str]) -> Table:
+    runs = [run for run in plan.runs if run.settings["task"] == task]
+    found = {run.name: _read_run(folder / "runs" / run.name) for run in runs if run.name not in failed}
+    methods = list(plan.flags["method"][""])
+    settings = {(run.settings["method"], run.settings.get("rank")) for run in runs}
+    order = sorted(settings, key=lambda row: (methods.index(row[0]), row[1] or 0))
+    rows = [
+        _row(
+            [run for run in runs if (run.settings["method"], run.settings.get("rank")) == (method, rank)], found, failed
+        )
+        for method, rank in order
+    ]
+    metric = next((run["metric"] for run in found.values()), None)
+    return {
+        "task": task,
+        "metric": metric,
+        "validation_examples": examples,
+        "models": sorted({run["model"] for run in found.values()}),
+        "data": sorted({run["data"] for run in found.values()}),
+        "rows": rows,
+        "apart": {which: _apart(rows, which, metric, examples) for which in ("best", "last")},
+    }
+
+
+def _read_run(folder: Path) -> Table:
+    result, config = read_json(folder / "result.json"), read_json(folder / "config.json")
+    try:
+        lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+        history = [parse_json(line) for line in lines]
+        keys = ("metric", "model", "data", "best", "last", "parameters", "train_seconds", "peak_memory_bytes", "seed")
+        return {
+            **{key: result[key] for key in keys},
+            "history": history,
+            "lr": config["lr"],
+            "rank": config.get("rank"),
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise MinipeftError(f"{folder}: no whole run ({error}); remove it to run it again") from None
+
+
+def _row(runs: list[Run], found: dict[str, Table], failed: dict[str, str]) -> Table:
+    """A method and rank: of several learning rates the one with the fewest failures, then the best median."""
+    by_rate = []
+    for lr in dict.fromkeys(run.settings.get("lr") for run in runs):
+        of_rate = [run for run in runs if run.settings.get("lr") == lr]
+        by_rate.append(([found[run.name] for run in of_rate if run.name in found], of_rate))
+    done, chosen = max(
+        by_rate,
+        key=lambda rate: (
+            len(rate[0]) / len(rate[1]),
+            median(run["best"]["value"] for run in rate[0]) if rate[0] else 0,
+        ),
+    )
+    method, rank = runs[0].settings["method"], runs[0].settings.get("rank")
+    name = METHODS[method].config.__name__
+    row: Table = {
+        "name": name if rank is None else f"{name} r = {rank}",
+        "method": method,
+        "rank": rank if not done else done[0]["rank"],
+        "lr": chosen[0].settings.get("lr") if not done else done[0]["lr"],
+        "learning_rates": [
+            {"lr": of_rate[0].settings.get("lr"), "best": _spread([run["best"]["value"] for run in rate])}
+            for rate, of_rate in by_rate
+        ],
+        "failed": {run.name: failed[run.name] for run in runs if run.name in failed},
+        "parameters": done[0]["parameters"] if done else None,
+        "best": _spread([run["best"]["value"] for run in done]),
+        "last": _spread([run["last"]["value"] for run in done]),
+        "others": _others(done),
+        "seconds": median(run["train_seconds"] for run in done) if done else None,
+        "peak_memory_bytes": max((run["peak_memory_bytes"] for run in done), default=None),
+        "runs": [{key: run[key] for key in ("seed", "best", "last", "history")} for run in done],
+    }
+    return row
+
+
+def _spread(values: list[float]) -> Table | None:
+    return {"median": median(values), "min": min(values), "max": max(values), "seeds": len(values)} if values else None
+
+
+def _others(runs: list[Table]) -> dict[str, float]:
+    """The medians of the other metrics, at the best epoch."""
+    at_best = [next(row for row in run["history"] if row["epoch"] == run["best"]["epoch"]) for run in runs]
+    skip = (*NOT_METRICS, *(run["metric"] for run in runs))
+    names = [name for name in (at_best[0] if at_best else ()) if name not in skip and not name.endswith("eval_loss")]
+    return {name: median(row[name] for row in at_best) for name in names}
+
+
+def standard_error(metric: str, value: float, examples: int) -> float:
+    """Of a metric's value on so many examples: see above."""
+    if metric in ("pearson", "spearman"):
+        return (1 - value**2) / math.sqrt(examples)
+    if metric == "matthews_correlation":
+        return math.sqrt(max(0.0, 1 - value**2) / examples)
+    return math.sqrt(max(0.0, value * (1 - value)) / examples)
+
+
+def _apart(rows: list[Table], which: str, metric: str | None, examples: int) -> list[Table]:
+    """The pairs of rows that are apart by their best or last epochs, the better first."""
+    apart = []
+    for one, other in permutations([row for row in rows if row[which]], 2):
+        above, below = one[which], other[which]
+        if min(above["seeds"], below["seeds"]) < FEWEST_SEEDS or above["min"] <= below["max"]:
+            continue
+        error = max(standard_error(str(metric), side["median"], examples) for side in (above, below))
+        if (difference := above["median"] - below["median"]) > error:
+            apart.append({"above": one["name"], "below": other["name"], "difference": difference, "error": error})
+    return apart
