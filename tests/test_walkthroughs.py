@@ -126,7 +126,7 @@ def test_rendering_shows_text_mathematics_code_and_pictures_the_same_each_time(
         "# %% [markdown]\n# # A small page\n#\n# Says $x^2$ and <s>.\n\n# %%\n"
         "import matplotlib.pyplot as plt\nfrom showing import picture, source\n\nimport minipeft\n\n"
         "print('first < second')\nsource(minipeft.apply)\nfigure, axes = plt.subplots()\naxes.plot([1, 2])\n"
-        "picture(figure, 'a line from one to two & back')\nprint('last')\n",
+        "picture(figure, 'a line from one to two & back')\nprint('at the end')\n",
         encoding="utf-8",
     )
     monkeypatch.setattr(render, "pages", lambda: [page])
@@ -143,7 +143,7 @@ def test_rendering_shows_text_mathematics_code_and_pictures_the_same_each_time(
         "first &lt; second",
         'data-name="minipeft.methods.apply"',
         "one to two &amp; back",
-        "last",
+        "at the end<",
     )
     places = [texts[0].index(part) for part in wanted]
     assert places == sorted(places)

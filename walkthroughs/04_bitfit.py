@@ -164,8 +164,8 @@ assert left_by_bias.norm() > 0.9 * error.norm()
 
 # %% [markdown]
 # So how well BitFit does depends on how much of the task the pretrained network already knows. The paper finds it close
-# to full fine-tuning where training data are few, and behind it where they are many (section 3). A small encoder that
-# knows little gains less from it.
+# to full fine-tuning where training data are few, and behind it where they are many (section 3). From a small encoder
+# that knows little one should expect less.
 #
 # ## Key biases cannot matter
 #

@@ -76,7 +76,7 @@ def render(page: Path) -> str:
     title, _ = title_and_start(page)
     path = HTML / f"{page.stem}.html"
     path.write_text(whole_page(title, "\n".join(parts), links(page), fingerprint(text)), encoding="utf-8")
-    return f"{path.relative_to(FOLDER.parent)}: {path.stat().st_size // 1024} KB"
+    return f"{path.name}: {path.stat().st_size // 1024} KB"
 
 
 def code_box(code: str) -> str:
