@@ -140,9 +140,9 @@ def test_rendering_shows_text_mathematics_code_and_pictures_the_same_each_time(
     wanted = (
         "<h1",
         "<math",
-        "first &lt; second",
+        'output">first &lt; second',
         'data-name="minipeft.methods.apply"',
-        "one to two &amp; back",
+        'aria-label="a line from one to two &amp; back"',
         "at the end<",
     )
     places = [texts[0].index(part) for part in wanted]
