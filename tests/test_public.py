@@ -105,6 +105,7 @@ def test_no_file_imports_transformers_peft_or_accelerate(path: Path) -> None:
         "tqdm",
         "huggingface_hub",
         "matplotlib",
+        "tensorboard",
         "numpy",
         "pyarrow",
         "filelock",

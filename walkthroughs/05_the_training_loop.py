@@ -370,7 +370,7 @@ piece(loop.train_loop, "optimizer.step()", "bar.update()")
 
 # %%
 piece(loop.train_loop, "evaluated = evaluate(", "workers.first_does(partial(_publish")
-source(loop._publish, loop._best)
+source(loop._publish, loop.best_epoch)
 
 # %% [markdown]
 # ## What choosing the best epoch does to a figure

@@ -16,6 +16,7 @@ import json
 import math
 import re
 import tempfile
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -36,6 +37,13 @@ from minipeft.training.optim import adamw, set_learning_rate
 
 torch.set_num_threads(1)
 rng = np.random.default_rng(0)
+
+
+def say(text):
+    """Print, with sentences that are longer than any table folded for a narrow screen."""
+    for line in text.splitlines():
+        print(line if len(line) < 120 else textwrap.fill(line, 76))
+
 
 # %% [markdown]
 # ## What a seed changes
@@ -232,7 +240,7 @@ for methods in (2, 4, 8):
 # This is why `minipeft compare` asks for more before it calls two rows apart:
 
 # %%
-print(rule.RULE)
+say(rule.RULE)
 source(rule.standard_error, rule._apart)
 
 # %% [markdown]
@@ -275,9 +283,9 @@ assert differences[4] == 1 and found[3, 0.5][4] < 0.5 and found[5, 1.0][8] <= fo
 
 # %% [markdown]
 # Two things to remember. Where the seeds scatter more than the rows, the second condition adds little, and chance comes
-# back towards 1 in 10. And the rule is strict: it misses small true differences most of the time, and with more seeds
-# it accuses less but does not see more, since *every* seed must lie above. So "not apart" never means "the same". It
-# means that these figures do not tell.
+# back towards 1 in 10 for three seeds. And the rule is strict: it misses small true differences most of the time, and
+# where the seeds scatter as widely as the rows it sees less with five seeds than with three, since *every* seed must
+# lie above. So "not apart" never means "the same". It means that these figures do not tell.
 #
 # ## Choosing flatters
 #
@@ -326,11 +334,11 @@ folder = Path(tempfile.mkdtemp()) / "comparison"
 command = "compare --task sst2 --method lora bitfit --rank 2 --lr 3e-3 --seed 1 2 --epochs 1 --warmup-steps 2"
 limits = "--batch-size 8 --grad-accum 1 --train-limit 64 --eval-limit 128 --max-length 64"
 where = ["--model", "roberta-mini", "--data", "standin", "--device", "cpu", "--jobs", "1", "--quiet"]
-print(f"minipeft {command} {limits} …")
+say(f"minipeft {command} {limits} …")
 with contextlib.redirect_stdout(io.StringIO()):  # its last line names a temporary folder
     status = main([*command.split(), *limits.split(), *where, "--output", str(folder)])
 small = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-print(as_text(small).replace(str(Path(minipeft.__file__).parents[1]), "…"))
+say(as_text(small).replace(str(Path(minipeft.__file__).parents[1]), "…"))
 assert status == 0 and [row["best"]["seeds"] for row in small["tasks"][0]["rows"]] == [2, 2]
 assert in_words(small["tasks"][0], "best")[0].startswith("Nothing can be said")
 
@@ -360,7 +368,7 @@ tasks = [task for task in table["tasks"] if any(row["best"] for row in task["row
 if not tasks:
     print("There is no walkthroughs/comparison/table.json here yet, so there is nothing to read.")
 else:
-    print(re.sub(r"(?<=[ =])/\S*/", "…/", table["command"]))  # folders of the machine that it was made on
+    say(re.sub(r"(?<=[ =])/\S*/", "…/", table["command"]))  # folders of the machine that it was made on
 for task in tasks:
     done = [row for row in task["rows"] if row["best"]]
     error = rule.standard_error(task["metric"], max(row["last"]["median"] for row in done), task["validation_examples"])
@@ -370,7 +378,7 @@ for task in tasks:
         print(f"  {row['name']:12} best {best['median']:.3f} ({best['min']:.3f} to {best['max']:.3f}), ", end="")
         print(f"last {last['median']:.3f} ({last['min']:.3f} to {last['max']:.3f}), {best['seeds']} seeds")
     for which in ("best", "last"):
-        print(f"  By the {which} epoch:", "\n    ".join(in_words(task, which)))
+        say(f"  By the {which} epoch: " + "\n    ".join(in_words(task, which)))
 
 # %% [markdown]
 # And what does the rank do? A picture first: each task's last epoch against LoRA's rank, the median over the seeds as a
@@ -397,7 +405,8 @@ else:
     picture(figure, "The last epoch's median against LoRA's rank, with the range of the seeds, a panel for each task.")
 
 # %% [markdown]
-# Then the paragraph, from these figures and no further than they carry:
+# Then the paragraph, from these figures and no further than they carry. It is said of that encoder, that data and those
+# settings alone:
 
 
 # %%
@@ -424,9 +433,10 @@ for name, rows_of_rank in ranked.items():
     task = next(task for task in tasks if task["task"] == name)
     rates_used = sorted({row["lr"] for row in rows_of_rank})
     for which in ("last", "best"):
-        print(about_rank(task, rows_of_rank, which))
+        say(about_rank(task, rows_of_rank, which))
     print(f"  (learning rates of these rows: {listed([f'{lr:g}' for lr in rates_used])})\n")
-print("Said of this encoder, this data and these settings alone.")
+if not ranked:
+    print("Without figures there is nothing to say.")
 
 # %% [markdown]
 # One more thing that no table shows: what *else* changed. With `--alpha` left alone, the factor alpha / rank on LoRA's

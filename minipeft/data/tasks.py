@@ -128,6 +128,8 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
     if data == "standin" and task.name in standin.TASKS:
         return "standin", f"generated stand-in for {task.name}: not GLUE, no benchmark"
     if data != "auto":
+        if not Path(data).exists():
+            raise MinipeftError(f"--data {data}: no such file or folder; name one that is there")
         if not (Path(data) / task.name).is_dir():
             raise MinipeftError(
                 f"{data}: no folder {task.name} in it; --data needs <task>/train.parquet "

@@ -15,7 +15,7 @@ def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
     """x · keep / (1 − p), keep being 1 with probability 1 − p; x itself outside training, and where p is 0.
 
     On the CPU p is `probability` to the nearest 1 / 65536, and the scale is that p's own, so that the mean stays x. It
-    draws from torch's generator, at a fifth of what F.dropout's bernoulli takes there, and keeps one byte a number for
+    draws from torch's generator, in less than half of F.dropout's time there, and keeps one byte a number for
     the backward pass. Elsewhere it is F.dropout.
     """
     if not training or probability == 0:

@@ -24,10 +24,6 @@ from minipeft.model.dropout import dropout
 # The linear layers that a method may target.
 LINEAR_NAMES = ("query", "key", "value", "output", "intermediate", "ffn_output")
 
-# Where a matrix product is compiled anew for each number of rows, and packed batches hardly repeat one. The compilation
-# of a small encoder's bfloat16 products on the CPU takes about as long as they do; in float32 nothing is compiled.
-COMPILED_FOR_EACH_SHAPE = {("cpu", torch.bfloat16)}
-
 
 class Linear(nn.Linear):
     """y = x Wᵀ + b, in x's dtype: frozen weights are stored in it, trained ones (float32) are cast."""
@@ -125,6 +121,7 @@ class Encoder(nn.Module):
         prefixes: Sequence[Prefix | None] = [None] * len(self.layers)
         if self.virtual_tokens is not None:
             batch, words, prefixes = self.virtual_tokens(batch, words, prefixes)
+        groups = group_by_length(batch.lengths, words.device, self.dtype)
         x = words + self.position_embeddings(batch.position_ids)
         if batch.token_type_ids is None:
             x = x + self.token_type_embeddings.weight[0]
@@ -132,25 +129,13 @@ class Encoder(nn.Module):
             x = x + self.token_type_embeddings(batch.token_type_ids)
         x = self.layer_norm(x.to(self.dtype))  # (total_tokens, hidden_size)
         x = dropout(x, self.config.hidden_dropout_prob, self.training)
-        # The rows that fill up are one more sequence behind the others; it attends to itself, and nobody reads it.
-        lengths, starts = batch.lengths, batch.cu_seqlens[:-1]
-        if rows := rows_to_fill(len(x), x.device, self.dtype):
-            x = F.pad(x, (0, 0, 0, rows))
-            lengths, starts = (*lengths, rows), batch.cu_seqlens
-        groups = group_by_length(lengths, x.device, self.dtype)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            inputs = x, groups, starts if first_only and number == last else None, prefixes[number]
+            first_tokens = batch.cu_seqlens[:-1] if first_only and number == last else None
             again = self.activation_checkpointing and torch.is_grad_enabled()
+            inputs = x, groups, first_tokens, prefixes[number]
             x = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
-        return x[: len(batch)] if first_only else x[: batch.total_tokens]
-
-
-def rows_to_fill(tokens: int, device: torch.device, dtype: torch.dtype) -> int:
-    """How many rows of zeros to put behind a batch of `tokens`, so that its size is one that comes again."""
-    if (device.type, dtype) not in COMPILED_FOR_EACH_SHAPE:
-        return 0
-    return -tokens % (64 if tokens >= 512 else 16)
+        return x
 
 
 class ClassificationHead(nn.Module):

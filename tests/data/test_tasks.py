@@ -220,6 +220,8 @@ def test_a_folder_without_the_task_is_refused(tmp_path: Path) -> None:
     assert choose_data(get_task("rte"), source)[0] == source
     with pytest.raises(MinipeftError, match="no folder sst2"):
         choose_data(get_task("sst2"), source)
+    with pytest.raises(MinipeftError, match=r"absent: no such file or folder"):
+        choose_data(get_task("sst2"), f"{source}/absent")
 
 
 def test_the_table_has_glues_labels_in_order() -> None:

@@ -319,6 +319,7 @@ def test_curves_have_loss_metric_and_learning_rate(finished: Path, monkeypatch: 
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     from matplotlib.figure import Figure
 
+    monkeypatch.delitem(sys.modules, "minipeft.training.curves", raising=False)  # conftest's no_plots
     from minipeft.training.curves import draw
 
     drawn: list[Figure] = []

@@ -1,0 +1,150 @@
+"""What a token of LoRA training costs: against the tokens of a batch, their length, the encoder's size and the rank.
+
+    python benchmarks/scaling.py
+
+Each table varies one thing and leaves the others at 2048 tokens a batch, 64 tokens a sequence, rank 8, the base shape.
+Its columns: time a token, the least operations that its products and its attention need (2 a multiplication with an
+addition), the rate that comes to beside a large product's, and what a token keeps in memory until its way back. Weights
+and tokens are random, and dropout is 0: the time depends on neither. Steps of a table's rows take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from peer import clock, product_rate
+
+import minipeft
+from minipeft.device import choose_device
+from minipeft.model.checkpoint import cast_frozen
+from minipeft.model.roberta import SequenceClassifier, initialise
+from minipeft.training.metrics import sequence_loss
+from minipeft.training.optim import adamw
+
+SHAPES = {  # layers, hidden size, heads
+    "mini": (6, 256, 4),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+USUAL: dict[str, Any] = {"tokens": 2048, "length": 64, "shape": "base", "rank": 8}
+VARIED: dict[str, list[Any]] = {
+    "tokens": [256, 512, 1024, 2048, 4096, 8192],
+    "length": [16, 32, 64, 128, 256, 512],
+    "shape": list(SHAPES),
+    "rank": [1, 2, 4, 8, 16, 32, 64],
+}
+
+
+class Case:
+    """A model, its optimizer and one batch."""
+
+    def __init__(self, case: dict[str, Any], dtype: torch.dtype, device: str) -> None:
+        layers, hidden, heads = SHAPES[case["shape"]]
+        config = minipeft.EncoderConfig(
+            num_hidden_layers=layers,
+            hidden_size=hidden,
+            num_attention_heads=heads,
+            intermediate_size=4 * hidden,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        torch.manual_seed(0)
+        model = SequenceClassifier(config)
+        initialise(model, 0.02)
+        minipeft.apply(model, minipeft.LoRA(rank=case["rank"]))
+        self.model = cast_frozen(model, dtype).to(device).train()
+        self.optimizer = adamw(self.model, 0.01)
+        count, length = max(1, case["tokens"] // case["length"]), case["length"]
+        ids = torch.randint(5, config.vocab_size, (count, length)).tolist()
+        self.batch = minipeft.pack(ids, [number % 2 for number in range(count)], config=config).to(device)
+        self.operations = self._operations(layers, hidden, count, length, case["rank"])
+        self.device = device
+
+    def _operations(self, layers: int, hidden: int, count: int, length: int, rank: int) -> float:
+        """Of a step, as minipeft has to make them: the last layer beyond keys and values is for <s> alone."""
+        tokens = count * length
+        weights = ((layers - 1) * 12 + 2) * hidden**2 * tokens + 10 * hidden**2 * count
+        below = 3 * hidden**2 * tokens  # the first layer's input needs no gradient
+        low_rank = 3 * 2 * rank * 2 * hidden * ((layers - 1) * tokens + (tokens + count) / 2)
+        attention = 3 * 2 * hidden * ((layers - 1) * tokens * length + tokens)
+        return 2.0 * (2 * weights - below) + 2.0 * low_rank + 2.0 * attention
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        began = clock(self.device)
+        labels = self.batch.labels
+        assert labels is not None
+        (sequence_loss(self.model(self.batch), labels) / len(labels)).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return clock(self.device) - began
+
+    def kept(self) -> int:
+        """Bytes that the way back needs, beside parameters."""
+        storages: dict[int, int] = {}
+        tensors = []  # alive, so that no two share an address
+        own = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            tensors.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            self.model(self.batch)
+        return sum(size for address, size in storages.items() if address not in own)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("--vary", nargs="+", default=list(VARIED), choices=list(VARIED))
+    flag("--values", nargs="+", help="of the one that --vary names [all of its table]")
+    flag("--shape", default=USUAL["shape"], choices=list(SHAPES), help="where it is not varied [base]")
+    flag("--precisions", nargs="+", default=["fp32", "bf16"])
+    flag("--rounds", type=int, default=5)
+    flag("--device", default="auto")
+    flag("--output", help="JSON file for the rows")
+    wanted = parser.parse_args()
+    device, rows = choose_device(wanted.device), []
+    for precision in wanted.precisions:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        for name in wanted.vary:
+            values = [type(USUAL[name])(value) for value in wanted.values or VARIED[name]]
+            print(f"\n| {name} ({precision}) | µs/token | MFLOP/token | of the product rate | kept, KiB/token |")
+            print("|---|---|---|---|---|", flush=True)
+            cases = {value: Case({**USUAL, "shape": wanted.shape, name: value}, dtype, device) for value in values}
+            seconds: dict[Any, list[float]] = {value: [] for value in values}
+            for _ in range(wanted.rounds + 1):
+                for value, case in cases.items():
+                    seconds[value].append(case.step())
+            rate = product_rate(dtype, device)
+            for value, case in cases.items():
+                took, tokens = statistics.median(seconds[value][1:]), case.batch.total_tokens  # the first warms up
+                row = {
+                    "varied": name,
+                    "value": value,
+                    "precision": precision,
+                    "device": device,
+                    "seconds_per_token": took / tokens,
+                    "operations_per_token": case.operations / tokens,
+                    "fraction_of_product_rate": case.operations / took / rate,
+                    "kept_bytes_per_token": case.kept() / tokens,
+                }
+                rows.append(row)
+                print(
+                    f"| {value} | {1e6 * took / tokens:.0f} | {case.operations / tokens / 1e6:.0f} "
+                    f"| {case.operations / took / rate:.2f} | {row['kept_bytes_per_token'] / 1024:.0f} |",
+                    flush=True,
+                )
+    if wanted.output:
+        Path(wanted.output).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
