@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import importlib
 import inspect
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 from browser import DESKTOP, OVERLAPS, PHONE, chromium
 from conftest import REPOSITORY, run_command
+
+import minipeft
 
 FOLDER = REPOSITORY / "walkthroughs"
 PAGES = sorted(FOLDER.glob("[0-9]*.py"))
@@ -46,6 +49,16 @@ def test_a_walkthrough_runs(page: Path) -> None:
 
 def test_there_are_walkthroughs() -> None:
     assert PAGES
+
+
+def test_every_public_name_is_used_in_a_walkthrough() -> None:
+    used = {
+        node.attr
+        for page in PAGES
+        for node in ast.walk(ast.parse(page.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "minipeft"
+    }
+    assert set(minipeft.__all__) <= used
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of_stem)

@@ -1,0 +1,514 @@
+# %% [markdown]
+# # Comparing fairly
+#
+# "LoRA is two points above BitFit" sounds like a result. It is the difference of two numbers, and each of them would
+# have been another one with another seed, on other validation rows, or with another learning rate. This page measures
+# how much of a figure is chance, derives what a few seeds can and cannot show, looks at what choosing does to a figure,
+# and then reads a comparison made by `minipeft compare`, going no further than its figures carry.
+#
+# It opens as a notebook in Jupyter (with jupytext) and runs as a script:
+# `python walkthroughs/07_comparing_fairly.py`. Every number below is computed in it.
+
+# %%
+import contextlib
+import io
+import json
+import math
+import re
+import tempfile
+import textwrap
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from showing import picture, piece, source
+
+import minipeft
+from minipeft.adapter import read_start, start_from
+from minipeft.cli import main
+from minipeft.comparison import table as rule
+from minipeft.comparison.words import as_text, in_words, listed
+from minipeft.data.batching import epoch_order
+from minipeft.data.standin import generate
+from minipeft.model.roberta import ClassificationHead, initialise
+from minipeft.training.metrics import sequence_loss
+from minipeft.training.optim import adamw, set_learning_rate
+
+torch.set_num_threads(1)
+rng = np.random.default_rng(0)
+
+
+def say(text):
+    """Print, with sentences that are longer than any table folded for a narrow screen."""
+    for line in text.splitlines():
+        print(line if len(line) < 120 else textwrap.fill(line, 76))
+
+
+# %% [markdown]
+# ## What a seed changes
+#
+# A run's seed decides four things: the new head, LoRA's $A$ ($B$ starts at zero), the order of the examples in each
+# epoch, and the dropout masks. It changes neither the encoder nor the text. Here are two seeds side by side:
+
+# %%
+tokenizer = minipeft.load_tokenizer("roberta-mini")
+assert isinstance(tokenizer, minipeft.Tokenizer)
+rows = generate("sst2", "train")
+
+
+def beginning(seed):
+    """What a run with this seed begins with."""
+    torch.manual_seed(seed)
+    model = minipeft.apply(minipeft.load_pretrained("roberta-mini"), minipeft.LoRA(rank=2))
+    query = model.encoder.layers[0].query
+    assert isinstance(query, minipeft.LoRALinear)
+    return {
+        "token ids of the first texts": tokenizer.encode(rows["sentence"][:64]),
+        "the encoder's weights": query.weight.tolist(),
+        "LoRA's B": query.lora_B.tolist(),
+        "LoRA's A": query.lora_A.tolist(),
+        "the head": model.head.dense.weight.tolist(),
+        "the order of the first epoch": list(epoch_order(512, seed, 1)),
+    }
+
+
+first, second = beginning(1), beginning(2)
+different = [name for name in first if first[name] != second[name]]
+for name in first:
+    print(f"{name:30} {'different' if name in different else 'the same'}")
+assert different == ["LoRA's A", "the head", "the order of the first epoch"]
+
+# %% [markdown]
+# None of what differs is a property of a method. All of it is in the figure.
+#
+# ## How much that moves a figure
+#
+# To see a spread one needs many runs, and many runs take long. So this section trains the smallest thing there is: the
+# head alone, on the vectors that the frozen encoder gives for the generated stand-in for SST-2. These vectors are
+# computed once, and then a run takes a fraction of a second. It is a toy (a stand-in says nothing about English), but
+# its chance is real chance: twenty seeds, three learning rates, eight epochs each, and for every epoch we keep which of
+# the 872 validation rows it got right.
+
+# %%
+config = minipeft.load_pretrained("roberta-mini").config
+encoder = minipeft.load_pretrained("roberta-mini").encoder
+
+
+def features(split, count):
+    """The encoder's vectors of <s> (count, hidden_size), and the labels."""
+    part = generate("sst2", split)
+    with torch.no_grad():
+        found = [
+            encoder(minipeft.pack(tokenizer.encode(part["sentence"][i : min(i + 64, count)]), config=config), True)
+            for i in range(0, count, 64)
+        ]
+    return torch.cat(found), torch.tensor(part["label"][:count])
+
+
+train, train_labels = features("train", 384)
+validation, labels = features("validation", 872)
+assert len(labels) == len(generate("sst2", "validation")["label"])
+rates, epochs, seeds = (3e-4, 1e-3, 3e-3), 8, range(20)
+
+
+def train_head(seed, lr):
+    """Train a head → which validation rows it gets right after each epoch (epochs, rows)."""
+    torch.manual_seed(seed)
+    head = ClassificationHead(config)
+    initialise(head, config.initializer_range)
+    optimizer, right = adamw(head, weight_decay=0.01), []
+    set_learning_rate(optimizer, lr)
+    for epoch in range(epochs):
+        head.train()
+        for chosen in torch.tensor(list(epoch_order(len(train), seed, epoch))).split(96):
+            optimizer.zero_grad()
+            (sequence_loss(head(train[chosen]), train_labels[chosen]) / len(chosen)).backward()
+            optimizer.step()
+        with torch.no_grad():
+            right.append(head.eval()(validation).argmax(dim=1) == labels)
+    return torch.stack(right).numpy()
+
+
+right = np.array([[train_head(seed, lr) for lr in rates] for seed in seeds])  # (seeds, rates, epochs, rows)
+ends = right[:, 1, -1]  # the middle learning rate, the last epoch: (seeds, rows)
+accuracies = ends.mean(axis=1)
+p, seed_spread = accuracies.mean(), accuracies.std(ddof=1)
+print("accuracy of the first six seeds:", *(f"{value:.3f}" for value in accuracies[:6]))
+print(f"all {len(seeds)}: {accuracies.min():.3f} to {accuracies.max():.3f}, mean {p:.3f}, ", end="")
+print(f"standard deviation {seed_spread:.4f}")
+assert accuracies.max() - accuracies.min() > 2 * seed_spread > 0
+
+# %% [markdown]
+# Whoever ran this once got one of these numbers and did not see the others.
+#
+# ## The other half: which rows were asked
+#
+# Seeds are not all. The validation rows are a sample too. Let $X_i$ be 1 where row $i$ is answered correctly and 0
+# where it is not, with probability $p$ for a 1. Then $X_i^2 = X_i$, so its variance is
+# $E[X_i^2] - E[X_i]^2 = p - p^2 = p(1-p)$. The variance of a sum of $n$ independent rows is $n$ times that, and
+# dividing the sum by $n$ divides the variance by $n^2$. So the accuracy of *one fixed model* has the standard deviation
+#
+# $$\mathrm{se} = \sqrt{\frac{p\,(1-p)}{n}}$$
+#
+# over the splits that one might have been given. To check that, draw splits: 277 rows (as many as RTE has), with
+# replacement, from our 872, again and again, and measure the first seed's model on each.
+
+# %%
+n = len(generate("rte", "validation")["label"])
+drawn = rng.integers(0, len(labels), (2000, n))
+measured = ends[0][drawn].mean(axis=1)
+by_formula = rule.standard_error("accuracy", accuracies[0], n)
+print(f"over {len(drawn)} drawn splits of {n} rows: {measured.std():.4f}; by the formula: {by_formula:.4f}")
+for size in (277, 408, 872, 9815):
+    print(f"one standard error at p = {p:.2f} on {size:5,} rows: {rule.standard_error('accuracy', p, size):.4f}")
+assert n == 277 and abs(measured.std() - by_formula) < 0.1 * by_formula
+
+# %% [markdown]
+# These are the sizes of RTE's, MRPC's, SST-2's and MNLI's (matched) validation. To halve the error one needs four times
+# the rows.
+#
+# Why do both matter? Because each of them survives when the other is removed. Averaging over seeds makes the first
+# part small, but the seeds all answer the *same* rows, and a row that one of them gets wrong is likely to be wrong for
+# another. Below, a split is drawn, then $k$ of the seeds, and their mean accuracy is taken: how far does it move from
+# draw to draw?
+
+# %%
+pairs = [(one, other) for one in seeds for other in range(one)]
+agree = np.mean([np.mean(ends[one] == ends[other]) for one, other in pairs])
+independent = p**2 + (1 - p) ** 2
+print(f"two seeds are both right or both wrong on {agree:.0%} of the rows; independent ones: {independent:.0%}")
+assert agree > independent + 0.05
+
+counts, moves = (1, 2, 3, 5, 10, 20), []
+for k in counts:
+    who = np.argsort(rng.random((2000, len(seeds))), axis=1)[:, :k]
+    moves.append(np.mean(ends[who[:, :, None], drawn[:, None, :]], axis=(1, 2)).std())
+    print(f"mean of {k:2} seeds on a drawn split of {n}: standard deviation {moves[-1]:.4f}")
+assert moves[-1] > 0.4 * moves[0]
+
+figure, (left, middle) = plt.subplots(1, 2, figsize=(8, 3))
+left.plot(range(1, len(seeds) + 1), accuracies, "o")
+all_rows = rule.standard_error("accuracy", p, len(labels))
+left.axhspan(p - all_rows, p + all_rows, alpha=0.15)
+left.set(xlabel="seed", ylabel=f"accuracy on {len(labels)} rows", title="One method, 20 seeds")
+middle.plot(counts, moves, "o-", label="measured")
+middle.plot(counts, [moves[0] / math.sqrt(k) for k in counts], "--", label="if seeds were all")
+middle.set(xlabel="seeds averaged", ylabel="standard deviation", title="What more seeds remove", ylim=(0, None))
+middle.legend(fontsize=8)
+figure.tight_layout()
+picture(
+    figure,
+    "Left, the accuracies of twenty seeds as dots, scattered about their mean, with a band of one standard error of "
+    "their 872 rows on either side. Right, the standard deviation of the mean of several seeds on a drawn split: it "
+    "falls a little with the number of seeds and then stays level, far above the dashed curve that falls as one over "
+    "the root of that number.",
+)
+
+# %% [markdown]
+# More seeds of the same comparison on the same rows run into a floor, which is the split's own error. And a larger
+# split alone never shows how far the seeds lie apart. A figure needs both: several seeds, and the error of the rows.
+#
+# ## Three seeds say little
+#
+# Suppose that two methods are the same, with three seeds each. How often do all three of one lie above all three of the
+# other? Put the six results in order. Nothing distinguishes them, so every choice of three places for the first method
+# is equally likely: $\binom{6}{3}$ choices, of which exactly one is "the three highest". No assumption about the shape
+# of the distribution enters.
+
+# %%
+for k in (1, 2, 3, 5):
+    exact = 1 / math.comb(2 * k, k)
+    one, other = rng.standard_normal((2, 200_000, k))
+    simulated = np.mean(one.min(axis=1) > other.max(axis=1))
+    print(f"{k} seeds each: 1 in {math.comb(2 * k, k):3} = {exact:.4f} one way, simulated {simulated:.4f}; ", end="")
+    print(f"either way 1 in {math.comb(2 * k, k) / 2:g}")
+    assert abs(simulated - exact) < 0.005
+assert math.comb(6, 3) == 20
+
+# %% [markdown]
+# With three seeds, 1 in 20 if one had said beforehand which is to be the better one; if one looks first and then speaks
+# of the better one, 1 in 10. And nobody compares only two. Expectations add up even where pairs share rows of a table,
+# so the number of pairs that look separated in a table of *equal* methods is simply the number of pairs, divided by 10:
+
+# %%
+for methods in (2, 4, 8):
+    count = math.comb(methods, 2)
+    print(f"{methods} equal methods, 3 seeds each: {count:2} pairs, {count / 10:.1f} separated by chance")
+
+# %% [markdown]
+# This is why `minipeft compare` asks for more before it calls two rows apart:
+
+# %%
+say(rule.RULE)
+source(rule.standard_error, rule._apart)
+
+# %% [markdown]
+# The first condition is about the seeds, the second about the rows. What does the rule do? Draw results from normal
+# distributions and count. All lengths here are in standard errors of the split.
+
+
+# %%
+def called_apart(k, difference, spread, draws=20_000):
+    """How often the rule calls the first of two methods the better one; lengths in standard errors of the split."""
+    one = difference + spread * rng.standard_normal((draws, k))
+    other = spread * rng.standard_normal((draws, k))
+    return np.mean((one.min(axis=1) > other.max(axis=1)) & (np.median(one, axis=1) - np.median(other, axis=1) > 1))
+
+
+false = {}
+for k in (3, 5):
+    for spread in (0.25, 0.5, 1.0, 2.0):
+        false[k, spread] = 2 * called_apart(k, 0.0, spread)
+    shown = ", ".join(f"{false[k, spread]:.3f} at {spread:g}" for spread in (0.25, 0.5, 1.0, 2.0))
+    print(f"equal methods, {k} seeds, apart either way, by the seeds' spread: {shown}")
+assert false[3, 0.25] < 0.01 < false[3, 2.0] < 0.11 and all(false[5, s] <= false[3, s] for s in (0.5, 1.0, 2.0))
+
+differences, found = np.linspace(0, 5, 21), {}
+figure, axes = plt.subplots(figsize=(6, 3))
+for k, spread, line in ((3, 0.5, "-"), (5, 0.5, "--"), (3, 1.0, "-"), (5, 1.0, "--")):
+    found[k, spread] = [called_apart(k, difference, spread) for difference in differences]
+    axes.plot(differences, found[k, spread], line, label=f"{k} seeds, spread {spread:g} se", color=f"C{int(spread)}")
+axes.set(xlabel="true difference in standard errors", ylabel="called apart", title="How often the rule sees it")
+axes.legend(fontsize=8)
+figure.tight_layout()
+picture(
+    figure,
+    "The probability that two methods are called apart, against their true difference in standard errors, for three "
+    "and five seeds and two spreads. All curves rise from nearly zero to one; with the larger spread, and with five "
+    "seeds in place of three, they rise later.",
+)
+print(f"a true difference of 1 standard error, 3 seeds, spread 0.5: seen in {found[3, 0.5][4]:.0%} of comparisons")
+assert differences[4] == 1 and found[3, 0.5][4] < 0.5 and found[5, 1.0][8] <= found[3, 1.0][8]
+
+# %% [markdown]
+# Two things to remember. Where the seeds scatter more than the rows, the second condition adds little, and chance comes
+# back towards 1 in 10 for three seeds. And the rule is strict: it misses small true differences most of the time, and
+# where the seeds scatter as widely as the rows it sees less with five seeds than with three, since *every* seed must
+# lie above. So "not apart" never means "the same". It means that these figures do not tell.
+#
+# ## Choosing flatters
+#
+# [The training loop](05_the_training_loop.py) showed that the best of many epochs reads too high even if nothing was
+# learned. A grid of learning rates adds another choice on the same rows. Our toy has 3 × 8 candidates per seed. Take
+# 277 rows as the validation, pick the best candidate on them, and ask the same candidate on other rows:
+
+# %%
+candidates = right.reshape(len(seeds), -1, len(labels))  # (seeds, rates x epochs, rows)
+gains = {"epoch on the validation": [], "epoch and rate on the validation": [], "epoch and rate on a holdout": []}
+for _ in range(100):
+    order = rng.permutation(len(labels))
+    on, held, fresh = (candidates[:, :, part].mean(axis=2) for part in (order[:n], order[n : 2 * n], order[2 * n :]))
+    middle_rate = slice(epochs, 2 * epochs)  # the candidates with the middle learning rate
+    choices = (
+        epochs + on[:, middle_rate].argmax(axis=1),
+        on.argmax(axis=1),
+        held.argmax(axis=1),
+    )
+    for name, best in zip(gains, choices, strict=True):
+        gains[name].append(np.mean(on[range(len(seeds)), best] - fresh[range(len(seeds)), best]))
+for name, values in gains.items():
+    print(f"chosen: {name:34} validation above fresh rows by {np.mean(values):+.4f} on average")
+assert candidates.shape[1] == 3 * 8
+by_epoch, by_both, by_holdout = (np.mean(values) for values in gains.values())
+assert by_both > by_epoch - 0.002 and by_both > abs(by_holdout) and by_epoch > 0
+
+# %% [markdown]
+# The first two figures are what choosing on the validation added to it. In the third the choice was made on rows of
+# their own, and the rest is chance of the 100 divisions. That is what `--holdout` does: `minipeft train --holdout 0.1`
+# keeps a tenth of the *training* rows aside, chooses the best epoch on them, and reports the validation at that epoch.
+# The validation then chooses no epoch, and the price is a tenth of the training data. It does not choose a learning
+# rate: `compare` keeps, of several, the one with the best median on the validation, which flatters it. So
+#
+# - give every method a grid of the same size (the one with more tries gets more of the flattery), and say how large;
+# - read the last epoch beside the best one, or use `--holdout`;
+# - never tune your own method and run the other one with its defaults.
+#
+# ## A comparison, executed
+#
+# `minipeft compare` takes the flags of `train`, several tasks, methods, ranks, learning rates and seeds, and makes
+# every combination a run of its own; `--resume` goes on where it was stopped. A very small one, on the stand-in:
+
+# %%
+folder = Path(tempfile.mkdtemp()) / "comparison"
+command = "compare --task sst2 --method lora bitfit --rank 2 --lr 3e-3 --seed 1 2 --epochs 1 --warmup-steps 2"
+limits = "--batch-size 8 --grad-accum 1 --train-limit 64 --eval-limit 128 --max-length 64"
+where = ["--model", "roberta-mini", "--data", "standin", "--device", "cpu", "--jobs", "1", "--quiet"]
+say(f"minipeft {command} {limits} …")
+with contextlib.redirect_stdout(io.StringIO()):  # its last line names a temporary folder
+    status = main([*command.split(), *limits.split(), *where, "--output", str(folder)])
+small = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+say(as_text(small).replace(str(Path(minipeft.__file__).parents[1]), "…"))
+assert status == 0 and [row["best"]["seeds"] for row in small["tasks"][0]["rows"]] == [2, 2]
+assert in_words(small["tasks"][0], "best")[0].startswith("Nothing can be said")
+
+# %% [markdown]
+# Each row has its median over the seeds with the worst and the best seed, by the best epoch and by the last. Then come
+# the differences, and here the command refuses to speak: with two seeds, order alone happens in 1 of 3 pairs of equals.
+# The folder also has `page.html` with the pictures, `table.csv`, and each run as `train` leaves it.
+#
+# ## Reading a real one
+#
+# `walkthroughs/comparison/` is for a larger comparison, on real data: `page.html` to look at, and its figures in
+# `table.json`, which the rest of this section reads. All sentences below are made from that file when this page runs.
+# Read such a page in this order:
+#
+# 1. **What was compared?** The encoder, the data, the number of seeds, and the command.
+# 2. **The yardstick.** One standard error of the split, which the page draws as a band. A difference inside it is not
+#    worth a sentence, however nice the order looks.
+# 3. **The spread.** The range over the seeds of the two rows in question: do they overlap?
+# 4. **The sentences**, by the last epoch as well as by the best. Where only the best epoch tells two rows apart, the
+#    choice of the epoch may have done it.
+# 5. **How many pairs were looked at?** Some stand apart by chance.
+
+# %%
+file = Path(minipeft.__file__).parents[1] / "walkthroughs" / "comparison" / "table.json"
+table = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"tasks": []}
+tasks = [task for task in table["tasks"] if any(row["best"] for row in task["rows"])]
+if not tasks:
+    print("There is no walkthroughs/comparison/table.json here yet, so there is nothing to read.")
+else:
+    say(re.sub(r"(?<=[ =])/\S*/", "…/", table["command"]))  # folders of the machine that it was made on
+for task in tasks:
+    done = [row for row in task["rows"] if row["best"]]
+    error = rule.standard_error(task["metric"], max(row["last"]["median"] for row in done), task["validation_examples"])
+    print(f"\n{task['task']}: {task['metric']} on {task['validation_examples']:,} rows, one standard error {error:.3f}")
+    for row in done:
+        best, last = row["best"], row["last"]
+        print(f"  {row['name']:12} best {best['median']:.3f} ({best['min']:.3f} to {best['max']:.3f}), ", end="")
+        print(f"last {last['median']:.3f} ({last['min']:.3f} to {last['max']:.3f}), {best['seeds']} seeds")
+    for which in ("best", "last"):
+        say(f"  By the {which} epoch: " + "\n    ".join(in_words(task, which)))
+
+# %% [markdown]
+# And what does the rank do? A picture first: each task's last epoch against LoRA's rank, the median over the seeds as a
+# line and the range of the seeds as a band.
+
+# %%
+ranked = {task["task"]: [row for row in task["rows"] if row["best"] and row["method"] == "lora"] for task in tasks}
+ranked = {name: rows for name, rows in ranked.items() if len(rows) > 1}
+if not ranked:
+    print("No task here has two ranks to draw.")
+else:
+    figure, panels = plt.subplots(len(ranked), 1, figsize=(5.5, 2.4 * len(ranked)), squeeze=False)
+    for number, (axes, (name, of_rank)) in enumerate(zip(panels[:, 0], ranked.items(), strict=True)):
+        ranks, spread = [row["rank"] for row in of_rank], [row["last"] for row in of_rank]
+        axes.plot(ranks, [one["median"] for one in spread], "o-", color=f"C{number}")
+        lows, highs = [one["min"] for one in spread], [one["max"] for one in spread]
+        axes.fill_between(ranks, lows, highs, color=f"C{number}", alpha=0.2)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ranks, [str(rank) for rank in ranks])
+        axes.minorticks_off()
+        task = next(task for task in tasks if task["task"] == name)
+        axes.set(xlabel="rank", ylabel=task["metric"], title=name)
+    figure.tight_layout()
+    picture(figure, "The last epoch's median against LoRA's rank, with the range of the seeds, a panel for each task.")
+
+# %% [markdown]
+# Then the paragraph, from these figures and no further than they carry. It is said of that encoder, that data and those
+# settings alone:
+
+
+# %%
+def about_rank(task, rows, which):
+    """What a task's figures say about LoRA's rank, in sentences."""
+    names, seeds = {row["name"]: row["rank"] for row in rows}, min(row[which]["seeds"] for row in rows)
+    apart = [pair for pair in task["apart"][which] if {pair["above"], pair["below"]} <= names.keys()]
+    said = " ".join(in_words({"rows": rows, "apart": {which: apart}}, which))
+    said = f"{task['task']}, {which} epoch, ranks {listed([str(rank) for rank in names.values()])}: {said}"
+    if seeds < rule.FEWEST_SEEDS:
+        return said
+    medians = [row[which]["median"] for row in rows]
+    error = max(rule.standard_error(task["metric"], value, task["validation_examples"]) for value in medians)
+    by_chance = 2 * math.comb(len(rows), 2) / math.comb(2 * seeds, seeds)
+    said += f" The medians span {(max(medians) - min(medians)) / error:.1f} standard errors. Of equal rows the seeds "
+    said += f"alone would order {by_chance:.1f} pairs by chance. "
+    if not apart:
+        return said + "So these figures tell no rank from another, which does not say that the ranks are equal."
+    upwards = sum(names[pair["above"]] > names[pair["below"]] for pair in apart)
+    return said + f"Of the pairs that are apart, the higher rank is the better in {upwards} of {len(apart)}."
+
+
+for name, rows_of_rank in ranked.items():
+    task = next(task for task in tasks if task["task"] == name)
+    rates_used = sorted({row["lr"] for row in rows_of_rank})
+    for which in ("last", "best"):
+        say(about_rank(task, rows_of_rank, which))
+    print(f"  (learning rates of these rows: {listed([f'{lr:g}' for lr in rates_used])})\n")
+if not ranked:
+    print("Without figures there is nothing to say.")
+
+# %% [markdown]
+# One more thing that no table shows: what *else* changed. With `--alpha` left alone, the factor alpha / rank on LoRA's
+# update ([page 3](03_lora.py)) falls as the rank grows, so a study of ranks with one alpha and one learning rate is
+# also a study of step sizes. The command above tells whether it was so.
+#
+# ## The LoRA paper's MNLI start
+#
+# The last trap is a comparison of runs that did not begin alike. RTE, MRPC and STS-B are small. Hu et al. (2021,
+# appendix D.1) therefore do not begin them at $B = 0$, but with the LoRA matrices of their best MNLI run, whose
+# hundreds of thousands of sentence pairs teach the very thing that RTE asks. They also report the median of five seeds,
+# each at its best epoch. In a second setup, for a comparison with adapters, they begin from the pretrained model alone,
+# and mark these rows with a dagger. A figure of the first kind beside one of the second says nothing about the methods:
+# it compares what was seen before.
+#
+# `--init-adapter RUN` is that start. This is all of it:
+
+# %%
+piece(start_from, "labels, own =", "tensor.copy_(found[name])")
+
+# %% [markdown]
+# $A$ and $B$ are taken over. The head is taken where the labels are the same, and new where they differ, as with MNLI's
+# three labels and RTE's two. A tiny chain on the stand-ins: an SST-2 run of the comparison above is the start, once for
+# SST-2 itself and once for RTE.
+
+# %%
+parent, heads = folder / "runs" / "sst2-lora-r2-lr0.003-seed1", {}
+for labels_there in (["negative", "positive"], ["entailment", "not_entailment"]):
+    torch.manual_seed(7)
+    model = minipeft.apply(minipeft.load_pretrained("roberta-mini"), minipeft.LoRA(rank=2))
+    model.config = model.config.with_labels(labels_there)
+    new = model.head.dense.weight.detach().clone()
+    start = read_start(parent, model.config)
+    print(start_from(model, start).replace(str(parent), "…"))
+    query = model.encoder.layers[0].query
+    theirs = next(t for name, t in start.state.items() if "layer.0.attention.self.query.lora_B" in name)
+    assert torch.equal(query.lora_B, theirs) and theirs.abs().max() > 0
+    heads[labels_there[0]] = torch.equal(model.head.dense.weight, new)
+assert heads == {"negative": False, "entailment": True}
+
+child = minipeft.train(
+    task="rte",
+    method="lora",
+    init_adapter=str(parent),
+    model="roberta-mini",
+    data="standin",
+    **{"train_limit": 64, "eval_limit": 64, "epochs": 1, "warmup_steps": 1, "seed": 1, "device": "cpu"},
+    output=str(folder.parent / "child"),
+    quiet=True,
+)
+record = json.loads((folder.parent / "child" / "config.json").read_text(encoding="utf-8"))
+began_with = Path(record["init_adapter"]).resolve().relative_to(parent.parent.resolve())
+print(f"config.json of the run on {child.content['task']} says where it began: {began_with}")
+assert began_with.parts[0] == parent.name
+
+# %% [markdown]
+# So short a chain shows how it is done and nothing about whether it helps. On real data, with a machine that has
+# the time (measured figures are the README's business):
+#
+# ```bash
+# python train.py --task mnli --method lora --rank 8 --output runs/mnli
+# minipeft compare --task rte mrpc stsb --method lora --rank 8 --seed 1 2 3 4 5 --output runs/plain
+# minipeft compare --task rte mrpc stsb --method lora --rank 8 --seed 1 2 3 4 5 --output runs/start \
+#   --init-adapter runs/mnli
+# ```
+#
+# Two comparisons that differ in one flag: that is a fair one. Note what the five seeds of the last command share: one
+# MNLI run. Their spread does not contain *its* seed, so it is too small for a statement about the recipe as a whole.
+#
+# ## To take away
+#
+# - A figure has two kinds of chance in it, seeds and rows. Report a median with its range, and the split's error.
+# - Three seeds in perfect order happen to equals in 1 of 10 pairs. Count your pairs.
+# - What chose a figure cannot measure it. Give the last epoch too, or hold rows out, and give all methods equal grids.
+# - "Not apart" is not "equal", and no table speaks about encoders, data or settings that are not in it.
