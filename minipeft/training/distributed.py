@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -131,6 +132,10 @@ def join_workers(device: str, resume: bool) -> Workers:
             raise MinipeftError(f"torchrun started {size} processes for {count} CUDA devices; one each is needed")
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
+        # Imported later, as by an optimizer, it would hold on to the group: destroyed, the group's threads would go on,
+        # and could abort the process while it ends.
+        import_module("torch._dynamo")
+
         try:
             # The prefix, for a restart still finds the addresses of the processes that it replaces.
             store, rank, size = next(rendezvous("env://", timeout=SILENCE))

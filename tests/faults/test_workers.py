@@ -192,3 +192,30 @@ def test_a_step_is_shared_out_by_its_tokens() -> None:
     assert [list(Workers(rank, 3).share([4], lengths)) for rank in range(3)] == [[4], [], []]
     alone = [3, 1, 2]
     assert Workers().share(alone, lengths) is alone
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the threads of a process are read from /proc")
+def test_no_thread_of_the_group_outlives_it(no_dropout: Path, small_data: Path, tmp_path: Path) -> None:
+    """One that did could abort its process at the end, and torchrun would take a finished job for a failed one."""
+    script = tmp_path / "script.py"
+    script.write_text(THREADS)
+    job = start_workers(tmp_path / "log", 2, [str(path) for path in (script, no_dropout, small_data, tmp_path / "run")])
+    assert job.end() == 0, job.said()
+    assert job.said().count("threads while training: True, in the end: False") == 2, job.said()
+
+
+THREADS = """
+import atexit, sys
+from pathlib import Path
+
+def of_the_group():
+    return any("gloo" in (thread / "comm").read_text() for thread in Path("/proc/self/task").iterdir())
+
+seen = []
+atexit.register(lambda: print(f"threads while training: {seen[0]}, in the end: {of_the_group()}", flush=True))
+import minipeft
+
+model, data, output = sys.argv[1:]
+minipeft.train(model=model, data=data, output=output, epochs=1, train_limit=8, device="cpu", quiet=True)
+seen.append(of_the_group())
+"""
