@@ -70,19 +70,19 @@ assert not {{"transformers", "peft", "accelerate"}} & set(sys.modules)
 
 
 def test_the_flags_are_the_settings_with_the_same_defaults() -> None:
-    from minipeft.cli import _parser
+    from minipeft.flags import command_line
     from minipeft.training.recipes import TrainSettings
 
-    flags = vars(_parser().parse_args(["train"]))
+    flags = vars(command_line().parse_args(["train"]))
     assert flags.pop("command") == "train"
     assert flags == {f.name: f.default for f in fields(TrainSettings)}
 
 
 def test_the_pretraining_flags_are_its_settings_with_the_same_defaults() -> None:
-    from minipeft.cli import _parser
+    from minipeft.flags import command_line
     from minipeft.training.pretrain_settings import PretrainSettings
 
-    flags = vars(_parser().parse_args(["pretrain", "--text", "a", "--output", "b"]))
+    flags = vars(command_line().parse_args(["pretrain", "--text", "a", "--output", "b"]))
     automatic = {"command", "text", "output", "device", "precision"}
     assert set(flags) - {"command"} == {f.name for f in fields(PretrainSettings)}
     assert {name: value for name, value in flags.items() if name not in automatic} == {

@@ -302,9 +302,9 @@ BIG = [
 
 def write_comparison(folder: Path, arguments: list[str], value: Callable[[dict[str, Any]], float]) -> None:
     """What a comparison of `arguments` leaves when each run's best value is `value` of its settings."""
-    from minipeft.cli import _parser
+    from minipeft.flags import command_line
 
-    words = vars(_parser().parse_args([*arguments, "--output", str(folder)]))
+    words = vars(command_line().parse_args([*arguments, "--output", str(folder)]))
     made = make_plan(words)
     folder.mkdir()
     examples = {"sst2": 872, "mrpc": 408, "stsb": 1500}
@@ -550,7 +550,7 @@ CONTRAST = """
 def test_help_says_how_values_are_given_and_is_quick_to_import() -> None:
     ended = run_command("-m", "minipeft", "compare", "--help")
     assert ended.returncode == 0 and "TASK/METHOD=VALUE" in ended.stdout and "--train-limit" in ended.stdout
-    script = "import sys; from minipeft.cli import _parser; _parser(); sys.exit('torch' in sys.modules)"
+    script = "import sys; from minipeft.flags import command_line; command_line(); sys.exit('torch' in sys.modules)"
     assert run_command("-c", script).returncode == 0
 
 
