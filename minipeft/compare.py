@@ -31,7 +31,7 @@ from minipeft.comparison.words import as_csv, as_text
 from minipeft.data.tasks import Task, choose_data, read_chunks
 from minipeft.device import choose_device, choose_precision
 from minipeft.errors import Interrupted, MinipeftError, whole_number
-from minipeft.files import PARTIAL, make_folder, read_json, write_json, write_text
+from minipeft.files import check_output, make_folder, read_json, write_json, write_text
 from minipeft.hub import resolve_model
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.run import FREE_TO_CHANGE
@@ -52,7 +52,7 @@ def compare(output: str, jobs: int | None = None, resume: bool = False, quiet: b
     """
     folder = Path(output)
     plan = make_plan(flags)
-    _check_folder(folder, resume)
+    check_output(folder, "plan.json", "comparison", resume, (LOCK,))
     before = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else {}
     if before:
         _check_same_flags(folder, before["flags"], plan)
@@ -78,20 +78,6 @@ def compare(output: str, jobs: int | None = None, resume: bool = False, quiet: b
             f"{len(failed)} of {len(plan.runs)} runs failed, the first {name} ({reason}); "
             "the tables hold the others, and --resume tries the failed ones again"
         )
-
-
-def _check_folder(folder: Path, resume: bool) -> None:
-    """As `train` does: refuse to write over another comparison, or into a folder of something else."""
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise MinipeftError(f"{above} is no folder that can be written to; choose another --output")
-    if (folder / "plan.json").is_file():
-        if not resume:
-            raise MinipeftError(
-                f"{folder} already holds a comparison; pass --resume to go on with it, or another --output"
-            )
-    elif folder.is_dir() and any(not path.match(PARTIAL) and path.name != LOCK for path in folder.iterdir()):
-        raise MinipeftError(f"{folder} is not empty and holds no comparison; choose another --output")
 
 
 def _check_same_flags(folder: Path, before: dict[str, Any], plan: Plan) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+
 import torch
 
 from minipeft.errors import MinipeftError, one_of
@@ -28,3 +31,11 @@ def choose_precision(precision: str, device: str) -> str:
     if precision == "auto":
         return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return precision
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes so far: of the CUDA allocator, or of the whole process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB

@@ -127,3 +127,19 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
     write_atomically(path, write)
+
+
+def check_output(folder: Path, marker: str, kind: str, resume: bool, own: tuple[str, ...] = ()) -> None:
+    """Refuse an --output that would write over another of its `kind`, or into a folder of something else.
+
+    marker   the file that tells a folder of this kind
+    own      files that may be there without it, beside what a kill left of files
+    """
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise MinipeftError(f"{above} is no folder that can be written to; choose another --output")
+    if (folder / marker).is_file():
+        if not resume:
+            raise MinipeftError(f"{folder} already holds a {kind}; pass --resume to go on with it, or another --output")
+    elif folder.is_dir() and any(not path.match(PARTIAL) and path.name not in own for path in folder.iterdir()):
+        raise MinipeftError(f"{folder} is not empty and holds no {kind}; choose another --output")

@@ -10,7 +10,7 @@ from typing import Any
 from minipeft.data.labels import LABEL_TYPES, find_labels
 from minipeft.data.rows import open_table
 from minipeft.data.tasks import OWN_VALIDATION, TASKS, Task
-from minipeft.errors import MinipeftError, shown, some
+from minipeft.errors import MinipeftError, one_of, shown, some
 
 ENDINGS = ("csv", "tsv", "jsonl", "parquet")
 TEXT_COLUMN, LABEL_COLUMN = "text", "label"
@@ -52,8 +52,7 @@ def own_data(
             f"--data {data} is a file, but --task {task} reads GLUE's columns from a folder {task}/; "
             "leave --task out for your own data"
         )
-    if label_type not in LABEL_TYPES:
-        raise MinipeftError(f"unknown --label-type {label_type!r}; one of {', '.join(LABEL_TYPES)}")
+    one_of("--label-type", label_type, LABEL_TYPES)
     path = Path(data).resolve()
     name = task if task != "auto" else path.stem if path.is_file() else path.name
     if not name or name != Path(name).name:

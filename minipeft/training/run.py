@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import platform
-import resource
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,9 +18,9 @@ from minipeft import __version__
 from minipeft.adapter import read_start, reload_adapter, start_from
 from minipeft.data.tasks import Task, choose_data, read_chunks
 from minipeft.data.tokenizer import load_tokenizer
-from minipeft.device import MAX_TOKENS, choose_device, choose_precision
+from minipeft.device import MAX_TOKENS, choose_device, choose_precision, peak_memory
 from minipeft.errors import MinipeftError, shown
-from minipeft.files import PARTIAL, make_folder, read_json, write_json
+from minipeft.files import PARTIAL, check_output, make_folder, read_json, write_json
 from minipeft.hub import resolve_model
 from minipeft.methods import apply, count_parameters
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
@@ -184,7 +182,7 @@ def _model_to_reload(wanted: str, folder: Path) -> str:
 def _choose_folder(wanted: TrainSettings) -> Path:
     """--output, or runs/<task>-<method>…; one that cannot take this run is refused."""
     folder = Path(wanted.output) if wanted.output is not None else _default_folder(wanted)
-    _check_folder(folder, wanted.resume)
+    check_output(folder, "config.json", "run", wanted.resume)
     return folder
 
 
@@ -195,18 +193,6 @@ def _default_folder(wanted: TrainSettings) -> Path:
     names = [first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))]
     free = next(number for number, name in enumerate(names) if not name.exists())
     return names[max(0, free - 1)] if wanted.resume else names[free]
-
-
-def _check_folder(folder: Path, resume: bool) -> None:
-    """Refuse to write over another run, or into a folder of something else."""
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise MinipeftError(f"{above} is no folder that can be written to; choose another --output")
-    if (folder / "config.json").is_file():
-        if not resume:
-            raise MinipeftError(f"{folder} already holds a run; pass --resume to go on with it, or another --output")
-    elif folder.is_dir() and any(not path.match(PARTIAL) for path in folder.iterdir()):
-        raise MinipeftError(f"{folder} is not empty and holds no run; choose another --output")
 
 
 def _check_same_settings(folder: Path, record: dict[str, Any]) -> None:
@@ -287,7 +273,7 @@ def _result(
         "parameters": parameters,
         "train_seconds": seconds,
         "samples_per_second": len(done.history) * examples / seconds,
-        "peak_memory_bytes": _peak_memory(wanted.device),
+        "peak_memory_bytes": peak_memory(wanted.device),
         "seed": wanted.seed,
         "versions": {
             "minipeft": __version__,
@@ -295,14 +281,6 @@ def _result(
             **{name: metadata.version(name) for name in packages},
         },
     }
-
-
-def _peak_memory(device: str) -> int:
-    """Of the CUDA allocator, or of the whole process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
 
 
 def _curves(folder: Path) -> None:
