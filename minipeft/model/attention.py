@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,9 +25,12 @@ Prefix = tuple[Tensor, Tensor]
 PADDING_BOUND = 0.15
 
 # On the CPU, sequences up to this length are faster through matrix products than through the fused kernel (in
-# bfloat16 by a factor of 3 to 6); beyond it the fused kernel saves the memory of the weights. The products are in
-# float32: every group has a shape of its own, and a bfloat16 kernel is compiled anew for each.
+# bfloat16 by a factor of 3 to 6); beyond it the fused kernel saves the memory of the weights.
 LONGEST_BY_PRODUCTS = 256
+
+# A group's products are made in bfloat16 where one has this many multiplications, and else in float32: every group has
+# a shape of its own, and a bfloat16 kernel is compiled for each, in the time of some 20 million multiplications.
+WORTH_COMPILING = 20_000_000
 
 
 def attend_plain(
@@ -83,6 +86,26 @@ class Groups:
     slot_of_token: Tensor
     sequence_order: Tensor
     place_of_sequence: Tensor
+    _by_head: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def by_head(self, num_heads: int) -> tuple[Tensor, Tensor]:
+        """The same two for each head's part of a token, with (count, heads, longest) slots a group; made once.
+
+        Token t's head h is row t · heads + h → row_of_slot (slots · heads,), slot_of_row (tokens · heads,).
+        """
+        if num_heads not in self._by_head:
+            device = self.token_of_slot.device
+            first = [torch.arange(g.start, g.start + g.count * g.longest, g.longest) for g in self.groups]
+            longest = torch.tensor([g.longest for g in self.groups for _ in range(g.count)])
+            before = torch.cat(first).repeat_interleave(longest)  # (slots,), the slots before each one's sequence
+            longest = longest.repeat_interleave(longest)
+            head = torch.arange(num_heads)
+            slot = torch.arange(len(before)) + (num_heads - 1) * before  # of the first head
+            slot = (slot[:, None] + head * longest[:, None]).to(device)  # (slots, heads)
+            rows = self.token_of_slot[:, None] * num_heads + head.to(device)
+            row_of_slot = torch.empty_like(rows).flatten().index_copy_(0, slot.flatten(), rows.flatten())
+            self._by_head[num_heads] = row_of_slot, slot.index_select(0, self.slot_of_token).flatten()
+        return self._by_head[num_heads]
 
 
 def group_by_length(lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> Groups:
@@ -135,32 +158,37 @@ def attend_grouped(
     prefix: Prefix | None = None,
 ) -> Tensor:
     """The same as `attend_plain`, in small groups of near-equal length."""
+    head_size = query.shape[-1] // num_heads
+    row_of_slot, slot_of_row = groups.by_head(num_heads)
+    sizes = [group.count * num_heads * group.longest for group in groups.groups]
+
+    def in_groups(x: Tensor) -> Sequence[Tensor]:
+        return _rearrange(x.view(-1, head_size), row_of_slot, slot_of_row).split(sizes)
+
+    keys, values = in_groups(key), in_groups(value)  # each (count · heads · longest, head_size)
+    query = query / math.sqrt(head_size)
     if first_only:
-        query = _rearrange(query, groups.sequence_order, groups.place_of_sequence)
+        counts = [group.count for group in groups.groups]
+        queries = _rearrange(query, groups.sequence_order, groups.place_of_sequence).split(counts)
     else:
-        query = _rearrange(query, groups.token_of_slot, groups.slot_of_token)
-    key = _rearrange(key, groups.token_of_slot, groups.slot_of_token)
-    value = _rearrange(value, groups.token_of_slot, groups.slot_of_token)  # (slots, hidden_size)
-    outputs, place = [], 0
-    for group in groups.groups:
-        shape = (group.count, group.longest, num_heads, -1)
-        rows = slice(group.start, group.start + group.count * group.longest)
-        k, v = (x[rows].view(shape).transpose(1, 2) for x in (key, value))  # (count, heads, longest, head_size)
-        if first_only:
-            q = query[place : place + group.count].view(group.count, 1, num_heads, -1).transpose(1, 2)
-        else:
-            q = query[rows].view(shape).transpose(1, 2)
-        place += group.count
+        queries = in_groups(query)
+    outputs = []
+    for group, q, k, v in zip(groups.groups, queries, keys, values, strict=True):
+        # (count, heads, 1 or longest, head_size)
+        q, k, v = (x.view(group.count, num_heads, -1, head_size) for x in (q, k, v))
         mask = group.mask
         if prefix is not None:
             k, v = (_behind(before, x) for before, x in zip(prefix, (k, v), strict=True))
             mask = None if mask is None else F.pad(mask, (len(prefix[0]), 0))  # 0: every token sees the prefix
-        output = _attend(q, k, v, mask, dropout)  # (count, heads, 1 or longest, head_size)
-        outputs.append(output.transpose(1, 2).reshape(-1, query.shape[-1]))
+        outputs.append(
+            _attend(q, k, v, mask, dropout).reshape(len(q), -1)
+            if first_only
+            else _attend(q, k, v, mask, dropout).reshape(-1, head_size)
+        )
     output = torch.cat(outputs)
     if first_only:
         return _rearrange(output, groups.place_of_sequence, groups.sequence_order)
-    return _rearrange(output, groups.slot_of_token, groups.token_of_slot)
+    return _rearrange(output, slot_of_row, row_of_slot).view(query.shape)
 
 
 def _behind(prefix: Tensor, x: Tensor) -> Tensor:
@@ -171,14 +199,17 @@ def _behind(prefix: Tensor, x: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, probability: float) -> Tensor:
+    """softmax(q kᵀ + mask) v, q being divided by √head_size already."""
     if q.device.type != "cpu" or k.shape[-2] > LONGEST_BY_PRODUCTS:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=probability)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=probability, scale=1.0)
     dtype = q.dtype
-    q, k, v = q.float(), k.float(), v.float()
-    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+    if q.numel() * k.shape[-2] < WORTH_COMPILING:
+        q, k, v = q.float(), k.float(), v.float()
+    scores = q @ k.transpose(-1, -2)
     if mask is not None:
         scores += mask
-    return (dropout(torch.softmax(scores, dim=-1), probability) @ v).to(dtype)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+    return (dropout(weights, probability) @ v).to(dtype)
 
 
 def _rearrange(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:

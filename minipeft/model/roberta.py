@@ -20,6 +20,7 @@ from minipeft.data.batching import PackedBatch
 from minipeft.model.attention import Groups, Prefix, attend_grouped, group_by_length
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
+from minipeft.model.linear import linear
 
 # The linear layers that a method may target.
 LINEAR_NAMES = ("query", "key", "value", "output", "intermediate", "ffn_output")
@@ -29,7 +30,7 @@ class Linear(nn.Linear):
     """y = x Wᵀ + b, in x's dtype: frozen weights are stored in it, trained ones (float32) are cast."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 class LayerNorm(nn.LayerNorm):
