@@ -30,7 +30,9 @@ def fill(batch: PackedBatch, config: FillingConfig, longest: int) -> PackedBatch
     total_tokens becomes a rung of a ladder, num_sequences a power of two, max_seqlen one of LONGEST or `longest`. A
     dummy is of pad tokens, one at least, and its label (NO_CLASS, or NaN) is one that `sequence_loss` leaves out.
     """
-    max_seqlen = min([bound for bound in (*LONGEST, longest) if batch.max_seqlen <= bound <= longest], default=batch.max_seqlen)
+    max_seqlen = min(
+        [bound for bound in (*LONGEST, longest) if batch.max_seqlen <= bound <= longest], default=batch.max_seqlen
+    )
     extra = _dummies(batch, max_seqlen)
     added, offset = torch.tensor(extra, dtype=torch.int64), config.position_offset
     types, labels = batch.token_type_ids, batch.labels
