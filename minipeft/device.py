@@ -33,6 +33,16 @@ def choose_precision(precision: str, device: str) -> str:
     return precision
 
 
+def check_cuda_graphs(device: str, activation_checkpointing: bool) -> None:
+    """Refuse --cuda-graphs where there can be none."""
+    if device != "cuda":
+        raise MinipeftError(f"--cuda-graphs is for a CUDA device, and this run's is {device}; leave it out")
+    if activation_checkpointing:
+        raise MinipeftError(
+            "--cuda-graphs with --activation-checkpointing: a graph cannot draw a layer's dropout twice; leave one out"
+        )
+
+
 def peak_memory(device: str) -> int:
     """The most bytes so far: of the CUDA allocator, or of the whole process."""
     if device == "cuda":

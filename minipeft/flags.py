@@ -167,6 +167,11 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute each layer a second time rather than keep what it computed: less memory, more time",
     )
+    flag(
+        "--cuda-graphs",
+        action="store_true",
+        help="on CUDA, record a batch's operations and ask for all of them at once: faster where batches are short",
+    )
     flag("--train-limit", type=int, help="train on the first N examples [all]")
     flag("--eval-limit", type=int, help="evaluate on the first N examples [all]")
     flag("--output", help="folder of the run [runs/<task>-<method>…]")

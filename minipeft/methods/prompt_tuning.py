@@ -15,6 +15,7 @@ from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.virtual_tokens import check_number, check_room, read_fields, write_fields
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.varlen import put_before_each, rows_before_each
 
 INITIALISATIONS = ("random", "vocabulary")
 
@@ -58,22 +59,18 @@ class Prompt(nn.Module):
         no_words = batch.input_ids.new_zeros(number)  # virtual tokens have no id; nothing looks these up
         positions = torch.arange(number, device=words.device) + self.config.position_offset
         sequences = torch.arange(len(batch) + 1, dtype=torch.int32, device=words.device)
+        rows = rows_before_each(batch, number)
         types = batch.token_type_ids
         longer = dataclasses.replace(
             batch,
-            input_ids=_before_each(no_words, batch.input_ids, batch.lengths),
-            position_ids=_before_each(positions, batch.position_ids + number, batch.lengths),
-            token_type_ids=None if types is None else _before_each(no_words, types, batch.lengths),
+            input_ids=put_before_each(no_words, batch.input_ids, rows),
+            position_ids=put_before_each(positions, batch.position_ids + number, rows),
+            token_type_ids=None if types is None else put_before_each(no_words, types, rows),
             cu_seqlens=batch.cu_seqlens + number * sequences,
             max_seqlen=batch.max_seqlen + number,
             lengths=tuple(length + number for length in batch.lengths),
         )
-        return longer, _before_each(self.prompt_embeddings.to(words.dtype), words, batch.lengths), prefixes
-
-
-def _before_each(first: Tensor, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """The rows of `first` before those of each sequence in x (total_tokens, …)."""
-    return torch.cat([part for own in x.split(lengths) for part in (first, own)])
+        return longer, put_before_each(self.prompt_embeddings.to(words.dtype), words, rows), prefixes
 
 
 def install(model: SequenceClassifier, method: PromptTuning) -> None:

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minipeft.data.batching import PackedBatch
 from minipeft.model.dropout import dropout
+from minipeft.model.varlen import Varlen, attend_varlen, plan_varlen, varlen_takes
 
 # Keys and values (num_virtual_tokens, hidden_size) that every sequence's tokens attend to beside their own.
 Prefix = tuple[Tensor, Tensor]
@@ -145,6 +147,34 @@ def group_by_length(lengths: Sequence[int], device: torch.device, dtype: torch.d
         sequence_order.to(device),
         torch.argsort(sequence_order).to(device),
     )
+
+
+# What a batch's layers share: how its sequences lie, for the device that it is on.
+Plan = Groups | Varlen
+
+
+def plan_attention(batch: PackedBatch, dtype: torch.dtype, head_size: int, num_virtual_tokens: int = 0) -> Plan:
+    """For `attend`, once a batch: variable-length kernels on CUDA, groups of near-equal length elsewhere."""
+    device = batch.cu_seqlens.device
+    if device.type == "cuda" and varlen_takes(head_size):
+        return plan_varlen(batch, num_virtual_tokens)
+    return group_by_length(batch.lengths, device, dtype)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: Plan,
+    num_heads: int,
+    dropout: float = 0.0,
+    first_only: bool = False,
+    prefix: Prefix | None = None,
+) -> Tensor:
+    """The same as `attend_plain`, as `plan` has it."""
+    if isinstance(plan, Varlen):
+        return attend_varlen(query, key, value, plan, num_heads, dropout, first_only, prefix)
+    return attend_grouped(query, key, value, plan, num_heads, dropout, first_only, prefix)
 
 
 def attend_grouped(

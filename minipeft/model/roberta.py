@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minipeft.data.batching import PackedBatch
-from minipeft.model.attention import Groups, Prefix, attend_grouped, group_by_length
+from minipeft.model.attention import Plan, Prefix, attend, plan_attention
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
 from minipeft.model.linear import linear
@@ -57,7 +57,7 @@ class EncoderLayer(nn.Module):
         self.output_layer_norm = LayerNorm(hidden, eps=config.layer_norm_eps)
 
     def forward(
-        self, x: Tensor, groups: Groups, first_tokens: Tensor | None = None, prefix: Prefix | None = None
+        self, x: Tensor, plan: Plan, first_tokens: Tensor | None = None, prefix: Prefix | None = None
     ) -> Tensor:
         """x: (total_tokens, hidden_size) → the same shape; `prefix` holds keys and values that all sequences see.
 
@@ -70,11 +70,11 @@ class EncoderLayer(nn.Module):
         key, value = self.key(x), self.value(x)  # (total_tokens, hidden_size)
         if first_tokens is not None:
             x = x.index_select(0, first_tokens)  # (num_sequences, hidden_size)
-        attended = attend_grouped(
+        attended = attend(
             self.query(x),
             key,
             value,
-            groups,
+            plan,
             config.num_attention_heads,
             attention_dropout,
             first_only=first_tokens is not None,
@@ -122,7 +122,8 @@ class Encoder(nn.Module):
         prefixes: Sequence[Prefix | None] = [None] * len(self.layers)
         if self.virtual_tokens is not None:
             batch, words, prefixes = self.virtual_tokens(batch, words, prefixes)
-        groups = group_by_length(batch.lengths, words.device, self.dtype)
+        head_size = self.config.hidden_size // self.config.num_attention_heads
+        plan = plan_attention(batch, self.dtype, head_size, 0 if prefixes[0] is None else len(prefixes[0][0]))
         x = words + self.position_embeddings(batch.position_ids)
         if batch.token_type_ids is None:
             x = x + self.token_type_embeddings.weight[0]
@@ -134,7 +135,7 @@ class Encoder(nn.Module):
         for number, layer in enumerate(self.layers):
             first_tokens = batch.cu_seqlens[:-1] if first_only and number == last else None
             again = self.activation_checkpointing and torch.is_grad_enabled()
-            inputs = x, groups, first_tokens, prefixes[number]
+            inputs = x, plan, first_tokens, prefixes[number]
             x = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
         return x
 

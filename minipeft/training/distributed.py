@@ -66,7 +66,10 @@ class Workers:
         loss.copy_(total[0])
         pieces = rest.split([parameter.numel() for parameter in parameters])
         for parameter, anywhere, piece in zip(parameters, there.tolist(), pieces, strict=True):
-            parameter.grad = piece.view_as(parameter) if anywhere else None
+            if parameter.grad is not None:
+                parameter.grad.copy_(piece.view_as(parameter))  # in place, for CUDA graphs
+            elif anywhere:
+                parameter.grad = piece.view_as(parameter)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor on the host over the processes, in place."""

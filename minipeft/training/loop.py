@@ -29,7 +29,9 @@ from minipeft.methods import METHODS, method_name
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.training.distributed import ALONE, Workers
 from minipeft.training.events import Events
+from minipeft.training.graphs import StepGraphs
 from minipeft.training.interrupt import collect_signals
+from minipeft.training.late import READ_LATE, StepNumbers
 from minipeft.training.metrics import Encoded, evaluate, sequence_loss
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 from minipeft.training.recipes import CHECKPOINT_MINUTES
@@ -75,14 +77,15 @@ def train_loop(
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     beside: Mapping[str, Encoded] | None = None,
     workers: Workers = ALONE,
+    graphs: StepGraphs | None = None,
     quiet: bool = False,
 ) -> Progress:
     """Train what `apply` left trainable, evaluate every epoch, and keep the best epoch's adapter in `folder`/adapter.
 
     A step takes `sequences_per_step` sequences in batches of at most `max_tokens` tokens, and its loss is their mean:
-    how they are shared out, also among workers, changes nothing but the time. The state is saved after each epoch, and
-    within one when `checkpoint_minutes` have passed since. `beside` holds other examples to evaluate, each under what
-    its figures' names begin with; those called HOLDOUT choose the best epoch instead of the validation.
+    how they are shared out, also among workers, and whether `graphs` computes them, changes nothing but the time. The
+    state is saved after each epoch, and within one when `checkpoint_minutes` have passed since. `beside` holds others
+    to evaluate, each under what its figures' names begin with; HOLDOUT's choose the best epoch, not the validation's.
     Raises MinipeftError when the loss is not finite, and Interrupted after a signal, with the state saved.
     """
     metric = train.split.task.metrics[0]
@@ -99,6 +102,7 @@ def train_loop(
         while now.epoch < epochs:
             model.train()
             order = epoch_order(len(train), seed, now.epoch)
+            before: StepNumbers | None = None  # the last step's, not read yet
             while now.place < len(train):
                 began = time.perf_counter()
                 chosen = order[now.place : now.place + sequences_per_step]
@@ -110,21 +114,25 @@ def train_loop(
                 if method.penalty is not None and workers.first:
                     method.penalty(model).backward()
                 for indices in split_by_tokens(workers.share(chosen, train.lengths), train.lengths, max_tokens):
-                    batch = train.batch(indices, model.config).to(device)
+                    batch = train.batch(indices, model.config)
+                    if graphs is not None:
+                        step_loss += graphs.add_gradients(batch, len(chosen))
+                        continue
+                    batch = batch.to(device)
                     assert batch.labels is not None
                     loss = sequence_loss(model(batch), batch.labels) / len(chosen)
                     loss.backward()
                     step_loss += loss.detach()
                 workers.sum_gradients(trained, step_loss)
                 norm = clip_grad_norm_(trained, MAX_GRAD_NORM)
-                if not math.isfinite(step_loss.item()) or not math.isfinite(norm.item()):
-                    raise MinipeftError(
-                        f"step {now.step + 1}: loss {step_loss.item()}, gradient norm {norm.item()}; "
-                        f"lower --lr ({_kept(folder)})"
-                    )
-                # The state is saved before the step changes it: by now its loss and gradient are known to be finite.
+                numbers = StepNumbers(now.step + 1, learning_rate, len(chosen), step_loss, norm)
+                _count(before, now, events, folder)
                 due = time.monotonic() - saved_at >= 60 * checkpoint_minutes
-                if reason := workers.largest(received[0] if received else int(due)):
+                reason = workers.largest(received[0] if received else int(due))
+                if reason or device not in READ_LATE:
+                    _check(numbers, folder)
+                # The state is saved before the step changes it: by now its loss and gradient are known to be finite.
+                if reason:
                     workers.first_does(partial(_save, folder, model, optimizer, now, train))
                     saved_at = time.monotonic()
                     if reason in STOPPING:
@@ -132,14 +140,16 @@ def train_loop(
                 optimizer.step()
                 if method.after_step is not None:
                     method.after_step(model, now.step, total_steps)
-                optimizer.zero_grad()
+                optimizer.zero_grad(set_to_none=graphs is None)
+                before = numbers
                 now.step += 1
                 now.place += len(chosen)
-                now.loss_sum += step_loss.item() * len(chosen)
                 now.seconds += time.perf_counter() - began
-                events.add(now.step, {"step_loss": step_loss.item(), "learning_rate": learning_rate})
                 bar.update()
 
+            began = time.perf_counter()
+            _count(before, now, events, folder)
+            now.seconds += time.perf_counter() - began
             evaluated = evaluate(model, validation, max_tokens, device, workers)
             for name, examples in (beside or {}).items():
                 figures = evaluate(model, examples, max_tokens, device, workers)
@@ -167,6 +177,22 @@ def train_loop(
             if reason := workers.largest(received[0] if received else 0):
                 raise Interrupted(reason, f"interrupted after epoch {now.epoch}; go on with --resume")
     return now
+
+
+def _count(numbers: StepNumbers | None, now: Progress, events: Events, folder: Path) -> None:
+    """Take a step's numbers into the epoch's; before its first step there are none."""
+    if numbers is not None:
+        loss = _check(numbers, folder)
+        now.loss_sum += loss * numbers.sequences
+        events.add(numbers.step, {"step_loss": loss, "learning_rate": numbers.learning_rate})
+
+
+def _check(numbers: StepNumbers, folder: Path) -> float:
+    """The loss of a step; it or a gradient norm that is not finite raises."""
+    loss, norm = numbers.read()
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise MinipeftError(f"step {numbers.step}: loss {loss}, gradient norm {norm}; lower --lr ({_kept(folder)})")
+    return loss
 
 
 def _save(

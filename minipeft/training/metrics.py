@@ -84,10 +84,11 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
 def sequence_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The sum over sequences: cross-entropy, or the squared error where there is one label (regression).
 
-    logits (num_sequences, num_labels) float32, labels (num_sequences,) → a scalar
+    logits (num_sequences, num_labels) float32, labels (num_sequences,) → a scalar. A label of -100, or NaN for
+    regression, is that of a dummy (data/buckets.py), which counts for nothing.
     """
     if logits.shape[1] == 1:
-        return F.mse_loss(logits[:, 0], labels, reduction="sum")
+        return torch.where(labels.isnan(), 0.0, logits[:, 0] - labels).square().sum()
     return F.cross_entropy(logits, labels, reduction="sum")
 
 

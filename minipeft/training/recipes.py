@@ -89,6 +89,7 @@ class TrainSettings:
     max_tokens: int | None = None
     compile: bool = False
     activation_checkpointing: bool = False
+    cuda_graphs: bool = False
     train_limit: int | None = None
     eval_limit: int | None = None
     output: str | None = None

@@ -18,7 +18,7 @@ from minipeft import __version__
 from minipeft.adapter import read_start, reload_adapter, start_from
 from minipeft.data.tasks import Task, choose_data, read_chunks
 from minipeft.data.tokenizer import load_tokenizer
-from minipeft.device import MAX_TOKENS, choose_device, choose_precision, peak_memory
+from minipeft.device import MAX_TOKENS, check_cuda_graphs, choose_device, choose_precision, peak_memory
 from minipeft.errors import MinipeftError, shown
 from minipeft.files import PARTIAL, check_output, make_folder, read_json, write_json
 from minipeft.hub import resolve_model
@@ -27,6 +27,7 @@ from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.config import load_config
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.training.distributed import join_workers
+from minipeft.training.graphs import StepGraphs
 from minipeft.training.loop import HOLDOUT, Progress, best_epoch, train_loop
 from minipeft.training.metrics import encode_split, hold_out
 from minipeft.training.recipes import TrainSettings, recipe
@@ -37,14 +38,8 @@ Number = TypeVar("Number", int, float)
 
 # What a resumed run may change: the data is compared by its whole path, "source".
 FREE_TO_CHANGE = (
-    "output",
-    "checkpoint_minutes",
-    "resume",
-    "quiet",
-    "device",
-    "compile",
-    "activation_checkpointing",
-    "data",
+    *("output", "checkpoint_minutes", "resume", "quiet", "data"),
+    *("device", "compile", "activation_checkpointing", "cuda_graphs"),
 )
 
 
@@ -86,6 +81,8 @@ def train(**settings: Any) -> Result:
         start = read_start(Path(wanted.init_adapter), load_config(found[0]))
     method, wanted = choose_method(wanted, None if start is None else start.method)
     device = choose_device(wanted.device)
+    if wanted.cuda_graphs:
+        check_cuda_graphs(device, wanted.activation_checkpointing)
     precision = choose_precision(wanted.precision, device)
     workers = join_workers(device, wanted.resume)
     if not workers.first:
@@ -156,6 +153,7 @@ def train(**settings: Any) -> Result:
         checkpoint_minutes=wanted.checkpoint_minutes,
         beside=encoded,
         workers=workers,
+        graphs=StepGraphs(model) if wanted.cuda_graphs else None,
         quiet=wanted.quiet,
     )
     reload_adapter(model.eval(), folder / "adapter")
