@@ -21,7 +21,7 @@ from showing import picture, source
 
 import minipeft
 from minipeft.data.corpus import mask
-from minipeft.model import attention, roberta
+from minipeft.model import attention, grouped, roberta
 from minipeft.model.config import EncoderConfig
 
 torch.manual_seed(0)
@@ -204,16 +204,16 @@ assert torch.allclose(attended, all_heads[:, part], atol=1e-5)
 source(attention.attend_plain)
 
 # %% [markdown]
-# For speed the model calls another one, `attend_grouped`, that puts sequences of nearly equal length side by side and
-# attends to a whole group at once. A fast version that nobody checks is a risk, so the tests hold it against the plain
-# one, and so do we, with a batch of several lengths:
+# For speed the model calls others. On the CPU it is `attend_grouped`, that puts sequences of nearly equal length side by
+# side and attends to a whole group at once. A fast version that nobody checks is a risk, so the tests hold it against
+# the plain one, and so do we, with a batch of several lengths:
 
 # %%
 more = [sentence, "A quiet film.", "Not one good scene in it.", "Tom saw a dog, a cat and a horse."]
 several = minipeft.pack(tokenizer.encode(more), config=config)
 rows = torch.randn(3, several.total_tokens, config.hidden_size)
-groups = attention.group_by_length(several.lengths, rows.device, rows.dtype)
-fast = attention.attend_grouped(*rows, groups, config.num_attention_heads)
+groups = grouped.group_by_length(several.lengths, rows.device, rows.dtype)
+fast = grouped.attend_grouped(*rows, groups, config.num_attention_heads)
 plain = attention.attend_plain(*rows, several.lengths, config.num_attention_heads)
 print("lengths", several.lengths, "in", len(groups.groups), "groups; difference", float((fast - plain).abs().max()))
 assert torch.allclose(fast, plain, atol=1e-5)

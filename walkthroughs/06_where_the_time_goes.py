@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import minipeft
 from minipeft.data.standin import generate
 from minipeft.methods.lora import LoRALinear
-from minipeft.model.attention import group_by_length
+from minipeft.model.grouped import group_by_length
 from minipeft.model.roberta import Encoder, EncoderLayer
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, set_learning_rate

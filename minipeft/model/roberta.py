@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minipeft.data.batching import PackedBatch
-from minipeft.model.attention import Plan, Prefix, attend, plan_attention
+from minipeft.model.attention import Plan, attend, plan_attention
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
+from minipeft.model.grouped import Prefix
 from minipeft.model.linear import linear
 
 # The linear layers that a method may target.

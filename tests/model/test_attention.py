@@ -11,11 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minipeft.model.attention import (
+from minipeft.model import attention, grouped
+from minipeft.model.attention import attend_plain, varlen_agrees
+from minipeft.model.grouped import (
     LONGEST_BY_PRODUCTS,
     PADDING_BOUND,
+    WORTH_COMPILING,
     attend_grouped,
-    attend_plain,
     group_by_length,
 )
 
@@ -138,6 +140,20 @@ def test_groups_hold_every_token_once_and_little_padding(lengths: list[int]) -> 
     assert slot == len(plan.token_of_slot) and sequence == count
 
 
+@given(lengths=RAGGED, num_heads=st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_each_heads_part_of_a_token_stands_once_and_in_its_groups_order(lengths: list[int], num_heads: int) -> None:
+    plan = group_by_length(lengths, CPU, FLOAT)
+    row_of_slot, slot_of_row = plan.by_head(num_heads)
+    assert torch.equal(row_of_slot[slot_of_row], torch.arange(sum(lengths) * num_heads))
+    for group in plan.groups:
+        slots = slice(group.start, group.start + group.count * group.longest)
+        tokens = plan.token_of_slot[slots].view(group.count, 1, group.longest)
+        expected = tokens * num_heads + torch.arange(num_heads)[:, None]  # (count, heads, longest)
+        there = row_of_slot[slots.start * num_heads : slots.stop * num_heads]
+        assert torch.equal(there.view_as(expected), expected)
+
+
 @pytest.mark.parametrize("virtual", [0, 3])
 @pytest.mark.parametrize("length", [8, LONGEST_BY_PRODUCTS + 4])
 @pytest.mark.parametrize("attend", [attend_plain, attend_grouped])
@@ -167,3 +183,42 @@ def test_bfloat16_groups_agree_with_plain(with_prefix: bool) -> None:
     fast = attend_grouped(query, key, value, group_by_length(lengths, CPU, torch.bfloat16), 2, prefix=prefix)
     exact = attend_plain(query.float(), key.float(), value.float(), lengths, 2, prefix=prefix)
     assert fast.dtype == torch.bfloat16 and largest(fast.float(), exact) < 0.1
+
+
+@pytest.mark.parametrize("in_bfloat16", [False, True])
+def test_bfloat16_products_agree_with_plain(in_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large groups multiply in bfloat16: its weights and scores have 8 bits, so that a sum of values is off by 2⁻⁸."""
+    lengths, heads, size = [60, 58, 55, 60], 4, 64
+    tensors = [x.detach().bfloat16().requires_grad_() for x in inputs(lengths, heads, size, first_only=False)]
+    if in_bfloat16:
+        monkeypatch.setattr(grouped, "WORTH_COMPILING", 0)
+    else:
+        assert len(lengths) * heads * 60 * size * 60 < WORTH_COMPILING
+    groups = group_by_length(lengths, CPU, torch.bfloat16)
+    assert len(groups.groups) == 1
+    fast = with_gradients(attend_grouped(*tensors, groups, heads), tensors)
+    plain = with_gradients(attend_plain(*(x.float() for x in tensors), lengths, heads), tensors)
+    for a, b in zip(fast, plain, strict=True):
+        assert a.dtype == torch.bfloat16 and largest(a.float(), b.float()) < 0.02 * float(b.detach().abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_variable_length_kernels_are_tried_before_they_are_used(
+    dtype: torch.dtype, inference: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> Tensor:
+        raise RuntimeError("no kernel image\nis available")
+
+    attempts = {"as it is": None, "wrong": lambda q, *_: q * 0.9, "broken": broken}
+    agrees = []
+    for attempt in attempts.values():
+        varlen_agrees.cache_clear()
+        if attempt is not None:
+            monkeypatch.setattr(attention, "attend_varlen", attempt)
+        with torch.inference_mode(inference):
+            agrees.append(varlen_agrees(CPU, dtype, 8))
+    varlen_agrees.cache_clear()
+    assert agrees == [True, False, False]
+    said = [record.message for record in caplog.records if record.name == "minipeft"]  # torch may have its own to say
+    assert len(said) == 2 and "differ by" in said[0] and "no kernel image" in said[1]

@@ -1,0 +1,126 @@
+"""The product through oneDNN against torch's own, forward and backward; and where it is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import largest, ragged, reference_model
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minipeft import BitFit, Full, LoRA, apply, load_pretrained, pack
+from minipeft.model import linear as module
+from minipeft.model.linear import linear, onednn_serves
+from minipeft.training.metrics import sequence_loss
+
+HAS_ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+def rounding(a: Tensor, b: Tensor) -> float:
+    """What float32 may be off in a @ b: half a unit in the last place of each term, adding up as random errors do."""
+    return float(2**-24 * (4 + a.shape[1] ** 0.5) * (a.detach().abs() @ b.detach().abs() + 1).max())
+
+
+@HAS_ONEDNN
+@given(
+    tokens=st.integers(1, 90),
+    sizes=st.tuples(st.integers(1, 130), st.integers(1, 130)),
+    trains=st.tuples(*[st.booleans()] * 3).filter(any),
+)
+@example(tokens=2048, sizes=(768, 3072), trains=(True, True, True))
+@example(tokens=1, sizes=(1024, 2), trains=(True, False, False))
+@settings(max_examples=60, deadline=None)
+def test_the_product_through_onednn_is_torchs(
+    tokens: int, sizes: tuple[int, int], trains: tuple[bool, bool, bool]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(tokens, sizes[0]), (sizes[1], sizes[0]), (sizes[1],)]
+    tensors = [
+        torch.randn(shape, generator=generator).requires_grad_(one) for shape, one in zip(shapes, trains, strict=True)
+    ]
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    grad = torch.randn(tokens, sizes[1], generator=generator)
+    found = module._Linear.apply(*tensors)  # type: ignore[no-untyped-call]
+    exact = F.linear(*(tensor.double() for tensor in tensors))
+    x, weight, _ = tensors
+    assert largest(found.double(), exact) < rounding(x, weight.T)
+    bounds = [rounding(grad, weight), rounding(grad.T, x), rounding(torch.ones(1, tokens), grad)]
+    gradients, exact_gradients = (
+        torch.autograd.grad(output, wanted, grad.to(output.dtype)) for output in (found, exact)
+    )
+    for a, b, bound in zip(
+        gradients, exact_gradients, [b for b, one in zip(bounds, trains, strict=True) if one], strict=True
+    ):
+        assert largest(a.double(), b.double()) < bound
+
+
+@HAS_ONEDNN
+def test_a_frozen_layer_keeps_no_input_for_its_way_back() -> None:
+    x, weight, bias = torch.randn(5, 3, requires_grad=True), torch.randn(4, 3), torch.randn(4)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module._Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        assert [tensor.shape for tensor in kept] == [weight.shape]
+        kept.clear()
+        module._Linear.apply(x, weight.requires_grad_(), bias)  # type: ignore[no-untyped-call]
+        assert {tuple(tensor.shape) for tensor in kept} == {(5, 3), (4, 3)}
+
+
+def test_onednn_can_be_turned_off_and_serves_float32_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(module, "_has_product", lambda: True)
+    monkeypatch.setattr(module._Linear, "apply", lambda *tensors: calls.append(tensors) or F.linear(*tensors))
+    x, weight, bias = torch.randn(5, 3), torch.randn(4, 3), torch.randn(4)
+    linear(x, weight, bias)
+    assert len(calls) == 1
+    for dtype, device in ((torch.bfloat16, "cpu"), (torch.float64, "cpu"), (torch.float32, "meta")):
+        linear(*(tensor.to(device, dtype) for tensor in (x, weight, bias)))
+    with torch.backends.mkldnn.flags(enabled=False):
+        linear(x, weight, bias)
+    assert len(calls) == 1
+
+
+def test_a_machine_without_the_product_is_served_by_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> Tensor:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(module, "_product", absent)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    module._has_product.cache_clear()
+    try:
+        assert not onednn_serves()
+        x, weight, bias = torch.randn(5, 3), torch.randn(4, 3), torch.randn(4)
+        assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    finally:
+        module._has_product.cache_clear()
+
+
+@pytest.mark.parametrize("method", [LoRA(targets=("query", "value", "intermediate")), BitFit(), Full()], ids=repr)
+def test_a_models_logits_and_gradients_do_not_depend_on_the_product(method: object, tmp_path: Path) -> None:
+    reference_model().save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = apply(load_pretrained(tmp_path), method).eval()  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter)
+    batch = pack(ragged((7, 1, 40, 3, 300)), [0, 1, 0, 1, 0], config=model.config)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    results = []
+    for enabled in (True, False):
+        with torch.backends.mkldnn.flags(enabled=enabled):
+            logits = model(batch)
+            assert batch.labels is not None
+            gradients = torch.autograd.grad(sequence_loss(logits, batch.labels), trained)
+            results.append((logits, gradients))
+    assert largest(results[0][0], results[1][0]) < 1e-5
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        assert largest(a, b) < 1e-4
