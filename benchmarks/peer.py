@@ -34,7 +34,7 @@ from transformers import AutoModelForSequenceClassification, RobertaConfig, Robe
 import minipeft
 from minipeft.data.batching import split_by_tokens
 from minipeft.data.tasks import get_task, read_chunks, read_split
-from minipeft.device import MAX_TOKENS, choose_device
+from minipeft.device import MAX_TOKENS, choose_device, peak_memory
 from minipeft.model.config import load_config
 from minipeft.model.linear import linear
 from minipeft.training.metrics import Encoded, encode_split, sequence_loss
@@ -186,7 +186,7 @@ def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> 
     }
 
 
-def peak_memory(wanted: argparse.Namespace, folder: Path, row: Row, side: str) -> int:
+def memory_of(wanted: argparse.Namespace, folder: Path, row: Row, side: str) -> int:
     """Peak memory in bytes of a process of its own that takes three steps of one side."""
     arguments = [sys.executable, __file__, "--data", wanted.data, "--tokenizer", wanted.tokenizer, "--memory-of", side]
     arguments += ["--peer-precision", wanted.peer_precision, "--max-tokens", str(wanted.max_tokens)]
@@ -197,9 +197,7 @@ def peak_memory(wanted: argparse.Namespace, folder: Path, row: Row, side: str) -
 
 
 def report_memory(wanted: argparse.Namespace) -> None:
-    """What `peak_memory` runs in the child."""
-    import resource
-
+    """What `memory_of` runs in the child."""
     row, folder = Row(**json.loads(wanted.row)), Path(wanted.folder)
     tokenizer, config = minipeft.load_tokenizer(wanted.tokenizer), load_config(folder)
     rows = read_split(get_task(row.task), "train", wanted.data, 3 * BATCH * ACCUMULATION)
@@ -207,8 +205,7 @@ def report_memory(wanted: argparse.Namespace) -> None:
     step = (peer if wanted.memory_of == "peer" else ours)(folder, wanted, row)
     for start in range(0, len(examples), BATCH * ACCUMULATION):
         step(examples, list(range(start, start + BATCH * ACCUMULATION)))
-    on_cuda = wanted.device == "cuda"
-    print(torch.cuda.max_memory_allocated() if on_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak_memory(wanted.device))
 
 
 def set_dropout(folder: Path, dropout: float) -> None:
@@ -255,7 +252,7 @@ def main() -> None:
             result = measure(wanted, folder, row, wanted.rounds)
             if wanted.memory and row.mode == "training":
                 result["peak_memory_bytes"] = {
-                    side: peak_memory(wanted, folder, row, side) for side in ("peer", "minipeft")
+                    side: memory_of(wanted, folder, row, side) for side in ("peer", "minipeft")
                 }
             rows.append(result)
             ratio = result["ratio"]

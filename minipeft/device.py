@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
 from minipeft.errors import MinipeftError, one_of
 
-MAX_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # of a batch; more fill a larger machine
+MAX_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}  # of a batch; more fill a larger machine
 
 
 def choose_device(device: str) -> str:
@@ -47,5 +48,9 @@ def peak_memory(device: str) -> int:
     """The most bytes so far: of the CUDA allocator, or of the whole process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux; ru_maxrss would begin with what the process that started this one had
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -159,7 +159,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--max-tokens",
         type=int,
-        help="tokens computed at a time, which bounds the memory [2048 on the CPU, 16384 on CUDA]",
+        help="tokens computed at a time, which bounds the memory [1024 on the CPU, 16384 on CUDA]",
     )
     flag("--compile", action="store_true", help="let torch.compile fuse the small operations")
     flag(

@@ -204,9 +204,9 @@ assert torch.allclose(attended, all_heads[:, part], atol=1e-5)
 source(attention.attend_plain)
 
 # %% [markdown]
-# For speed the model calls others. On the CPU it is `attend_grouped`, that puts sequences of nearly equal length side by
-# side and attends to a whole group at once. A fast version that nobody checks is a risk, so the tests hold it against
-# the plain one, and so do we, with a batch of several lengths:
+# For speed the model calls others. On the CPU it is `attend_grouped`, that puts sequences of nearly equal length side
+# by side and attends to a whole group at once. A fast version that nobody checks is a risk, so the tests hold it
+# against the plain one, and so do we, with a batch of several lengths:
 
 # %%
 more = [sentence, "A quiet film.", "Not one good scene in it.", "Tom saw a dog, a cat and a horse."]
