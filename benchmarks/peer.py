@@ -33,6 +33,7 @@ from transformers import AutoModelForSequenceClassification, RobertaConfig, Robe
 
 import minipeft
 from minipeft.data.batching import split_by_tokens
+from minipeft.data.buckets import fill
 from minipeft.data.tasks import get_task, read_chunks, read_split
 from minipeft.device import MAX_TOKENS, choose_device, peak_memory
 from minipeft.model.config import load_config
@@ -59,7 +60,7 @@ def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
     def step(examples: Encoded, indices: list[int]) -> None:
         with torch.set_grad_enabled(row.mode == "training"):
             for chosen in split_by_tokens(indices, examples.lengths, wanted.max_tokens):
-                batch = examples.batch(chosen, model.config).to(wanted.device)
+                batch = fill(examples.batch(chosen, model.config), model.config).to(wanted.device)
                 logits = model(batch)
                 if row.mode == "training":
                     assert batch.labels is not None

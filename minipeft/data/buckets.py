@@ -1,9 +1,11 @@
-"""Batches of few different shapes, for what is made once a shape and used again, as CUDA graphs are."""
+"""Batches of few different shapes, for what is made once a shape and used again: CUDA graphs, and oneDNN's kernels."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,7 +13,6 @@ import torch
 from minipeft.data.batching import PackedBatch, PackingConfig
 
 NO_CLASS = -100  # F.cross_entropy's ignore_index; of numbers it is NaN
-FEWEST_TOKENS = 256  # tokens come in multiples of it; of an eighth of the power of two below them, where that is more
 LONGEST = (32, 64, 128, 256, 512)
 
 
@@ -22,18 +23,43 @@ class FillingConfig(PackingConfig, Protocol):
     def pad_token_id(self) -> int: ...
 
 
-def fill(batch: PackedBatch, config: FillingConfig, longest: int) -> PackedBatch:
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that batches may have: the least number of tokens, and of sequences, that is not below a given one."""
+
+    tokens: Callable[[int], int]
+    sequences: Callable[[int], int]
+
+
+def _multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
+
+
+def _rung(tokens: int) -> int:
+    """A multiple of 256, or of an eighth of the power of two below: at most an eighth more, from 2048 on."""
+    return _multiple(tokens, max(256, 1 << max(0, tokens.bit_length() - 4)))
+
+
+# Few, for CUDA graphs: each takes a second to record. More, for oneDNN's kernels: each takes a millisecond to compile,
+# and half a megabyte for good.
+FEW = Sizes(_rung, lambda count: 1 << (count - 1).bit_length())
+MORE = Sizes(lambda tokens: _multiple(tokens, 64), lambda count: _multiple(count, 8))
+
+
+def fill(batch: PackedBatch, config: FillingConfig, longest: int | None = None, sizes: Sizes = MORE) -> PackedBatch:
     """The batch with dummy sequences behind its own, so that its sizes are of a small set.
 
-    longest   the most tokens that a sequence may have
+    longest   the most tokens that a sequence may have [as the longest of the batch]
+    sizes     FEW or MORE
 
-    total_tokens becomes a rung of a ladder, num_sequences a power of two, max_seqlen one of LONGEST or `longest`. A
-    dummy is of pad tokens, one at least, and its label (NO_CLASS, or NaN) is one that `sequence_loss` leaves out.
+    max_seqlen becomes one of LONGEST or `longest`. A dummy is of pad tokens, one at least, and its label (NO_CLASS, or
+    NaN) is one that `sequence_loss` leaves out.
     """
+    longest = longest or batch.max_seqlen
     max_seqlen = min(
         [bound for bound in (*LONGEST, longest) if batch.max_seqlen <= bound <= longest], default=batch.max_seqlen
     )
-    extra = _dummies(batch, max_seqlen)
+    extra = _dummies(batch, max_seqlen, sizes)
     added, offset = torch.tensor(extra, dtype=torch.int64), config.position_offset
     types, labels = batch.token_type_ids, batch.labels
     if types is None and config.type_vocab_size > 1:  # with them and without would be two shapes
@@ -54,19 +80,12 @@ def fill(batch: PackedBatch, config: FillingConfig, longest: int) -> PackedBatch
     )
 
 
-def _dummies(batch: PackedBatch, longest: int) -> tuple[int, ...]:
+def _dummies(batch: PackedBatch, longest: int, sizes: Sizes) -> tuple[int, ...]:
     """The lengths of the dummies that lead to the nearest sizes, nearly equal."""
-    sequences = 1
+    sequences = sizes.sequences(len(batch))
     while True:
         count = sequences - len(batch)
-        if count >= 0:
-            tokens = _rung(batch.total_tokens + count) - batch.total_tokens
-            if count <= tokens <= count * longest:
-                return tuple(tokens // count + (place < tokens % count) for place in range(count))
-        sequences *= 2
-
-
-def _rung(tokens: int) -> int:
-    """The next size of a batch: at most an eighth more, from 8 · FEWEST_TOKENS on."""
-    step = max(FEWEST_TOKENS, 1 << max(0, tokens.bit_length() - 4))
-    return -(-tokens // step) * step
+        tokens = sizes.tokens(batch.total_tokens + count) - batch.total_tokens
+        if count <= tokens <= count * longest:
+            return tuple(tokens // count + (place < tokens % count) for place in range(count))
+        sequences = sizes.sequences(sequences + 1)

@@ -23,12 +23,9 @@ Prefix = tuple[Tensor, Tensor]
 PADDING_BOUND = 0.15
 
 # On the CPU, sequences up to this length are faster through matrix products than through the fused kernel (in
-# bfloat16 by a factor of 3 to 6); beyond it the fused kernel saves the memory of the weights.
+# bfloat16 by a factor of 3 to 6); beyond it the fused kernel saves the memory of the weights. The products are in
+# float32: every group has a shape of its own, and in bfloat16 a kernel would be compiled, and kept, for each.
 LONGEST_BY_PRODUCTS = 256
-
-# A group's products are made in bfloat16 where one has this many multiplications, and else in float32: every group has
-# a shape of its own, and a bfloat16 kernel is compiled for each, in the time of some 20 million multiplications.
-WORTH_COMPILING = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -168,13 +165,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, probability: f
     if q.device.type != "cpu" or k.shape[-2] > LONGEST_BY_PRODUCTS:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=probability, scale=1.0)
     dtype = q.dtype
-    if q.numel() * k.shape[-2] < WORTH_COMPILING:
-        q, k, v = q.float(), k.float(), v.float()
+    q, k, v = q.float(), k.float(), v.float()
     scores = q @ k.transpose(-1, -2)
     if mask is not None:
         scores += mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
-    return (dropout(weights, probability) @ v).to(dtype)
+    return (dropout(torch.softmax(scores, dim=-1), probability) @ v).to(dtype)
 
 
 def _rearrange(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from minipeft.adapter import save_adapter
 from minipeft.adapter_file import read_adapter
 from minipeft.data.batching import epoch_order, split_by_tokens
+from minipeft.data.buckets import fill
 from minipeft.data.tasks import Task
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import make_folder, write_atomically, write_lines
@@ -118,7 +119,7 @@ def train_loop(
                     if graphs is not None:
                         step_loss += graphs.add_gradients(batch, len(chosen))
                         continue
-                    batch = batch.to(device)
+                    batch = fill(batch, model.config).to(device)
                     assert batch.labels is not None
                     loss = sequence_loss(model(batch), batch.labels) / len(chosen)
                     loss.backward()

@@ -15,6 +15,7 @@ from tokenizers import Encoding
 from torch import Tensor
 
 from minipeft.data.batching import PackedBatch, held_out, pack, split_by_tokens
+from minipeft.data.buckets import fill
 from minipeft.data.tasks import Split, Task
 from minipeft.data.tokenizer import Tokenizer
 from minipeft.data.tokens import TokenTable
@@ -196,8 +197,8 @@ def predict_logits(
     model.eval()
     logits = torch.zeros(len(examples), model.config.num_labels)  # so that the workers' tables add up to the whole
     for indices in split_by_tokens(workers.share(range(len(examples)), examples.lengths), examples.lengths, max_tokens):
-        batch = pack([examples.sequences[index] for index in indices], config=model.config)
-        logits[indices] = model(batch.to(device)).cpu()
+        batch = fill(pack([examples.sequences[index] for index in indices], config=model.config), model.config)
+        logits[indices] = model(batch.to(device))[: len(indices)].cpu()
     model.train(was_training)
     return workers.sum(logits)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minipeft import EncoderConfig, PrefixTuning, PromptTuning, apply, load_pretrained, pack
 from minipeft.data.batching import PackedBatch
-from minipeft.data.buckets import FEWEST_TOKENS, LONGEST, NO_CLASS, fill
+from minipeft.data.buckets import FEW, LONGEST, MORE, NO_CLASS, Sizes, fill
 from minipeft.model import roberta
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.model.varlen import plan_varlen
@@ -23,21 +23,29 @@ from minipeft.training.metrics import sequence_loss
 
 ROBERTA = EncoderConfig(vocab_size=300, hidden_size=8, num_attention_heads=1)
 BERT = dataclasses.replace(ROBERTA, model_type="bert", pad_token_id=0, max_position_embeddings=512, type_vocab_size=2)
+FEWEST_TOKENS = 256  # FEW's smallest step
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=80)
 
 
-@given(lengths=LENGTHS, config=st.sampled_from([ROBERTA, BERT]), regression=st.booleans())
+@given(
+    lengths=LENGTHS,
+    config=st.sampled_from([ROBERTA, BERT]),
+    regression=st.booleans(),
+    sizes=st.sampled_from([FEW, MORE]),
+)
 @settings(max_examples=150, deadline=None)
-@example(lengths=[1], config=ROBERTA, regression=False)
-@example(lengths=[1] * 80, config=BERT, regression=True)
-@example(lengths=[512] * 8, config=ROBERTA, regression=False)  # already of a bucket's sizes: nothing is added
+@example(lengths=[1], config=ROBERTA, regression=False, sizes=FEW)
+@example(lengths=[1] * 80, config=BERT, regression=True, sizes=FEW)
+@example(lengths=[1] * 80, config=BERT, regression=True, sizes=MORE)
+@example(lengths=[512] * 8, config=ROBERTA, regression=False, sizes=FEW)  # of a bucket's sizes: nothing is added
+@example(lengths=[512] * 8, config=ROBERTA, regression=False, sizes=MORE)
 def test_the_own_sequences_stay_and_the_sizes_are_a_buckets(
-    lengths: list[int], config: EncoderConfig, regression: bool
+    lengths: list[int], config: EncoderConfig, regression: bool, sizes: Sizes
 ) -> None:
     config = config.with_labels(["score"] if regression else ["no", "yes"])
     labels = [index % 2 for index in range(len(lengths))]
     batch = pack(ragged(lengths), labels, config=config)
-    filled = fill(batch, config, config.max_length)
+    filled = fill(batch, config, config.max_length, sizes)
     tokens, count = batch.total_tokens, len(batch)
     for name in ("input_ids", "position_ids"):
         assert torch.equal(getattr(filled, name)[:tokens], getattr(batch, name))
@@ -54,10 +62,13 @@ def test_the_own_sequences_stay_and_the_sizes_are_a_buckets(
     assert len(filled.labels) == len(filled) and filled.labels.dtype == batch.labels.dtype
     # The sizes.
     assert filled.max_seqlen in LONGEST and max(filled.lengths) <= filled.max_seqlen
-    assert len(filled).bit_count() == 1
     room = len(filled) - count  # each dummy has a token at least
-    assert filled.total_tokens % FEWEST_TOKENS == 0
-    assert filled.total_tokens - tokens - room < max(FEWEST_TOKENS, (tokens + room) / 8 + 1)
+    if sizes is FEW:
+        assert len(filled).bit_count() == 1 and filled.total_tokens % FEWEST_TOKENS == 0
+        assert filled.total_tokens - tokens - room < max(FEWEST_TOKENS, (tokens + room) / 8 + 1)
+    else:
+        assert len(filled) % 8 == 0 and filled.total_tokens % 64 == 0
+        assert filled.total_tokens - tokens - room < 64 and room <= 8
     if types := config.type_vocab_size > 1:
         assert filled.token_type_ids is not None and torch.equal(
             filled.token_type_ids, torch.zeros_like(filled.input_ids)
@@ -67,7 +78,7 @@ def test_the_own_sequences_stay_and_the_sizes_are_a_buckets(
 
 def test_token_types_stay() -> None:
     batch = dataclasses.replace(pack([[7, 8, 9]], config=BERT), token_type_ids=torch.tensor([0, 1, 1]))
-    types = fill(batch, BERT, 512).token_type_ids
+    types = fill(batch, BERT, 512, FEW).token_type_ids
     assert types is not None and types[:3].tolist() == [0, 1, 1] and not types[3:].any()
 
 
@@ -79,7 +90,7 @@ def test_a_training_run_meets_few_sizes() -> None:
         count = int(torch.randint(1, 65, (), generator=generator))
         bound = int(torch.randint(1, 257, (), generator=generator))
         lengths = torch.randint(1, bound + 1, (count,), generator=generator).tolist()
-        filled = fill(pack([[7] * length for length in lengths], config=ROBERTA), ROBERTA, 256)
+        filled = fill(pack([[7] * length for length in lengths], config=ROBERTA), ROBERTA, 256, FEW)
         sizes.add((filled.total_tokens, len(filled), filled.max_seqlen))
     tokens, sequences, longest = (set(size) for size in zip(*sizes, strict=True))
     assert sequences <= {2**power for power in range(9)} and longest <= {32, 64, 128, 256}
@@ -90,16 +101,23 @@ def test_a_training_run_meets_few_sizes() -> None:
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), longest=st.integers(40, 60))
 @settings(max_examples=40, deadline=None)
 def test_no_sequence_becomes_longer_than_the_model_takes(lengths: list[int], longest: int) -> None:
-    filled = fill(pack([[7] * length for length in lengths], config=ROBERTA), ROBERTA, longest)
+    filled = fill(pack([[7] * length for length in lengths], config=ROBERTA), ROBERTA, longest, FEW)
     assert max(filled.lengths) <= filled.max_seqlen <= longest
 
 
+@pytest.mark.parametrize("sizes", [FEW, MORE], ids=["few", "more"])
 @pytest.mark.parametrize("varlen", [False, True])
 @pytest.mark.parametrize("method", [None, PromptTuning(3), PrefixTuning(3)], ids=str)
 @pytest.mark.parametrize("num_labels", [1, 3])
 @pytest.mark.parametrize("model_type", ["roberta", "bert"])
 def test_loss_and_gradients_are_the_same_filled(
-    model_type: str, num_labels: int, method: object, varlen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_type: str,
+    num_labels: int,
+    method: object,
+    varlen: bool,
+    sizes: Sizes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if varlen:
         monkeypatch.setattr(roberta, "plan_attention", lambda batch, dtype, size, number=0: plan_varlen(batch, number))
@@ -109,7 +127,8 @@ def test_loss_and_gradients_are_the_same_filled(
     if method is not None:
         apply(model, method)
     batch = pack(ragged((7, 1, 40, 3)), [0, 2, 1, 1] if num_labels > 1 else [0.5, 2.0, -1.0, 1.5], config=model.config)
-    filled = fill(batch, model.config, model.config.max_length - getattr(method, "num_virtual_tokens", 0))
+    longest = model.config.max_length - getattr(method, "num_virtual_tokens", 0)
+    filled = fill(batch, model.config, longest, sizes)
     assert len(filled) > len(batch)
     loss, logits, gradients = step(model, batch)
     loss_filled, logits_filled, gradients_filled = step(model, filled)
