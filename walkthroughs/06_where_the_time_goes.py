@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import minipeft
 from minipeft.data.standin import generate
 from minipeft.methods.lora import LoRALinear
+from minipeft.model import linear as ours
 from minipeft.model.grouped import group_by_length
-from minipeft.model.linear import linear
 from minipeft.model.roberta import Encoder, EncoderLayer
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, set_learning_rate
@@ -80,7 +80,7 @@ rates = {
     "LoRA's A, rank 8: 512 x 256 by 256 x 8": rate(512, 256, 8),
     "LoRA's B, rank 8: 512 x 8 by 8 x 256": rate(512, 8, 256),
     "large, in bfloat16": rate(768, 768, 768, torch.bfloat16),
-    "large, through minipeft's linear": rate(768, 768, 768, product=linear),
+    "large, through minipeft's linear": rate(768, 768, 768, product=ours.linear),
 }
 for name, value in rates.items():
     print(f"{value / 1e9:7.1f} billion operations a second   {name}")
@@ -521,7 +521,7 @@ print(f"bfloat16 products run at {ratio_of_rates:.2f} times the rate of float32 
 # bfloat16 products to oneDNN, which uses them on every make. So minipeft asks oneDNN for the float32 ones too:
 
 # %%
-source(linear)
+source(ours.linear)
 print(f"here its rate is {machine / rates['large: 768 x 768 by 768 x 768']:.2f} times that of torch's own product")
 
 # %% [markdown]

@@ -138,7 +138,7 @@ class LoRALinear(AdaptedLinear):
             return y
         low = F.linear(dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))  # (tokens, rank)
         # B's transpose is laid out anew: over its view, the product for B's gradient is the slowest of all thin ones.
-        return y.addmm_(low * self.scaling, self.lora_B.to(x.dtype).T.contiguous())
+        return torch.addmm(y, low * self.scaling, self.lora_B.to(x.dtype).T.contiguous())
 
     def merged_weight(self) -> Tensor:
         """W + s · B A, (out_features, in_features), float32."""
