@@ -128,6 +128,9 @@ def cast_frozen(model: SequenceClassifier, dtype: torch.dtype) -> SequenceClassi
     for parameter in model.encoder.parameters():
         if model.method is None or not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+    if dtype != torch.float32:  # by itself the head would keep the whole checkpoint's file mapped
+        for parameter in model.head.parameters():
+            parameter.data = parameter.data.clone()
     model.encoder.dtype = dtype
     return model
 

@@ -6,7 +6,7 @@ Shapes: tokens = total_tokens of the batch; heads × head_size = hidden_size; sl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,12 @@ Prefix = tuple[Tensor, Tensor]
 PADDING_BOUND = 0.15
 
 # On the CPU, sequences up to this length are faster through matrix products than through the fused kernel (in
-# bfloat16 by a factor of 3 to 6); beyond it the fused kernel saves the memory of the weights. The products are in
-# float32: every group has a shape of its own, and in bfloat16 a kernel would be compiled, and kept, for each.
+# bfloat16 by a factor of 3 to 6); beyond it the fused kernel saves the memory of the weights.
 LONGEST_BY_PRODUCTS = 256
+
+# For products in bfloat16 a kernel is compiled for each shape, and kept: a millisecond, and half a megabyte. There a
+# group's length is a multiple of this, and its sequences are 1, 2, 4, 8, …
+LENGTH_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -76,23 +79,18 @@ class Groups:
 
 def group_by_length(lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> Groups:
     """Plan the groups of a batch, once for all of its layers; computed on the host from `lengths`."""
+    few_shapes = device.type == "cpu" and dtype == torch.bfloat16
+    padded = [-(-length // LENGTH_STEP) * LENGTH_STEP for length in lengths] if few_shapes else lengths
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    runs = _runs(order, padded)
+    if few_shapes:
+        runs = [part for run in runs for part in _powers_of_two(run)]
     starts = torch.tensor([0, *lengths]).cumsum(0)
-    runs: list[list[int]] = []
-    tokens = 0
-    for sequence in order:
-        slots = (len(runs[-1]) + 1) * lengths[sequence] if runs else 0
-        if not runs or (slots - tokens - lengths[sequence]) > PADDING_BOUND * slots:
-            runs.append([])
-            tokens = 0
-        runs[-1].append(sequence)
-        tokens += lengths[sequence]
-
     groups, token_of_slot = [], []
     slot_of_token = torch.empty(int(starts[-1]), dtype=torch.int64)
     start = 0
     for run in runs:
-        longest = lengths[run[-1]]
+        longest = padded[run[-1]]
         run_lengths = torch.tensor([lengths[sequence] for sequence in run])
         real = torch.arange(longest) < run_lengths[:, None]  # (count, longest)
         tokens_of_run = starts[run][:, None] + torch.arange(longest) * real
@@ -111,6 +109,28 @@ def group_by_length(lengths: Sequence[int], device: torch.device, dtype: torch.d
         sequence_order.to(device),
         torch.argsort(sequence_order).to(device),
     )
+
+
+def _runs(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Sequences in the order of their lengths → runs of near-equal length."""
+    runs: list[list[int]] = []
+    tokens = 0
+    for sequence in order:
+        slots = (len(runs[-1]) + 1) * lengths[sequence] if runs else 0
+        if not runs or (slots - tokens - lengths[sequence]) > PADDING_BOUND * slots:
+            runs.append([])
+            tokens = 0
+        runs[-1].append(sequence)
+        tokens += lengths[sequence]
+    return runs
+
+
+def _powers_of_two(run: list[int]) -> Iterator[list[int]]:
+    """The run in parts of 1, 2, 4, 8, … sequences, the largest first."""
+    while run:
+        size = 1 << (len(run).bit_length() - 1)
+        yield run[:size]
+        run = run[size:]
 
 
 def attend_grouped(
@@ -165,11 +185,26 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, probability: f
     if q.device.type != "cpu" or k.shape[-2] > LONGEST_BY_PRODUCTS:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=probability, scale=1.0)
     dtype = q.dtype
-    q, k, v = q.float(), k.float(), v.float()
-    scores = q @ k.transpose(-1, -2)
+    if q.shape[-2] == 1:  # too little to compute for kernels of its own
+        q, k, v = q.float(), k.float(), v.float()
+    scores = _Scores.apply(q, k)  # type: ignore[no-untyped-call]
     if mask is not None:
         scores += mask
     return (dropout(torch.softmax(scores, dim=-1), probability) @ v).to(dtype)
+
+
+class _Scores(torch.autograd.Function):
+    """q kᵀ; the gradient of k is made as the next product makes v's, and so takes the same kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k)
+        return q @ k.transpose(-1, -2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = ctx.saved_tensors
+        return grads[0] @ k, grads[0].transpose(-1, -2) @ q
 
 
 def _rearrange(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from minipeft.model import attention
 from minipeft.model.attention import attend_plain, varlen_agrees
 from minipeft.model.grouped import (
+    LENGTH_STEP,
     LONGEST_BY_PRODUCTS,
     PADDING_BOUND,
     attend_grouped,
@@ -174,14 +175,31 @@ def test_dropout_falls_on_the_weights_with_the_same_distribution(attend: object,
 
 
 @pytest.mark.parametrize("with_prefix", [False, True])
-def test_bfloat16_groups_agree_with_plain(with_prefix: bool) -> None:
+@pytest.mark.parametrize("first_only", [False, True])
+def test_bfloat16_groups_agree_with_plain(first_only: bool, with_prefix: bool) -> None:
+    """Scores and weights are rounded to 8 bits: the outputs, near 1 and below, to a few hundredths."""
     lengths = [20, 19, 3, 300, 290]
-    query, key, value, *before = (x.detach() for x in inputs(lengths, 2, 8, first_only=False, virtual=4))
-    query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
-    prefix = (before[0], before[1]) if with_prefix else None  # float32, as what trains is
-    fast = attend_grouped(query, key, value, group_by_length(lengths, CPU, torch.bfloat16), 2, prefix=prefix)
-    exact = attend_plain(query.float(), key.float(), value.float(), lengths, 2, prefix=prefix)
-    assert fast.dtype == torch.bfloat16 and largest(fast.float(), exact) < 0.1
+    exact_inputs = inputs(lengths, 2, 8, first_only=first_only, virtual=4)
+    rounded = [x.detach().bfloat16().requires_grad_() for x in exact_inputs]
+    plan = group_by_length(lengths, CPU, torch.bfloat16)
+    fast, plain = (
+        attend(*x[:3], how, 2, first_only=first_only, prefix=(x[3], x[4]) if with_prefix else None)
+        for attend, x, how in ((attend_grouped, rounded, plan), (attend_plain, exact_inputs, lengths))
+    )
+    assert fast.dtype == torch.bfloat16 and largest(fast.float(), plain) < 0.06
+    for output in (fast, plain):
+        output.float().sin().sum().backward()
+    for a, b in zip(rounded[: 5 if with_prefix else 3], exact_inputs, strict=False):
+        assert a.grad is not None and b.grad is not None
+        assert largest(a.grad.float(), b.grad) < 0.06 * (1 + float(b.grad.abs().max()))
+
+
+@given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=60))
+def test_bfloat16_groups_have_few_shapes(lengths: list[int]) -> None:
+    plan = group_by_length(lengths, CPU, torch.bfloat16)
+    assert all(group.count.bit_count() == 1 and group.longest % LENGTH_STEP == 0 for group in plan.groups)
+    assert sum(group.count for group in plan.groups) == len(lengths)
+    assert torch.equal(plan.token_of_slot.index_select(0, plan.slot_of_token), torch.arange(sum(lengths)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import largest, ragged, reference_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from minipeft import BitFit, Full, LoRA, apply, load_pretrained, pack
 from minipeft.model import linear as module
@@ -44,7 +44,7 @@ def test_the_product_through_onednn_is_torchs(
     ]
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
     grad = torch.randn(tokens, sizes[1], generator=generator)
-    found = module._Linear.apply(*tensors)  # type: ignore[no-untyped-call]
+    found = module._Linear.apply(*tensors, None)  # type: ignore[no-untyped-call]
     exact = F.linear(*(tensor.double() for tensor in tensors))
     x, weight, _ = tensors
     assert largest(found.double(), exact) < rounding(x, weight.T)
@@ -68,25 +68,29 @@ def test_a_frozen_layer_keeps_no_input_for_its_way_back() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module._Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        module._Linear.apply(x, weight, bias, None)  # type: ignore[no-untyped-call]
         assert [tensor.shape for tensor in kept] == [weight.shape]
         kept.clear()
-        module._Linear.apply(x, weight.requires_grad_(), bias)  # type: ignore[no-untyped-call]
+        module._Linear.apply(x, weight.requires_grad_(), bias, None)  # type: ignore[no-untyped-call]
         assert {tuple(tensor.shape) for tensor in kept} == {(5, 3), (4, 3)}
 
 
-def test_onednn_can_be_turned_off_and_serves_float32_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onednn_can_be_turned_off_and_serves_two_dtypes_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(module, "_has_product", lambda: True)
-    monkeypatch.setattr(module._Linear, "apply", lambda *tensors: calls.append(tensors) or F.linear(*tensors))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(module._Linear, "apply", lambda *inputs: calls.append(inputs) or F.linear(*inputs[:3]))
+    module._has_product.cache_clear()
     x, weight, bias = torch.randn(5, 3), torch.randn(4, 3), torch.randn(4)
-    linear(x, weight, bias)
-    assert len(calls) == 1
-    for dtype, device in ((torch.bfloat16, "cpu"), (torch.float64, "cpu"), (torch.float32, "meta")):
+    for dtype in (torch.float32, torch.bfloat16):
+        linear(*(tensor.to(dtype) for tensor in (x, weight, bias)))
+    served = len(calls)
+    assert served == sum(onednn_serves(dtype) for dtype in (torch.float32, torch.bfloat16))
+    for dtype, device in ((torch.float64, "cpu"), (torch.float16, "cpu"), (torch.float32, "meta")):
         linear(*(tensor.to(device, dtype) for tensor in (x, weight, bias)))
     with torch.backends.mkldnn.flags(enabled=False):
         linear(x, weight, bias)
-    assert len(calls) == 1
+    module._has_product.cache_clear()
+    assert len(calls) == served
 
 
 def test_a_machine_without_the_product_is_served_by_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,11 +101,65 @@ def test_a_machine_without_the_product_is_served_by_torchs(monkeypatch: pytest.M
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     module._has_product.cache_clear()
     try:
-        assert not onednn_serves()
+        assert not onednn_serves(torch.float32)
         x, weight, bias = torch.randn(5, 3), torch.randn(4, 3), torch.randn(4)
         assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
     finally:
         module._has_product.cache_clear()
+
+
+def frozen(*sizes: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(sizes).bfloat16(), requires_grad=False)
+
+
+@HAS_ONEDNN
+@given(tokens=st.integers(1, 90), sizes=st.tuples(st.integers(1, 130), st.integers(1, 130)))
+@example(tokens=1024, sizes=(768, 3072))
+@settings(max_examples=60, deadline=None)
+def test_a_frozen_weight_that_is_laid_out_gives_the_plain_product(tokens: int, sizes: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight, bias = frozen(sizes[1], sizes[0]), frozen(sizes[1])
+    x, grad = torch.randn(tokens, sizes[0]).bfloat16().requires_grad_(), torch.randn(tokens, sizes[1]).bfloat16()
+    layouts = module._layouts_of(weight)
+    assert layouts is not None
+    found = module._Linear.apply(x, weight, bias, layouts)  # type: ignore[no-untyped-call]
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    # The result is rounded to 8 bits once; the sums are float32's.
+    assert largest(found.double() / (1 + exact.abs()), exact / (1 + exact.abs())) < 2**-8
+    (gradient,) = torch.autograd.grad(found, x, grad)
+    exact = grad.double() @ weight.double()
+    assert largest(gradient.double() / (1 + exact.abs()), exact / (1 + exact.abs())) < 2**-8
+
+
+@HAS_ONEDNN
+def test_a_layout_follows_its_weight_and_ends_with_it() -> None:
+    weight, bias, x = frozen(4, 3), frozen(4), torch.randn(5, 3).bfloat16()
+
+    def agrees(weight: nn.Parameter) -> bool:
+        layouts = module._layouts_of(weight)
+        assert layouts is not None and layouts is module._layouts_of(weight)
+        found = module._Linear.apply(x, weight, bias, layouts)  # type: ignore[no-untyped-call]
+        return torch.equal(found, F.linear(x, weight, bias))
+
+    before = len(module._LAYOUTS)
+    assert agrees(weight)
+    with torch.no_grad():
+        weight.copy_(torch.randn(4, 3))
+    assert agrees(weight)
+    weight.data = torch.randn(4, 3).bfloat16()
+    assert agrees(weight)
+    assert len(module._LAYOUTS) == before + 1
+    del weight
+    assert len(module._LAYOUTS) == before
+
+
+def test_only_frozen_bfloat16_parameters_are_laid_out() -> None:
+    weight = frozen(4, 3)
+    assert module._layouts_of(nn.Parameter(weight.float(), requires_grad=False)) is None
+    assert module._layouts_of(nn.Parameter(weight.detach())) is None
+    assert module._layouts_of(weight.detach().clone()) is None  # a product of the moment, such as a cast
+    with torch.inference_mode():
+        assert module._layouts_of(frozen(4, 3)) is None  # nobody could tell whether it was written to
 
 
 @pytest.mark.parametrize("method", [LoRA(targets=("query", "value", "intermediate")), BitFit(), Full()], ids=repr)
