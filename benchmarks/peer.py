@@ -28,14 +28,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, TaskType, get_peft_model
-from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 import minipeft
 from minipeft.data.batching import split_by_tokens
 from minipeft.data.buckets import fill
 from minipeft.data.tasks import get_task, read_chunks, read_split
-from minipeft.device import MAX_TOKENS, choose_device, peak_memory
+from minipeft.device import choose_device, choose_max_tokens, peak_memory
 from minipeft.model.config import load_config
 from minipeft.model.linear import linear
 from minipeft.training.metrics import Encoded, encode_split, sequence_loss
@@ -55,11 +53,12 @@ def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
     dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32
     model = minipeft.apply(minipeft.load_pretrained(folder, dtype=dtype), METHODS[row.method]).to(wanted.device)
     optimizer = adamw(model, 0.01)
+    max_tokens = wanted.max_tokens or choose_max_tokens(wanted.device, row.precision)
     model.train(row.mode == "training")
 
     def step(examples: Encoded, indices: list[int]) -> None:
         with torch.set_grad_enabled(row.mode == "training"):
-            for chosen in split_by_tokens(indices, examples.lengths, wanted.max_tokens):
+            for chosen in split_by_tokens(indices, examples.lengths, max_tokens):
                 batch = fill(examples.batch(chosen, model.config), model.config).to(wanted.device)
                 logits = model(batch)
                 if row.mode == "training":
@@ -73,7 +72,10 @@ def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
 
 
 def peer(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encoded, list[int]], None]:
-    """The same step through transformers and peft."""
+    """The same step through transformers and peft; imported here, so that they count as memory of this side alone."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
     model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     if row.method == "lora":
         model = get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, r=2, lora_alpha=8, lora_dropout=0.0))
@@ -190,7 +192,8 @@ def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> 
 def memory_of(wanted: argparse.Namespace, folder: Path, row: Row, side: str) -> int:
     """Peak memory in bytes of a process of its own that takes three steps of one side."""
     arguments = [sys.executable, __file__, "--data", wanted.data, "--tokenizer", wanted.tokenizer, "--memory-of", side]
-    arguments += ["--peer-precision", wanted.peer_precision, "--max-tokens", str(wanted.max_tokens)]
+    arguments += ["--peer-precision", wanted.peer_precision]
+    arguments += ["--max-tokens", str(wanted.max_tokens)] if wanted.max_tokens else []
     arguments += ["--group-by-length"] if wanted.group_by_length else []
     arguments += ["--folder", str(folder), "--row", json.dumps(dataclasses.asdict(row)), "--device", wanted.device]
     printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
@@ -237,9 +240,10 @@ def main() -> None:
     flag("--row", help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     wanted.device = choose_device(wanted.device)
-    wanted.max_tokens = wanted.max_tokens or MAX_TOKENS[wanted.device]
     if wanted.memory_of:
         return report_memory(wanted)
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -10,7 +10,7 @@ import torch
 
 from minipeft.errors import MinipeftError, one_of
 
-MAX_TOKENS = {"cpu": 1024, "mps": 4096, "cuda": 16384}  # of a batch; more fill a larger machine
+MAX_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}  # of a batch; more fill a larger machine
 
 
 def choose_device(device: str) -> str:
@@ -32,6 +32,11 @@ def choose_precision(precision: str, device: str) -> str:
     if precision == "auto":
         return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return precision
+
+
+def choose_max_tokens(device: str, precision: str) -> int:
+    """How many tokens a batch has at most; on a CPU more in bf16, where each takes half of the memory."""
+    return 1024 if (device, precision) == ("cpu", "bf16") else MAX_TOKENS[device]
 
 
 def check_cuda_graphs(device: str, activation_checkpointing: bool) -> None:

@@ -18,7 +18,7 @@ from minipeft import __version__
 from minipeft.adapter import read_start, reload_adapter, start_from
 from minipeft.data.tasks import Task, choose_data, read_chunks
 from minipeft.data.tokenizer import load_tokenizer
-from minipeft.device import MAX_TOKENS, check_cuda_graphs, choose_device, choose_precision, peak_memory
+from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision, peak_memory
 from minipeft.errors import MinipeftError, shown
 from minipeft.files import PARTIAL, check_output, make_folder, read_json, write_json
 from minipeft.hub import resolve_model
@@ -103,7 +103,7 @@ def train(**settings: Any) -> Result:
         device=device,
         precision=precision,
         max_length=choose_max_length(wanted.max_length, method, config.max_length),
-        max_tokens=wanted.max_tokens or MAX_TOKENS[device],
+        max_tokens=wanted.max_tokens or choose_max_tokens(device, precision),
     )
     resolved = {"output": str(folder), "source": source, "labels": task.labels}
     record = json.loads(json.dumps(dataclasses.asdict(wanted) | resolved))
