@@ -202,9 +202,10 @@ class _Scores(torch.autograd.Function):
         return q @ k.transpose(-1, -2)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         q, k = ctx.saved_tensors
-        return grads[0] @ k, grads[0].transpose(-1, -2) @ q
+        of_q, of_k = ctx.needs_input_grad
+        return grads[0] @ k if of_q else None, grads[0].transpose(-1, -2) @ q if of_k else None
 
 
 def _rearrange(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
