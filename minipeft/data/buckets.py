@@ -31,19 +31,20 @@ class Sizes:
     sequences: Callable[[int], int]
 
 
-def _multiple(number: int, of: int) -> int:
+def multiple(number: int, of: int) -> int:
+    """The least multiple of `of` that is not below `number`."""
     return -(-number // of) * of
 
 
 def _rung(tokens: int) -> int:
     """A multiple of 256, or of an eighth of the power of two below: at most an eighth more, from 2048 on."""
-    return _multiple(tokens, max(256, 1 << max(0, tokens.bit_length() - 4)))
+    return multiple(tokens, max(256, 1 << max(0, tokens.bit_length() - 4)))
 
 
 # Few, for CUDA graphs: each takes a second to record. More, for oneDNN's kernels: each takes a millisecond to compile,
 # and half a megabyte for good.
 FEW = Sizes(_rung, lambda count: 1 << (count - 1).bit_length())
-MORE = Sizes(lambda tokens: _multiple(tokens, 64), lambda count: _multiple(count, 8))
+MORE = Sizes(lambda tokens: multiple(tokens, 64), lambda count: multiple(count, 8))
 
 
 def fill(batch: PackedBatch, config: FillingConfig, longest: int | None = None, sizes: Sizes = MORE) -> PackedBatch:

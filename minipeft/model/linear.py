@@ -76,9 +76,8 @@ _LAYOUTS = WeakIdKeyDictionary()  # Parameter → _Layouts, while the parameter 
 
 def _layouts_of(weight: Tensor) -> _Layouts | None:
     """For frozen bfloat16 parameters; in float32 they gain little beside the memory they take."""
-    if weight.dtype != torch.bfloat16 or weight.requires_grad or not isinstance(weight, nn.Parameter):
-        return None
-    if weight.is_inference():
+    frozen = isinstance(weight, nn.Parameter) and not weight.requires_grad
+    if not frozen or weight.dtype != torch.bfloat16 or weight.is_inference():  # which has no version to look at
         return None
     found = _LAYOUTS.get(weight)
     if found is None or found.state != _state(weight):
