@@ -92,12 +92,46 @@ class Case:
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            tensors.append(tensor)
-            return tensor
+            tensors.append(tensor.detach())  # an output that its own node held would never be freed
+            return tensors[-1]
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             self.model(self.batch)
         return sum(size for address, size in storages.items() if address not in own)
+
+
+def table(
+    name: str, wanted: dict[Any, dict[str, Any]], precision: str, device: str, rounds: int
+) -> list[dict[str, Any]]:
+    """Measure and print one table; its models are gone before the next one's are made."""
+    print(f"\n| {name} ({precision}) | µs/token | MFLOP/token | of the product rate | kept, KiB/token |")
+    print("|---|---|---|---|---|", flush=True)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    cases = {value: Case(case, dtype, device) for value, case in wanted.items()}
+    seconds: dict[Any, list[float]] = {value: [] for value in cases}
+    for _ in range(rounds + 1):
+        for value, case in cases.items():
+            seconds[value].append(case.step())
+    rate, rows = max(product_rate(dtype, device).values()), []
+    for value, case in cases.items():
+        took, tokens = statistics.median(seconds[value][1:]), case.batch.total_tokens  # the first warms up
+        row = {
+            "varied": name,
+            "value": value,
+            "precision": precision,
+            "device": device,
+            "seconds_per_token": took / tokens,
+            "operations_per_token": case.operations / tokens,
+            "fraction_of_product_rate": case.operations / took / rate,
+            "kept_bytes_per_token": case.kept() / tokens,
+        }
+        rows.append(row)
+        print(
+            f"| {value} | {1e6 * took / tokens:.0f} | {case.operations / tokens / 1e6:.0f} "
+            f"| {case.operations / took / rate:.2f} | {row['kept_bytes_per_token'] / 1024:.0f} |",
+            flush=True,
+        )
+    return rows
 
 
 def main() -> None:
@@ -113,35 +147,15 @@ def main() -> None:
     wanted = parser.parse_args()
     device, rows = choose_device(wanted.device), []
     for precision in wanted.precisions:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         for name in wanted.vary:
             values = [type(USUAL[name])(value) for value in wanted.values or VARIED[name]]
-            print(f"\n| {name} ({precision}) | µs/token | MFLOP/token | of the product rate | kept, KiB/token |")
-            print("|---|---|---|---|---|", flush=True)
-            cases = {value: Case({**USUAL, "shape": wanted.shape, name: value}, dtype, device) for value in values}
-            seconds: dict[Any, list[float]] = {value: [] for value in values}
-            for _ in range(wanted.rounds + 1):
-                for value, case in cases.items():
-                    seconds[value].append(case.step())
-            rate = max(product_rate(dtype, device).values())
-            for value, case in cases.items():
-                took, tokens = statistics.median(seconds[value][1:]), case.batch.total_tokens  # the first warms up
-                row = {
-                    "varied": name,
-                    "value": value,
-                    "precision": precision,
-                    "device": device,
-                    "seconds_per_token": took / tokens,
-                    "operations_per_token": case.operations / tokens,
-                    "fraction_of_product_rate": case.operations / took / rate,
-                    "kept_bytes_per_token": case.kept() / tokens,
-                }
-                rows.append(row)
-                print(
-                    f"| {value} | {1e6 * took / tokens:.0f} | {case.operations / tokens / 1e6:.0f} "
-                    f"| {case.operations / took / rate:.2f} | {row['kept_bytes_per_token'] / 1024:.0f} |",
-                    flush=True,
-                )
+            rows += table(
+                name,
+                {value: {**USUAL, "shape": wanted.shape, name: value} for value in values},
+                precision,
+                device,
+                wanted.rounds,
+            )
     if wanted.output:
         Path(wanted.output).write_text(json.dumps(rows, indent=2) + "\n")
 
