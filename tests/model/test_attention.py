@@ -20,6 +20,7 @@ from minipeft.model.grouped import (
     attend_grouped,
     group_by_length,
 )
+from minipeft.model.varlen import Varlen
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 RAGGED = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -210,7 +211,13 @@ def test_the_variable_length_kernels_are_tried_before_they_are_used(
     def broken(*_: object) -> Tensor:
         raise RuntimeError("no kernel image\nis available")
 
-    attempts = {"as it is": None, "wrong": lambda q, *_: q * 0.9, "broken": broken}
+    kernel = attention.attend_varlen
+
+    def joined(q: Tensor, k: Tensor, v: Tensor, plan: Varlen, num_heads: int) -> Tensor:
+        starts = torch.tensor([0, 6, 15], dtype=torch.int32)  # the first two sequences as one
+        return kernel(q, k, v, Varlen(starts, starts, starts, 9, 9), num_heads)
+
+    attempts = {"as it is": None, "joined": joined, "no number": lambda q, *_: q * math.nan, "broken": broken}
     agrees = []
     for attempt in attempts.values():
         varlen_agrees.cache_clear()
@@ -219,6 +226,17 @@ def test_the_variable_length_kernels_are_tried_before_they_are_used(
         with torch.inference_mode(inference):
             agrees.append(varlen_agrees(CPU, dtype, 8))
     varlen_agrees.cache_clear()
-    assert agrees == [True, False, False]
+    assert agrees == [True, False, False, False]
     said = [record.message for record in caplog.records if record.name == "minipeft"]  # torch may have its own to say
-    assert len(said) == 2 and "differ by" in said[0] and "no kernel image" in said[1]
+    assert len(said) == 3 and "differ by" in said[0] and "differ by nan" in said[1] and "no kernel image" in said[2]
+
+
+@pytest.mark.parametrize("head_size", [8, 64, 128, 256])
+def test_the_trial_of_the_kernels_has_room_for_bfloat16(head_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(q: Tensor, k: Tensor, v: Tensor, plan: Varlen, num_heads: int) -> Tensor:  # rounds after each operation
+        return attend_plain(q, k, v, [5, 1, 9], num_heads)
+
+    monkeypatch.setattr(attention, "attend_varlen", plain)
+    varlen_agrees.cache_clear()
+    assert varlen_agrees(CPU, torch.bfloat16, head_size)
+    varlen_agrees.cache_clear()
