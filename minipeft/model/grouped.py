@@ -23,9 +23,9 @@ Prefix = tuple[Tensor, Tensor]
 # Sequences share a group while the padding in it stays below this part of its slots.
 PADDING_BOUND = 0.15
 
-# On the CPU, sequences up to this length are faster through matrix products than through the fused kernel (in
-# bfloat16 by a factor of 3 to 6); beyond it the fused kernel saves the memory of the weights.
-LONGEST_BY_PRODUCTS = 256
+# On the CPU, sequences up to these lengths are faster through matrix products than through the fused kernel; beyond
+# them that one saves the memory of the weights. With dropout it saves none, and takes up to three times as long.
+LONGEST_BY_PRODUCTS, LONGEST_BY_BF16_PRODUCTS = 256, 512
 
 # For products in bfloat16 a kernel is compiled for each shape, and kept: a millisecond, and half a megabyte. There a
 # group's length is a multiple of this, and its sequences are 1, 2, 4, 8, …
@@ -183,7 +183,8 @@ def _behind(prefix: Tensor, x: Tensor) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, probability: float) -> Tensor:
     """softmax(q kᵀ + mask) v, q being divided by √head_size already."""
-    if q.device.type != "cpu" or k.shape[-2] > LONGEST_BY_PRODUCTS:
+    longest = LONGEST_BY_BF16_PRODUCTS if q.dtype == torch.bfloat16 else LONGEST_BY_PRODUCTS
+    if q.device.type != "cpu" or (k.shape[-2] > longest and probability == 0):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=probability, scale=1.0)
     dtype = q.dtype
     if q.shape[-2] == 1:  # too little to compute for kernels of its own

@@ -15,6 +15,7 @@ from minipeft.model import attention
 from minipeft.model.attention import attend_plain, varlen_agrees
 from minipeft.model.grouped import (
     LENGTH_STEP,
+    LONGEST_BY_BF16_PRODUCTS,
     LONGEST_BY_PRODUCTS,
     PADDING_BOUND,
     attend_grouped,
@@ -179,7 +180,7 @@ def test_dropout_falls_on_the_weights_with_the_same_distribution(attend: object,
 @pytest.mark.parametrize("first_only", [False, True])
 def test_bfloat16_groups_agree_with_plain(first_only: bool, with_prefix: bool) -> None:
     """Scores and weights are rounded to 8 bits: the outputs, near 1 and below, to a few hundredths."""
-    lengths = [20, 19, 3, 300, 290]
+    lengths = [20, 19, 3, 300, 290, LONGEST_BY_BF16_PRODUCTS + 1]  # the last by the fused kernel
     exact_inputs = inputs(lengths, 2, 8, first_only=first_only, virtual=4)
     rounded = [x.detach().bfloat16().requires_grad_() for x in exact_inputs]
     plan = group_by_length(lengths, CPU, torch.bfloat16)
