@@ -100,26 +100,26 @@ class Case:
         return sum(size for address, size in storages.items() if address not in own)
 
 
-def table(
-    name: str, wanted: dict[Any, dict[str, Any]], precision: str, device: str, rounds: int
-) -> list[dict[str, Any]]:
+def table(wanted: argparse.Namespace, name: str, precision: str) -> list[dict[str, Any]]:
     """Measure and print one table; its models are gone before the next one's are made."""
     print(f"\n| {name} ({precision}) | µs/token | MFLOP/token | of the product rate | kept, KiB/token |")
     print("|---|---|---|---|---|", flush=True)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    cases = {value: Case(case, dtype, device) for value, case in wanted.items()}
+    values = [type(USUAL[name])(value) for value in wanted.values or VARIED[name]]
+    usual = {**USUAL, "shape": wanted.shape}
+    cases = {value: Case({**usual, name: value}, dtype, wanted.device) for value in values}
     seconds: dict[Any, list[float]] = {value: [] for value in cases}
-    for _ in range(rounds + 1):
+    for _ in range(wanted.rounds + 1):
         for value, case in cases.items():
             seconds[value].append(case.step())
-    rate, rows = max(product_rate(dtype, device).values()), []
+    rate, rows = max(product_rate(dtype, wanted.device).values()), []
     for value, case in cases.items():
         took, tokens = statistics.median(seconds[value][1:]), case.batch.total_tokens  # the first warms up
         row = {
             "varied": name,
             "value": value,
             "precision": precision,
-            "device": device,
+            "device": wanted.device,
             "seconds_per_token": took / tokens,
             "operations_per_token": case.operations / tokens,
             "fraction_of_product_rate": case.operations / took / rate,
@@ -145,17 +145,10 @@ def main() -> None:
     flag("--device", default="auto")
     flag("--output", help="JSON file for the rows")
     wanted = parser.parse_args()
-    device, rows = choose_device(wanted.device), []
+    wanted.device, rows = choose_device(wanted.device), []
     for precision in wanted.precisions:
         for name in wanted.vary:
-            values = [type(USUAL[name])(value) for value in wanted.values or VARIED[name]]
-            rows += table(
-                name,
-                {value: {**USUAL, "shape": wanted.shape, name: value} for value in values},
-                precision,
-                device,
-                wanted.rounds,
-            )
+            rows += table(wanted, name, precision)
     if wanted.output:
         Path(wanted.output).write_text(json.dumps(rows, indent=2) + "\n")
 
