@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 import minipeft
-from minipeft.data.tasks import get_task, read_split
+from minipeft.data.splits import read_split
+from minipeft.data.tasks import get_task
 from minipeft.model.checkpoint import cast_frozen
 
 

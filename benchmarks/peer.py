@@ -32,7 +32,8 @@ import torch.nn.functional as F
 import minipeft
 from minipeft.data.batching import split_by_tokens
 from minipeft.data.buckets import fill
-from minipeft.data.tasks import get_task, read_chunks, read_split
+from minipeft.data.splits import read_chunks, read_split
+from minipeft.data.tasks import get_task
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
 from minipeft.model.config import load_config
 from minipeft.model.linear import linear

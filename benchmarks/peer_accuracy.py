@@ -17,11 +17,12 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
+from minipeft.cli.flags import add_train_flags
 from minipeft.data.batching import epoch_order
-from minipeft.data.tasks import get_task, read_chunks
+from minipeft.data.splits import read_chunks
+from minipeft.data.tasks import get_task
 from minipeft.data.tokenizer import load_tokenizer
-from minipeft.flags import add_train_flags
-from minipeft.hub import resolve_model
+from minipeft.hub.hub import resolve_model
 from minipeft.model.config import load_config
 from minipeft.training.metrics import METRICS, Encoded, encode_split, sequence_loss
 from minipeft.training.optim import parameter_groups

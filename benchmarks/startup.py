@@ -31,7 +31,7 @@ register_optimizer_step_post_hook(stop)
 """
 OURS = """
 import sys
-from minipeft.cli import main_train
+from minipeft.cli.cli import main_train
 sys.argv = ["train.py", "--task", "rte", "--method", "lora", "--rank", "2", "--model", {folder!r}, "--data", {data!r},
     "--device", {device!r}, "--precision", "fp32", "--output", {output!r}, "--quiet"]
 sys.exit(main_train())

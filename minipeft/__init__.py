@@ -7,12 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minipeft.adapter import load_adapter, save_adapter
-    from minipeft.adapter_set import AdapterSet
+    from minipeft.adapters.adapter import load_adapter, save_adapter
+    from minipeft.adapters.adapter_set import AdapterSet
+    from minipeft.adapters.merging import export, merge, unmerge
     from minipeft.data.batching import PackedBatch, pack
     from minipeft.data.tokenizer import Tokenizer, load_tokenizer
     from minipeft.errors import MinipeftError
-    from minipeft.merging import export, merge, unmerge
+    from minipeft.inference.predict import load_run
     from minipeft.methods import apply, count_parameters
     from minipeft.methods.adalora import AdaLoRA
     from minipeft.methods.bitfit import BitFit
@@ -29,18 +30,17 @@ if TYPE_CHECKING:
     from minipeft.model.checkpoint import load_pretrained
     from minipeft.model.config import EncoderConfig
     from minipeft.model.roberta import SequenceClassifier
-    from minipeft.predict import load_run
     from minipeft.training.run import Result, train
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "minipeft.adapter": ("load_adapter", "save_adapter"),
-    "minipeft.adapter_set": ("AdapterSet",),
+    "minipeft.adapters.adapter": ("load_adapter", "save_adapter"),
+    "minipeft.adapters.adapter_set": ("AdapterSet",),
     "minipeft.data.batching": ("PackedBatch", "pack"),
     "minipeft.data.tokenizer": ("Tokenizer", "load_tokenizer"),
     "minipeft.errors": ("MinipeftError",),
-    "minipeft.merging": ("export", "merge", "unmerge"),
+    "minipeft.adapters.merging": ("export", "merge", "unmerge"),
     "minipeft.methods": ("apply", "count_parameters"),
     "minipeft.methods.adalora": ("AdaLoRA",),
     "minipeft.methods.bitfit": ("BitFit",),
@@ -57,7 +57,7 @@ _HOMES = {
     "minipeft.model.checkpoint": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
     "minipeft.model.roberta": ("SequenceClassifier",),
-    "minipeft.predict": ("load_run",),
+    "minipeft.inference.predict": ("load_run",),
     "minipeft.training.run": ("Result", "train"),
 }
 __all__ = [

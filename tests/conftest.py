@@ -269,7 +269,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def refused(arguments: Sequence[object], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a refused command leaves; nothing below `folder` has changed."""
-    from minipeft.cli import main
+    from minipeft.cli.cli import main
 
     before, directories = contents(folder), sorted(path for path in folder.rglob("*") if path.is_dir())
     capsys.readouterr()

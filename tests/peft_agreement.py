@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minipeft import SequenceClassifier, apply, load_adapter, load_pretrained, pack, save_adapter
-from minipeft.adapter_file import adapter_tensors
+from minipeft.adapters.adapter_file import adapter_tensors
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, set_learning_rate
 

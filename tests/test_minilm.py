@@ -10,7 +10,8 @@ import torch
 from conftest import shared
 
 from minipeft import LoRA, apply, load_pretrained, load_tokenizer, pack
-from minipeft.data.tasks import get_task, read_chunks, read_split
+from minipeft.data.splits import read_chunks, read_split
+from minipeft.data.tasks import get_task
 from minipeft.training.loop import train_loop
 from minipeft.training.metrics import encode_split, evaluate
 

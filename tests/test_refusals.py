@@ -14,7 +14,7 @@ import torch
 from conftest import REPOSITORY, refused, run_command
 from safetensors.torch import load_file, save_file
 
-from minipeft.cli import main
+from minipeft.cli.cli import main
 
 SMALL = ["--epochs", "1", "--train-limit", "32", "--eval-limit", "16", "--batch-size", "8", "--grad-accum", "1"]
 

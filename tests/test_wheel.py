@@ -28,7 +28,7 @@ def test_the_wheel_brings_the_bundled_encoder_and_trains_outside_the_repository(
     command = [
         sys.executable,
         "-c",
-        "import sys; from minipeft.cli import main; sys.exit(main())",
+        "import sys; from minipeft.cli.cli import main; sys.exit(main())",
         "train",
         "--task",
         "rte",

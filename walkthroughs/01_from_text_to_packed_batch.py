@@ -23,7 +23,8 @@ from showing import picture, source
 
 import minipeft
 from minipeft.data.batching import split_by_tokens
-from minipeft.data.tasks import get_task, read_split
+from minipeft.data.splits import read_split
+from minipeft.data.tasks import get_task
 
 tokenizer = minipeft.load_tokenizer("roberta-mini")
 config = minipeft.load_pretrained("roberta-mini").config

@@ -25,10 +25,10 @@ import torch
 from showing import picture, piece, source
 
 import minipeft
-from minipeft.adapter import read_start, start_from
-from minipeft.cli import main
+from minipeft.adapters.adapter import read_start, start_from
+from minipeft.cli.cli import main
+from minipeft.compare.formatting import as_text, in_words, listed
 from minipeft.comparison import table as rule
-from minipeft.comparison.words import as_text, in_words, listed
 from minipeft.data.batching import epoch_order
 from minipeft.data.standin import generate
 from minipeft.model.roberta import ClassificationHead, initialise

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import minipeft
-from minipeft.flags import add_train_flags
+from minipeft.cli.flags import add_train_flags
 from minipeft.methods import METHODS
 from minipeft.training.recipes import TrainSettings
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minipeft.data.rows import Table
+from minipeft.data.tasks import Task
 from minipeft.errors import MinipeftError, is_unicode, shown, some
-
-if TYPE_CHECKING:
-    from minipeft.data.tasks import Task
 
 LABEL_TYPES = ("auto", "classes", "numbers")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)

@@ -120,7 +120,7 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
     name_or_dir   as in `load_pretrained`
     Raises MinipeftError for a name that cannot be found or fetched, and for files that are missing or damaged.
     """
-    from minipeft.hub import resolve_model
+    from minipeft.hub.hub import resolve_model
 
     folder, _ = resolve_model(str(name_or_dir))
     whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"

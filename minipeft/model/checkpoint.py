@@ -98,7 +98,7 @@ def load_pretrained(
     The model is in evaluation mode; call .train() before training it.
     Raises MinipeftError for a missing or damaged file, and for a tensor that is unknown, missing or of a wrong shape.
     """
-    from minipeft.hub import resolve_model
+    from minipeft.hub.hub import resolve_model
 
     folder, _ = resolve_model(str(name_or_dir))
     config = load_config(folder)

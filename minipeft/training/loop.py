@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from minipeft.adapter import save_adapter
-from minipeft.adapter_file import read_adapter
+from minipeft.adapters.adapter import save_adapter
+from minipeft.adapters.adapter_file import read_adapter
 from minipeft.data.batching import epoch_order, split_by_tokens
 from minipeft.data.buckets import fill
 from minipeft.data.tasks import Task
@@ -28,11 +28,11 @@ from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import make_folder, write_atomically, write_lines
 from minipeft.methods import METHODS, method_name
 from minipeft.model.roberta import SequenceClassifier
+from minipeft.training.async_scalars import READ_LATE, StepNumbers
 from minipeft.training.distributed import ALONE, Workers
 from minipeft.training.events import Events
 from minipeft.training.graphs import StepGraphs
 from minipeft.training.interrupt import collect_signals
-from minipeft.training.late import READ_LATE, StepNumbers
 from minipeft.training.metrics import Encoded, evaluate, sequence_loss
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 from minipeft.training.recipes import CHECKPOINT_MINUTES

@@ -30,14 +30,14 @@ from minipeft.errors import (
     MinipeftError,
 )
 from minipeft.files import make_folder, read_json, write_atomically, write_json, write_lines
-from minipeft.hub import resolve_model
+from minipeft.hub.hub import resolve_model
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, initialise
+from minipeft.training.init_weights import start_from_counts
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 from minipeft.training.pretrain_settings import HELD_OUT_EVERY, PretrainSettings, check_settings, new_config
-from minipeft.training.start import start_from_counts
 
 _epoch_order = lru_cache(maxsize=1)(epoch_order)  # asked for in every step
 IGNORED = ("resume", "quiet", "checkpoint_minutes", "device")  # a resumed run may change these

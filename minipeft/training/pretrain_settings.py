@@ -9,9 +9,9 @@ from pathlib import Path
 from minipeft.data.corpus import read_lines
 from minipeft.data.tokenizer import ROBERTA_SPECIALS, load_tokenizer
 from minipeft.errors import MinipeftError, check_seed, finite_number, probability, under_torchrun, whole_number
-from minipeft.hub import resolve_model
+from minipeft.hub.hub import resolve_model
 from minipeft.model.config import EncoderConfig, load_config
-from minipeft.training.start import LARGEST_VOCABULARY
+from minipeft.training.init_weights import LARGEST_VOCABULARY
 
 SMALLEST_VOCABULARY = 256 + len(ROBERTA_SPECIALS)
 HELD_OUT_EVERY = 200  # one line in so many is validation text

@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 import torch
 
 from minipeft import __version__
-from minipeft.adapter import read_start, reload_adapter, start_from
-from minipeft.data.tasks import Task, choose_data, read_chunks
+from minipeft.adapters.adapter import read_start, reload_adapter, start_from
+from minipeft.data.splits import choose_data, read_chunks
+from minipeft.data.tasks import Task
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision, peak_memory
 from minipeft.errors import MinipeftError, shown
 from minipeft.files import PARTIAL, check_output, make_folder, read_json, write_json
-from minipeft.hub import resolve_model
+from minipeft.hub.hub import resolve_model
 from minipeft.methods import apply, count_parameters
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.config import load_config

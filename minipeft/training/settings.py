@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from minipeft.data.own import OwnData, is_own, own_data
+from minipeft.data.custom import OwnData, is_own, own_data
 from minipeft.data.tasks import Task, get_task
 from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
 from minipeft.methods import get_method, method_name

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minipeft import MinipeftError
-from minipeft.data.tasks import TASKS, Split, choose_data, get_task, read_split
+from minipeft.data.splits import choose_data, read_split
+from minipeft.data.tasks import TASKS, Split, get_task
 
 PAIR = {"sentence1": ["a b", "c", "d"], "sentence2": ["e", "f", "g"], "label": [0, 1, 1]}
 

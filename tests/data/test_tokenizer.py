@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minipeft import MinipeftError, Tokenizer, load_tokenizer
-from minipeft.data.tasks import get_task, read_split
+from minipeft.data.splits import read_split
+from minipeft.data.tasks import get_task
 
 # Any text that can be written as UTF-8, and more of what byte-level BPE treats by rules of its own.
 TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text("ab 'st\n\t\u00a0\u3000éЖ漢😀<>/mask")

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minipeft.data.batching import epoch_order, pack
-from minipeft.data.tasks import CHUNK_ROWS, Split, get_task
+from minipeft.data.splits import CHUNK_ROWS
+from minipeft.data.tasks import Split, get_task
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer
 from minipeft.data.tokens import TokenTable
 from minipeft.model.config import load_config
@@ -108,7 +109,8 @@ def test_an_example_costs_bytes_and_not_kilobytes(tiny_checkpoint: Path) -> None
     """Memory of the process itself; the tokens lie in a file that the system may drop."""
     script = f"""
 from minipeft import load_tokenizer
-from minipeft.data.tasks import get_task, share_out
+from minipeft.data.splits import share_out
+from minipeft.data.tasks import get_task
 from minipeft.model.config import load_config
 from minipeft.training.metrics import encode_split
 from pathlib import Path

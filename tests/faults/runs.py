@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from conftest import REPOSITORY, details_of, environment
 
-from minipeft.cli import main_train
+from minipeft.cli.cli import main_train
 
 TIMES = ("seconds", "samples_per_second")
 BAR = r"\d+/\d+ \["

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from minipeft import MinipeftError, load_pretrained
 from minipeft.data.rows import open_table
-from minipeft.data.tasks import get_task, read_chunks, read_examples
+from minipeft.data.splits import read_chunks, read_examples
+from minipeft.data.tasks import get_task
 
 
 @given(data=st.data(), ending=st.sampled_from(["jsonl", "csv", "tsv", "parquet", "txt"]))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import minipeft
 from minipeft import load_adapter, load_pretrained
-from minipeft.cli import main
+from minipeft.cli.cli import main
 
 
 @pytest.fixture

@@ -105,6 +105,6 @@ def test_a_fetch_killed_again_and_again_brings_every_byte(kills: int, tmp_path: 
 FETCH = """
 import os, sys
 os.chdir(sys.argv.pop(1))
-from minipeft.cli import main
+from minipeft.cli.cli import main
 sys.exit(main(["fetch", "owner/model"]))
 """

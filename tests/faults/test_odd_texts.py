@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft import MinipeftError
-from minipeft.cli import main
-from minipeft.predict import LoadedRun, load_run
+from minipeft.cli.cli import main
+from minipeft.inference.predict import LoadedRun, load_run
 
 ODD = {
     "nothing": "",

@@ -138,7 +138,7 @@ def test_a_silent_worker_ends_the_job(tiny_checkpoint: Path, small_data: Path, t
     script.write_text(
         "import sys\nfrom datetime import timedelta\nfrom minipeft.training import distributed\n"
         "distributed.SILENCE = timedelta(seconds=5)\n"
-        "from minipeft.cli import main_train\nsys.exit(main_train())\n"
+        "from minipeft.cli.cli import main_train\nsys.exit(main_train())\n"
     )
     folder = tmp_path / "run"
     arguments = [str(script), *training(tiny_checkpoint, small_data, folder, epochs=100)[1:]]

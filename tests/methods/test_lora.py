@@ -28,7 +28,8 @@ from minipeft import (
     load_tokenizer,
     pack,
 )
-from minipeft.data.tasks import get_task, read_split
+from minipeft.data.splits import read_split
+from minipeft.data.tasks import get_task
 from minipeft.model.checkpoint import name_table, tensor_names
 from minipeft.model.roberta import LINEAR_NAMES, Linear
 from minipeft.training.metrics import sequence_loss

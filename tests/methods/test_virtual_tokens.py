@@ -32,7 +32,7 @@ from minipeft import (
     pack,
     save_adapter,
 )
-from minipeft.adapter_file import adapter_tensors
+from minipeft.adapters.adapter_file import adapter_tensors
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, set_learning_rate
 

@@ -18,7 +18,7 @@ from small import adapter, rows, same_tensors, small_run, without_times
 from minipeft import (
     MinipeftError,
 )
-from minipeft.cli import main_train
+from minipeft.cli.cli import main_train
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(

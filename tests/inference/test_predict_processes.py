@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, environment, refused
 
-from minipeft.cli import main
-from minipeft.data.tasks import CHUNK_ROWS
-from minipeft.predict import LoadedRun, load_run
+from minipeft.cli.cli import main
+from minipeft.data.splits import CHUNK_ROWS
+from minipeft.inference.predict import LoadedRun, load_run
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minipeft import MinipeftError
+from minipeft.data.custom import OwnData, is_own, own_data
 from minipeft.data.labels import NUMBER, find_labels
-from minipeft.data.own import OwnData, is_own, own_data
 from minipeft.data.rows import Table
-from minipeft.data.tasks import Split, read_split
+from minipeft.data.splits import read_split
+from minipeft.data.tasks import Split
 
 ROWS = [{"text": f"text {number}", "label": ("b", "a", "c")[number % 3], "other": number} for number in range(30)]
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from minipeft.cli.flags import Parser, add_train_flags, command_line
 from minipeft.errors import Interrupted, MinipeftError, WorkerError, first_of_torchrun
-from minipeft.flags import Parser, add_train_flags, command_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
 
 
 def _compare(wanted: dict[str, Any]) -> None:
-    from minipeft.compare import compare
+    from minipeft.compare.compare import compare
 
     compare(**wanted)
 
@@ -64,7 +64,7 @@ def _train(wanted: dict[str, object]) -> None:
 
 
 def _evaluate(wanted: dict[str, Any]) -> None:
-    from minipeft.predict import load_run
+    from minipeft.inference.predict import load_run
 
     if (path := wanted["input"]) is None:
         _refuse(wanted, "without --input", "text_column", "pair_column", "label_column")
@@ -77,11 +77,11 @@ def _evaluate(wanted: dict[str, Any]) -> None:
 
 
 def _predict(wanted: dict[str, Any]) -> None:
-    from minipeft.predict import load_run
-    from minipeft.predict_file import predict_file
+    from minipeft.inference.predict import load_run
+    from minipeft.inference.predict_file import predict_file
 
     if wanted["glue_test"] is not None:
-        from minipeft.glue_test import predict_glue_test
+        from minipeft.inference.glue_test import predict_glue_test
 
         _refuse(wanted, "beside --glue-test", "text", "pair", "input", "output", "text_column", "pair_column")
         for path in predict_glue_test(load_run(wanted["run"], wanted["device"]), wanted["glue_test"], wanted["data"]):
@@ -118,13 +118,13 @@ def _pretrain(wanted: dict[str, object]) -> None:
 
 
 def _export(wanted: dict[str, object]) -> None:
-    from minipeft.predict import load_run
+    from minipeft.inference.predict import load_run
 
     print(json.dumps(load_run(str(wanted["run"]), "cpu", "fp32").export(str(wanted["folder"])), ensure_ascii=False))
 
 
 def _fetch(wanted: dict[str, object]) -> None:
-    from minipeft.hub import fetch
+    from minipeft.hub.hub import fetch
 
     print(fetch(str(wanted["name"])))
 

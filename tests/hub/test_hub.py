@@ -20,11 +20,11 @@ import torch
 from hub_server import COMMIT, HubServer, git_sha1, sha256
 from safetensors.torch import load_file, save
 
-from minipeft import hub
 from minipeft.errors import MinipeftError
+from minipeft.hub import hub
 
 ROBERTA = "FacebookAI/roberta-base"
-ROOT = Path(hub.__file__).parent.parent
+ROOT = Path(hub.__file__).parents[2]
 
 
 def checkpoint(megabytes: float = 1.0) -> dict[str, bytes]:
@@ -73,8 +73,9 @@ def served(server: HubServer, count: int) -> bool:
 
 
 def load_from(package: Path) -> ModuleType:
-    shutil.copy(hub.__file__, package / "hub.py")
-    spec = importlib.util.spec_from_file_location("hub_in_its_own_checkout", package / "hub.py")
+    (package / "hub").mkdir(parents=True, exist_ok=True)
+    path = Path(shutil.copy(hub.__file__, package / "hub" / "hub.py"))
+    spec = importlib.util.spec_from_file_location("hub_in_its_own_checkout", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -241,7 +242,7 @@ def test_a_fetch_killed_in_the_middle_is_resumed_by_the_next(server: HubServer, 
     server.bytes_per_second = 1e6
     child = in_a_child(
         "import hub; hub.fetch('roberta-base')",
-        PYTHONPATH=f"{checkout.weights_folder().parent / 'minipeft'}:{ROOT}",
+        PYTHONPATH=f"{checkout.weights_folder().parent / 'minipeft' / 'hub'}:{ROOT}",
     )
     while server.bytes_served < 300_000 and child.poll() is None:
         time.sleep(0.01)
@@ -264,7 +265,9 @@ def test_a_fetch_killed_in_the_middle_is_resumed_by_the_next(server: HubServer, 
 
 def test_two_processes_fetch_the_same_name_once(server: HubServer, tmp_path: Path) -> None:
     server.bytes_per_second = 2e6
-    script = f"import pathlib, minipeft.hub as hub; print(hub.fetch('roberta-base', pathlib.Path({str(tmp_path)!r})))"
+    script = (
+        f"import pathlib, minipeft.hub.hub as hub; print(hub.fetch('roberta-base', pathlib.Path({str(tmp_path)!r})))"
+    )
     children = [in_a_child(script) for _ in range(2)]
     outputs = [child.communicate(timeout=60) for child in children]
     assert outputs == [(f"{tmp_path / 'roberta-base'}\n", "")] * 2
@@ -338,7 +341,7 @@ def test_offline_makes_no_attempt(server: HubServer, checkout: ModuleType, monke
 
 def test_offline_when_the_process_began_is_one_line_too(server: HubServer, tmp_path: Path) -> None:
     script = (
-        "import os, pathlib, huggingface_hub.constants, minipeft.hub as hub\n"
+        "import os, pathlib, huggingface_hub.constants, minipeft.hub.hub as hub\n"
         f"del os.environ['HF_HUB_OFFLINE']; hub.fetch('roberta-base', pathlib.Path({str(tmp_path)!r}))"
     )
     child = in_a_child(script, HF_HUB_OFFLINE="1")
@@ -417,7 +420,7 @@ def test_auto_decides_in_five_seconds_when_the_name_server_hangs(server: HubServ
         "import hub; print(hub.resolve_model('auto')[1])"
     )
     began = time.monotonic()
-    path = f"{checkout.weights_folder().parent / 'minipeft'}:{ROOT}"
+    path = f"{checkout.weights_folder().parent / 'minipeft' / 'hub'}:{ROOT}"
     child = in_a_child(script, HF_ENDPOINT="http://hub.example", PYTHONPATH=path)
     output, errors = child.communicate(timeout=30)
     assert "no answer from http://hub.example" in output and not errors
@@ -506,7 +509,7 @@ def test_threads_may_ask_together(server: HubServer, tmp_path: Path) -> None:
 
 def test_importing_hub_is_cheap_and_changes_no_variable() -> None:
     script = (
-        "import os, sys; before = dict(os.environ); import minipeft.hub\n"
+        "import os, sys; before = dict(os.environ); import minipeft.hub.hub\n"
         "print(sorted({'torch', 'huggingface_hub', 'tqdm', 'httpx2', 'ssl'} & set(sys.modules)), before == os.environ)"
     )
     assert in_a_child(script).communicate(timeout=60)[0] == "[] True\n"

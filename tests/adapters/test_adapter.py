@@ -40,7 +40,7 @@ from minipeft import (
     save_adapter,
     unmerge,
 )
-from minipeft.adapter_file import read_adapter
+from minipeft.adapters.adapter_file import read_adapter
 from minipeft.methods.lora import KNOWN
 from minipeft.methods.peft_format import WITHOUT_EFFECT
 from minipeft.model.roberta import LINEAR_NAMES

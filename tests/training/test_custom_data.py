@@ -15,7 +15,7 @@ from conftest import contents, details_of, run_command
 from sklearn.metrics import f1_score
 
 from minipeft import MinipeftError, load_run, train
-from minipeft.cli import main
+from minipeft.cli.cli import main
 from minipeft.data.tasks import get_task
 from minipeft.training.loop import best_epoch
 

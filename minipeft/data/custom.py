@@ -9,7 +9,8 @@ from typing import Any
 
 from minipeft.data.labels import LABEL_TYPES, find_labels
 from minipeft.data.rows import open_table
-from minipeft.data.tasks import OWN_VALIDATION, TASKS, Task
+from minipeft.data.splits import OWN_VALIDATION
+from minipeft.data.tasks import TASKS, Task
 from minipeft.errors import MinipeftError, one_of, shown, some
 
 ENDINGS = ("csv", "tsv", "jsonl", "parquet")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 # `python -m minipeft` that watches its standard input, which the comparison holds the other end of.
 PROGRAM = (
-    "import sys; from minipeft.comparison.child import end_with_parent; end_with_parent(); "
-    "from minipeft.cli import main; sys.exit(main())"
+    "import sys; from minipeft.compare.subprocess_runner import end_with_parent; end_with_parent(); "
+    "from minipeft.cli.cli import main; sys.exit(main())"
 )
 
 

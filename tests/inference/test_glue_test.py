@@ -10,10 +10,10 @@ import pytest
 from conftest import contents, shared
 
 from minipeft import load_run, train
-from minipeft.cli import main
+from minipeft.cli.cli import main
 from minipeft.data.tasks import TASKS, get_task
-from minipeft.glue_test import FILES
-from minipeft.predict import LoadedRun
+from minipeft.inference.glue_test import FILES
+from minipeft.inference.predict import LoadedRun
 
 SMALL: dict[str, Any] = {"epochs": 1, "train_limit": 16, "eval_limit": 8, "method": "head", "device": "cpu"}
 # What gluebenchmark.com's FAQ and its sample submission ask for.
@@ -92,7 +92,7 @@ def test_every_task_is_predicted_in_the_servers_layout(
 
 def test_scores_lie_between_0_and_5(tiny_checkpoint: Path, tmp_path: Path) -> None:
     run = run_of("stsb", generated(tmp_path / "data", "stsb"), tiny_checkpoint, tmp_path / "run")
-    from minipeft.glue_test import predict_glue_test
+    from minipeft.inference.glue_test import predict_glue_test
 
     bias = dict(run.model.head.named_parameters())["out_proj.bias"]
     for value, expected in ((50.0, 5.0), (-50.0, 0.0)):

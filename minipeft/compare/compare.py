@@ -23,16 +23,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minipeft.comparison import child
-from minipeft.comparison.page import page
-from minipeft.comparison.plan import NUMBERS, Plan, Run, changed_flags, make_plan
-from minipeft.comparison.table import comparison_table
-from minipeft.comparison.words import as_csv, as_text
-from minipeft.data.tasks import Task, choose_data, read_chunks
+from minipeft.compare import subprocess_runner
+from minipeft.compare.formatting import as_csv, as_text
+from minipeft.compare.page import page
+from minipeft.compare.plan import NUMBERS, Plan, Run, changed_flags, make_plan
+from minipeft.compare.table import comparison_table
+from minipeft.data.splits import choose_data, read_chunks
+from minipeft.data.tasks import Task
 from minipeft.device import choose_device, choose_precision
 from minipeft.errors import Interrupted, MinipeftError, whole_number
 from minipeft.files import check_output, make_folder, read_json, write_json, write_text
-from minipeft.hub import resolve_model
+from minipeft.hub.hub import resolve_model
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.run import FREE_TO_CHANGE
 from minipeft.training.settings import choose_task, settings_of
@@ -193,13 +194,13 @@ def _run_all(folder: Path, plan: Plan, jobs: int, lock: int, quiet: bool) -> dic
                     )
                 for name in [name for name, process in running.items() if process.poll() is not None]:
                     if status := running.pop(name).returncode:
-                        failed[name] = child.why(status, folder / "logs" / f"{name}.txt")
+                        failed[name] = subprocess_runner.why(status, folder / "logs" / f"{name}.txt")
                         if not quiet:
                             tqdm.write(f"{name} failed: {failed[name]}", file=sys.stderr)
                     bar.update()
         finally:
             for process in running.values():
-                child.end(process)
+                subprocess_runner.end(process)
             for process in running.values():
                 process.wait()
     return {run.name: failed[run.name] for run in plan.runs if run.name in failed}
@@ -208,4 +209,4 @@ def _run_all(folder: Path, plan: Plan, jobs: int, lock: int, quiet: bool) -> dic
 def _start(folder: Path, run: Run, threads: int, lock: int) -> subprocess.Popen[bytes]:
     output = folder / "runs" / run.name
     arguments = ["train", *run.arguments, f"--output={output}", "--resume", "--quiet"]
-    return child.start(arguments, folder / "logs" / f"{run.name}.txt", threads, lock)
+    return subprocess_runner.start(arguments, folder / "logs" / f"{run.name}.txt", threads, lock)

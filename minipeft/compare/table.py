@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minipeft.comparison.plan import Plan, Run
+from minipeft.compare.plan import Plan, Run
 from minipeft.errors import MinipeftError
 from minipeft.files import parse_json, read_json
 from minipeft.methods import METHODS

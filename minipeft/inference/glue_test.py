@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from minipeft.data.tasks import read_chunks
+from minipeft.data.splits import read_chunks
 from minipeft.errors import MinipeftError
 from minipeft.files import make_folder, write_together
-from minipeft.predict import LoadedRun
+from minipeft.inference.predict import LoadedRun
 
 # task → (file, split) of each of its test splits, under the names that gluebenchmark.com asks for
 FILES = {

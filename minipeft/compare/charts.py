@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from minipeft.comparison.table import standard_error
+from minipeft.compare.table import standard_error
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 40  # margins

@@ -13,9 +13,9 @@ from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minipeft.cli import main
-from minipeft.data.tasks import CHUNK_CHARACTERS, CHUNK_ROWS, share_out
-from minipeft.predict import LoadedRun, load_run
+from minipeft.cli.cli import main
+from minipeft.data.splits import CHUNK_CHARACTERS, CHUNK_ROWS, share_out
+from minipeft.inference.predict import LoadedRun, load_run
 
 Rows = list[dict[str, Any]]
 

@@ -18,7 +18,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minipeft.adapter_file import CONFIG, WEIGHTS, Adapter, adapter_content, adapter_tensors, base_of, read_adapter
+from minipeft.adapters.adapter_file import (
+    CONFIG,
+    WEIGHTS,
+    Adapter,
+    adapter_content,
+    adapter_tensors,
+    base_of,
+    read_adapter,
+)
 from minipeft.errors import MinipeftError, first_line
 from minipeft.files import in_json, make_folder, write_together
 from minipeft.methods import apply

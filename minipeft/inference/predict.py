@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minipeft.adapter import load_adapter
-from minipeft.data.own import own_task
+from minipeft.adapters.adapter import load_adapter
+from minipeft.adapters.merging import export
+from minipeft.data.custom import own_task
 from minipeft.data.rows import files_of, open_table
-from minipeft.data.tasks import Split, Task, choose_data, get_task, read_chunks, read_examples, share_out
+from minipeft.data.splits import choose_data, read_chunks, read_examples, share_out
+from minipeft.data.tasks import Split, Task, get_task
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, shown, whole_number
 from minipeft.files import read_json
-from minipeft.hub import resolve_model
-from minipeft.merging import export
+from minipeft.hub.hub import resolve_model
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.training.metrics import Encoded, encode_split, evaluate, predict_logits, score

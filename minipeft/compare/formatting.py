@@ -6,7 +6,7 @@ import csv
 import io
 from itertools import groupby
 
-from minipeft.comparison.table import FEWEST_SEEDS, Table
+from minipeft.compare.table import FEWEST_SEEDS, Table
 
 HEADINGS = (
     "",

@@ -9,7 +9,9 @@ import re
 import threading
 from pathlib import Path
 
-from minipeft.download import (
+from minipeft.errors import MinipeftError
+from minipeft.files import LARGEST_SMALL_FILE, parse_json, read_small
+from minipeft.hub.download import (
     ALIASES,
     BY_HAND,
     CONFIG,
@@ -22,8 +24,6 @@ from minipeft.download import (
     download_all,
     size_of,
 )
-from minipeft.errors import MinipeftError
-from minipeft.files import LARGEST_SMALL_FILE, parse_json, read_small
 
 SOURCE = "source.txt"  # which repository and commit a fetched folder came from
 PROBE_SECONDS = 2.5
@@ -62,13 +62,13 @@ def resolve_model(name_or_dir: str) -> tuple[Path, str]:
 
 def weights_folder() -> Path:
     """Where checkpoints live: the checkout's weights/, or ./weights when minipeft is installed."""
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "weights"
 
 
 def bundled(name: str = "roberta-mini") -> Path | None:
     """The checkpoint that comes with minipeft, in the checkout or in the installed package; None when absent."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     home = package.parent if (package.parent / "pyproject.toml").is_file() else package
     return None if _lacks(home / "weights" / name) else home / "weights" / name
 

@@ -25,10 +25,10 @@ from conftest import REPOSITORY, contents, environment, run_command
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipeft.cli import main
-from minipeft.comparison.charts import spread_out
-from minipeft.comparison.plan import make_plan, read_values, value_for
-from minipeft.comparison.table import standard_error
+from minipeft.cli.cli import main
+from minipeft.compare.charts import spread_out
+from minipeft.compare.plan import make_plan, read_values, value_for
+from minipeft.compare.table import standard_error
 from minipeft.errors import MinipeftError
 
 TASKS, METHODS = ["rte", "sst2", "stsb"], ["lora", "bitfit", "full"]
@@ -302,7 +302,7 @@ BIG = [
 
 def write_comparison(folder: Path, arguments: list[str], value: Callable[[dict[str, Any]], float]) -> None:
     """What a comparison of `arguments` leaves when each run's best value is `value` of its settings."""
-    from minipeft.flags import command_line
+    from minipeft.cli.flags import command_line
 
     words = vars(command_line().parse_args([*arguments, "--output", str(folder)]))
     made = make_plan(words)
@@ -550,7 +550,7 @@ CONTRAST = """
 def test_help_says_how_values_are_given_and_is_quick_to_import() -> None:
     ended = run_command("-m", "minipeft", "compare", "--help")
     assert ended.returncode == 0 and "TASK/METHOD=VALUE" in ended.stdout and "--train-limit" in ended.stdout
-    script = "import sys; from minipeft.flags import command_line; command_line(); sys.exit('torch' in sys.modules)"
+    script = "import sys; from minipeft.cli.flags import command_line; command_line(); sys.exit('torch' in sys.modules)"
     assert run_command("-c", script).returncode == 0
 
 
@@ -559,7 +559,7 @@ def test_a_second_comparison_in_the_same_folder_is_refused(
 ) -> None:
     import fcntl
 
-    monkeypatch.setattr("minipeft.compare.PATIENCE", 0.2)
+    monkeypatch.setattr("minipeft.compare.compare.PATIENCE", 0.2)
     with open(glue / ".lock", "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main([*BIG, "--output", str(glue), "--resume"]) == 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from minipeft.comparison.charts import against_parameters, against_rank, curves, marker, strip
-from minipeft.comparison.table import RULE, Table, standard_error
-from minipeft.comparison.words import in_words, listed, rates_in_words, spread_in_words
+from minipeft.compare.charts import against_parameters, against_rank, curves, marker, strip
+from minipeft.compare.formatting import in_words, listed, rates_in_words, spread_in_words
+from minipeft.compare.table import RULE, Table, standard_error
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fcfbf8; --card: #ffffff; --ink: #1c1d20; --soft: #63656b; --line: #e4e1da;

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, contents, run_command
 
-from minipeft.cli import main
+from minipeft.cli.cli import main
 
 SMALL = ["--epochs", 1, "--train-limit", 32, "--eval-limit", 16, "--batch-size", 8]
 COMMANDS = ("train", "evaluate", "predict", "pretrain", "export", "merge", "fetch")
@@ -54,7 +54,7 @@ def test_help_and_every_import_need_neither_torch_nor_transformers() -> None:
     assert "minipeft.training.pretrain" in modules
     script = f"""
 import importlib, sys
-from minipeft.cli import main
+from minipeft.cli.cli import main
 try:
     main(["train", "--help"])
 except SystemExit as stop:
@@ -70,7 +70,7 @@ assert not {{"transformers", "peft", "accelerate"}} & set(sys.modules)
 
 
 def test_the_flags_are_the_settings_with_the_same_defaults() -> None:
-    from minipeft.flags import command_line
+    from minipeft.cli.flags import command_line
     from minipeft.training.recipes import TrainSettings
 
     flags = vars(command_line().parse_args(["train"]))
@@ -79,7 +79,7 @@ def test_the_flags_are_the_settings_with_the_same_defaults() -> None:
 
 
 def test_the_pretraining_flags_are_its_settings_with_the_same_defaults() -> None:
-    from minipeft.flags import command_line
+    from minipeft.cli.flags import command_line
     from minipeft.training.pretrain_settings import PretrainSettings
 
     flags = vars(command_line().parse_args(["pretrain", "--text", "a", "--output", "b"]))

@@ -27,7 +27,7 @@ from minipeft.data.rows import STANDARD_INPUT, files_of
 from minipeft.data.tasks import Split
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import make_folder, read_json, write_atomically, write_json, write_text
-from minipeft.predict import load_run
+from minipeft.inference.predict import load_run
 
 logger = logging.getLogger("minipeft")
 PLAN = "plan.json"

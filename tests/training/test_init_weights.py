@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from minipeft import EncoderConfig, pack
 from minipeft.model.roberta import MaskedLanguageModel, initialise
-from minipeft.training.start import NEIGHBOUR_LAYERS, start_from_counts, word_vectors
+from minipeft.training.init_weights import NEIGHBOUR_LAYERS, start_from_counts, word_vectors
 
 CONFIG = EncoderConfig(
     vocab_size=70,

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.adapter import load_adapter
-from minipeft.adapter_file import CONFIG, read_adapter
+from minipeft.adapters.adapter import load_adapter
+from minipeft.adapters.adapter_file import CONFIG, read_adapter
 from minipeft.data.batching import PackedBatch, reorder
 from minipeft.errors import MinipeftError, finite_number
 from minipeft.methods.adapted import targeted
