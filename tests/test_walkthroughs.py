@@ -41,9 +41,13 @@ def render() -> ModuleType:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of_stem)
-def test_a_walkthrough_runs(page: Path) -> None:
-    done = run_command(page, MPLBACKEND="Agg", OMP_NUM_THREADS="1")
+def test_a_walkthrough_runs_and_leaves_no_temporary_files(page: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    folders = {"TMPDIR": str(temporary), "TEMP": str(temporary), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torch")}
+    done = run_command(page, MPLBACKEND="Agg", OMP_NUM_THREADS="1", **folders)
     assert done.returncode == 0, done.stderr
+    assert not list(temporary.iterdir())
 
 
 def test_there_are_walkthroughs() -> None:

@@ -291,9 +291,9 @@ settings = {
     "warmup_steps": 2,
     "quiet": True,
 }
-folder = tempfile.mkdtemp()
-with_lora = minipeft.train(method=minipeft.LoRA(rank=8), lr=5e-3, output=f"{folder}/lora", **settings)
-with_full = minipeft.train(method=minipeft.Full(), lr=5e-4, output=f"{folder}/full", **settings)
+scratch = tempfile.TemporaryDirectory()  # removed when the script ends
+with_lora = minipeft.train(method=minipeft.LoRA(rank=8), lr=5e-3, output=f"{scratch.name}/lora", **settings)
+with_full = minipeft.train(method=minipeft.Full(), lr=5e-4, output=f"{scratch.name}/full", **settings)
 for name, result in (("LoRA", with_lora), ("full", with_full)):
     trained, best = minipeft.count_parameters(result.model).method, result.content["best"]["value"]
     print(f"{name}: {trained:>9,} parameters trained; accuracy on 64 rows of the stand-in: {best:.3f}")

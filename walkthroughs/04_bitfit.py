@@ -231,7 +231,7 @@ print("key biases, trained in vain:", f"{in_vain:,} of {minipeft.count_parameter
 # about accuracy. What we want to see is where the biases go in the first steps.
 
 # %%
-folder = tempfile.mkdtemp()
+scratch = tempfile.TemporaryDirectory()  # removed when the script ends
 result = minipeft.train(
     task="sst2",
     method=minipeft.BitFit(),
@@ -244,7 +244,7 @@ result = minipeft.train(
     epochs=1,
     warmup_steps=2,
     lr=1e-2,
-    output=f"{folder}/run",
+    output=f"{scratch.name}/run",
     quiet=True,
 )
 trained, start = result.model.eval(), minipeft.load_pretrained("roberta-mini")
@@ -318,7 +318,7 @@ assert size["key"] > 0 and of_keys < 1e-4 and of_keys < of_queries / 10
 # own name for it; `minipeft.export` writes a whole checkpoint that transformers can load.
 
 # %%
-adapter = minipeft.load_adapter(minipeft.load_pretrained("roberta-mini"), f"{folder}/run/adapter").eval()
+adapter = minipeft.load_adapter(minipeft.load_pretrained("roberta-mini"), f"{scratch.name}/run/adapter").eval()
 with torch.no_grad():
     assert torch.equal(adapter(batch), trained(batch))
 print(adapter.method, minipeft.count_parameters(adapter))

@@ -468,7 +468,8 @@ assert measured.mean(axis=1).std() < 0.6 * measured.std() and best_of[0.9][24] >
 # validation rows as RTE has:
 
 # %%
-output = Path(tempfile.mkdtemp()) / "run"
+scratch = tempfile.TemporaryDirectory()  # removed when the script ends
+output = Path(scratch.name) / "run"
 result = minipeft.train(
     task="sst2",
     method=minipeft.LoRA(rank=8, alpha=16),

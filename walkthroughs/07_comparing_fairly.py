@@ -330,7 +330,8 @@ assert by_both > by_epoch - 0.002 and by_both > abs(by_holdout) and by_epoch > 0
 # every combination a run of its own; `--resume` goes on where it was stopped. A very small one, on the stand-in:
 
 # %%
-folder = Path(tempfile.mkdtemp()) / "comparison"
+scratch = tempfile.TemporaryDirectory()  # removed when the script ends
+folder = Path(scratch.name) / "comparison"
 command = "compare --task sst2 --method lora bitfit --rank 2 --lr 3e-3 --seed 1 2 --epochs 1 --warmup-steps 2"
 limits = "--batch-size 8 --grad-accum 1 --train-limit 64 --eval-limit 128 --max-length 64"
 where = ["--model", "roberta-mini", "--data", "standin", "--device", "cpu", "--jobs", "1", "--quiet"]

@@ -106,7 +106,8 @@ assert torch.allclose(layer.diagonal.grad, x.sum(0), atol=1e-6)
 # it trains on a part of the generated stand-in for SST-2, with the bundled encoder.
 
 # %%
-folder = Path(tempfile.mkdtemp())
+scratch = tempfile.TemporaryDirectory()  # removed when the script ends
+folder = Path(scratch.name)
 result = minipeft.train(
     task="sst2",
     method=Diagonal(targets=("query", "value", "output")),

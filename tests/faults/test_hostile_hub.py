@@ -36,7 +36,7 @@ LISTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("change", LISTINGS)
 def test_a_listing_that_lies_writes_nothing(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minipeft import hub
+    from minipeft.hub import hub
 
     server = Hub({"owner/model": {"config.json": b"{}"}})
     server.change = LISTINGS[change]
@@ -54,7 +54,7 @@ def test_a_header_of_weights_that_is_nested_deeply_is_no_whole_checkpoint(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a folder under weights/ is looked at before it is used."""
-    from minipeft import hub
+    from minipeft.hub import hub
 
     for text in (b"[" * 100_000, b'{"a":' * 50_000):
         (model / "model.safetensors").write_bytes(safetensors(text))
