@@ -151,7 +151,7 @@ for word in (" café", " unforgettable"):
 # ## Step 4: numbers, and the comparison
 #
 # The vocabulary turns each piece into its number. That must be exactly what the real tokenizer gives, for this sentence
-# and for every other. So the next cell checks both, on our sentence and on the sentences of the generated stand-in for
+# and for every other. So the next cell checks both, on our sentence and on the sentences of the synthetic data for
 # SST-2 (a set of small sentences that comes with the package).
 
 
@@ -221,8 +221,8 @@ assert len(cut) == 24 and cut.tokens[-5:] == pair.tokens[-5:]
 # very long. One long sequence widens the rectangle for all, and the larger the batch, the surer it holds one. The next
 # cell measures it with random batches. The first line has random lengths with a long tail, like those of real text: a
 # *log-normal* distribution, which means that the logarithm of the length is normally distributed. The next two are the
-# generated stand-ins, whose sentences come from a small grammar and are nearly equally long, so that they waste little.
-# The last ones are the real tasks, and are only there if their files are: they are looked for beside the repository,
+# synthetic data sets, whose sentences come from a small grammar and are nearly equally long, so that they waste little.
+# The last ones are the real tasks, and are only there if their files are: they are looked for next to the repository,
 # in `shared/glue`, or in the folder that the variable `MINIPEFT_SHARED` names.
 
 
@@ -242,10 +242,10 @@ def lengths_of(task: str, data: str) -> torch.Tensor:
 generator = torch.Generator().manual_seed(0)
 long_tail = (3.5 + 0.55 * torch.randn(4000, generator=generator)).exp().round().clamp(3, 512).long()
 measured = {"log-normal lengths": long_tail}
-measured |= {f"stand-in for {task}": lengths_of(task, "standin") for task in ("rte", "sst2")}
+measured |= {f"synthetic {task}": lengths_of(task, "standin") for task in ("rte", "sst2")}
 
-beside = Path(os.environ.get("MINIPEFT_SHARED", Path(minipeft.__file__).parents[2] / "shared")) / "glue"
-measured |= {f"real {task}": lengths_of(task, str(beside)) for task in ("rte", "sst2") if (beside / task).is_dir()}
+shared = Path(os.environ.get("MINIPEFT_SHARED", Path(minipeft.__file__).parents[2] / "shared")) / "glue"
+measured |= {f"real {task}": lengths_of(task, str(shared)) for task in ("rte", "sst2") if (shared / task).is_dir()}
 
 print("slots a token with batches of      mean length      4     16     64")
 for name, lengths in measured.items():
@@ -338,7 +338,7 @@ print("token_type_ids", batch.token_type_ids)
 #
 # **`position_ids`** say at which place of its *own* sequence a token stands, for attention by itself does not know
 # order: without positions, "dog bites man" and "man bites dog" would be the same set of words. In a padded batch one
-# gets them by counting along the row. In a packed one they have to start anew with each sequence. And they start not
+# gets them by counting along the row. In a packed one they have to restart in each sequence. And they start not
 # at 0 but at 2. The reason is history: in the code RoBERTa was trained with, a padding token had the position of its
 # own token id, which is 1 in RoBERTa, and words counted on from there. So rows 0 and 1 of the trained position table
 # are never used by a word, and a table for 512 tokens has 514 rows. Who forgets the offset gets an encoder that runs,

@@ -53,7 +53,7 @@ assert lines < 300
 #
 # | | BERT | RoBERTa | section |
 # |---|---|---|---|
-# | masking | fixed when the data are prepared | *dynamic*: anew each time an example is seen | 4.1 |
+# | masking | fixed when the data are prepared | *dynamic*: drawn again each time an example is seen | 4.1 |
 # | second loss | *next-sentence prediction*: does B follow A? | none; full sentences, one after another | 4.2 |
 # | batch, steps | 256 sequences, 1 million | 8 thousand sequences, up to 500 thousand | 4.3, 5 |
 # | text | 16 GB: books and Wikipedia | 160 GB: also news, web pages and stories | 3.2, 5 |
@@ -172,7 +172,7 @@ source(roberta.EncoderLayer.forward, roberta.EncoderLayer.after_attention)
 #
 # This is done several times side by side, in *heads*. Each head has its own part of the features, $d$ of them
 # (`head_size`), so that it can attend in its own way. Here is one head of the first layer by hand, from the input of
-# the layer, and beside it the output that the package computes.
+# the layer, and next to it the output that the package computes.
 
 # %%
 layer, head = encoder.layers[0], 1
@@ -341,7 +341,7 @@ assert torch.allclose(by_hand, logits, atol=1e-5)
 #
 # All this is worth something only if it computes what everybody else's RoBERTa computes. So we write our model out as a
 # checkpoint, let the transformers library load it, give it a padded batch with its mask, and compare. transformers is
-# no dependency of minipeft; it comes with the extra `test`, and without it this cell says so and goes on.
+# no dependency of minipeft; it comes with the extra `test`, and without it this cell says so and continues.
 
 # %%
 if importlib.util.find_spec("transformers") is None:

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # LoRA
 #
-# LoRA (*low-rank adaptation*; Hu et al. 2021) leaves the pretrained weights as they are and trains, beside some of
+# LoRA (*low-rank adaptation*; Hu et al. 2021) leaves the pretrained weights as they are and trains, next to some of
 # them, a product of two thin matrices. This page derives it: the update, its gradients, what alpha and the rank do,
 # where it is put and how it is merged, how many parameters it has; and in the end it trains one and looks at what was
 # learnt.
@@ -32,7 +32,7 @@ def in_base_shape(method: object) -> minipeft.SequenceClassifier:
 # %% [markdown]
 # ## Why not train everything
 #
-# *Full fine-tuning* goes on training every weight of the pretrained network. It works well, and what it costs is not
+# *Full fine-tuning* continues to train every weight of the pretrained network. It works well, and what it costs is not
 # only time. AdamW keeps two numbers for each trained one (running means of its gradient and of the gradient's square),
 # and the gradient itself is a third. And in the end each task has a complete copy of the network.
 
@@ -105,7 +105,7 @@ for rank in (1, 2, 8, 64):
 #
 # and the loss by the sum of all products of an element of $G$ with the same element of $dY$, which is $dL =
 # \mathrm{tr}(G^\top dY)$. In a trace factors can be moved around in a circle, and transposed. So the first part is
-# $s\,\mathrm{tr}(G^\top X A^\top dB^\top)$, and what stands beside $dB^\top$ is the gradient of $B$. The second part is
+# $s\,\mathrm{tr}(G^\top X A^\top dB^\top)$, and the factor of $dB^\top$ is the gradient of $B$. The second part is
 # $s\,\mathrm{tr}(G^\top X\, dA^\top B^\top) = s\,\mathrm{tr}(B^\top G^\top X\, dA^\top)$. Together:
 #
 # $$\frac{\partial L}{\partial B} = s\, G^\top (X A^\top), \qquad
@@ -242,7 +242,7 @@ picture(
 #
 # ## Where it is placed
 #
-# LoRA can be put beside any linear layer. The paper adapts the attention's matrices only and leaves the feed-forward
+# LoRA can be added to any linear layer. The paper adapts the attention's matrices only and leaves the feed-forward
 # part alone (section 4.2), and asks in section 7.1 which of them to choose when the number of parameters is fixed. The
 # numbers there are for GPT-3: rank 8 for one kind of matrix, rank 4 for two, rank 2 for all four. All cost the same:
 
@@ -274,7 +274,7 @@ source(minipeft.apply)
 # %% [markdown]
 # ## A training, and what it learnt
 #
-# Now a real one: roberta-mini on a small part of the generated stand-in for SST-2, for a few seconds only: too short to
+# Now a real one: roberta-mini on a small part of the synthetic data for SST-2, for a few seconds only: too short to
 # learn the task, long enough to see what kind of change it makes. Beside it we train the same with full fine-tuning, so
 # that we can look at the change of a weight that was *not* forced to have a low rank.
 
@@ -296,7 +296,7 @@ with_lora = minipeft.train(method=minipeft.LoRA(rank=8), lr=5e-3, output=f"{scra
 with_full = minipeft.train(method=minipeft.Full(), lr=5e-4, output=f"{scratch.name}/full", **settings)
 for name, result in (("LoRA", with_lora), ("full", with_full)):
     trained, best = minipeft.count_parameters(result.model).method, result.content["best"]["value"]
-    print(f"{name}: {trained:>9,} parameters trained; accuracy on 64 rows of the stand-in: {best:.3f}")
+    print(f"{name}: {trained:>9,} parameters trained; accuracy on 64 rows of the synthetic data: {best:.3f}")
 
 # %% [markdown]
 # A matrix's *singular values* say how much it stretches along each of its principal directions. The number of those
@@ -336,7 +336,7 @@ figure.tight_layout()
 picture(
     figure,
     "Singular values of the weights' changes, the mean over all query and value matrices, falling with their number. "
-    "LoRA's end after the eighth; those of full fine-tuning go on, ever smaller.",
+    "LoRA's end after the eighth; those of full fine-tuning continue to decrease.",
 )
 assert (spectrum(with_lora.model) > 1e-3).sum(1).max() <= 8
 

@@ -227,7 +227,7 @@ print("key biases, trained in vain:", f"{in_vain:,} of {minipeft.count_parameter
 # %% [markdown]
 # ## Which biases move
 #
-# A training of a few seconds on a small part of the generated stand-in for SST-2. It is far too short to say anything
+# A training of a few seconds on a small part of the synthetic data for SST-2. It is far too short to say anything
 # about accuracy. What we want to see is where the biases go in the first steps.
 
 # %%

@@ -309,7 +309,7 @@ for task in ("rte", "sst2"):
     found = [len(sequence) for sequence in tokenizer.encode(*columns)]
     merged = list(split_by_tokens(range(64), found, MAX_TOKENS["cpu"]))
     print(
-        f"stand-in for {task}: 64 sequences, {sum(found)} tokens, batches of {MAX_TOKENS['cpu']} or less: {len(merged)}"
+        f"synthetic {task}: 64 sequences, {sum(found)} tokens, batches of {MAX_TOKENS['cpu']} or less: {len(merged)}"
     )
     assert all(sum(found[i] for i in batch) <= MAX_TOKENS["cpu"] for batch in merged)
 
@@ -396,7 +396,7 @@ print(f"so the best epoch would read {p + largest_of * error:.3f} instead of {p:
 
 # %% [markdown]
 # But epochs are not independent: the same rows are asked each time, and most of the answers stay what they were. So let
-# each answer stay with a probability and be drawn anew otherwise. The classifier's true accuracy is 0.70 in *every*
+# each answer stay with a probability and be drawn again otherwise. The classifier's true accuracy is 0.70 in *every*
 # epoch of this simulation; there is no best epoch to find.
 
 
@@ -464,7 +464,7 @@ assert measured.mean(axis=1).std() < 0.6 * measured.std() and best_of[0.9][24] >
 #
 # ## A real run
 #
-# A short one, on the first part of the generated stand-in for SST-2, with a warmup that fits its length, and on as many
+# A short one, on the first part of the synthetic data for SST-2, with a warmup that fits its length, and on as many
 # validation rows as RTE has:
 
 # %%
@@ -514,7 +514,7 @@ picture(
 )
 
 # %% [markdown]
-# Look at the length of the bars before comparing two neighbouring epochs. These figures are of a generated stand-in:
+# Look at the length of the bars before comparing two neighbouring epochs. These figures are of synthetic data:
 # they show that the machine works and say nothing about SST-2.
 #
 # The folder holds everything that a later process needs. `minipeft.load_run` reloads the best epoch's adapter, and it
@@ -547,6 +547,6 @@ for wrong in ({"output": str(output)}, {"output": str(output), "lr": -1.0}, {"ta
 # - What decays is a statement about where zero is: it suits LoRA's matrices, not BitFit's biases.
 # - The step's loss is a mean over sequences, so any way to cut the batch up gives the same gradient, if sums are
 #   divided by the count of the whole step.
-# - The best of many epochs on few rows is an inflated figure. Report the last beside it.
+# - The best of many epochs on few rows is an inflated figure. Report the last epoch's next to it.
 #
 # Next: [where the time goes](06_where_the_time_goes.py).

@@ -184,7 +184,7 @@ assert parts["attention"] == linear
 # $$\frac{\partial L}{\partial X} = G\,W , \qquad \frac{\partial L}{\partial W} = G^\top X .$$
 #
 # Each is a product of the same three sizes as the forward one, in another order: each costs exactly what the forward
-# pass cost. The first is needed to go on to the layers below. The second is needed only if $W$ trains. So
+# pass cost. The first is needed for the layers below. The second is needed only if $W$ trains. So
 #
 # - a **trained** layer costs 1 forward and 2 backward;
 # - a **frozen** layer costs 1 forward and **1** backward. It is frozen, but it is not free: the adapters below it need
@@ -456,7 +456,8 @@ assert operations[1] / operations[0] > cost["full"] / cost["LoRA"]
 
 # %% [markdown]
 # This one factor is already larger than everything that LoRA saves in operations, and it grows with the longest text of
-# a batch beside the mean. (A padded model would also have to mask those tokens; here we only want to know their price.)
+# a batch next to the mean. (A padded model would also have to mask those tokens; here we only want to know their
+# price.)
 #
 # **The last layer for `<s>` alone.** Keys and values are still needed for all tokens; five sixths of the last layer's
 # linear operations are not.

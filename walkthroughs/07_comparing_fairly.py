@@ -26,9 +26,9 @@ from showing import picture, piece, source
 
 import minipeft
 from minipeft.adapters.adapter import read_start, start_from
-from minipeft.cli.cli import main
+from minipeft.cli import main
+from minipeft.compare import table as rule
 from minipeft.compare.formatting import as_text, in_words, listed
-from minipeft.comparison import table as rule
 from minipeft.data.batching import epoch_order
 from minipeft.data.standin import generate
 from minipeft.model.roberta import ClassificationHead, initialise
@@ -85,10 +85,10 @@ assert different == ["LoRA's A", "the head", "the order of the first epoch"]
 # ## How much that moves a figure
 #
 # To see a spread one needs many runs, and many runs take long. So this section trains the smallest thing there is: the
-# head alone, on the vectors that the frozen encoder gives for the generated stand-in for SST-2. These vectors are
-# computed once, and then a run takes a fraction of a second. It is a toy (a stand-in says nothing about English), but
-# its chance is real chance: twenty seeds, three learning rates, eight epochs each, and for every epoch we keep which of
-# the 872 validation rows it got right.
+# head alone, on the vectors that the frozen encoder gives for the synthetic data for SST-2. These vectors are
+# computed once, and then a run takes a fraction of a second. It is a toy (synthetic data say nothing about English),
+# but its chance is real chance: twenty seeds, three learning rates, eight epochs each, and for every epoch we keep
+# which of the 872 validation rows it got right.
 
 # %%
 config = minipeft.load_pretrained("roberta-mini").config
@@ -321,13 +321,14 @@ assert by_both > by_epoch - 0.002 and by_both > abs(by_holdout) and by_epoch > 0
 # rate: `compare` keeps, of several, the one with the best median on the validation, which flatters it. So
 #
 # - give every method a grid of the same size (the one with more tries gets more of the flattery), and say how large;
-# - read the last epoch beside the best one, or use `--holdout`;
+# - read the last epoch next to the best one, or use `--holdout`;
 # - never tune your own method and run the other one with its defaults.
 #
 # ## A comparison, executed
 #
 # `minipeft compare` takes the flags of `train`, several tasks, methods, ranks, learning rates and seeds, and makes
-# every combination a run of its own; `--resume` goes on where it was stopped. A very small one, on the stand-in:
+# every combination a run of its own; `--resume` continues where it was stopped. A very small one, on the synthetic
+# data:
 
 # %%
 scratch = tempfile.TemporaryDirectory()  # removed when the script ends
@@ -450,8 +451,8 @@ if not ranked:
 # appendix D.1) therefore do not begin them at $B = 0$, but with the LoRA matrices of their best MNLI run, whose
 # hundreds of thousands of sentence pairs teach the very thing that RTE asks. They also report the median of five seeds,
 # each at its best epoch. In a second setup, for a comparison with adapters, they begin from the pretrained model alone,
-# and mark these rows with a dagger. A figure of the first kind beside one of the second says nothing about the methods:
-# it compares what was seen before.
+# and mark these rows with a dagger. Comparing the two kinds of figures says nothing about the methods: they
+# differ in what the model has seen before.
 #
 # `--init-adapter RUN` is that start. This is all of it:
 
@@ -460,8 +461,8 @@ piece(start_from, "labels, own =", "tensor.copy_(found[name])")
 
 # %% [markdown]
 # $A$ and $B$ are taken over. The head is taken where the labels are the same, and new where they differ, as with MNLI's
-# three labels and RTE's two. A tiny chain on the stand-ins: an SST-2 run of the comparison above is the start, once for
-# SST-2 itself and once for RTE.
+# three labels and RTE's two. A tiny chain on the synthetic data: an SST-2 run of the comparison above is the start,
+# once for SST-2 itself and once for RTE.
 
 # %%
 parent, heads = folder / "runs" / "sst2-lora-r2-lr0.003-seed1", {}

@@ -79,7 +79,7 @@ def install(model: SequenceClassifier, method: Diagonal) -> None:
 # %% [markdown]
 # ## The row
 #
-# In the package this would be the line in `minipeft/methods/__init__.py`, beside the others. peft does not have the
+# In the package this would be the line in `minipeft/methods/__init__.py`, next to the others. peft does not have the
 # method, so the row says nothing of peft, and the adapter is stored under a name of our own, MINIPEFT_DIAGONAL.
 
 # %%
@@ -103,7 +103,7 @@ assert torch.allclose(layer.diagonal.grad, x.sum(0), atol=1e-6)
 # ## Training it
 #
 # Nothing else was touched, and everything works: the command line would take `--method diagonal --targets value`. Here
-# it trains on a part of the generated stand-in for SST-2, with the bundled encoder.
+# it trains on a part of the synthetic data for SST-2, with the bundled encoder.
 
 # %%
 scratch = tempfile.TemporaryDirectory()  # removed when the script ends
@@ -121,7 +121,7 @@ result = minipeft.train(
     quiet=True,
 )
 print("parameters:", minipeft.count_parameters(result.model))
-print("accuracy on the generated stand-in, first and last epoch's best:", result.content["best"])
+print("accuracy on the synthetic data, first and last epoch's best:", result.content["best"])
 
 # %% [markdown]
 # ## Saving, loading, merging

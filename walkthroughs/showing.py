@@ -1,6 +1,6 @@
-"""What the walkthroughs show beside printed text: the package's own code, and pictures.
+"""What the walkthroughs show in addition to printed text: the package's own code, and pictures.
 
-In Jupyter both are displayed, in a script the code is printed and a picture is told in words, and `render.py` puts
+In Jupyter both are displayed, in a script the code is printed and a picture is described in text, and `render.py` puts
 them into the page, through `collect`.
 """
 
@@ -47,7 +47,7 @@ def _show(thing: Any, code: str, shown: str) -> None:
 
 
 def picture(figure: Any, alt: str) -> None:
-    """Show a matplotlib figure; `alt` says in words what is to be seen in it."""
+    """Show a matplotlib figure; `alt` describes what it shows."""
     if collect is not None:
         collect("picture", {"figure": figure, "alt": alt})
     elif "ipykernel" in sys.modules:
