@@ -9,9 +9,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY
 
 
+@pytest.mark.full
 def test_the_wheel_brings_the_bundled_encoder_and_trains_outside_the_repository(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(REPOSITORY)]
     subprocess.run(build, check=True, capture_output=True)

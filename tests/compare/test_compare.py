@@ -212,6 +212,7 @@ def test_a_comparison_ends_in_tables_a_page_and_run_folders(unbroken: Ended) -> 
     assert "head-lr1e+38-seed1 failed" in (folder / "page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.full
 def test_a_comparison_that_is_killed_and_interrupted_ends_in_the_same_table(
     unbroken: Ended, flags: list[str], tmp_path: Path
 ) -> None:

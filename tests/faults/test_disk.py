@@ -49,6 +49,7 @@ def fill(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_a_disk_that_fills_up_while_training(
     disk: Path | None, unbroken_run: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_disk_that_fills_up_while_training(
     assert_same(folder, unbroken_run)
 
 
+@pytest.mark.full
 def test_a_disk_that_becomes_read_only_while_training(
     disk: Path | None, unbroken_run: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:

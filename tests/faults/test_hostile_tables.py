@@ -129,6 +129,7 @@ def read_bombs(folder: Path) -> None:
             print(json.dumps([path.name, str(error)]))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 def test_no_file_takes_more_memory_than_there_is_for_it(tmp_path: Path) -> None:
     make_bombs(tmp_path)

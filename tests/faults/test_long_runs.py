@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from runs import start, training
 
 EPOCHS, SETTLED = 24, 4  # epochs; how many until every buffer has its size
 ROOM = 8 << 20  # bytes that the process may grow by afterwards, over 20 epochs: allocators keep what was freed
 
 
+@pytest.mark.full
 def test_memory_and_open_files_are_flat(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
     """Read from /proc while the run goes on, each time that an epoch has ended."""
     folder = tmp_path / "run"

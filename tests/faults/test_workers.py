@@ -76,6 +76,7 @@ def test_the_number_of_processes_changes_no_loss(
                 torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.full
 def test_a_lost_worker_is_replaced_by_a_restart_that_ends_with_the_same_bits(
     unbroken: Path, epochs: int, no_dropout: Path, small_data: Path, tmp_path: Path
 ) -> None:
@@ -195,6 +196,7 @@ def test_a_step_is_shared_out_by_its_tokens() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the threads of a process are read from /proc")
+@pytest.mark.full
 def test_no_thread_of_the_group_outlives_it(no_dropout: Path, small_data: Path, tmp_path: Path) -> None:
     """One that did could abort its process at the end, and torchrun would take a finished job for a failed one."""
     script = tmp_path / "script.py"

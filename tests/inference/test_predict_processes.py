@@ -83,7 +83,9 @@ def test_processes_share_the_windows_out_and_write_the_same_bytes(
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.full)], ids=lambda number: number.name
+)
 def test_a_prediction_that_is_stopped_leaves_no_output_and_goes_on(
     number: signal.Signals,
     many: Path,
@@ -139,6 +141,7 @@ def test_a_full_disk_leaves_no_output_and_parts_of_other_rows_are_not_used(
     assert [json.loads(line) for line in output.read_text().splitlines()] == single.predict(["two"])
 
 
+@pytest.mark.full
 def test_a_killed_worker_ends_the_job_without_a_result_and_a_second_one_works(
     request: pytest.FixtureRequest, many: Path, whole: bytes, small_runs: dict[str, Path], tmp_path: Path
 ) -> None:

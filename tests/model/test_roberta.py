@@ -80,7 +80,7 @@ def test_logits_equal_transformers(model_type: str, num_labels: int, shape: dict
     assert largest(logits, reference(**padded(ids, model.config.pad_token_id)).logits) < 1e-5
 
 
-@pytest.mark.parametrize("shape", [BASE, LARGE], ids=["base", "large"])
+@pytest.mark.parametrize("shape", [BASE, pytest.param(LARGE, marks=pytest.mark.full)], ids=["base", "large"])
 @torch.no_grad()
 def test_logits_equal_transformers_at_full_width_from_1_to_512_tokens(shape: dict[str, Any], tmp_path: Path) -> None:
     reference, model = both(tmp_path, **shape)

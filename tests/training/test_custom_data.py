@@ -212,6 +212,7 @@ def test_a_run_without_an_output_is_called_after_the_file(
     assert str(done.output) == "runs/reviews-head-seed42"
 
 
+@pytest.mark.full
 def test_a_file_of_ones_own_in_real_processes(reviews: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """One process and torchrun's two draw the same splits and end within rounding; a bad flag is one line."""
     checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "no-dropout")

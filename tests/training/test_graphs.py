@@ -60,7 +60,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("as_on_cuda")
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-@pytest.mark.parametrize("most", [0, 2, 64])
+@pytest.mark.parametrize("most", [pytest.param(0, marks=pytest.mark.full), 2, pytest.param(64, marks=pytest.mark.full)])
 def test_training_is_the_same(method: Any, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MOST_GRAPHS", most)
     reference_model(**NO_DROPOUT).save_pretrained(tmp_path / "checkpoint")

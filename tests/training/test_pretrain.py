@@ -176,7 +176,9 @@ def test_the_result_is_a_checkpoint_for_us_and_for_transformers(unbroken: Path) 
     )  # what it was pretrained with
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "status"), [pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.full), (signal.SIGINT, 130)]
+)
 def test_a_run_ended_in_the_middle_goes_on_to_the_same_bits(
     text: Path, unbroken: Path, tmp_path: Path, sent: signal.Signals, status: int
 ) -> None:
