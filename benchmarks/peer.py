@@ -31,7 +31,7 @@ import torch.nn.functional as F
 
 import minipeft
 from minipeft.data.batching import split_by_tokens
-from minipeft.data.buckets import fill
+from minipeft.data.buckets import pad_to_bucket
 from minipeft.data.splits import read_chunks, read_split
 from minipeft.data.tasks import get_task
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
@@ -60,7 +60,7 @@ def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
     def step(examples: Encoded, indices: list[int]) -> None:
         with torch.set_grad_enabled(row.mode == "training"):
             for chosen in split_by_tokens(indices, examples.lengths, max_tokens):
-                batch = fill(examples.batch(chosen, model.config), model.config).to(wanted.device)
+                batch = pad_to_bucket(examples.batch(chosen, model.config), model.config).to(wanted.device)
                 logits = model(batch)
                 if row.mode == "training":
                     assert batch.labels is not None

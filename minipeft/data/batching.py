@@ -17,7 +17,7 @@ from minipeft.errors import MinipeftError
 
 
 class PackingConfig(Protocol):
-    """What packing must know of a model; EncoderConfig has it."""
+    """The fields of a model config that packing reads; EncoderConfig has them."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -33,14 +33,16 @@ class PackingConfig(Protocol):
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Sequences laid end to end, as `pack` makes them; sizes count tokens. Making one by hand checks nothing.
+    """Sequences laid end to end without padding. `pack` builds and checks one; the constructor checks nothing.
 
-    input_ids, position_ids    (total_tokens,)       int64; positions restart in each sequence
-    token_type_ids             (total_tokens,)       int64, or None where all are 0
-    cu_seqlens                 (num_sequences + 1,)  int32; sequence i is tokens cu_seqlens[i] to cu_seqlens[i + 1]
-    max_seqlen                 int
-    lengths                    tuple of int, on the host, so that no step waits for the device
-    labels                     (num_sequences,)      int64, or float32 for regression, or None
+    Attributes:
+        input_ids: (total_tokens,), int64.
+        position_ids: (total_tokens,), int64; positions restart in each sequence.
+        token_type_ids: (total_tokens,), int64, or None if all are 0.
+        cu_seqlens: (num_sequences + 1,), int32; sequence i is tokens cu_seqlens[i] to cu_seqlens[i + 1].
+        max_seqlen: Length of the longest sequence, in tokens.
+        lengths: Length of each sequence in tokens, on the host, so that no step waits for the device.
+        labels: (num_sequences,), int64, or float32 for regression, or None.
     """
 
     input_ids: Tensor
@@ -57,11 +59,11 @@ class PackedBatch:
 
     @property
     def total_tokens(self) -> int:
-        """All tokens of the batch."""
+        """The number of tokens."""
         return sum(self.lengths)
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        """The same batch on another device; the copy does not wait."""
+        """Return the batch on another device; the copy is asynchronous."""
         moved: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
@@ -74,15 +76,21 @@ def pack(
     labels: Sequence[int] | Sequence[float] | None = None,
     config: PackingConfig | None = None,
 ) -> PackedBatch:
-    """Lay sequences end to end.
+    """Pack sequences end to end into one batch.
 
-    token_ids  lists of int, or tokenizers.Encoding (which carries bert's token types), special tokens included
-    labels     one a sequence; class numbers, or floats where config.num_labels is 1 (regression)
-    config     the model's, model.config; it is needed, for positions and bounds
+    Positions count every token, including <pad>: nothing is padded here, so a <pad> id comes from the text.
 
-    Positions count every token, also one that is <pad>: nothing is padded here, so it can only be a word of the text.
-    Raises MinipeftError for an empty batch or sequence, a sequence beyond the position table, a token id outside the
-    vocabulary, a label outside the classes; the message names the sequence.
+    Args:
+        token_ids: Lists of int, or tokenizers.Encoding (which carries BERT's token types), with special tokens.
+        labels: One per sequence: class indices, or floats if config.num_labels is 1 (regression).
+        config: The model's config, model.config. Required, for positions and bounds.
+
+    Returns:
+        The packed batch, with sequences in the given order.
+
+    Raises:
+        MinipeftError: for an empty batch or sequence, a sequence longer than the position table, a token id outside
+            the vocabulary, or a label outside the classes. The message names the sequence.
     """
     if config is None:
         raise MinipeftError("pack needs the model's config: pack(token_ids, labels, config=model.config)")
@@ -113,7 +121,7 @@ def pack(
 
 
 def reorder(batch: PackedBatch, order: Sequence[int]) -> PackedBatch:
-    """The same sequences in another order."""
+    """Return the batch with its sequences in another order."""
     starts = torch.tensor([0, *batch.lengths]).cumsum(0)
     lengths = tuple(batch.lengths[sequence] for sequence in order)
     tokens = torch.cat([torch.arange(batch.lengths[sequence]) + starts[sequence] for sequence in order])
@@ -134,7 +142,7 @@ def _checked_ids(sequence: Sequence[int] | Encoding, number: int, vocab_size: in
     try:
         checked = [operator.index(token) for token in ids]
     except TypeError:
-        raise MinipeftError(f"sequence {number} is {ids!r}, no list of token ids; encode the text first") from None
+        raise MinipeftError(f"sequence {number} is {ids!r}, not a list of token ids; encode the text first") from None
     for token in (min(checked, default=0), max(checked, default=0)):
         if not 0 <= token < vocab_size:
             raise MinipeftError(
@@ -145,7 +153,7 @@ def _checked_ids(sequence: Sequence[int] | Encoding, number: int, vocab_size: in
 
 
 def _token_types(token_ids: Sequence[Sequence[int] | Encoding], config: PackingConfig) -> Tensor | None:
-    """The type of each token where any is not 0; plain lists of int carry none."""
+    """The type of each token, or None if all are 0; plain lists of int carry no types."""
     types = [kind for sequence in token_ids for kind in getattr(sequence, "type_ids", [0] * len(sequence))]
     if config.type_vocab_size == 1 or not any(types):
         return None
@@ -161,11 +169,13 @@ def _labels(labels: Sequence[int] | Sequence[float] | None, count: int, config: 
     if labels is None:
         return None
     if len(labels) != count:
-        raise MinipeftError(f"{len(labels)} labels for {count} sequences; give one a sequence")
+        raise MinipeftError(f"{len(labels)} labels for {count} sequences; give one label per sequence")
     if config.num_labels == 1:
         for number, label in enumerate(labels):
             if not isinstance(label, (int, float)) or not math.isfinite(label):
-                raise MinipeftError(f"label {label!r} of sequence {number} is no finite number, which regression needs")
+                raise MinipeftError(
+                    f"label {label!r} of sequence {number} is not a finite number, which regression needs"
+                )
         return torch.tensor([float(label) for label in labels], dtype=torch.float32)
     for number, label in enumerate(labels):
         if label not in range(config.num_labels):
@@ -177,26 +187,26 @@ def _labels(labels: Sequence[int] | Sequence[float] | None, count: int, config: 
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:
-    """A random order of `count` examples: a pure function of seed and epoch, so that a resumed run sees the same.
+    """Return a random order of `count` examples, a pure function of seed and epoch, so that a resumed run repeats it.
 
-    An array, which takes 8 bytes an example; a list takes 40.
+    The order is an array of 8 bytes per example; a list takes 40.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return array("q", torch.randperm(count, generator=generator).numpy().tobytes())
 
 
-def held_out(count: int, part: float, seed: int) -> bytearray:
-    """Which of `count` examples are held out, 1 for those that are: a random `part` of them, a function of the seed."""
+def holdout_mask(count: int, fraction: float, seed: int) -> bytearray:
+    """Return a mask of `count` examples, 1 for a random `fraction` of them; a pure function of the seed."""
     chosen = bytearray(count)
-    for index in epoch_order(count, seed, -1)[: round(count * part)]:  # the order of no epoch
+    for index in epoch_order(count, seed, -1)[: round(count * fraction)]:  # -1: not the order of an epoch
         chosen[index] = 1
     return chosen
 
 
 def split_by_tokens(indices: Sequence[int], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Share examples out into batches of at most `max_tokens` tokens (a longer one stands alone).
+    """Yield batches of at most `max_tokens` tokens; a longer example is a batch of its own.
 
-    Sorted by length, so that a batch holds near-equal lengths; each index comes exactly once.
+    Examples are sorted by length, so that a batch has near-equal lengths. Each index occurs exactly once.
     """
     batch: list[int] = []
     tokens = 0

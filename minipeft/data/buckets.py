@@ -1,4 +1,4 @@
-"""Batches of few different shapes, for what is made once a shape and used again: CUDA graphs, and oneDNN's kernels."""
+"""Padding of packed batches to a few shapes, because CUDA graphs and oneDNN kernels are built once per shape."""
 
 from __future__ import annotations
 
@@ -12,61 +12,68 @@ import torch
 
 from minipeft.data.batching import PackedBatch, PackingConfig
 
-NO_CLASS = -100  # F.cross_entropy's ignore_index; of numbers it is NaN
-LONGEST = (32, 64, 128, 256, 512)
+IGNORE_INDEX = -100  # the default ignore_index of F.cross_entropy; NaN for regression
+MAX_SEQLENS = (32, 64, 128, 256, 512)
 
 
-class FillingConfig(PackingConfig, Protocol):
-    """What filling must know of a model; EncoderConfig has it."""
+class PaddingConfig(PackingConfig, Protocol):
+    """The fields of a model config that padding reads; EncoderConfig has them."""
 
     @property
     def pad_token_id(self) -> int: ...
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The sizes that batches may have: the least number of tokens, and of sequences, that is not below a given one."""
+class BucketSizes:
+    """Allowed batch sizes: each function rounds a number of tokens, or of sequences, up to an allowed one."""
 
     tokens: Callable[[int], int]
     sequences: Callable[[int], int]
 
 
-def multiple(number: int, of: int) -> int:
-    """The least multiple of `of` that is not below `number`."""
-    return -(-number // of) * of
+def round_up(number: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is not below `number`."""
+    return -(-number // multiple) * multiple
 
 
-def _rung(tokens: int) -> int:
-    """A multiple of 256, or of an eighth of the power of two below: at most an eighth more, from 2048 on."""
-    return multiple(tokens, max(256, 1 << max(0, tokens.bit_length() - 4)))
+def _coarse_tokens(tokens: int) -> int:
+    """Round up to a multiple of 256, or of 1/8 of the power of two below: at most 1/8 more from 2048 on."""
+    return round_up(tokens, max(256, 1 << max(0, tokens.bit_length() - 4)))
 
 
-# Few, for CUDA graphs: each takes a second to record. More, for oneDNN's kernels: each takes a millisecond to compile,
-# and half a megabyte for good.
-FEW = Sizes(_rung, lambda count: 1 << (count - 1).bit_length())
-MORE = Sizes(lambda tokens: multiple(tokens, 64), lambda count: multiple(count, 8))
+# COARSE is for CUDA graphs, which take a second to record. FINE is for oneDNN kernels, which take a millisecond to
+# compile and keep half a megabyte.
+COARSE = BucketSizes(_coarse_tokens, lambda count: 1 << (count - 1).bit_length())
+FINE = BucketSizes(lambda tokens: round_up(tokens, 64), lambda count: round_up(count, 8))
 
 
-def fill(batch: PackedBatch, config: FillingConfig, longest: int | None = None, sizes: Sizes = MORE) -> PackedBatch:
-    """The batch with dummy sequences behind its own, so that its sizes are of a small set.
+def pad_to_bucket(
+    batch: PackedBatch, config: PaddingConfig, longest: int | None = None, sizes: BucketSizes = FINE
+) -> PackedBatch:
+    """Append dummy sequences to a batch, so that its sizes come from a small set.
 
-    longest   the most tokens that a sequence may have [as the longest of the batch]
-    sizes     FEW or MORE
+    A dummy sequence has at least one pad token; its label (IGNORE_INDEX, or NaN) is ignored by `sequence_loss`.
 
-    max_seqlen becomes one of LONGEST or `longest`. A dummy is of pad tokens, one at least, and its label (NO_CLASS, or
-    NaN) is one that `sequence_loss` leaves out.
+    Args:
+        batch: The packed batch.
+        config: The model's config.
+        longest: Maximum tokens of a sequence; the default is the batch's max_seqlen.
+        sizes: COARSE or FINE.
+
+    Returns:
+        The padded batch. Its max_seqlen is one of MAX_SEQLENS, or `longest`.
     """
     longest = longest or batch.max_seqlen
     max_seqlen = min(
-        [bound for bound in (*LONGEST, longest) if batch.max_seqlen <= bound <= longest], default=batch.max_seqlen
+        [bound for bound in (*MAX_SEQLENS, longest) if batch.max_seqlen <= bound <= longest], default=batch.max_seqlen
     )
     extra = _dummies(batch, max_seqlen, sizes)
     added, offset = torch.tensor(extra, dtype=torch.int64), config.position_offset
     types, labels = batch.token_type_ids, batch.labels
-    if types is None and config.type_vocab_size > 1:  # with them and without would be two shapes
+    if types is None and config.type_vocab_size > 1:  # a batch with token types and one without would be two shapes
         types = torch.zeros_like(batch.input_ids)
     if labels is not None:
-        unknown = math.nan if labels.is_floating_point() else NO_CLASS
+        unknown = math.nan if labels.is_floating_point() else IGNORE_INDEX
         labels = torch.cat([labels, labels.new_full((len(extra),), unknown)])
     positions = [torch.arange(length) + offset for length in extra]
     return dataclasses.replace(
@@ -81,8 +88,8 @@ def fill(batch: PackedBatch, config: FillingConfig, longest: int | None = None, 
     )
 
 
-def _dummies(batch: PackedBatch, longest: int, sizes: Sizes) -> tuple[int, ...]:
-    """The lengths of the dummies that lead to the nearest sizes, nearly equal."""
+def _dummies(batch: PackedBatch, longest: int, sizes: BucketSizes) -> tuple[int, ...]:
+    """Lengths of the dummy sequences, nearly equal, that reach the nearest allowed sizes."""
     sequences = sizes.sequences(len(batch))
     while True:
         count = sequences - len(batch)

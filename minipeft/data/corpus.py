@@ -1,4 +1,4 @@
-"""Text for pretraining → blocks of tokens, masked anew each time they are seen."""
+"""Text for pretraining → blocks of tokens, with a new random mask each time they are used."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from minipeft.data.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.files import parse_json
 
-# Liu et al. 2019, section 2.2: of all tokens; and of these
+# Liu et al. 2019, section 2.2: fraction of all tokens, then fractions of the masked ones
 MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
 
 
 def read_lines(paths: Sequence[str]) -> Iterator[str]:
-    """Lines of text files, or the field "text" of each line of jsonl files; empty lines are left out."""
+    """Yield the lines of text files, or the field "text" of each line of jsonl files, without empty ones."""
     for path in paths:
         for number, line in enumerate(lines_of(path), 1):
             text = line.strip()
@@ -29,19 +29,22 @@ def read_lines(paths: Sequence[str]) -> Iterator[str]:
                 try:
                     text = parse_json(line)["text"].strip()
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    raise MinipeftError(f'{path}, line {number}: no JSON object with a "text"') from None
+                    raise MinipeftError(
+                        f'{path}, line {number}: not a JSON object with a "text". Fix or remove the line.'
+                    ) from None
             if text:
                 yield text
 
 
 def tokenize_lines(lines: Iterator[str], tokenizer: Tokenizer) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Tokenize lines → (all token ids, offsets): line i is tokens offsets[i] to offsets[i + 1]."""
     tokenizer.tokenizer.no_truncation()
-    parts, lengths = [], [0]
+    token_ids, lengths = [], [0]
     while chunk := [line for _, line in zip(range(10_000), lines, strict=False)]:
         for encoding in tokenizer.tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
-            parts.append(np.array(encoding.ids, dtype=np.int32))
+            token_ids.append(np.array(encoding.ids, dtype=np.int32))
             lengths.append(len(encoding.ids))
-    return np.concatenate([np.zeros(0, np.int32), *parts]), np.cumsum(np.array(lengths, dtype=np.int64))
+    return np.concatenate([np.zeros(0, np.int32), *token_ids]), np.cumsum(np.array(lengths, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,13 @@ class TokenizedText:
     end_id: int
 
     def blocks(self, length: int) -> list[tuple[int, int]]:
-        """Lines side by side in blocks of `length` tokens, <s> and </s> counted → (first token, last + 1) of each.
+        """Divide the lines into blocks of `length` tokens, including <s> and </s>.
 
-        A line that does not fit starts the next block, unless this one is less than three quarters full: it is cut.
+        A line that does not fit starts the next block, unless the present block is less than 75 % full: then the
+        line is cut.
+
+        Returns:
+            (first token, last token + 1) of each block.
         """
         room = length - 2
         blocks: list[tuple[int, int]] = []
@@ -73,15 +80,22 @@ class TokenizedText:
         return blocks
 
     def block(self, start: int, end: int) -> list[int]:
+        """Return the token ids of a block, with <s> and </s>."""
         return [self.start_id, *self.tokens[start:end].tolist(), self.end_id]
 
 
 def mask(batch: PackedBatch, tokenizer: Tokenizer) -> tuple[PackedBatch, Tensor, Tensor]:
-    """Mask a batch with torch's random numbers → (the batch, indices of the masked tokens, their true ids)."""
+    """Mask random tokens of a batch for masked-language modeling, with torch's default generator.
+
+    Returns:
+        (the masked batch, indices of the masked tokens, their original ids).
+
+    Reference: Devlin et al. 2019, section 3.1; Liu et al. 2019, section 4.1.
+    """
     special = torch.tensor(sorted(tokenizer.special_token_ids))
     chance = torch.rand(batch.total_tokens)
     masked = ((chance < MASKED) & ~torch.isin(batch.input_ids, special)).nonzero().flatten()
-    if not len(masked):  # a few tokens may all be spared, and without a target there is no loss
+    if not len(masked):  # in a short batch possibly none; a loss needs one target
         masked = (~torch.isin(batch.input_ids, special)).nonzero().flatten()[:1]
     targets = batch.input_ids[masked]
     chance = torch.rand(len(masked))

@@ -9,7 +9,7 @@ from typing import Any
 
 from minipeft.data.labels import LABEL_TYPES, find_labels
 from minipeft.data.rows import open_table
-from minipeft.data.splits import OWN_VALIDATION
+from minipeft.data.splits import VALIDATION_FRACTION
 from minipeft.data.tasks import TASKS, Task
 from minipeft.errors import MinipeftError, one_of, shown, some
 
@@ -19,7 +19,7 @@ FEWEST_ROWS = 10  # that a validation split is drawn from
 
 
 @dataclass(frozen=True)
-class OwnData:
+class CustomData:
     """What is known of one's own data before training: the task that it is, its source, its rows, and all in words."""
 
     task: Task
@@ -28,13 +28,13 @@ class OwnData:
     words: str
 
 
-def is_own(task: str, data: str) -> bool:
+def is_custom(task: str, data: str) -> bool:
     """Whether --data names one's own data: a file, or a folder with a training file, unless --task is one of GLUE's."""
     path = Path(data)
     return path.is_file() or (task not in TASKS and path.is_dir() and "train" in _files_in(path))
 
 
-def own_data(
+def inspect_custom_data(
     task: str,
     data: str,
     *,
@@ -43,7 +43,7 @@ def own_data(
     label_column: str | None,
     label_type: str,
     validation: str | None,
-) -> OwnData:
+) -> CustomData:
     """Look through one's own data. A task of the name "auto" is called after the file or folder.
 
     The whole training file is read once, for its labels. Raises MinipeftError that names file, row and remedy.
@@ -79,12 +79,14 @@ def own_data(
             "add rows, or name a file of its own by --validation"
         )
     else:
-        validated = f"of which {OWN_VALIDATION:.0%}, drawn at random and the same for every seed, are for validation"
+        validated = (
+            f"of which {VALIDATION_FRACTION:.0%}, drawn at random and the same for every seed, are for validation"
+        )
     kind = f"{len(labels):,} classes ({some(labels)})" if labels else "labels that are numbers"
-    return OwnData(described, str(path), rows, f"{files['train']}: {rows:,} rows, {validated}; {kind}")
+    return CustomData(described, str(path), rows, f"{files['train']}: {rows:,} rows, {validated}; {kind}")
 
 
-def own_task(settings: Mapping[str, Any]) -> Task | None:
+def custom_task(settings: Mapping[str, Any]) -> Task | None:
     """The task of a run on one's own data, from its config.json; None of a run on GLUE."""
     if settings.get("text_column") is None:
         return None

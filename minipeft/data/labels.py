@@ -34,9 +34,9 @@ def class_name(value: Any, place: str) -> str:
 
 def read_label(task: Task, label: Any, place: str) -> Any:
     """The number of a row's class, by its number or name, or the float of regression; `place` begins the refusal."""
-    if task.is_own and label is None:
+    if task.is_custom and label is None:
         raise MinipeftError(f"{place}: no {task.label_column}; fill it in or remove the row")
-    if task.is_own and not task.is_regression:
+    if task.is_custom and not task.is_regression:
         if (found := task.numbers.get(class_name(label, place))) is None:
             raise MinipeftError(
                 f"{place}: label {shown(label)} is none of the training file's ({some(task.labels)}); "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipeft.data import standin
-from minipeft.data.batching import held_out
+from minipeft.data.batching import holdout_mask
 from minipeft.data.labels import read_label
 from minipeft.data.rows import Table, open_table
 from minipeft.data.tasks import Split, Task
@@ -24,7 +24,7 @@ CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 1 << 20
 LONGEST_TEXT = 1 << 21  # characters
 # The part of one's own training file that validates, where no file of its own does: the same for every --seed, so that
 # the figures of several seeds can be compared.
-OWN_VALIDATION, OWN_SEED = 0.1, 0
+VALIDATION_FRACTION, VALIDATION_SEED = 0.1, 0
 
 
 def choose_data(task: Task, data: str) -> tuple[str, str]:
@@ -82,10 +82,10 @@ def read_chunks(
     """
     remedy = f"{task.name} needs {', '.join(task.columns)} and {task.label_column}"
     examples = read_examples(task, _table(task, split, source), task.columns, remedy, labelled)
-    if task.is_own and split in ("train", task.validation) and task.validation not in dict(task.files):
-        held = held_out(_count(task), OWN_VALIDATION, OWN_SEED)
+    if task.is_custom and split in ("train", task.validation) and task.validation not in dict(task.files):
+        held = holdout_mask(_count(task), VALIDATION_FRACTION, VALIDATION_SEED)
         examples = (row for row, chosen in zip(examples, held, strict=True) if chosen == (split == task.validation))
-    return share_out(task, islice(examples, limit))
+    return chunk_examples(task, islice(examples, limit))
 
 
 def _count(task: Task) -> int:
@@ -94,7 +94,7 @@ def _count(task: Task) -> int:
 
 
 def _table(task: Task, split: str, source: str) -> Table:
-    if task.is_own:
+    if task.is_custom:
         files = dict(task.files)
         if split not in files and split != task.validation:
             raise MinipeftError(
@@ -159,7 +159,7 @@ def read_examples(
         raise MinipeftError(f"{table.place}: the split is empty; it needs at least one row")
 
 
-def share_out(task: Task, examples: Iterable[tuple[str, str | None, Any]]) -> Iterator[Split]:
+def chunk_examples(task: Task, examples: Iterable[tuple[str, str | None, Any]]) -> Iterator[Split]:
     """Examples in their order, as Splits of so many that memory stays bounded; a label of None is left out."""
     texts: list[str] = []
     pairs: list[str] = []

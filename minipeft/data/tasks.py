@@ -1,6 +1,6 @@
-"""Tasks: the GLUE table (Wang et al. 2019), one row per task, with the columns of nyu-mll/glue.
+"""Tasks: the table of GLUE (Wang et al. 2019), one row per task, with the columns of nyu-mll/glue.
 
-A custom dataset is a task as well, which custom.py makes: its columns and labels are those of the file.
+A custom dataset is a Task as well, built by custom.py with the columns and labels of its files.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from minipeft.errors import MinipeftError
 
 @dataclass(frozen=True)
 class Task:
-    """A row of the table.
+    """A task: its columns, classes, metrics and splits.
 
-    columns    the text column, or the two of a pair
-    labels     class names in the order of their numbers; empty for regression
-    metrics    names in training/metrics.py; the first one chooses the best epoch
-    also       other validation splits that are evaluated beside: (what their figures' names begin with, split)
-
-    Of one's own data alone:
-
-    files      (split, its file); the validation split may have none, and is then drawn from the training file
+    Attributes:
+        name: GLUE's name, or the name of a custom dataset.
+        columns: The text column, or the two columns of a pair.
+        labels: Class names in the order of their indices; empty for regression.
+        metrics: Names in training/metrics.py; the first one selects the best epoch.
+        validation: Name of the validation split.
+        also: Further validation splits to evaluate: (prefix of their metrics, split).
+        label_column: Column of the labels.
+        files: Custom data only: (split, file). Without a validation file, the split is drawn from the training file.
     """
 
     name: str
@@ -36,18 +37,18 @@ class Task:
     files: tuple[tuple[str, str], ...] = ()
 
     @property
-    def is_own(self) -> bool:
-        """Whether this is a user's own data, no row of the table."""
+    def is_custom(self) -> bool:
+        """Whether this is a custom dataset, not a task of GLUE."""
         return bool(self.files)
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """The number of each class by its name."""
+        """The index of each class by its name."""
         return {name: number for number, name in enumerate(self.labels)}
 
     @property
     def num_labels(self) -> int:
-        """The size of the classification head: 1 for regression."""
+        """The output size of the classification head; 1 for regression."""
         return len(self.labels) or 1
 
     @property
@@ -80,7 +81,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split: texts, pairs (or None) and labels, row by row; floats for regression, [] for no labels."""
+    """Examples of one split: texts, pairs (or None) and labels (floats for regression, empty if not read)."""
 
     task: Task
     texts: list[str]
@@ -92,7 +93,9 @@ class Split:
 
 
 def get_task(name: str) -> Task:
-    """The row of a task; an unknown name raises with the valid ones."""
+    """Return a task of GLUE by name. Raises MinipeftError that lists the names."""
     if name not in TASKS:
-        raise MinipeftError(f"unknown task {name!r}; one of {', '.join(TASKS)}, or a file of your own as --data")
+        raise MinipeftError(
+            f"unknown task {name!r}; choose one of {', '.join(TASKS)}, or name a custom dataset by --data"
+        )
     return TASKS[name]

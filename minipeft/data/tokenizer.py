@@ -1,4 +1,4 @@
-"""Text → token ids: byte-level BPE (or WordPiece) through the `tokenizers` library, with the family's template.
+"""Text → token ids: byte-level BPE (or WordPiece) with the `tokenizers` library and the model family's template.
 
 roberta, xlm-roberta, camembert    <s> A </s>    and    <s> A </s></s> B </s>
 bert                               [CLS] A [SEP] and    [CLS] A [SEP] B [SEP], token types 0 … 0 1 … 1
@@ -21,7 +21,7 @@ ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 class TokenIds(list[int]):
-    """A list of token ids that carries bert's token types along, in `type_ids`."""
+    """A list of token ids with BERT's token types in `type_ids`."""
 
     def __init__(self, ids: Iterable[int], type_ids: list[int]) -> None:
         super().__init__(ids)
@@ -29,11 +29,14 @@ class TokenIds(list[int]):
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer, with its special tokens, template and truncation; `load_tokenizer` makes one.
+    """A checkpoint's tokenizer, with its special tokens, template and truncation. See `load_tokenizer`.
 
-    tokenizer   the library's own
-    folder      where it was read from, for messages
-    `truncated` counts the examples that `encode` has cut to `max_length` so far.
+    Args:
+        tokenizer: The `tokenizers.Tokenizer`.
+        folder: The folder that it was read from, for messages.
+
+    Attributes:
+        truncated: The number of examples that `encode` has truncated so far.
     """
 
     def __init__(self, tokenizer: _Tokenizer, folder: Path) -> None:
@@ -43,18 +46,18 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids, added tokens included."""
+        """The number of ids, including added tokens."""
         return self.tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
     def special_token_ids(self) -> frozenset[int]:
-        """Ids of the special tokens that the vocabulary holds."""
+        """Ids of the special tokens in the vocabulary."""
         ids = self.tokenizer.get_added_tokens_decoder()
         return frozenset(number for number, token in ids.items() if token.special)
 
     @property
     def mask_token_id(self) -> int:
-        """The id that masked-language-model pretraining puts in a token's place. Raises MinipeftError without one."""
+        """The id of the mask token, for masked-language modeling. Raises MinipeftError if there is none."""
         for token in ("<mask>", "[MASK]"):
             number = self.tokenizer.token_to_id(token)
             if number is not None:
@@ -67,22 +70,21 @@ class Tokenizer:
     def encode_full(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
     ) -> list[Encoding]:
-        """Like `encode`, but with the library's Encoding objects: .ids and .type_ids (bert's token types).
-
-        texts, pairs, max_length and what raises are `encode`'s.
-        """
+        """Like `encode`, but return `tokenizers.Encoding` objects, with .ids and .type_ids (BERT's token types)."""
         special = self.tokenizer.num_special_tokens_to_add(pairs is not None)
         if max_length <= special:
             raise MinipeftError(
-                f"max_length {max_length} leaves no room beside the {special} special tokens; "
-                f"take {special + 1} or more"
+                f"max_length {max_length} leaves no room for text next to the {special} special tokens; "
+                f"set {special + 1} or more"
             )
         for what, sentences in (("texts", texts), ("pairs", [] if pairs is None else pairs)):
             if isinstance(sentences, str):
                 raise MinipeftError(f"{what} is one string, {sentences[:40]!r}; give a list of strings")
             for number, sentence in enumerate(sentences):
                 if not isinstance(sentence, str) or not is_unicode(sentence):
-                    raise MinipeftError(f"{what}[{number}] is {shown(sentence)}, no valid text; mend or remove it")
+                    raise MinipeftError(
+                        f"{what}[{number}] is {shown(sentence)}, not valid Unicode text; fix or remove it"
+                    )
         if pairs is not None and len(pairs) != len(texts):
             raise MinipeftError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs one pair")
         self.tokenizer.no_padding()
@@ -94,17 +96,24 @@ class Tokenizer:
         return encodings
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512) -> list[TokenIds]:
-        """Token ids of each text, or of each (text, pair), special tokens included: lists of int, ready for `pack`.
+        """Return the token ids of each text, or of each (text, pair), with special tokens, ready for `pack`.
 
-        texts, pairs   lists of str, equally long; a pair is the second sentence of a text
-        max_length     tokens
-        Longest-first truncation cuts to `max_length` ids, special tokens counted.
-        Raises MinipeftError for what is no text, when `max_length` leaves no room or the two lists differ in length.
+        Args:
+            texts: The texts.
+            pairs: The second sentence of each text, or None.
+            max_length: Maximum number of ids, including special tokens; longest-first truncation.
+
+        Returns:
+            One list of int per text.
+
+        Raises:
+            MinipeftError: for a value that is not a text, if `max_length` leaves no room for text, or if the two
+                lists differ in length.
         """
         return [TokenIds(encoding.ids, encoding.type_ids) for encoding in self.encode_full(texts, pairs, max_length)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """Return the text of token ids, without special tokens."""
         return self.tokenizer.decode(list(ids))
 
     def save(self, folder: Path) -> None:
@@ -115,10 +124,13 @@ class Tokenizer:
 
 
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
-    """Load tokenizer.json, or vocab.json + merges.txt, of a checkpoint.
+    """Load a checkpoint's tokenizer from tokenizer.json, or from vocab.json and merges.txt.
 
-    name_or_dir   as in `load_pretrained`
-    Raises MinipeftError for a name that cannot be found or fetched, and for files that are missing or damaged.
+    Args:
+        name_or_dir: A name or folder, as in `load_pretrained`.
+
+    Raises:
+        MinipeftError: for a name that cannot be found or downloaded, and for missing or damaged files.
     """
     from minipeft.hub.hub import resolve_model
 
@@ -129,11 +141,11 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
             return Tokenizer(_Tokenizer.from_buffer(read_small(whole)), folder)
         if vocab.is_file() and merges.is_file():
             for path in (vocab, merges):
-                read_small(path)  # refuses what is too large
-            pieces = _byte_level_bpe(models.BPE.from_file(str(vocab), str(merges)))
-            if pieces.token_to_id("<s>") is None:
+                read_small(path)  # raises for a file that is too large
+            bpe = _byte_level_bpe(models.BPE.from_file(str(vocab), str(merges)))
+            if bpe.token_to_id("<s>") is None:
                 raise ValueError("vocab.json has no <s>")
-            return Tokenizer(pieces, folder)
+            return Tokenizer(bpe, folder)
     raise MinipeftError(
         f"{folder}: no tokenizer.json and no vocab.json + merges.txt; put the checkpoint's tokenizer files there"
     )
@@ -141,7 +153,7 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
 
 @contextmanager
 def _rust_errors(message: str) -> Iterator[None]:
-    """The tokenizers library raises plain Exception for a bad file, and a BaseException where its Rust code panics."""
+    """Convert the errors of `tokenizers`: a plain Exception for a bad file, a BaseException if its Rust code panics."""
     try:
         yield
     except BaseException as error:
@@ -151,9 +163,11 @@ def _rust_errors(message: str) -> Iterator[None]:
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
-    """Learn a byte-level BPE (Sennrich et al. 2016; over bytes as in Radford et al. 2019) and save it in `folder`.
+    """Train a byte-level BPE tokenizer and save it in `folder`.
 
-    Text is lower-cased: a small vocabulary then spends no entry on a word's second spelling.
+    Text is lower-cased, so that a small vocabulary needs one entry per word instead of two.
+
+    Reference: Sennrich et al. 2016; on bytes, Radford et al. 2019.
     """
     tokenizer = _byte_level_bpe(models.BPE(), lowercase=True)
     trainer = trainers.BpeTrainer(
@@ -165,9 +179,9 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Toke
     tokenizer.train_from_iterator(lines, trainer)
     _set_roberta_template(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
-    learnt = Tokenizer(tokenizer, folder)
-    learnt.save(folder)
-    # This class takes tokenizer.json as it is; transformers 5 builds RobertaTokenizer anew, without the lower-casing.
+    trained = Tokenizer(tokenizer, folder)
+    trained.save(folder)
+    # This class reads tokenizer.json unchanged; RobertaTokenizer of transformers 5 would drop the lower-casing.
     names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -176,7 +190,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Toke
         **{f"{role}_token": token for role, token in names.items()},
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return learnt
+    return trained
 
 
 def _byte_level_bpe(model: models.BPE, lowercase: bool = False) -> _Tokenizer:
@@ -187,7 +201,9 @@ def _byte_level_bpe(model: models.BPE, lowercase: bool = False) -> _Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=lowercase)
     tokenizer.decoder = decoders.ByteLevel()
     if tokenizer.token_to_id("<s>") is not None:
-        mask = AddedToken("<mask>", lstrip=True)  # it takes the space before it, as in roberta-base's tokenizer.json
+        mask = AddedToken(
+            "<mask>", lstrip=True
+        )  # lstrip: it includes the space before it, as in roberta-base's tokenizer.json
         tokenizer.add_special_tokens([*ROBERTA_SPECIALS[:-1], mask])
         _set_roberta_template(tokenizer)
     return tokenizer

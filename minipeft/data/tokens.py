@@ -1,4 +1,4 @@
-"""Token ids of many sequences, end to end in a temporary file: a split of any size costs little memory."""
+"""Token ids of a split in memory-mapped temporary files: a split of any size needs little memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from minipeft.errors import MinipeftError
 
 
 class TokenTable(Sequence[TokenIds]):
-    """Sequences of token ids, read-only; sequence i is tokens offsets[i] to offsets[i + 1].
+    """Read-only sequences of token ids; sequence i is tokens offsets[i] to offsets[i + 1].
 
-    The tokens (int32) and, where asked for, bert's token types (int8) lie in the folder for temporary files, under no
-    name, and are mapped into memory: the system drops what it has no room for.
-    Raises MinipeftError where the temporary files cannot be written.
+    Token ids (int32) and, optionally, BERT's token types (int8) are memory-mapped from unnamed temporary files, so
+    that the operating system can drop pages when memory is short.
+
+    Args:
+        encodings: The encoded texts.
+        with_types: Whether to store token types.
+
+    Raises:
+        MinipeftError: if the temporary files cannot be written.
     """
 
     def __init__(self, encodings: Iterable[Encoding], with_types: bool) -> None:
@@ -44,7 +50,7 @@ class TokenTable(Sequence[TokenIds]):
 
     @property
     def lengths(self) -> Sequence[int]:
-        """Tokens of each sequence."""
+        """The number of tokens of each sequence."""
         return array("i", np.diff(np.frombuffer(self.offsets, np.int64)).astype(np.int32).tobytes())
 
     @overload
@@ -54,7 +60,7 @@ class TokenTable(Sequence[TokenIds]):
     def __getitem__(self, index: int | slice) -> TokenIds | list[TokenIds]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]  # raises IndexError, and counts from the end
+        i = range(len(self))[index]  # raises IndexError, and accepts negative indices
         start, end = self.offsets[i], self.offsets[i + 1]
         ids = self.ids[start:end].tolist()
         return TokenIds(ids, self.types[start:end].tolist() if len(self.types) else [0] * len(ids))
@@ -62,5 +68,5 @@ class TokenTable(Sequence[TokenIds]):
 
 def _mapped(file: IO[bytes], dtype: type[np.generic]) -> np.ndarray[Any, Any]:
     file.flush()
-    empty = file.seek(0, 2) == 0  # which no system maps
+    empty = file.seek(0, 2) == 0  # an empty file cannot be mapped
     return np.zeros(0, dtype) if empty else np.asarray(np.memmap(file, dtype, mode="r"))

@@ -33,7 +33,7 @@ def predict_glue_test(run: LoadedRun, folder: str | Path, data: str | None = Non
     Nothing is written unless every row is predicted; a file that is there is refused.
     """
     folder = Path(folder)
-    if run.task.is_own:
+    if run.task.is_custom:
         raise MinipeftError(f"{run.task.name} is none of GLUE's tasks, and has no test split of it; use --input")
     files = [(folder / name, split) for name, split in FILES[run.task.name]]
     for path, _ in files:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from minipeft.adapters.adapter import load_adapter
 from minipeft.adapters.merging import export
-from minipeft.data.custom import own_task
+from minipeft.data.custom import custom_task
 from minipeft.data.rows import files_of, open_table
-from minipeft.data.splits import choose_data, read_chunks, read_examples, share_out
+from minipeft.data.splits import choose_data, chunk_examples, read_chunks, read_examples
 from minipeft.data.tasks import Split, Task, get_task
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer
 from minipeft.device import choose_device
@@ -60,7 +60,7 @@ class LoadedRun:
         """Where the task's splits come from: --data, or the run's own."""
         if data is None:
             return str(self.settings["source"])
-        if self.task.is_own:
+        if self.task.is_custom:
             raise MinipeftError(f"--data {data!r} is for GLUE's tasks; evaluate a file of your own with --input")
         return choose_data(self.task, data)[0]
 
@@ -125,7 +125,7 @@ class LoadedRun:
                 ]
                 yield from read_examples(task, table, columns, remedy, label_column is not None)
 
-        return share_out(self.task, examples())
+        return chunk_examples(self.task, examples())
 
     def predict(self, texts: list[str], pairs: list[str] | None = None) -> list[dict[str, Any]]:
         """For each text its label by name and the probability of each; for regression, its score."""
@@ -180,7 +180,7 @@ def load_run(folder: str | Path, device: str = "auto", precision: str | None = N
         except MinipeftError as error:
             raise MinipeftError(f"{folder / 'config.json'}: {error}; train anew") from None
     try:
-        task = own_task(settings) or get_task(settings["task"])
+        task = custom_task(settings) or get_task(settings["task"])
     except MinipeftError as error:
         raise MinipeftError(f"{folder / 'config.json'}: {error}; train anew") from None
     model_folder, _ = resolve_model(settings["model"])

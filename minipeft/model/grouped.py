@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minipeft.data.buckets import multiple
+from minipeft.data.buckets import round_up
 from minipeft.model.dropout import dropout
 
 # Keys and values (num_virtual_tokens, hidden_size) that every sequence's tokens attend to beside their own.
@@ -81,7 +81,7 @@ class Groups:
 def group_by_length(lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> Groups:
     """Plan the groups of a batch, once for all of its layers; computed on the host from `lengths`."""
     few_shapes = device.type == "cpu" and dtype == torch.bfloat16
-    padded = [multiple(length, LENGTH_STEP) for length in lengths] if few_shapes else lengths
+    padded = [round_up(length, LENGTH_STEP) for length in lengths] if few_shapes else lengths
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     runs = _runs(order, padded)
     if few_shapes:

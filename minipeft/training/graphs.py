@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.data.batching import PackedBatch
-from minipeft.data.buckets import FEW, fill
+from minipeft.data.buckets import COARSE, pad_to_bucket
 from minipeft.errors import MinipeftError, first_line
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.training.metrics import sequence_loss
@@ -59,7 +59,7 @@ class StepGraphs:
 
     def add_gradients(self, batch: PackedBatch, count: int) -> Tensor:
         """Add the gradients of a batch's loss / count → that loss (), which the next call overwrites."""
-        filled = fill(batch, self.model.config, self.longest, FEW)
+        filled = pad_to_bucket(batch, self.model.config, self.longest, COARSE)
         size = filled.total_tokens, len(filled), filled.max_seqlen
         if size not in self.recorded:
             if len(self.recorded) == MOST_GRAPHS:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from minipeft.adapters.adapter import save_adapter
 from minipeft.adapters.adapter_file import read_adapter
 from minipeft.data.batching import epoch_order, split_by_tokens
-from minipeft.data.buckets import fill
+from minipeft.data.buckets import pad_to_bucket
 from minipeft.data.tasks import Task
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import make_folder, write_atomically, write_lines
@@ -119,7 +119,7 @@ def train_loop(
                     if graphs is not None:
                         step_loss += graphs.add_gradients(batch, len(chosen))
                         continue
-                    batch = fill(batch, model.config).to(device)
+                    batch = pad_to_bucket(batch, model.config).to(device)
                     assert batch.labels is not None
                     loss = sequence_loss(model(batch), batch.labels) / len(chosen)
                     loss.backward()

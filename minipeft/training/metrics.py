@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from tokenizers import Encoding
 from torch import Tensor
 
-from minipeft.data.batching import PackedBatch, held_out, pack, split_by_tokens
-from minipeft.data.buckets import fill
+from minipeft.data.batching import PackedBatch, holdout_mask, pack, split_by_tokens
+from minipeft.data.buckets import pad_to_bucket
 from minipeft.data.tasks import Split, Task
 from minipeft.data.tokenizer import Tokenizer
 from minipeft.data.tokens import TokenTable
@@ -141,7 +141,7 @@ def hold_out(examples: Encoded, part: float, seed: int) -> tuple[Encoded, Encode
 
     Raises MinipeftError where one of the two would be empty.
     """
-    held = held_out(len(examples), part, seed)
+    held = holdout_mask(len(examples), part, seed)
     if not 0 < sum(held) < len(examples):
         raise MinipeftError(
             f"--holdout {part:g} of {len(examples)} training examples is {'none' if not sum(held) else 'all'}; "
@@ -197,7 +197,7 @@ def predict_logits(
     model.eval()
     logits = torch.zeros(len(examples), model.config.num_labels)  # so that the workers' tables add up to the whole
     for indices in split_by_tokens(workers.share(range(len(examples)), examples.lengths), examples.lengths, max_tokens):
-        batch = fill(pack([examples.sequences[index] for index in indices], config=model.config), model.config)
+        batch = pad_to_bucket(pack([examples.sequences[index] for index in indices], config=model.config), model.config)
         logits[indices] = model(batch.to(device))[: len(indices)].cpu()
     model.train(was_training)
     return workers.sum(logits)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from minipeft.data.custom import OwnData, is_own, own_data
+from minipeft.data.custom import CustomData, inspect_custom_data, is_custom
 from minipeft.data.tasks import Task, get_task
 from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
 from minipeft.methods import get_method, method_name
@@ -83,14 +83,14 @@ def _parsed(options: Any) -> dict[str, Any]:
     return table
 
 
-def choose_task(wanted: TrainSettings) -> tuple[TrainSettings, Task, OwnData | None]:
+def choose_task(wanted: TrainSettings) -> tuple[TrainSettings, Task, CustomData | None]:
     """The task, and what is known of one's own data where --data names them.
 
     The settings come back with the task's name and, of one's own data, all that reloads the task.
     """
     given = {name: getattr(wanted, name) for name in ("text_column", "pair_column", "label_column", "validation")}
-    if is_own(wanted.task, wanted.data):
-        own = own_data(wanted.task, wanted.data, label_type=wanted.label_type, **given)
+    if is_custom(wanted.task, wanted.data):
+        own = inspect_custom_data(wanted.task, wanted.data, label_type=wanted.label_type, **given)
         found: dict[str, Any] = {
             "text_column": own.task.columns[0],
             "pair_column": own.task.columns[1] if len(own.task.columns) == 2 else None,

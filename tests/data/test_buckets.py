@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minipeft import EncoderConfig, PrefixTuning, PromptTuning, apply, load_pretrained, pack
 from minipeft.data.batching import PackedBatch
-from minipeft.data.buckets import FEW, LONGEST, MORE, NO_CLASS, Sizes, fill
+from minipeft.data.buckets import COARSE, FINE, IGNORE_INDEX, MAX_SEQLENS, BucketSizes, pad_to_bucket
 from minipeft.model import roberta
 from minipeft.model.roberta import SequenceClassifier
 from minipeft.model.varlen import plan_varlen
@@ -23,7 +23,7 @@ from minipeft.training.metrics import sequence_loss
 
 ROBERTA = EncoderConfig(vocab_size=300, hidden_size=8, num_attention_heads=1)
 BERT = dataclasses.replace(ROBERTA, model_type="bert", pad_token_id=0, max_position_embeddings=512, type_vocab_size=2)
-FEWEST_TOKENS = 256  # FEW's smallest step
+FEWEST_TOKENS = 256  # COARSE's smallest step
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=80)
 
 
@@ -31,21 +31,21 @@ LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=80)
     lengths=LENGTHS,
     config=st.sampled_from([ROBERTA, BERT]),
     regression=st.booleans(),
-    sizes=st.sampled_from([FEW, MORE]),
+    sizes=st.sampled_from([COARSE, FINE]),
 )
 @settings(max_examples=150, deadline=None)
-@example(lengths=[1], config=ROBERTA, regression=False, sizes=FEW)
-@example(lengths=[1] * 80, config=BERT, regression=True, sizes=FEW)
-@example(lengths=[1] * 80, config=BERT, regression=True, sizes=MORE)
-@example(lengths=[512] * 8, config=ROBERTA, regression=False, sizes=FEW)  # of a bucket's sizes: nothing is added
-@example(lengths=[512] * 8, config=ROBERTA, regression=False, sizes=MORE)
+@example(lengths=[1], config=ROBERTA, regression=False, sizes=COARSE)
+@example(lengths=[1] * 80, config=BERT, regression=True, sizes=COARSE)
+@example(lengths=[1] * 80, config=BERT, regression=True, sizes=FINE)
+@example(lengths=[512] * 8, config=ROBERTA, regression=False, sizes=COARSE)  # of a bucket's sizes: nothing is added
+@example(lengths=[512] * 8, config=ROBERTA, regression=False, sizes=FINE)
 def test_the_own_sequences_stay_and_the_sizes_are_a_buckets(
-    lengths: list[int], config: EncoderConfig, regression: bool, sizes: Sizes
+    lengths: list[int], config: EncoderConfig, regression: bool, sizes: BucketSizes
 ) -> None:
     config = config.with_labels(["score"] if regression else ["no", "yes"])
     labels = [index % 2 for index in range(len(lengths))]
     batch = pack(ragged(lengths), labels, config=config)
-    filled = fill(batch, config, config.max_length, sizes)
+    filled = pad_to_bucket(batch, config, config.max_length, sizes)
     tokens, count = batch.total_tokens, len(batch)
     for name in ("input_ids", "position_ids"):
         assert torch.equal(getattr(filled, name)[:tokens], getattr(batch, name))
@@ -58,12 +58,12 @@ def test_the_own_sequences_stay_and_the_sizes_are_a_buckets(
         assert torch.equal(torch.as_tensor(getattr(filled, name)), torch.as_tensor(getattr(as_packed, name)))
     assert filled.cu_seqlens.dtype == torch.int32 and len(filled.input_ids) == filled.total_tokens
     assert bool((filled.input_ids[tokens:] == config.pad_token_id).all())
-    assert bool((filled.labels[count:].isnan() if regression else filled.labels[count:] == NO_CLASS).all())
+    assert bool((filled.labels[count:].isnan() if regression else filled.labels[count:] == IGNORE_INDEX).all())
     assert len(filled.labels) == len(filled) and filled.labels.dtype == batch.labels.dtype
     # The sizes.
-    assert filled.max_seqlen in LONGEST and max(filled.lengths) <= filled.max_seqlen
+    assert filled.max_seqlen in MAX_SEQLENS and max(filled.lengths) <= filled.max_seqlen
     room = len(filled) - count  # each dummy has a token at least
-    if sizes is FEW:
+    if sizes is COARSE:
         assert len(filled).bit_count() == 1 and filled.total_tokens % FEWEST_TOKENS == 0
         assert filled.total_tokens - tokens - room < max(FEWEST_TOKENS, (tokens + room) / 8 + 1)
     else:
@@ -78,7 +78,7 @@ def test_the_own_sequences_stay_and_the_sizes_are_a_buckets(
 
 def test_token_types_stay() -> None:
     batch = dataclasses.replace(pack([[7, 8, 9]], config=BERT), token_type_ids=torch.tensor([0, 1, 1]))
-    types = fill(batch, BERT, 512, FEW).token_type_ids
+    types = pad_to_bucket(batch, BERT, 512, COARSE).token_type_ids
     assert types is not None and types[:3].tolist() == [0, 1, 1] and not types[3:].any()
 
 
@@ -90,7 +90,7 @@ def test_a_training_run_meets_few_sizes() -> None:
         count = int(torch.randint(1, 65, (), generator=generator))
         bound = int(torch.randint(1, 257, (), generator=generator))
         lengths = torch.randint(1, bound + 1, (count,), generator=generator).tolist()
-        filled = fill(pack([[7] * length for length in lengths], config=ROBERTA), ROBERTA, 256, FEW)
+        filled = pad_to_bucket(pack([[7] * length for length in lengths], config=ROBERTA), ROBERTA, 256, COARSE)
         sizes.add((filled.total_tokens, len(filled), filled.max_seqlen))
     tokens, sequences, longest = (set(size) for size in zip(*sizes, strict=True))
     assert sequences <= {2**power for power in range(9)} and longest <= {32, 64, 128, 256}
@@ -101,11 +101,11 @@ def test_a_training_run_meets_few_sizes() -> None:
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), longest=st.integers(40, 60))
 @settings(max_examples=40, deadline=None)
 def test_no_sequence_becomes_longer_than_the_model_takes(lengths: list[int], longest: int) -> None:
-    filled = fill(pack([[7] * length for length in lengths], config=ROBERTA), ROBERTA, longest, FEW)
+    filled = pad_to_bucket(pack([[7] * length for length in lengths], config=ROBERTA), ROBERTA, longest, COARSE)
     assert max(filled.lengths) <= filled.max_seqlen <= longest
 
 
-@pytest.mark.parametrize("sizes", [FEW, MORE], ids=["few", "more"])
+@pytest.mark.parametrize("sizes", [COARSE, FINE], ids=["few", "more"])
 @pytest.mark.parametrize("varlen", [False, True])
 @pytest.mark.parametrize("method", [None, PromptTuning(3), PrefixTuning(3)], ids=str)
 @pytest.mark.parametrize("num_labels", [1, 3])
@@ -115,7 +115,7 @@ def test_loss_and_gradients_are_the_same_filled(
     num_labels: int,
     method: object,
     varlen: bool,
-    sizes: Sizes,
+    sizes: BucketSizes,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -128,7 +128,7 @@ def test_loss_and_gradients_are_the_same_filled(
         apply(model, method)
     batch = pack(ragged((7, 1, 40, 3)), [0, 2, 1, 1] if num_labels > 1 else [0.5, 2.0, -1.0, 1.5], config=model.config)
     longest = model.config.max_length - getattr(method, "num_virtual_tokens", 0)
-    filled = fill(batch, model.config, longest, sizes)
+    filled = pad_to_bucket(batch, model.config, longest, sizes)
     assert len(filled) > len(batch)
     loss, logits, gradients = step(model, batch)
     loss_filled, logits_filled, gradients_filled = step(model, filled)

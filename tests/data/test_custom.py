@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minipeft import MinipeftError
-from minipeft.data.custom import OwnData, is_own, own_data
+from minipeft.data.custom import CustomData, inspect_custom_data, is_custom
 from minipeft.data.labels import NUMBER, find_labels
 from minipeft.data.rows import Table
 from minipeft.data.splits import read_split
@@ -36,12 +36,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def own(data: Path, **given: Any) -> OwnData:
+def own(data: Path, **given: Any) -> CustomData:
     usual = {"text_column": None, "pair_column": None, "label_column": None, "label_type": "auto", "validation": None}
-    return own_data(given.pop("task", "auto"), str(data), **{**usual, **given})
+    return inspect_custom_data(given.pop("task", "auto"), str(data), **{**usual, **given})
 
 
-def read(data: OwnData, split: str, limit: int | None = None) -> Split:
+def read(data: CustomData, split: str, limit: int | None = None) -> Split:
     return read_split(data.task, split, data.source, limit)
 
 
@@ -130,7 +130,7 @@ def test_a_folder_holds_the_splits_and_columns_may_have_any_name(tmp_path: Path)
         write(folder / "validation.tsv", rows[:4]),
         write(folder / "test.jsonl", rows[:2]),
     )
-    assert is_own("auto", str(folder)) and not is_own("rte", str(folder)) and not is_own("auto", str(tmp_path))
+    assert is_custom("auto", str(folder)) and not is_custom("rte", str(folder)) and not is_custom("auto", str(tmp_path))
     data = own(folder, text_column="first", pair_column="second", label_column="kind")
     assert data.task.name == "claims" and data.task.columns == ("first", "second")
     assert [len(read(data, split)) for split in ("train", "validation", "test")] == [30, 4, 2]

@@ -109,7 +109,7 @@ def test_an_example_costs_bytes_and_not_kilobytes(tiny_checkpoint: Path) -> None
     """Memory of the process itself; the tokens lie in a file that the system may drop."""
     script = f"""
 from minipeft import load_tokenizer
-from minipeft.data.splits import share_out
+from minipeft.data.splits import chunk_examples
 from minipeft.data.tasks import get_task
 from minipeft.model.config import load_config
 from minipeft.training.metrics import encode_split
@@ -123,7 +123,7 @@ folder = Path({str(tiny_checkpoint)!r})
 task, tokenizer, config = get_task("sst2"), load_tokenizer(folder), load_config(folder)
 def encode(count):
     rows = (("a quiet film, not a bad one", None, row % 2) for row in range(count))
-    return encode_split(task, share_out(task, rows), tokenizer, 128, config)
+    return encode_split(task, chunk_examples(task, rows), tokenizer, 128, config)
 first = encode({2 * CHUNK_ROWS})  # what a chunk takes is taken now
 before = own_bytes()
 kept = encode({20 * CHUNK_ROWS})

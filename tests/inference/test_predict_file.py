@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minipeft.cli.cli import main
-from minipeft.data.splits import CHUNK_CHARACTERS, CHUNK_ROWS, share_out
+from minipeft.data.splits import CHUNK_CHARACTERS, CHUNK_ROWS, chunk_examples
 from minipeft.inference.predict import LoadedRun, load_run
 
 Rows = list[dict[str, Any]]
@@ -159,7 +159,7 @@ def test_windows_hold_every_row_once_in_order_and_are_bounded(lengths: list[int]
     from minipeft.data.tasks import get_task
 
     texts = [*("x" * length for length in lengths), *map(str, range(short))]
-    windows = list(share_out(get_task("sst2"), ((text, None, None) for text in texts)))
+    windows = list(chunk_examples(get_task("sst2"), ((text, None, None) for text in texts)))
     assert [text for window in windows for text in window.texts] == texts
     for window in windows:
         assert 1 <= len(window) <= CHUNK_ROWS and sum(map(len, window.texts[:-1])) < CHUNK_CHARACTERS
