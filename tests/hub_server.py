@@ -5,6 +5,8 @@ It answers over real sockets, and misbehaves on request: see the attributes of H
 
 import hashlib
 import json
+import socket
+import struct
 import threading
 import time
 from dataclasses import dataclass, field
@@ -25,18 +27,35 @@ class Request:
 
 
 @dataclass
+class Failure:
+    """The next `times` requests to the host whose "METHOD path" contains the word fail."""
+
+    host: str
+    word: str
+    status: int = 0  # 0: the connection is reset
+    headers: dict[str, str] = field(default_factory=dict)
+    times: int = 1
+
+
+@dataclass
 class HubServer:
     repos: dict[str, dict[str, bytes]]
     corrupt: set[str] = field(default_factory=set)  # files whose bytes are wrong on the way
     cuts: int = 0  # how many of the next large files end in the middle, after cut_at bytes
     cut_at: int = 0
-    down_after_cut: bool = False  # answer 503 from then on
+    cut_by_reset: bool = False
     bytes_per_second: float = 0.0  # 0: as fast as it goes
+    failures: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0  # before every answer
     token: str = ""  # required as "Bearer <token>" when set
+    stale_token: str = ""  # refused for every repository, as the hub does
+    signature: int = 1  # of the links to the CDN; links with an older one have expired
+    renamed: dict[str, str] = field(default_factory=dict)  # old name → canonical name, redirected with 307
     statuses: dict[str, tuple[int, str]] = field(default_factory=dict)  # repo → status and X-Error-Code
     extra_names: list[str] = field(default_factory=list)  # more names in every listing
     hide_hashes: bool = False
     ignore_range: bool = False
+    commit: str = COMMIT
     portal: bool = False  # every answer is a login page
     down: bool = False
     requests: list[Request] = field(default_factory=list)
@@ -82,7 +101,7 @@ class HubServer:
             "_id": "0",
             "id": repo,
             "modelId": repo,
-            "sha": COMMIT,
+            "sha": self.commit,
             "private": False,
             "siblings": siblings,
         }
@@ -96,39 +115,75 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub, path = self.hub, urlsplit(self.path).path
         hub.requests.append(Request(self.host, self.command, self.path, dict(self.headers)))
+        time.sleep(hub.seconds)
+        if failure := self._next_failure(f"{self.command} {self.path}"):
+            return self._fail(failure)
         if hub.down:
             return self._answer(503, b"down")
         if hub.portal:
             return self._answer(200, b"<html>please log in</html>", {"Content-Type": "text/html"})
         if self.host == "cdn":
+            if f"signature={hub.signature}" not in self.path:
+                return self._answer(403, b"Request has expired")
             content = next(c for files in hub.repos.values() for c in files.values() if path.endswith(sha256(c)))
             return self._send(path, content)
         if path == "/":
             return self._answer(200, b"a hub")
+        for old, canonical in hub.renamed.items():
+            if path.startswith((f"/api/models/{old}/", f"/{old}/resolve/")) or path == f"/api/models/{old}":
+                return self._answer(307, b"", {"Location": self.path.replace(old, canonical, 1)})
         if path.startswith("/api/models/"):
-            repo = path.removeprefix("/api/models/")
-            if not self._refused(repo):
+            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            if not self._refused(repo) and not self._unknown(revision):
                 self._answer(200, json.dumps(hub.listing(repo)).encode())
             return None
         repo, _, rest = path[1:].partition("/resolve/")
-        if self._refused(repo):
+        revision, _, name = rest.partition("/")
+        if self._refused(repo) or self._unknown(revision):
             return None
-        commit, _, name = rest.partition("/")
-        if commit != COMMIT or name not in hub.repos[repo]:
+        if name not in hub.repos[repo]:
             return self._answer(404, b"Entry not found", {"X-Error-Code": "EntryNotFound"})
         content = hub.repos[repo][name]
         if len(content) < LARGE:
-            headers = {"ETag": f'"{git_sha1(content)}"', "X-Repo-Commit": COMMIT}
+            headers = {"ETag": f'"{git_sha1(content)}"', "X-Repo-Commit": hub.commit}
             return self._answer(200, flipped(content) if name in hub.corrupt else content, headers)
-        location = f"{hub.cdn}/{name}/{sha256(content)}?signature=abc"
-        headers = {"Location": location, "X-Linked-Size": str(len(content)), "X-Repo-Commit": COMMIT}
+        location = f"{hub.cdn}/{name}/{sha256(content)}?signature={hub.signature}"
+        headers = {"Location": location, "X-Linked-Size": str(len(content)), "X-Repo-Commit": hub.commit}
         return self._answer(302, b"", headers | {"X-Linked-Etag": f'"{sha256(content)}"'})
 
     do_HEAD = do_GET
 
+    def _next_failure(self, request: str) -> Failure | None:
+        for failure in self.hub.failures:
+            if failure.times and failure.host == self.host and failure.word in request:
+                failure.times -= 1
+                return failure
+        return None
+
+    def _fail(self, failure: Failure) -> None:
+        if failure.status:
+            return self._answer(failure.status, b"", failure.headers)
+        self._reset()
+
+    def _reset(self) -> None:
+        """Close the connection with a TCP reset, which a linger time of zero causes."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.rfile.close()
+        self.connection.close()
+        self.close_connection = True
+
+    def _unknown(self, revision: str) -> bool:
+        if revision in ("", "main", self.hub.commit):
+            return False
+        self._answer(404, b"Revision not found", {"X-Error-Code": "RevisionNotFound"})
+        return True
+
     def _refused(self, repo: str) -> bool:
         """As the hub does it, a model that is not there is a 401 for those who bring no token."""
         sent = self.headers.get("Authorization", "")
+        if self.hub.stale_token and sent == f"Bearer {self.hub.stale_token}":
+            self._answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+            return True
         if repo in self.hub.statuses:
             status, code = self.hub.statuses[repo]
         elif self.hub.token and sent != f"Bearer {self.hub.token}":
@@ -160,9 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if hub.cuts:
+        if cut := hub.cuts > 0:
             hub.cuts -= 1
-            hub.down = hub.down_after_cut
             body, self.close_connection = body[: hub.cut_at], True
         for offset in range(0, len(body), 16 * 1024):
             chunk = body[offset : offset + 16 * 1024]
@@ -173,6 +227,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             hub.bytes_served += len(chunk)
             time.sleep(len(chunk) / hub.bytes_per_second if hub.bytes_per_second else 0)
+        if cut and hub.cut_by_reset:
+            self._reset()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

@@ -308,9 +308,7 @@ for task in ("rte", "sst2"):
     ]
     found = [len(sequence) for sequence in tokenizer.encode(*columns)]
     merged = list(split_by_tokens(range(64), found, MAX_TOKENS["cpu"]))
-    print(
-        f"synthetic {task}: 64 sequences, {sum(found)} tokens, batches of {MAX_TOKENS['cpu']} or less: {len(merged)}"
-    )
+    print(f"synthetic {task}: 64 sequences, {sum(found)} tokens, batches of {MAX_TOKENS['cpu']} or less: {len(merged)}")
     assert all(sum(found[i] for i in batch) <= MAX_TOKENS["cpu"] for batch in merged)
 
 # %% [markdown]

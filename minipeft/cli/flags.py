@@ -95,8 +95,10 @@ def command_line() -> Parser:
     export.add_argument("run", help="folder of a finished run")
     export.add_argument("folder", help="new folder for the checkpoint")
 
-    fetch = commands.add_parser("fetch", help="download a checkpoint into weights/, verified")
-    fetch.add_argument("name", help="roberta-base, roberta-large, … or owner/name")
+    fetch = commands.add_parser(
+        "fetch", help="download a checkpoint into the Hugging Face cache, verified; print its folder"
+    )
+    fetch.add_argument("name", help="roberta-base, roberta-large, …, owner/name or owner/name@revision")
     return parser
 
 

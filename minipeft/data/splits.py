@@ -33,7 +33,7 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
     A folder is taken as given, and so is "standin". "auto" is the datasets library's cache, else the hub, else the
     generated stand-in.
     """
-    from minipeft.hub.hub import hub_reachable
+    from minipeft.hub.network import hub_reachable
 
     if data == "standin" and task.name in standin.TASKS:
         return "standin", f"generated stand-in for {task.name}: not GLUE, no benchmark"

@@ -1,19 +1,18 @@
-"""One checkpoint's files from the Hugging Face hub: listed, chosen, downloaded in resumable parts, verified.
+"""A checkpoint of the Hugging Face hub → the Hugging Face cache, verified by size and hash."""
 
-huggingface_hub lends its HTTP session and token; its own download functions keep no part of a file that was cut.
-"""
+from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from minipeft.errors import MinipeftError, shown
-from minipeft.files import LARGEST_SMALL_FILE, parse_json
+from minipeft.errors import MinipeftError, first_line
+from minipeft.hub.network import ATTEMPTS, describe_error, endpoint, offline_variable, response_of, with_retries
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 FACEBOOK = ("roberta-base", "roberta-large", "xlm-roberta-base", "xlm-roberta-large")
 BERT = ("bert-base-uncased", "bert-base-cased", "bert-large-uncased", "bert-large-cased")
@@ -23,163 +22,117 @@ CONFIG, WEIGHTS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin
 INDEX, SHARD = "model.safetensors.index.json", re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})  # either is enough
 EXTRAS = {"tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "sentencepiece.bpe.model"}
-RERUN = "run the same command again, the download resumes"
-BY_HAND = "or put config.json, model.safetensors and tokenizer.json in a folder and pass --model DIR"
+RERUN = "run the same command again"
+BY_HAND = "put config.json, model.safetensors and tokenizer.json in a folder and pass --model DIR"
 ANSWER_SECONDS = 10.0
 
 
-class _File(NamedTuple):
-    name: str
-    size: int
-    digest: str  # sha256 of a large file, git's sha1 of a small one
+def download(name: str, repo_id: str, revision: str | None) -> Path:
+    """Download the config, tokenizer and weights of a model into the Hugging Face cache.
 
+    Args:
+        name: the name that the user gave, for the messages.
+        repo_id: "owner/name".
+        revision: a branch, a tag or a commit; None is the main branch.
 
-class Remote(NamedTuple):
-    name: str
-    repo_id: str
-    endpoint: str
+    Returns:
+        The snapshot's folder in the cache.
 
-    def failure(self, reason: str) -> MinipeftError:
-        return MinipeftError(" ".join(f"cannot fetch {self.name!r} from {self.endpoint}: {reason}".split()))
-
-    def refusal(self, status: int, code: str, what: str) -> MinipeftError:
-        close = difflib.get_close_matches(self.name, ALIASES, n=1, cutoff=0.8)
-        check = f"did you mean {close[0]!r}?" if close and self.name not in ALIASES else "check the name"
-        if code == "GatedRepo":
-            return self.failure(f"gated; accept its terms at {self.endpoint}/{self.repo_id} and set HF_TOKEN")
-        if status in (401, 403):  # the hub says 401 for a model that does not exist, too
-            return self.failure(f"{status} for the {what}; {check}, and set HF_TOKEN if it needs a token")
-        if status == 404:
-            return self.failure(f"404, there is no such {what}; {check}")
-        return self.failure(f"{status} for the {what}; wait a little, then {RERUN}")
-
-    @contextmanager
-    def get(self, path: str, what: str, start: int = 0) -> Iterator[Any]:
-        """The streamed response to a GET from byte `start` on. Raises ConnectionError when the network fails.
-
-        The hub's own client minds proxies and certificates, and keeps the token from other hosts.
-        """
-        from huggingface_hub import get_session, get_token
-        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-        headers = {"Accept-Encoding": "identity", "User-Agent": "minipeft"}
-        headers |= {"Range": f"bytes={start}-"} if start else {}
-        if token := get_token():
-            if not re.fullmatch(r"[!-~]+", token):
-                raise self.failure("HF_TOKEN holds a character that no token has; set it again")
-            headers["Authorization"] = f"Bearer {token}"
-        options: dict[str, Any] = {"headers": headers, "timeout": ANSWER_SECONDS, "follow_redirects": True}
-        try:
-            with get_session().stream("GET", self.endpoint + path, **options) as response:
-                if response.status_code not in (200, 206):
-                    raise self.refusal(response.status_code, response.headers.get("X-Error-Code", ""), what)
-                yield response
-        except HTTPError as error:
-            raise ConnectionError(str(error) or type(error).__name__) from error
-
-
-def download_all(remote: Remote, staging: Path, progress: bool) -> str:
-    """Fill the staging folder with the verified files of the hub's newest commit; returns that commit."""
-    from tqdm import tqdm
-
-    commit, listing = _listing(remote)
-    parts = {file: staging / f"{file.name}.{file.digest[:16]}.part" for file in _choose(remote, listing)}
-    for file in parts:  # what an earlier run left whole is read again: a power loss may have cut it
-        if (whole := staging / file.name).exists() and _digest(whole, file) != file.digest:
-            whole.unlink()
-    for path in {*staging.iterdir()} - {*parts.values()} - {staging / file.name for file in parts}:
-        path.unlink()  # of an older commit, or of another model with that name
-    here = sum(size_of(staging / file.name) or size_of(part) for file, part in parts.items())
-    total = sum(file.size for file in parts)
-    disable = None if progress else True  # None: shown on a terminal only
-    with tqdm(total=total, initial=here, unit="B", unit_scale=True, desc=remote.name, disable=disable) as bar:
-        for file, part in parts.items():
-            if not (staging / file.name).exists():
-                _download(remote, commit, file, part, bar)
-                os.replace(part, staging / file.name)
-    return commit
-
-
-def _listing(remote: Remote) -> tuple[str, list[_File]]:
-    """The newest commit and its files with their sizes and hashes, as the hub's API gives them."""
+    Raises:
+        MinipeftError: if the model cannot be downloaded; the message names the cause and the remedy.
+    """
+    if variable := offline_variable():
+        raise _failure(name, f"{variable} is set and the model is not in the cache. Unset it, or {BY_HAND}.")
+    endpoint()  # an invalid address is not a failed download
     try:
-        with remote.get(f"/api/models/{remote.repo_id}?blobs=true", "model") as response:
-            answer = parse_json(_read(response))
-        files = []
-        for entry in answer["siblings"]:
-            large = entry.get("lfs") or {}
-            size, digest = large.get("size") or entry.get("size"), large.get("sha256") or entry.get("blobId")
-            files.append(_File(str(entry["rfilename"]), int(size or 0), str(digest)))
-        commit = str(answer["sha"])
-        if not re.fullmatch(r"[0-9a-f]{40}", commit):
-            raise ValueError(f"{shown(commit)} is no commit")
-    except ConnectionError as error:
-        reason = f"no answer ({error}); check the network, HF_ENDPOINT and the proxy, {BY_HAND}"
-        raise remote.failure(reason) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise remote.failure("its answer is no model hub's; check HF_ENDPOINT and the proxy") from error
-    for name in (file.name for file in files):
-        if ".." in name.split("/") or name.startswith("/") or "\\" in name:
-            raise remote.failure(f"it lists a file named {name!r}, which is refused; choose another model")
-    return commit, files
+        return with_retries(lambda token: _download_once(name, repo_id, revision, token))
+    except MinipeftError:
+        raise
+    except Exception as error:
+        raise _failure(name, _explain(name, repo_id, revision, error)) from error
 
 
-def _read(response: Any) -> bytes:
-    """The body of an answer that has no business being large."""
-    body = bytearray()
-    for chunk in response.iter_bytes():
-        body += chunk
-        if len(body) > LARGEST_SMALL_FILE:
-            raise ValueError("the answer does not end")
-    return bytes(body)
+def _download_once(name: str, repo_id: str, revision: str | None, token: bool | None) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    hub = HfApi(endpoint=endpoint(), token=token)
+    info = hub.model_info(repo_id, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS)
+    if not re.fullmatch("[0-9a-f]{40}", str(info.sha)):
+        raise ValueError("the answer has no commit")
+    for file in _choose(name, info.siblings or []):
+        path = Path(hf_hub_download(repo_id, file.rfilename, revision=revision, endpoint=endpoint(), token=token))
+        if path.parent.name != info.sha:
+            raise OSError(f"{repo_id} was changed during the download")
+        _verify(path, file)
+    return path.parent
 
 
-def _choose(remote: Remote, listing: list[_File]) -> list[_File]:
-    """Config, tokenizer and weights, the smallest first; a pickle only where there is no safetensors."""
-    names = {file.name for file in listing}
+def _choose(name: str, listing: list[RepoSibling]) -> list[RepoSibling]:
+    """Return the config, tokenizer and weights, the smallest first; a pickle only if there is no safetensors file."""
+    names = {file.rfilename for file in listing}
     shards = {INDEX, *filter(SHARD.fullmatch, names)} if INDEX in names else set()
     weights = names & {WEIGHTS} or shards or names & {PICKLE}
     if CONFIG not in names or not weights or not any(tokenizer <= names for tokenizer in TOKENIZERS):
-        raise remote.failure("it lacks config.json, weights or tokenizer.json; choose another model")
+        raise _failure(name, "config.json, the weights or tokenizer.json is missing. Choose another model.")
     wanted = {CONFIG, *EXTRAS, *weights}.union(*TOKENIZERS)
-    chosen = sorted((file for file in listing if file.name in wanted), key=lambda file: file.size)
+    chosen = [file for file in listing if file.rfilename in wanted]
     for file in chosen:
-        if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", file.digest):
-            raise remote.failure(f"{file.name} comes without a hash to verify it by; choose another model")
-    return chosen
+        if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", _expected(file)[1]) or _expected(file)[0] < 0:
+            raise _failure(name, f"{file.rfilename} has no valid size and hash to verify it. Choose another model.")
+    return sorted(chosen, key=lambda file: _expected(file)[0])
 
 
-def _download(remote: Remote, commit: str, file: _File, part: Path, bar: Any) -> None:
-    """Append to the part until it is whole, as long as every attempt brings new bytes; then verify it."""
-    part.touch()
-    while (start := size_of(part)) < file.size:
-        cut = "the connection ended early"
-        try:
-            with remote.get(f"/{remote.repo_id}/resolve/{commit}/{file.name}", file.name, start) as response:
-                resumed = response.status_code == 206
-                bar.update(0 if resumed else -start)
-                with part.open("ab" if resumed else "wb") as out:
-                    for chunk in response.iter_raw():
-                        bar.update(out.write(chunk))
-                        if out.tell() > file.size:
-                            break
-        except ConnectionError as error:
-            cut = str(error)
-        if size_of(part) <= start:
-            raise remote.failure(f"{file.name} was cut at {start:,} of {file.size:,} bytes ({cut}); {RERUN}")
-    if _digest(part, file) != file.digest:
-        part.unlink()
-        raise remote.failure(f"{file.name} arrived with a wrong size or hash and was deleted; {RERUN}")
+def _expected(file: RepoSibling) -> tuple[int, str]:
+    """Return the size and the hash of a file: sha256 of a large file, git's sha1 of a small one."""
+    return (file.lfs.size, str(file.lfs.sha256)) if file.lfs else (int(file.size or 0), str(file.blob_id))
 
 
-def _digest(path: Path, file: _File) -> str:
-    """The file's sha256, or git's sha1 of its blob, whichever the hub gave; "" when its size is wrong."""
-    digest = hashlib.sha256() if len(file.digest) == 64 else hashlib.sha1(b"blob %d\0" % file.size)
+def _verify(path: Path, file: RepoSibling) -> None:
+    """Compare a downloaded file with the hub's size and hash, which huggingface_hub does not; delete a wrong one."""
+    size, expected = _expected(file)
+    digest = hashlib.sha256() if len(expected) == 64 else hashlib.sha1(b"blob %d\0" % size)
     with path.open("rb") as content:
         while chunk := content.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest() if size_of(path) == file.size else ""
+    if path.stat().st_size != size or digest.hexdigest() != expected:
+        path.resolve().unlink()  # the blob
+        path.unlink(missing_ok=True)  # the link to it
+        raise OSError(f"{path.name} arrived with a wrong size or hash and was deleted")
 
 
-def size_of(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _explain(name: str, repo_id: str, revision: str | None, error: Exception) -> str:
+    """Return what is wrong and what to do."""
+    from huggingface_hub import constants, get_token
+
+    response: Any = response_of(error)
+    if response is not None:
+        status, code = response.status_code, response.headers.get("X-Error-Code", "")
+        said = response.headers.get("X-Error-Message", "")
+        if code == "GatedRepo":
+            return f"access is restricted. Accept the terms at {endpoint()}/{repo_id} and set HF_TOKEN."
+        if code == "RevisionNotFound":
+            return f"revision {revision!r} does not exist. Check what follows the @."
+        if not str(response.url).startswith(endpoint()):
+            return f"{describe_error(error)} for a file, {ATTEMPTS} times. Wait a few minutes, then {RERUN}."
+        close = difflib.get_close_matches(name, ALIASES, n=1, cutoff=0.8)
+        check = f"Did you mean {close[0]!r}?" if close and name not in ALIASES else "Check the name"
+        if status == 401 and get_token():
+            return (
+                f"the hub refused the token ({said or status}), and without it the model. {check}, or renew HF_TOKEN."
+            )
+        if status in (401, 403):  # the hub answers 401 for a model that does not exist, too
+            return f"{said or status}: the model does not exist or needs a token. {check}, or set HF_TOKEN."
+        if status == 404:
+            return f"404, the model does not exist. {check}."
+        return f"{describe_error(error)}, after {ATTEMPTS} attempts. Wait a few minutes, then {RERUN}."
+    if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):
+        return "the answer is not that of a model hub. Check HF_ENDPOINT and the proxy."
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.strerror}. Make {constants.HF_HUB_CACHE} writable or free some space, then {RERUN}."
+    if isinstance(error, OSError) and error.__cause__ is None:  # a wrong hash, or huggingface_hub's offline mode
+        return f"{first_line(error)}. Check the network, then {RERUN}."
+    return f"no answer ({describe_error(error)}). Check the network, HF_ENDPOINT and the proxy, or {BY_HAND}."
+
+
+def _failure(name: str, reason: str) -> MinipeftError:
+    return MinipeftError(" ".join(f"cannot fetch {name!r} from {endpoint()}: {reason}".split()))

@@ -195,9 +195,11 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, unused: dict[str, tup
             model.bias = nn.Parameter(torch.zeros(config.vocab_size))
         initialise(part.to_empty(device="cpu"), config.initializer_range)
     if new:
+        from minipeft.hub.hub import model_name
+
         logger.warning(
             "%s has no %s: initialised (normal, standard deviation %g)",
-            folder.name,
+            model_name(folder),
             " and ".join(new),
             config.initializer_range,
         )

@@ -22,7 +22,7 @@ from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision, peak_memory
 from minipeft.errors import MinipeftError, shown
 from minipeft.files import PARTIAL, check_output, make_folder, read_json, write_json
-from minipeft.hub.hub import resolve_model
+from minipeft.hub.hub import model_name, resolve_model
 from minipeft.methods import apply, count_parameters
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.config import load_config
@@ -174,7 +174,7 @@ def train(**settings: Any) -> Result:
 def _model_to_reload(wanted: str, folder: Path) -> str:
     """What finds the same checkpoint again, from any current directory: a folder's whole path, or a name."""
     if wanted == "auto":
-        return folder.name
+        return model_name(folder)
     return str(folder.resolve()) if Path(wanted).expanduser().is_dir() else wanted
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
-from hub_server import HubServer
+from hub_server import COMMIT, HubServer
 from runs import Process, assert_same, assert_whole, finish, start, state, training
 from safetensors.torch import save
 
@@ -71,40 +69,32 @@ def test_a_fetch_killed_again_and_again_brings_every_byte(kills: int, tmp_path: 
     }
     server = HubServer({"owner/model": files}, bytes_per_second=1_500_000)
     server.start()
-    # The package by itself: what it fetches goes to weights/ of the current folder.
-    shutil.copytree(REPOSITORY / "minipeft", tmp_path / "site" / "minipeft")
-    variables = {"PYTHONPATH": str(tmp_path / "site"), "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": ""}
+    variables = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": ""}
     choose, done, fetched = random.Random(0), 0, 0
     try:
         while done < kills or not fetched:
-            weights = tmp_path / f"place-{fetched}" / "weights"
-            weights.parent.mkdir(exist_ok=True)
-            command = [sys.executable, "-c", FETCH, str(weights.parent)]
-            process = Process(tmp_path / "log", command, **variables)
+            cache = tmp_path / f"cache-{fetched}"
+            left = set(cache.rglob("*.incomplete"))  # by earlier kills
+            process = Process(tmp_path / "log", [sys.executable, "-c", FETCH], HF_HUB_CACHE=str(cache), **variables)
             if done < kills:
-                process.wait_until(lambda weights=weights: (weights / ".model.partial").exists())
+                process.wait_until(lambda cache=cache, left=left: set(cache.rglob("*.incomplete")) - left)
                 time.sleep(choose.uniform(0, 0.7))
                 process.kill()
             if process.end() == -signal.SIGKILL:
                 done += 1
                 print(f"fetching: kill {done}", flush=True)
-                assert {path.name for path in weights.iterdir() if path.name[0] != "."} <= {"model"}
-                if not (weights / "model").exists():
-                    continue
-            else:
-                assert process.process.returncode == 0, process.said()
+                continue
+            assert process.process.returncode == 0, process.said()
             fetched += 1
             for name, content in files.items():
-                assert (weights / "model" / name).read_bytes() == content
-            assert not (weights / ".model.partial").exists()
+                assert (cache / "models--owner--model" / "snapshots" / COMMIT / name).read_bytes() == content
     finally:
         server.stop()
     print(f"fetching: {done} kills, {fetched} whole checkpoints")
 
 
 FETCH = """
-import os, sys
-os.chdir(sys.argv.pop(1))
+import sys
 from minipeft.cli.cli import main
 sys.exit(main(["fetch", "owner/model"]))
 """

@@ -1,0 +1,164 @@
+"""The connection to the Hugging Face hub: its address, whether it can be reached, and retries.
+
+HF_ENDPOINT, HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE and HF_TOKEN are read at each call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from minipeft.errors import MinipeftError, first_line
+
+logger = logging.getLogger("minipeft")
+
+ATTEMPTS = 6
+FIRST_WAIT_SECONDS = 1.0  # before the second attempt; each further wait is twice as long
+LONGEST_WAIT_SECONDS = 120.0  # a server that asks for more ends the retries
+PROBE_SECONDS = 4.0  # longer than a slow hub takes, and less than the five seconds in which "auto" decides
+TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+
+T = TypeVar("T")
+_reachable: dict[str, bool] = {}  # by endpoint, for this process
+
+
+def endpoint() -> str:
+    """Return the address of the hub, from HF_ENDPOINT where it is set."""
+    address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/\S*)?", address, re.ASCII):
+        raise MinipeftError(f"HF_ENDPOINT: {address!r} is not an http(s) address. Correct or unset it.")
+    return address.rstrip("/")
+
+
+def offline_variable() -> str | None:
+    """Return the name of the variable that forbids requests, as huggingface_hub reads them, or None."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if value := os.environ.get(name):
+            return name if value.upper() in ("1", "ON", "YES", "TRUE") else None
+    return None
+
+
+def is_offline() -> bool:
+    """Return whether HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids requests."""
+    return offline_variable() is not None
+
+
+def hub_reachable() -> bool:
+    """Return whether the hub answers at all; decided once per endpoint, in less than five seconds."""
+    address = endpoint()
+    if is_offline():
+        return False
+    if address not in _reachable:
+        answers: list[bool] = []  # from a thread, because no timeout covers a name server that hangs
+        probe = threading.Thread(target=lambda: answers.append(_answers(address)), daemon=True)
+        probe.start()
+        probe.join(PROBE_SECONDS)
+        _reachable[address] = answers == [True]
+    return _reachable[address]
+
+
+def _answers(address: str) -> bool:
+    from http.client import HTTPException
+    from ssl import SSLCertVerificationError
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    try:
+        urlopen(Request(address, method="HEAD"), timeout=PROBE_SECONDS).close()
+    except HTTPError:
+        return True  # an error status is an answer; the download retries it
+    except (OSError, ValueError, HTTPException) as error:
+        # An invalid certificate is an answer too: the download reports it.
+        return isinstance(getattr(error, "reason", None), SSLCertVerificationError)
+    return True
+
+
+def with_retries(call: Callable[[bool | None], T]) -> T:
+    """Return ``call(token)``, repeated after transient errors, and without the token if the hub refuses it.
+
+    The hub answers 401 to an invalid token even for a public repository. The waits between the attempts grow
+    exponentially, with jitter, and are at least what Retry-After asks for.
+
+    Args:
+        call: a download. It takes the argument `token` of huggingface_hub: None (the user's token) or False (none).
+
+    Raises:
+        MinipeftError: if the token has characters that no header may contain.
+        Exception: the error of the last attempt.
+    """
+    from huggingface_hub import get_token
+
+    if (secret := get_token()) and not re.fullmatch(r"[!-~]+", secret):
+        raise MinipeftError("HF_TOKEN: the token contains an invalid character. Set it again.")
+    token: bool | None = None
+    attempt = 1
+    while True:
+        try:
+            return call(token)
+        except Exception as error:  # the libraries let through the errors of every layer below them
+            response = response_of(error)
+            if response is not None and response.status_code == 401 and token is None and secret:
+                reason = response.headers.get("X-Error-Message", "401")
+                logger.warning("HF_TOKEN: the hub refused the token (%s). Trying without it.", reason)
+                token = False
+                continue
+            wait = max(FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.uniform(0.75, 1.25), _requested_wait(response))
+            if attempt == ATTEMPTS or wait > LONGEST_WAIT_SECONDS or not _is_transient(error):
+                raise
+            logger.warning("%s: %s. Next attempt in %.0f s.", endpoint(), describe_error(error), wait)
+        time.sleep(wait)
+        attempt += 1
+
+
+def response_of(error: BaseException) -> Any:
+    """Return the HTTP response that caused an error, or None if there was none."""
+    return getattr(_http_error(error), "response", None)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the status and the host of the response that caused an error, else the error's first line."""
+    response = response_of(error)
+    if response is None:
+        return first_line(_http_error(error) or error)
+    return f"{response.status_code} from {response.url.host}"
+
+
+def _http_error(error: BaseException | None) -> BaseException | None:
+    """Return the first HTTP error in a chain of causes."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    while error is not None and not isinstance(error, HTTPError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _is_transient(error: Exception) -> bool:
+    """Return whether the same request may succeed later."""
+    from ssl import SSLError
+
+    response = response_of(error)
+    if response is not None:
+        # 403 without the hub's error code comes from a storage host: the signature of the link has expired.
+        foreign = not str(response.url).startswith(endpoint()) and "X-Error-Code" not in response.headers
+        return response.status_code in TRANSIENT_STATUSES or (response.status_code == 403 and foreign)
+    cause = _http_error(error)
+    if cause is None:  # a wrong size or hash is an OSError without a number; hf_xet raises RuntimeError
+        return isinstance(error, RuntimeError) or (type(error) is OSError and error.errno is None)
+    while cause is not None and not isinstance(cause, SSLError):
+        cause = cause.__cause__ or cause.__context__
+    return cause is None
+
+
+def _requested_wait(response: Any) -> float:
+    """Return the seconds that Retry-After, or the hub's header of the rate limit, asks a client to wait."""
+    if response is None:
+        return 0.0
+    seconds = response.headers.get("Retry-After", "").strip()
+    limit = re.search(r"r=0;\s*t=(\d+)", response.headers.get("ratelimit", ""))
+    return float(seconds if seconds.isdecimal() else limit[1] if limit else 0)
