@@ -61,7 +61,7 @@ def test_bad_data_ends_a_real_process_with_status_2_and_one_line(place: Place) -
     place.rows(lambda rows: rows[7].update(label="maybe"))
     done = run_command(REPOSITORY / "train.py", *place.train()[1:])
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "row 7: label 'maybe'" in done.stderr and not place.output.exists()
+    assert "line 8: label 'maybe'" in done.stderr and not place.output.exists()
 
 
 def test_a_learning_rate_that_blows_up_is_one_line_too(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +74,7 @@ def test_a_learning_rate_that_blows_up_is_one_line_too(place: Place, capsys: pyt
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--task", "rtf"], "unknown task 'rtf'; one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"),
+        (["--task", "rtf"], "unknown task 'rtf'; choose one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"),
         (["--method", "lroa"], "unknown method 'lroa'; one of full, head, bitfit, layernorm, lora"),
         (["--targets", "query", "values"], "unknown target 'values'; one of query, key, value, output, intermediate"),
         (["--rank", "0"], "rank 0"),
@@ -166,11 +166,14 @@ DAMAGES: dict[str, tuple[Callable[[Place], Any], str]] = {
     "a tensor too few": (lambda p: p.weights(lambda s: s.pop(LAYER)), "encoder.layer.0.output.dense.weight"),
     "a tensor too many": (lambda p: p.weights(lambda s: s.update({"roberta.extra": torch.ones(2)})), "extra"),
     "a tensor of integers": (lambda p: p.weights(lambda s: s.update({LAYER: s[LAYER].long()})), "torch.int64"),
-    "a label outside the task's": (change_row(7, label=2), "row 7: label 2 is none of rte's: 0 entailment, 1 not_ent"),
-    "a label that is hidden": (change_row(3, label=-1), "row 3: label -1"),
+    "a label outside the task's": (
+        change_row(7, label=2),
+        "line 8: label 2 is not one of rte's: 0 entailment",
+    ),
+    "a label that is hidden": (change_row(3, label=-1), "line 4: label -1"),
     "no label column": (without_column("label"), "no column 'label'"),
     "no text column": (without_column("sentence2"), "no column 'sentence2' (there are sentence1, label, idx)"),
-    "a null sentence": (change_row(5, sentence2=None), "train.jsonl, row 5: sentence2 is null"),
+    "a null sentence": (change_row(5, sentence2=None), "train.jsonl, line 6: sentence2 is null"),
     "an empty split": (lambda p: p.rows(lambda rows: rows.clear()), "train.jsonl"),
     "no validation split": (lambda p: (p.data / "rte" / "validation.jsonl").unlink(), "no validation.parquet"),
     "a split that is no JSON": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -195,12 +196,34 @@ def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:
     return array("q", torch.randperm(count, generator=generator).numpy().tobytes())
 
 
-def holdout_mask(count: int, fraction: float, seed: int) -> bytearray:
+def random_mask(count: int, fraction: float, seed: int) -> bytearray:
     """Return a mask of `count` examples, 1 for a random `fraction` of them; a pure function of the seed."""
-    chosen = bytearray(count)
+    mask = bytearray(count)
     for index in epoch_order(count, seed, -1)[: round(count * fraction)]:  # -1: not the order of an epoch
-        chosen[index] = 1
-    return chosen
+        mask[index] = 1
+    return mask
+
+
+def stratified_mask(labels: Sequence[int], fraction: float, seed: int) -> bytearray:
+    """Return a mask of the examples, 1 for a random `fraction` of each class; a pure function of labels and seed.
+
+    A class of two or more examples has both selected and other examples; a class of one has none selected. Within
+    these limits, the classes with the largest remainders are rounded up (as `train_test_split(stratify=...)` of
+    scikit-learn does), so that `fraction` of all examples is selected.
+    """
+    counts = Counter(labels)
+    quotas = {label: min(max(int(count * fraction), 1), count - 1) for label, count in sorted(counts.items())}
+    missing = round(len(labels) * fraction) - sum(quotas.values())
+    for label in sorted(quotas, key=lambda label: counts[label] * fraction - quotas[label], reverse=True):
+        if missing > 0 and quotas[label] < counts[label] - 1 and counts[label] * fraction > quotas[label]:
+            quotas[label] += 1
+            missing -= 1
+    mask = bytearray(len(labels))
+    for index in epoch_order(len(labels), seed, -1):
+        if quotas[labels[index]] > 0:
+            quotas[labels[index]] -= 1
+            mask[index] = 1
+    return mask
 
 
 def split_by_tokens(indices: Sequence[int], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

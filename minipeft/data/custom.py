@@ -1,35 +1,70 @@
-"""A user's own data as a task: a file, or a folder that holds train.csv (tsv, jsonl, parquet) and the like."""
+"""A custom dataset as a task: a file, or a folder with train.csv (or tsv, jsonl, parquet) and further splits."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from minipeft.data.labels import LABEL_TYPES, find_labels
-from minipeft.data.rows import open_table
-from minipeft.data.splits import VALIDATION_FRACTION
+from minipeft.data.labels import LABEL_TYPES, NUMBER, find_labels
+from minipeft.data.rows import open_table, split_file
+from minipeft.data.splits import VALIDATION_FRACTION, drawn_as_recorded
 from minipeft.data.tasks import TASKS, Task
 from minipeft.errors import MinipeftError, one_of, shown, some
 
 ENDINGS = ("csv", "tsv", "jsonl", "parquet")
+VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
 TEXT_COLUMN, LABEL_COLUMN = "text", "label"
+SECOND_TEXTS = re.compile(r"(sentence|text|question|input)_?[2b]|pair|hypothesis|claim|answer|context", re.IGNORECASE)
 FEWEST_ROWS = 10  # that a validation split is drawn from
+SAMPLE_ROWS = 100  # that are looked at for a second text column
+FEWEST_WORDS = 4  # per row, on average, of a column of texts
 
 
 @dataclass(frozen=True)
 class CustomData:
-    """What is known of one's own data before training: the task that it is, its source, its rows, and all in words."""
+    """What is known of a custom dataset before training.
+
+    Attributes:
+        task: Its columns, classes and files.
+        source: The file or folder.
+        rows: Number of rows of the training file.
+        class_counts: Number of rows of each class, in the order of the class indices; empty for regression.
+        unread_columns: Columns of the training file that are not read.
+        warnings: Messages about what may be a mistake, each one line.
+    """
 
     task: Task
     source: str
     rows: int
-    words: str
+    class_counts: dict[str, int]
+    unread_columns: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Return the files, rows and classes in one line."""
+        files = dict(self.task.files)
+        if "validation" in files:
+            validation = f"validation from {files['validation']}"
+        else:
+            stratified = ", stratified by class" if self.task.stratified and self.class_counts else ""
+            validation = f"of which {VALIDATION_FRACTION:.0%} are for validation{stratified}, the same for every seed"
+        counts = [f"{name} {count:,}" for name, count in self.class_counts.items()]
+        kind = f"{len(counts):,} classes ({some(counts)})" if counts else "labels that are numbers"
+        return f"{files['train']}: {self.rows:,} rows, {validation}; {kind}"
+
+    def describe_columns(self) -> str:
+        """Return the columns that are read, and those that are not, in one line."""
+        unread = f"; not read: {some(self.unread_columns)}" if self.unread_columns else ""
+        return f"{' and '.join(self.task.columns)}, labels from {self.task.label_column}{unread}"
 
 
 def is_custom(task: str, data: str) -> bool:
-    """Whether --data names one's own data: a file, or a folder with a training file, unless --task is one of GLUE's."""
+    """Whether --data is a custom dataset: a file, or a folder with a training file if --task is not one of GLUE's."""
     path = Path(data)
     return path.is_file() or (task not in TASKS and path.is_dir() and "train" in _files_in(path))
 
@@ -44,68 +79,101 @@ def inspect_custom_data(
     label_type: str,
     validation: str | None,
 ) -> CustomData:
-    """Look through one's own data. A task of the name "auto" is called after the file or folder.
+    """Inspect a custom dataset; the labels of the whole training file are read once.
 
-    The whole training file is read once, for its labels. Raises MinipeftError that names file, row and remedy.
+    Args:
+        task: A name for the task; "auto" for the name of the file or folder.
+        data: The file or folder.
+        text_column: Column of the texts; the default is "text".
+        pair_column: Column of the second texts; None if there is none.
+        label_column: Column of the labels; the default is "label".
+        label_type: "auto", "classes" or "numbers" (regression).
+        validation: The validation file.
+
+    Raises:
+        MinipeftError: for data that cannot be trained on. The message names the file, the row and the remedy.
     """
     if task in TASKS:
         raise MinipeftError(
             f"--data {data} is a file, but --task {task} reads GLUE's columns from a folder {task}/; "
-            "leave --task out for your own data"
+            "leave --task out for a custom dataset"
         )
     one_of("--label-type", label_type, LABEL_TYPES)
     path = Path(data).resolve()
     name = task if task != "auto" else path.stem if path.is_file() else path.name
     if not name or name != Path(name).name:
-        raise MinipeftError(f"--task {name!r} cannot name a run's folder; choose a plain name")
-    files = _files(path, validation)
+        raise MinipeftError(f"--task {name!r} cannot be the name of a folder; choose a plain name")
+    files = _files(path, validation, VALIDATION_NAMES)
     columns = (text_column or TEXT_COLUMN, *([pair_column] if pair_column else []))
     label = label_column or LABEL_COLUMN
-    named = [(columns[0], "--text-column"), *((column, "--pair-column") for column in columns[1:])]
+    flags = dict(zip(columns, ("--text-column", "--pair-column"), strict=False)) | {label: "--label-column"}
     for split in ("train", "validation"):
         table = open_table(files.get(split, files["train"]))
-        for column, flag in (*named, (label, "--label-column")):
+        for column, flag in flags.items():
             if column not in table.columns:
-                raise MinipeftError(
-                    f"{table.place}: no column {column!r} (there are {some(table.columns)}); {flag} names another"
-                )
-    labels, rows = find_labels(open_table(files["train"]), label, label_type)
-    described = _task(name, columns, labels, label, files)
-    if "validation" in files:
-        validated = f"validation from {files['validation']}"
-    elif rows < FEWEST_ROWS:
+                raise table.missing(column, f"{flag} names another")
+    class_counts, rows = find_labels(open_table(files["train"]), label, label_type)
+    if "validation" not in files and rows < FEWEST_ROWS:
         raise MinipeftError(
             f"{files['train']}: {rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "
-            "add rows, or name a file of its own by --validation"
+            "add rows, or name a validation file by --validation"
         )
-    else:
-        validated = (
-            f"of which {VALIDATION_FRACTION:.0%}, drawn at random and the same for every seed, are for validation"
+    unread = tuple(column for column in open_table(files["train"]).columns if column not in flags)
+    custom = _task(name, columns, tuple(class_counts), label, files)
+    warnings = _column_warnings(files["train"], columns, unread)
+    if (
+        path.is_file()
+        and "validation" not in files
+        and (unused := _validation_file(path.parent)) not in (None, str(path))
+    ):
+        warnings += (f"{unused} is not used; pass --validation {unused} to validate on it",)
+    return CustomData(custom, str(path), rows, class_counts, unread, warnings)
+
+
+def _column_warnings(file: str, columns: tuple[str, ...], unread: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse a text column of numbers, and warn of an unread column that may be the second text."""
+    texts = [str(values[0]) for _, values in islice(open_table(file).read(columns[:1]), SAMPLE_ROWS)]
+    if all(NUMBER.fullmatch(text) for text in texts):
+        raise MinipeftError(
+            f"{file}: column {columns[0]!r} holds numbers, such as {texts[0]}; name the texts by --text-column"
         )
-    kind = f"{len(labels):,} classes ({some(labels)})" if labels else "labels that are numbers"
-    return CustomData(described, str(path), rows, f"{files['train']}: {rows:,} rows, {validated}; {kind}")
+    if len(columns) == 2:
+        return ()
+    second = [column for column in unread if SECOND_TEXTS.fullmatch(column)]
+    with suppress(MinipeftError):  # a column that cannot be read need not be
+        sample = list(islice(open_table(file).read(unread), SAMPLE_ROWS)) if unread else []
+        for place, column in enumerate(unread):
+            words = [len(values[place].split()) for _, values in sample if isinstance(values[place], str)]
+            if column not in second and words and sum(words) >= FEWEST_WORDS * len(words):
+                second.append(column)
+    if not second:
+        return ()
+    named = " and ".join(map(repr, second))
+    return (f"{file}: column {named} is not read; if it is a second text, pass --pair-column {second[0]}",)
 
 
 def custom_task(settings: Mapping[str, Any]) -> Task | None:
-    """The task of a run on one's own data, from its config.json; None of a run on GLUE."""
+    """Return the task of a run on a custom dataset, from its config.json; None for a run on GLUE."""
     if settings.get("text_column") is None:
         return None
     texts = ["task", "source", "text_column", "label_column", *(["pair_column"] if settings.get("pair_column") else [])]
     for name in texts:
         if not isinstance(settings.get(name), str):
-            raise MinipeftError(f"{name} {shown(settings.get(name))} is no text")
+            raise MinipeftError(f"{name} {shown(settings.get(name))} is not a text")
     labels, validation = settings.get("labels"), settings.get("validation")
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or len(labels) == 1:
-        raise MinipeftError(f"labels {shown(labels)} are no list of names")
+        raise MinipeftError(f"labels {shown(labels)} are not a list of names")
     if not isinstance(validation, (str, type(None))):
-        raise MinipeftError(f"validation {shown(validation)} is no text")
+        raise MinipeftError(f"validation {shown(validation)} is not a text")
     columns = (settings["text_column"], *([settings["pair_column"]] if settings.get("pair_column") else []))
     source = Path(settings["source"])
     try:
-        files = _files(source, validation)
-    except MinipeftError:  # the data are gone or moved, which only evaluating them needs
+        files = _files(source, validation, VALIDATION_NAMES[:1])  # another validation file is recorded
+    except MinipeftError:  # the data were moved or deleted; only evaluating on them needs them
         files = {"train": str(source)}
-    return _task(settings["task"], columns, tuple(labels), settings["label_column"], files)
+    return drawn_as_recorded(
+        _task(settings["task"], columns, tuple(labels), settings["label_column"], files), dict(settings)
+    )
 
 
 def _task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], label: str, files: dict[str, str]) -> Task:
@@ -113,9 +181,9 @@ def _task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], label: s
     return Task(name, columns, labels, metrics, label_column=label, files=tuple(files.items()))
 
 
-def _files(source: Path, validation: str | None) -> dict[str, str]:
-    """Each split's file."""
-    files = {"train": str(source)} if source.is_file() else _files_in(source)
+def _files(source: Path, validation: str | None, names: tuple[str, ...]) -> dict[str, str]:
+    """The file of each split; `names` are those that a validation file may have."""
+    files = {"train": str(source)} if source.is_file() else _files_in(source, names)
     if "train" not in files:
         raise MinipeftError(f"{source}: no train.csv, train.tsv, train.jsonl or train.parquet in it; add one")
     if validation is not None:
@@ -123,13 +191,20 @@ def _files(source: Path, validation: str | None) -> dict[str, str]:
     return files
 
 
-def _files_in(folder: Path) -> dict[str, str]:
-    """The files of a folder that are called after a split."""
-    files: dict[str, str] = {}
-    for split in ("train", "validation", "test"):
-        found = [folder / f"{split}.{ending}" for ending in ENDINGS if (folder / f"{split}.{ending}").is_file()]
-        if len(found) > 1:
-            raise MinipeftError(f"{folder} holds {found[0].name} and {found[1].name}; leave one there")
-        if found:
-            files[split] = str(found[0])
-    return files
+def _files_in(folder: Path, names: tuple[str, ...] = VALIDATION_NAMES) -> dict[str, str]:
+    """The files of a folder, or of its subfolder data/, that are named after a split."""
+    if split_file(folder, "train", ENDINGS) is None and split_file(folder / "data", "train", ENDINGS) is not None:
+        folder = folder / "data"
+    found = {
+        "train": split_file(folder, "train", ENDINGS),
+        "validation": _validation_file(folder, names),
+        "test": split_file(folder, "test", ENDINGS),
+    }
+    return {split: file for split, file in found.items() if file is not None}
+
+
+def _validation_file(folder: Path, names: tuple[str, ...] = VALIDATION_NAMES) -> str | None:
+    found = [file for name in names if (file := split_file(folder, name, ENDINGS)) is not None]
+    if len(found) > 1:
+        raise MinipeftError(f"{folder} holds {Path(found[0]).name} and {Path(found[1]).name}; leave one of them there")
+    return found[0] if found else None

@@ -25,6 +25,8 @@ class Task:
         also: Further validation splits to evaluate: (prefix of their metrics, split).
         label_column: Column of the labels.
         files: Custom data only: (split, file). Without a validation file, the split is drawn from the training file.
+        stratified: Whether examples are drawn from the training split class by class; False for a run of an earlier
+            version, which did not.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Task:
     also: tuple[tuple[str, str], ...] = ()
     label_column: str = "label"
     files: tuple[tuple[str, str], ...] = ()
+    stratified: bool = True
 
     @property
     def is_custom(self) -> bool:

@@ -82,9 +82,7 @@ class Tokenizer:
                 raise MinipeftError(f"{what} is one string, {sentences[:40]!r}; give a list of strings")
             for number, sentence in enumerate(sentences):
                 if not isinstance(sentence, str) or not is_unicode(sentence):
-                    raise MinipeftError(
-                        f"{what}[{number}] is {shown(sentence)}, not valid Unicode text; fix or remove it"
-                    )
+                    raise MinipeftError(f"{what}[{number}] is {shown(sentence)}, not valid Unicode; fix or remove it")
         if pairs is not None and len(pairs) != len(texts):
             raise MinipeftError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs one pair")
         self.tokenizer.no_padding()

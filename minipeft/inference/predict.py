@@ -15,7 +15,7 @@ from minipeft.adapters.adapter import load_adapter
 from minipeft.adapters.merging import export
 from minipeft.data.custom import custom_task
 from minipeft.data.rows import files_of, open_table
-from minipeft.data.splits import choose_data, chunk_examples, read_chunks, read_examples
+from minipeft.data.splits import choose_data, chunk_examples, drawn_as_recorded, read_chunks, read_examples
 from minipeft.data.tasks import Split, Task, get_task
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer
 from minipeft.device import choose_device
@@ -180,7 +180,7 @@ def load_run(folder: str | Path, device: str = "auto", precision: str | None = N
         except MinipeftError as error:
             raise MinipeftError(f"{folder / 'config.json'}: {error}; train anew") from None
     try:
-        task = custom_task(settings) or get_task(settings["task"])
+        task = custom_task(settings) or drawn_as_recorded(get_task(settings["task"]), settings)
     except MinipeftError as error:
         raise MinipeftError(f"{folder / 'config.json'}: {error}; train anew") from None
     model_folder, _ = resolve_model(settings["model"])

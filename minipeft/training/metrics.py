@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tokenizers import Encoding
 from torch import Tensor
 
-from minipeft.data.batching import PackedBatch, holdout_mask, pack, split_by_tokens
+from minipeft.data.batching import PackedBatch, pack, random_mask, split_by_tokens, stratified_mask
 from minipeft.data.buckets import pad_to_bucket
 from minipeft.data.tasks import Split, Task
 from minipeft.data.tokenizer import Tokenizer
@@ -136,18 +136,24 @@ class _Chosen(Sequence[Any]):
         return self.sequences[self.indices[index]]
 
 
-def hold_out(examples: Encoded, part: float, seed: int) -> tuple[Encoded, Encoded]:
-    """Divide examples at random → (those to train on, those held out, a `part` of all); a function of the seed.
+def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, Encoded]:
+    """Split examples at random → (the training examples, the held-out ones: a `fraction` of all).
 
-    Raises MinipeftError where one of the two would be empty.
+    The split is a function of the seed, and stratified by class if `task.stratified`. Raises MinipeftError if one of
+    the two would be empty.
     """
-    held = holdout_mask(len(examples), part, seed)
-    if not 0 < sum(held) < len(examples):
+    count = round(len(examples) * fraction)
+    if not 0 < count < len(examples):
         raise MinipeftError(
-            f"--holdout {part:g} of {len(examples)} training examples is {'none' if not sum(held) else 'all'}; "
-            "choose another part"
+            f"--holdout {fraction:g} of {len(examples)} training examples is {'all' if count else 'none'}; "
+            "choose another fraction"
         )
-    return examples.part([not one for one in held]), examples.part(held)
+    task, labels = examples.split.task, examples.split.labels
+    if task.stratified and not task.is_regression:
+        mask = stratified_mask([int(label) for label in labels], fraction, seed)
+    else:
+        mask = random_mask(len(examples), fraction, seed)
+    return examples.part([not one for one in mask]), examples.part(mask)
 
 
 def encode_split(

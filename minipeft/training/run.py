@@ -16,7 +16,7 @@ import torch
 
 from minipeft import __version__
 from minipeft.adapters.adapter import read_start, reload_adapter, start_from
-from minipeft.data.splits import choose_data, read_chunks
+from minipeft.data.splits import choose_data, drawn_as_recorded, normalize_source, read_chunks
 from minipeft.data.tasks import Task
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision, peak_memory
@@ -89,8 +89,11 @@ def train(**settings: Any) -> Result:
     if not workers.first:
         logger.setLevel(logging.ERROR)
     folder = workers.first_does(lambda: _choose_folder(wanted))
+    if (folder / "config.json").is_file():  # a run of an earlier version keeps its draw of examples
+        task = drawn_as_recorded(task, read_json(folder / "config.json"))
+        own = None if own is None else dataclasses.replace(own, task=task)
     model_folder, model_in_words = found or resolve_model(wanted.model)
-    source, data_in_words = (own.source, own.words) if own is not None else choose_data(task, wanted.data)
+    source, data_in_words = (own.source, own.describe()) if own is not None else choose_data(task, wanted.data)
     config = load_config(model_folder)
     defaults = recipe(None if own is not None else task.name, wanted.method, config.hidden_size)
     if own is not None:
@@ -106,7 +109,7 @@ def train(**settings: Any) -> Result:
         max_length=choose_max_length(wanted.max_length, method, config.max_length),
         max_tokens=wanted.max_tokens or choose_max_tokens(device, precision),
     )
-    resolved = {"output": str(folder), "source": source, "labels": task.labels}
+    resolved = {"output": str(folder), "source": source, "labels": task.labels, "stratified": task.stratified}
     record = json.loads(json.dumps(dataclasses.asdict(wanted) | resolved))
     workers.first_does(lambda: _check_same_settings(folder, record))
 
@@ -131,6 +134,8 @@ def train(**settings: Any) -> Result:
     parameters = count_parameters(model)
     if workers.first:
         _banner(task, method, model_in_words, data_in_words, wanted, parameters.method, parameters.head, workers.size)
+        for warning in () if own is None else own.warnings:
+            logger.warning("%s", warning)
         if began_with is not None and not wanted.quiet:
             print(began_with, file=sys.stderr)
     if tokenizer.truncated:
@@ -199,7 +204,8 @@ def _check_same_settings(folder: Path, record: dict[str, Any]) -> None:
     before = folder / "config.json"
     if before.is_file() and (folder / "checkpoint" / "state.pt").is_file():
         # A run of an earlier version lacks the settings that have come since: it had their defaults.
-        begun = dataclasses.asdict(TrainSettings()) | read_json(before)
+        begun = dataclasses.asdict(TrainSettings()) | {"stratified": False} | read_json(before)
+        begun["source"] = normalize_source(begun["source"])
         for name, value in begun.items():
             if name not in FREE_TO_CHANGE and record.get(name) != value:
                 raise MinipeftError(

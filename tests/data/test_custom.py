@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minipeft import MinipeftError
-from minipeft.data.custom import CustomData, inspect_custom_data, is_custom
+from minipeft.data.batching import random_mask
+from minipeft.data.custom import CustomData, custom_task, inspect_custom_data, is_custom
 from minipeft.data.labels import NUMBER, find_labels
 from minipeft.data.rows import Table
 from minipeft.data.splits import read_split
@@ -46,7 +47,9 @@ def read(data: CustomData, split: str, limit: int | None = None) -> Split:
 
 
 def labels_of(values: list[Any], label_type: str = "auto") -> tuple[str, ...]:
-    return find_labels(Table("file", ("label",), lambda names: ([value] for value in values)), "label", label_type)[0]
+    rows = ((f"file, row {row}", [value]) for row, value in enumerate(values))
+    table = Table("file", ("label",), lambda names: rows)
+    return tuple(find_labels(table, "label", label_type)[0])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_numbers_with_a_fraction_are_regression(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": number / 4} for number in range(20)]
     for ending in ("csv", "tsv", "jsonl", "parquet"):
         data = own(write(tmp_path / f"scores.{ending}", rows), validation=str(write(tmp_path / "v.csv", rows[:4])))
-        assert data.task.is_regression and data.task.metrics == ("pearson", "spearman") and "numbers" in data.words
+        assert data.task.is_regression and data.task.metrics == ("pearson", "spearman") and "numbers" in data.describe()
         assert list(read(data, "validation").labels) == [0, 0.25, 0.5, 0.75]
 
 
@@ -143,11 +146,11 @@ def test_a_folder_holds_the_splits_and_columns_may_have_any_name(tmp_path: Path)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(10, 300))
 def test_a_tenth_is_for_validation_and_no_row_is_lost(tmp_path: Path, rows: int) -> None:
-    data = own(write(tmp_path / "a.jsonl", [{"text": str(number), "label": number % 2} for number in range(rows)]))
+    data = own(write(tmp_path / "a.jsonl", [{"text": f"text {number}", "label": number % 2} for number in range(rows)]))
     train, validation = read(data, "train").texts, read(data, "validation").texts
-    assert len(validation) == round(rows / 10)
-    assert sorted(train + validation, key=int) == list(map(str, range(rows)))
-    assert train == sorted(train, key=int) and validation == sorted(validation, key=int)
+    assert len(validation) == max(2, round(rows / 10))  # a row of each class
+    numbers = [[int(text.split()[1]) for text in texts] for texts in (train, validation)]
+    assert sorted([*numbers[0], *numbers[1]]) == list(range(rows)) and numbers == [sorted(texts) for texts in numbers]
 
 
 TABLE = "text,label\n" + "".join(f"text {number},{'ab'[number % 2]}\n" for number in range(12))
@@ -160,19 +163,27 @@ TABLE = "text,label\n" + "".join(f"text {number},{'ab'[number % 2]}\n" for numbe
         (TABLE, {"pair_column": "b"}, r"no column 'b' \(there are text, label\); --pair-column"),
         (TABLE, {"label_column": "y"}, r"no column 'y' \(there are text, label\); --label-column"),
         (TABLE, {"label_type": "names"}, "unknown --label-type 'names'; one of auto, classes, numbers"),
-        (TABLE, {"label_type": "numbers"}, "row 0's 'a' is no number; mend the row, or pass --label-type classes"),
+        (
+            TABLE,
+            {"label_type": "numbers"},
+            r"label 'a' \(.*a.csv, line 2\) is not a number; fix the row, or",
+        ),
         (TABLE, {"task": "rte"}, "--task rte reads GLUE's columns.*leave --task out"),
-        (TABLE, {"task": "../x"}, "'../x' cannot name"),
-        (TABLE, {"validation": "absent.csv"}, "absent.csv is no file"),
-        (TABLE.replace("text 7,b", "text 7,"), {}, "a.csv, row 7: no label; fill it in or remove the row"),
-        (TABLE.replace("text 7,b", "text 7"), {}, "a.csv, row 7: no label; fill it in or remove the row"),
-        (TABLE.replace("text 7,b", "text, 7,b"), {}, "line 9: 3 fields, but the header has 2; mend the line"),
-        (TABLE.replace(",b", ",a"), {}, "every label is 'a'; at least two that differ"),
-        (TABLE.replace(",a", ",1.5").replace("text 7,b", "text 7,n/a").replace(",b", ",2"), {}, "1.5.*row 7's 'n/a'"),
+        (TABLE, {"task": "../x"}, "'../x' cannot be the name"),
+        (TABLE, {"validation": "absent.csv"}, "absent.csv is not a file"),
+        (TABLE.replace("text 7,b", "text 7,"), {}, "a.csv, line 9: no label; add it or remove the row"),
+        (TABLE.replace("text 7,b", "text 7"), {}, "a.csv, line 9: no label; add it or remove the row"),
+        (TABLE.replace("text 7,b", "text, 7,b"), {}, "line 9: 3 fields, but the header has 2; fix the line"),
+        (TABLE.replace(",b", ",a"), {}, "every label is 'a'; at least two different"),
+        (TABLE.replace(",a", ",1.5").replace("text 7,b", "text 7,n/a").replace(",b", ",2"), {}, "1.5.*'n/a' .*line 9"),
         ("text,label\n", {}, "the file is empty"),
         ("", {}, "the file is empty"),
         ("text,label\na,1\nb,2\n", {}, "2 rows, and a validation split is drawn from at least 10; .*--validation"),
-        (TABLE.replace("text 7,b", "text 7," + "b" * 2000), {}, "row 7: label 'bbb.* is no name of up to 1,000"),
+        (
+            TABLE.replace("text 7,b", "text 7," + "b" * 2000),
+            {},
+            "line 9: label 'bbb.* is neither a name of up to",
+        ),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_in_one_line(
@@ -187,10 +198,10 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ('{"text": "a", "label": "z"}', r"label 'z' is none of the training file's \(a, b\); mend or remove the row"),
-        ('{"text": "a", "label": 0}', "label 0 is none of"),
-        ('{"text": "a"}', "no label; fill it in"),
-        ('{"text": "a", "label": ["a"]}', r"label \['a'\] is no name"),
+        ('{"text": "a", "label": "z"}', r"label 'z' is not one of the training file's \(a, b\); fix or remove the row"),
+        ('{"text": "a", "label": 0}', "label 0 is not one of"),
+        ('{"text": "a"}', "no label; add it"),
+        ('{"text": "a", "label": ["a"]}', r"label \['a'\] is neither"),
         ('{"text": null, "label": "a"}', "text is null"),
     ],
 )
@@ -198,7 +209,7 @@ def test_a_row_of_the_validation_file_that_does_not_fit_is_named(row: str, messa
     (tmp_path / "a.csv").write_text(TABLE)
     (tmp_path / "v.jsonl").write_text(f'{{"text": "a", "label": "b"}}\n{row}\n')
     data = own(tmp_path / "a.csv", validation=str(tmp_path / "v.jsonl"))
-    with pytest.raises(MinipeftError, match=rf"v\.jsonl, row 1: {message}"):
+    with pytest.raises(MinipeftError, match=rf"v\.jsonl, line 2: {message}"):
         read(data, "validation")
 
 
@@ -209,7 +220,96 @@ def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
         own(tmp_path)
 
 
-def test_there_may_be_thousands_of_classes_but_not_one_a_row_without_end() -> None:
-    assert len(labels_of([f"name {number}" for number in range(5000)])) == 5000
+def test_there_may_be_thousands_of_classes_but_not_without_end() -> None:
+    assert len(labels_of([f"name {number // 2}" for number in range(10_000)])) == 5000
     with pytest.raises(MinipeftError, match="more than 100,000 classes; name another --label-column"):
-        labels_of([f"name {number}" for number in range(100_002)])
+        labels_of([f"name {number // 2}" for number in range(200_004)])
+
+
+def test_a_column_with_nearly_a_class_per_row_is_refused() -> None:
+    with pytest.raises(MinipeftError, match=r"300 classes in 300 rows; name another --label-column, or .* numbers"):
+        labels_of(list(range(300)))
+    with pytest.raises(MinipeftError, match=r"200 classes in 300 rows; name another --label-column \("):
+        labels_of([f"title {number % 200}" for number in range(300)])
+    assert labels_of(list(range(300)), "numbers") == () and len(labels_of(list(range(300)), "classes")) == 300
+    assert len(labels_of([number % 150 for number in range(300)])) == 150
+
+
+def test_the_drawn_validation_split_is_stratified(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": "rare" if number % 20 == 0 else "usual"} for number in range(60)]
+    data = own(write(tmp_path / "a.csv", rows))
+    validation = read(data, "validation")
+    assert len(validation) == 6 and validation.labels.count(data.task.labels.index("rare")) == 1
+    assert data.class_counts == {"rare": 3, "usual": 57} and "(rare 3, usual 57)" in data.describe()
+
+
+def test_a_run_from_before_the_stratified_draw_keeps_its_validation_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", ROWS)
+    record = {"task": "a", "source": str(path), "text_column": "text", "label_column": "label", "labels": [*"abc"]}
+    before, now = custom_task(record), custom_task(record | {"stratified": True})
+    assert before is not None and now is not None and now == own(path).task
+    drawn = [row["text"] for row, chosen in zip(ROWS, random_mask(len(ROWS), 0.1, 0), strict=True) if chosen]
+    assert read_split(before, "validation", str(path)).texts == drawn
+    assert read_split(now, "validation", str(path)).texts != drawn
+
+
+@pytest.mark.parametrize("name", ["valid", "val", "dev", "eval"])
+def test_a_validation_file_of_another_usual_name_is_used(name: str, tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / f"{name}.jsonl", ROWS[:4])
+    data = own(tmp_path)
+    assert read(data, "validation").texts == [row["text"] for row in ROWS[:4]] and len(read(data, "train")) == 30
+    assert f"{name}.jsonl" in data.describe()
+    assert f"--validation {tmp_path / name}.jsonl" in own(tmp_path / "train.csv").warnings[-1]
+    write(tmp_path / "validation.csv", ROWS[:4])
+    with pytest.raises(MinipeftError, match=rf"validation\.csv and {name}\.jsonl; leave one"):
+        own(tmp_path)
+
+
+@pytest.mark.parametrize("subfolder", ["", "data"])
+def test_a_folder_from_the_hub_may_have_several_files_per_split(subfolder: str, tmp_path: Path) -> None:
+    folder = tmp_path / subfolder
+    folder.mkdir(exist_ok=True)
+    for number in range(3):
+        write(folder / f"train-{number:05d}-of-00003.parquet", ROWS[10 * number : 10 * number + 10])
+    write(folder / "validation-00000-of-00001.parquet", ROWS[:5])
+    data = own(tmp_path)
+    assert read(data, "train").texts == [row["text"] for row in ROWS] and len(read(data, "validation")) == 5
+    with pytest.raises(MinipeftError, match=r"train-00001-of-00003\.parquet, row 2: text is null"):
+        write(folder / "train-00001-of-00003.parquet", [*ROWS[:2], {**ROWS[0], "text": None}])
+        read(data, "train")
+    (folder / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(MinipeftError, match=r"train-00001-of-00003\.parquet is missing"):
+        own(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("sentence2", "x"), ("hypothesis", "x"), ("text2", "x"), ("notes", "one two three four five")]
+)
+def test_a_second_text_column_that_is_not_read_gives_a_warning(column: str, value: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", [{**row, column: value} for row in ROWS])
+    data = own(path)
+    assert data.unread_columns == ("other", column) and column in data.describe_columns()
+    assert len(data.warnings) == 1 and f"--pair-column {column}" in data.warnings[0] and "\n" not in data.warnings[0]
+    assert not own(path, pair_column=column).warnings and not own(write(tmp_path / "b.csv", ROWS)).warnings
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1,a dull film,bad\n2,a fine film,good\n", r"there are 1, a dull film, bad\); is the header line missing"),
+        (TABLE.replace(",", ";"), "the header 'text;label' is separated by semicolons; a csv file needs commas"),
+        (TABLE.replace(",", "\t"), "separated by tabs"),
+        (TABLE.replace("text ", ""), "column 'text' holds numbers, such as 0; name the texts by --text-column"),
+    ],
+)
+def test_a_csv_file_of_another_kind_is_named(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(MinipeftError, match=message):
+        own(tmp_path / "a.csv")
+
+
+def test_an_error_names_the_line_where_a_row_of_several_lines_begins(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,label\n"two\nlines",a\n"more\nlines",\n')
+    with pytest.raises(MinipeftError, match=r"a\.csv, line 4: no label"):
+        own(tmp_path / "a.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_a_later_limit_cuts_before_the_bad_row(tmp_path: Path) -> None:
     [
         ({"sentence2": None}, r"no column 'sentence2' \(there are .*label.*\)"),
         ({"label": None}, "no column 'label'"),
-        ({"label": [0, 1, 2]}, "row 2: label 2 is none of rte's: 0 entailment, 1 not_entailment"),
+        ({"label": [0, 1, 2]}, "row 2: label 2 is not one of rte's: 0 entailment, 1 not_entailment"),
         ({"label": [0, -1, 1]}, r"row 1: label -1 .*hides the labels"),
         ({"label": ["entailment", "maybe", "entailment"]}, "row 1: label 'maybe'"),
         ({"label": [0.0, 1.0, 0.5]}, r"row 2: label 0\.5"),
@@ -150,18 +151,24 @@ def test_columns_and_labels_that_do_not_fit_are_named(
     change: dict[str, Any], message: str, ending: str, tmp_path: Path
 ) -> None:
     columns = {name: values for name, values in (PAIR | change).items() if values is not None}
+    message = re.sub(r"row (\d)", lambda found: place_of(int(found[1]), ending), message)
     with pytest.raises(MinipeftError, match=rf"train\.{ending}.*{message}") as caught:
         read_split(get_task("rte"), "train", write(tmp_path, "rte", columns, ending))
     assert "\n" not in str(caught.value)
+
+
+def place_of(row: int, ending: str) -> str:
+    """A row in messages: the line of a text file, which may have a header line before it."""
+    return f"row {row}" if ending == "parquet" else f"line {row + (2 if ending == 'tsv' else 1)}"
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_a_null_sentence_or_label_is_named_by_its_row(ending: str, tmp_path: Path) -> None:
     for column in ("sentence1", "sentence2"):
         source = write(tmp_path, "rte", PAIR | {column: ["a", None, "b"]}, ending)
-        with pytest.raises(MinipeftError, match=rf"train\.{ending}, row 1: {column} is null"):
+        with pytest.raises(MinipeftError, match=rf"train\.{ending}, {place_of(1, ending)}: {column} is null"):
             read_split(get_task("rte"), "train", source)
-    with pytest.raises(MinipeftError, match="row 2: label None"):
+    with pytest.raises(MinipeftError, match=f"{place_of(2, ending)}: label None"):
         read_split(get_task("rte"), "train", write(tmp_path, "rte", PAIR | {"label": [0, 1, None]}, ending))
 
 
@@ -169,14 +176,14 @@ def test_a_field_that_is_empty_in_tsv_is_null(tmp_path: Path) -> None:
     source = write(tmp_path, "rte", PAIR, "tsv")
     path = tmp_path / "rte" / "train.tsv"
     path.write_text("sentence1\tsentence2\tlabel\na\tb\t0\nc\t\t1\n")
-    with pytest.raises(MinipeftError, match="row 1: sentence2 is null"):
+    with pytest.raises(MinipeftError, match="line 3: sentence2 is null"):
         read_split(get_task("rte"), "train", source)
 
 
 @pytest.mark.parametrize("label", [None, math.nan, math.inf, "four"])
 def test_regression_takes_finite_numbers_alone(label: Any, tmp_path: Path) -> None:
     source = write(tmp_path, "stsb", PAIR | {"label": [label] * 3}, "parquet")
-    with pytest.raises(MinipeftError, match=r"row 0: label .* no finite number"):
+    with pytest.raises(MinipeftError, match=r"row 0: label .* not a finite number"):
         read_split(get_task("stsb"), "train", source)
 
 
@@ -193,7 +200,7 @@ def test_regression_takes_finite_numbers_alone(label: Any, tmp_path: Path) -> No
         ("train.parquet", "PAR1 no", "parquet"),
         ("train.tsv", "sentence\tlabel\na\t0\nb\t1\t2\t3\n", "tsv"),
         ("train.jsonl", "[1, 2]\n", "train.jsonl"),
-        ("train.jsonl", '{"sentence": {"a": 1}, "label": 0}\n', "no text"),
+        ("train.jsonl", '{"sentence": {"a": 1}, "label": 0}\n', "not a text"),
         ("train.tsv", "\xff\x00\n", "tsv"),
         ("train.csv", "sentence,label\na,0\n", r"no train\.parquet, train\.jsonl or train\.tsv"),
     ],
@@ -212,7 +219,7 @@ def test_an_empty_parquet_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_names_the_known_ones() -> None:
-    with pytest.raises(MinipeftError, match=r"'rt'; one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"):
+    with pytest.raises(MinipeftError, match=r"'rt'; choose one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"):
         get_task("rt")
 
 

@@ -116,9 +116,9 @@ def test_truncated_examples_are_counted() -> None:
 
 def test_lengths_that_leave_no_room_and_uneven_lists_are_refused(roberta: dict[str, Any]) -> None:
     tokenizer = roberta["json"]
-    with pytest.raises(MinipeftError, match=r"max_length 2 .* 2 special tokens; take 3"):
+    with pytest.raises(MinipeftError, match=r"max_length 2 .* 2 special tokens; set 3"):
         tokenizer.encode(["a"], max_length=2)
-    with pytest.raises(MinipeftError, match=r"max_length 4 .* 4 special tokens; take 5"):
+    with pytest.raises(MinipeftError, match=r"max_length 4 .* 4 special tokens; set 5"):
         tokenizer.encode(["a"], ["b"], max_length=4)
     with pytest.raises(MinipeftError, match="2 texts but 1 pairs"):
         tokenizer.encode(["a", "b"], ["c"])

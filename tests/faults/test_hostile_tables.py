@@ -31,7 +31,7 @@ def test_no_change_of_bytes_in_a_table_gives_anything_but_one_line(
     def use() -> None:
         table = open_table(path)
         labelled = ending != "txt"
-        for text, _, label in read_examples(get_task("sst2"), table, table.columns[:1], "mend it", labelled):
+        for text, _, label in read_examples(get_task("sst2"), table, table.columns[:1], "fix it", labelled):
             assert isinstance(text, str) and label in ((0, 1) if labelled else (None,))
 
     survived(use)
@@ -62,7 +62,7 @@ def test_a_hostile_label_is_refused_with_its_row(task: str, label: str, tmp_path
     (tmp_path / task).mkdir()
     texts = "".join(f'"{name}": "a", ' for name in get_task(task).columns)
     (tmp_path / task / "train.jsonl").write_text(f'{{{texts}"label": 1}}\n{{{texts}"label": {label}}}\n')
-    refused(lambda: list(read_chunks(get_task(task), "train", str(tmp_path))), "train.jsonl, row 1")
+    refused(lambda: list(read_chunks(get_task(task), "train", str(tmp_path))), "train.jsonl, line 2")
 
 
 # -- memory: what claims, or becomes, more than a machine has --
@@ -123,7 +123,7 @@ def read_bombs(folder: Path) -> None:
             if path.is_dir():
                 load_pretrained(path)
             else:
-                list(read_examples(get_task("sst2"), open_table(path), ["text"], "mend it", labelled=False))
+                list(read_examples(get_task("sst2"), open_table(path), ["text"], "fix it", labelled=False))
             print(json.dumps([path.name, "read"]))
         except MinipeftError as error:
             print(json.dumps([path.name, str(error)]))
@@ -148,7 +148,7 @@ def test_no_file_takes_more_memory_than_there_is_for_it(tmp_path: Path) -> None:
         "line.txt": "longer than 16 MiB",
         "quote.csv": "field larger than field limit",
         "deep.jsonl": "nested too deeply",
-        "long.txt": "row 0: text has 4,194,304 characters",
+        "long.txt": "line 1: text has 4,194,304 characters",
         "once.parquet": "row 0: text has 50,000,000 characters",
         "bomb": "it is compressed",
         "expanded": "claims more numbers than the file holds",

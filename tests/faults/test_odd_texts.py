@@ -110,7 +110,7 @@ def test_a_file_predicts_it_or_names_the_row(
     status = main(["predict", folder_of(run), "--input", str(path)])
     out, error = capsys.readouterr()
     if text == "" and ending in ("csv", "tsv"):
-        assert status == 2 and f"{path}, row 1: text is null" in error and out == ""
+        assert status == 2 and f"{path}, line 3: text is null" in error and out == ""
     else:
         assert status == 0, error
         assert [json.loads(line) for line in out.splitlines()] == expected[name]
@@ -126,7 +126,7 @@ def test_half_a_character_in_a_file_is_refused_with_its_place(
     assert main(["predict", folder_of(run), "--input", str(path)]) == 2
     out, error = capsys.readouterr()
     assert out == "" and len(error.splitlines()) == 1
-    assert f"{path}, {'row 1' if ending == 'jsonl' else 'line 2'}: " in error
+    assert f"{path}, line 2: " in error
 
 
 def test_half_a_character_in_training_data_is_refused_with_its_row(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_half_a_character_in_training_data_is_refused_with_its_row(tiny_checkpoi
         path = tmp_path / "sst2" / f"{split}.jsonl"
         path.write_text(lines([{"sentence": "a", "label": 0}, {"sentence": HALF, "label": 1}]))
     before = contents(tmp_path)
-    with pytest.raises(MinipeftError, match=r"train\.jsonl, row 1: sentence is 'half .*no valid text"):
+    with pytest.raises(MinipeftError, match=r"train\.jsonl, line 2: sentence is 'half .*not valid Unicode"):
         train(tmp_path, tiny_checkpoint, tmp_path / "run")
     assert contents(tmp_path) == before
 
@@ -145,7 +145,7 @@ def test_bytes_that_are_no_text_on_the_command_line_are_refused(
 ) -> None:
     assert main(["predict", folder_of(run), "--text", b"caf\xe9".decode("utf-8", "surrogateescape")]) == 2
     out, error = capsys.readouterr()
-    assert out == "" and len(error.splitlines()) == 1 and "no valid text" in error
+    assert out == "" and len(error.splitlines()) == 1 and "not valid Unicode" in error
 
 
 @given(texts=st.lists(st.text(max_size=60), min_size=1, max_size=6))

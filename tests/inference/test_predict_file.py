@@ -121,7 +121,7 @@ def test_the_files_of_a_folder_come_in_the_order_of_their_names(
     expected = single.predict(["first", "second", "the task's own column comes first"])
     assert predicted(capsys, small_runs["sst2"], "--input", folder) == expected
     (folder / "d.txt.gz").write_bytes(b"")
-    assert "d.txt.gz is none of" in refused(["predict", small_runs["sst2"], "--input", folder], tmp_path, capsys)
+    assert "d.txt.gz is not one of" in refused(["predict", small_runs["sst2"], "--input", folder], tmp_path, capsys)
 
 
 def test_columns_go_by_the_names_that_are_given(
@@ -171,14 +171,14 @@ def test_windows_hold_every_row_once_in_order_and_are_bounded(lengths: list[int]
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.jsonl", b'{"text": "a"}\n{"sentence": "b"}\n', "a.jsonl, row 1: text is null"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": 12}\n', "a.jsonl, row 1: text is 12"),
+        ("a.jsonl", b'{"text": "a"}\n{"sentence": "b"}\n', "a.jsonl, line 2: text is null"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 12}\n', "a.jsonl, line 2: text is 12"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "a.jsonl: not readable as JSON (line 2: "),
-        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "a.jsonl, line 2: no JSON object"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', r"a.jsonl, row 1: text is '\ud800', no valid text"),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "a.jsonl, line 2: not a JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', r"a.jsonl, line 2: text is '\ud800', not valid Unicode"),
         ("a.jsonl", b'{"body": "a"}\n', "no column 'sentence' (there are body); --text-column can name another"),
         ("a.jsonl", b"", "the file is empty"),
-        ("a.csv", b"text,label\na,1\n,0\n", "a.csv, row 1: text is null"),
+        ("a.csv", b"text,label\na,1\n,0\n", "a.csv, line 3: text is null"),
         ("a.csv", b'text,label\na,1\n"b,0\n', "a.csv: not readable as csv (line 3: "),
         ("a.csv", b"text,label\na,1\nb,0,7\n", "a.csv, line 3: 3 fields, but the header has 2"),
         ("a.csv", b"text,text\na,1\n", "two columns are called 'text'"),
@@ -186,8 +186,8 @@ def test_windows_hold_every_row_once_in_order_and_are_bounded(lengths: list[int]
         ("a.tsv", b"text\tlabel\nb\t\xff\n", "a.tsv, line 2: not UTF-8"),
         ("a.txt", "ä".encode("utf-16"), "a.txt, line 1: not UTF-8"),
         ("a.parquet", b"PAR1 and no more", "not readable as parquet"),
-        ("a.json", b"{}", "'.json' is not known"),
-        ("a", b"text", "'no ending' is not known"),
+        ("a.json", b"{}", "unknown ending '.json'"),
+        ("a", b"text", "unknown ending 'none'"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_place(
@@ -209,7 +209,7 @@ def test_a_bad_file_is_refused_with_its_place(
         ([], "nothing to predict"),
         (["--text", "a", "--output", "b"], "--output has no meaning without --input"),
         (["--text", "a", "--input", "b"], "--text has no meaning beside --input"),
-        (["--input", "absent.txt"], "absent.txt is no file"),
+        (["--input", "absent.txt"], "absent.txt is not a file"),
         (["--input", "-", "--pair-column", "b"], "--pair-column 'b'"),
     ],
 )
