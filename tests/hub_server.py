@@ -1,6 +1,6 @@
 """A small Hugging Face hub on 127.0.0.1: the model API, /resolve/, and a CDN on a second port for large files.
 
-It answers over real sockets, and misbehaves on request: see the attributes of HubServer.
+It answers over real sockets, and fails on request: see the attributes of HubServer.
 """
 
 import hashlib
@@ -40,16 +40,16 @@ class Failure:
 @dataclass
 class HubServer:
     repos: dict[str, dict[str, bytes]]
-    corrupt: set[str] = field(default_factory=set)  # files whose bytes are wrong on the way
+    corrupt: set[str] = field(default_factory=set)  # files that are sent with wrong bytes
     cuts: int = 0  # how many of the next large files end in the middle, after cut_at bytes
     cut_at: int = 0
     cut_by_reset: bool = False
-    bytes_per_second: float = 0.0  # 0: as fast as it goes
+    bytes_per_second: float = 0.0  # 0: unlimited
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0  # before every answer
     token: str = ""  # required as "Bearer <token>" when set
-    stale_token: str = ""  # refused for every repository, as the hub does
-    signature: int = 1  # of the links to the CDN; links with an older one have expired
+    stale_token: str = ""  # rejected for every repository, as the hub does
+    expired_links: int = 0  # how many of the next links to the CDN have expired before they are followed
     renamed: dict[str, str] = field(default_factory=dict)  # old name → canonical name, redirected with 307
     statuses: dict[str, tuple[int, str]] = field(default_factory=dict)  # repo → status and X-Error-Code
     extra_names: list[str] = field(default_factory=list)  # more names in every listing
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.portal:
             return self._answer(200, b"<html>please log in</html>", {"Content-Type": "text/html"})
         if self.host == "cdn":
-            if f"signature={hub.signature}" not in self.path:
+            if "signature=valid" not in self.path:
                 return self._answer(403, b"Request has expired")
             content = next(c for files in hub.repos.values() for c in files.values() if path.endswith(sha256(c)))
             return self._send(path, content)
@@ -147,7 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         if len(content) < LARGE:
             headers = {"ETag": f'"{git_sha1(content)}"', "X-Repo-Commit": hub.commit}
             return self._answer(200, flipped(content) if name in hub.corrupt else content, headers)
-        location = f"{hub.cdn}/{name}/{sha256(content)}?signature={hub.signature}"
+        location = f"{hub.cdn}/{name}/{sha256(content)}?signature={'expired' if hub.expired_links else 'valid'}"
+        hub.expired_links = max(0, hub.expired_links - 1)
         headers = {"Location": location, "X-Linked-Size": str(len(content)), "X-Repo-Commit": hub.commit}
         return self._answer(302, b"", headers | {"X-Linked-Etag": f'"{sha256(content)}"'})
 
@@ -179,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _refused(self, repo: str) -> bool:
-        """As the hub does it, a model that is not there is a 401 for those who bring no token."""
+        """Answer an error as the hub does: a missing model is a 401 for a request without a token."""
         sent = self.headers.get("Authorization", "")
         if self.hub.stale_token and sent == f"Bearer {self.hub.stale_token}":
             self._answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
@@ -205,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _send(self, path: str, content: bytes) -> None:
-        """A large file, from the byte that Range names; cut, slow or corrupt when the hub is told to be."""
+        """Send a large file from the byte that Range names; cut, slow or corrupt if a test asks for it."""
         hub = self.hub
         wanted = "" if hub.ignore_range else self.headers.get("Range", "")
         start = int(wanted.removeprefix("bytes=").rstrip("-") or 0)

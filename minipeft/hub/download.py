@@ -113,18 +113,19 @@ def _explain(name: str, repo_id: str, revision: str | None, error: Exception) ->
         if code == "RevisionNotFound":
             return f"revision {revision!r} does not exist. Check what follows the @."
         if not str(response.url).startswith(endpoint()):
-            return f"{describe_error(error)} for a file, {ATTEMPTS} times. Wait a few minutes, then {RERUN}."
+            cause = "the link to a file has expired" if status == 403 else f"{describe_error(error)} for a file"
+            return f"{cause}, in {ATTEMPTS} attempts. Wait a few minutes, then {RERUN}."
         close = difflib.get_close_matches(name, ALIASES, n=1, cutoff=0.8)
         check = f"Did you mean {close[0]!r}?" if close and name not in ALIASES else "Check the name"
         if status == 401 and get_token():
             return (
-                f"the hub refused the token ({said or status}), and without it the model. {check}, or renew HF_TOKEN."
+                f"the hub rejected the token ({said or status}), and without it the model. {check}, or renew HF_TOKEN."
             )
         if status in (401, 403):  # the hub answers 401 for a model that does not exist, too
             return f"{said or status}: the model does not exist or needs a token. {check}, or set HF_TOKEN."
         if status == 404:
             return f"404, the model does not exist. {check}."
-        return f"{describe_error(error)}, after {ATTEMPTS} attempts. Wait a few minutes, then {RERUN}."
+        return f"{describe_error(error)}, in {ATTEMPTS} attempts. Wait a few minutes, then {RERUN}."
     if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):
         return "the answer is not that of a model hub. Check HF_ENDPOINT and the proxy."
     if isinstance(error, OSError) and error.errno is not None:

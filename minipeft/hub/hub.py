@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from minipeft.errors import MinipeftError
-from minipeft.files import LARGEST_SMALL_FILE, parse_json, read_small
+from minipeft.files import parse_json, read_small
 from minipeft.hub.download import ALIASES, CONFIG, INDEX, PICKLE, TOKENIZERS, WEIGHTS, download
 from minipeft.hub.network import endpoint, hub_reachable, offline_variable
 
@@ -134,6 +134,8 @@ def _source(folder: Path) -> str:
 
 def _missing_file(folder: Path) -> str:
     """Return the name of a file without which a checkpoint is incomplete, "" if nothing is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
     name = CONFIG
     try:
         if not isinstance(parse_json(read_small(folder / CONFIG)), dict):
@@ -147,22 +149,13 @@ def _missing_file(folder: Path) -> str:
         elif not (folder / WEIGHTS).exists() and (folder / PICKLE).is_file():
             return "" if (folder / PICKLE).stat().st_size else PICKLE
         for name in sorted(files):
-            if Path(name).name != name or not _is_complete(folder / name):
+            if Path(name).name != name:
                 return name
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            with safe_open(folder / name, "numpy"):  # reads the header and compares it with the file's length
+                pass
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError):
         return name
     return ""
-
-
-def _is_complete(path: Path) -> bool:
-    """Return whether a safetensors file is as long as its header says."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > LARGEST_SMALL_FILE:
-            return False
-        header = parse_json(file.read(length))
-    header.pop("__metadata__", None)
-    return path.stat().st_size == 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
 
 
 def _parse_name(name: str) -> tuple[str, str | None]:

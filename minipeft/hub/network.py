@@ -80,7 +80,7 @@ def _answers(address: str) -> bool:
 
 
 def with_retries(call: Callable[[bool | None], T]) -> T:
-    """Return ``call(token)``, repeated after transient errors, and without the token if the hub refuses it.
+    """Return ``call(token)``, repeated after transient errors, and without the token if the hub rejects it.
 
     The hub answers 401 to an invalid token even for a public repository. The waits between the attempts grow
     exponentially, with jitter, and are at least what Retry-After asks for.
@@ -105,7 +105,7 @@ def with_retries(call: Callable[[bool | None], T]) -> T:
             response = response_of(error)
             if response is not None and response.status_code == 401 and token is None and secret:
                 reason = response.headers.get("X-Error-Message", "401")
-                logger.warning("HF_TOKEN: the hub refused the token (%s). Trying without it.", reason)
+                logger.warning("HF_TOKEN: the hub rejected the token (%s). Trying without it.", reason)
                 token = False
                 continue
             wait = max(FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.uniform(0.75, 1.25), _requested_wait(response))
@@ -140,19 +140,16 @@ def _http_error(error: BaseException | None) -> BaseException | None:
 
 def _is_transient(error: Exception) -> bool:
     """Return whether the same request may succeed later."""
-    from ssl import SSLError
-
     response = response_of(error)
     if response is not None:
         # 403 without the hub's error code comes from a storage host: the signature of the link has expired.
-        foreign = not str(response.url).startswith(endpoint()) and "X-Error-Code" not in response.headers
-        return response.status_code in TRANSIENT_STATUSES or (response.status_code == 403 and foreign)
-    cause = _http_error(error)
-    if cause is None:  # a wrong size or hash is an OSError without a number; hf_xet raises RuntimeError
-        return isinstance(error, RuntimeError) or (type(error) is OSError and error.errno is None)
-    while cause is not None and not isinstance(cause, SSLError):
-        cause = cause.__cause__ or cause.__context__
-    return cause is None
+        expired = not str(response.url).startswith(endpoint()) and "X-Error-Code" not in response.headers
+        return response.status_code in TRANSIENT_STATUSES or (response.status_code == 403 and expired)
+    if _http_error(error) is not None:
+        return True  # no answer, or a cut connection
+    # A wrong size or hash, or an error of hf_xet; the errors of the file system have a number.
+    transient = type(error) in (OSError, ConnectionError, TimeoutError, RuntimeError)
+    return transient and getattr(error, "errno", None) is None
 
 
 def _requested_wait(response: Any) -> float:

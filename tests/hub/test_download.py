@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ from minipeft.hub import network
 
 pytest_plugins = ["hub_fixtures"]
 
-REFUSED_TOKEN = "Invalid credentials in Authorization header"
+REJECTED_TOKEN = "Invalid credentials in Authorization header"
 
 
 # What a download writes
@@ -125,7 +126,7 @@ def test_five_faults_in_a_row_do_not_end_a_download(server: HubServer, checkout:
     checkout.fetch("roberta-base")
     server.failures = [Failure("hub", API, 503, times=100)]
     message = error_of(checkout.fetch, "owner/model")
-    assert "503 from 127.0.0.1, after 6 attempts" in message and server.failures[0].times == 94
+    assert "503 from 127.0.0.1, in 6 attempts" in message and server.failures[0].times == 94
 
 
 def test_the_waits_grow_and_obey_retry_after(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +227,18 @@ def test_a_cache_that_cannot_be_written_is_reported(
     assert os.strerror(errno.ENOTDIR) in message or os.strerror(errno.EEXIST) in message
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit for the size of files")
+def test_a_full_disk_is_reported_at_once(server: HubServer, cache: Path) -> None:
+    script = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
+        "import minipeft.hub.hub as hub; hub.fetch('roberta-base')"
+    )
+    errors = start_python(script, HF_HUB_CACHE=str(cache)).communicate(timeout=60)[1]
+    assert f"{os.strerror(errno.EFBIG)}. Make {cache} writable or free some space" in errors.splitlines()[-1]
+    assert len(server.asked("hub", "/api/models/")) == 1
+
+
 # Tokens and errors
 
 
@@ -235,27 +248,18 @@ def test_a_stale_token_does_not_hide_a_public_model(
     server.stale_token = "hf_stale"
     monkeypatch.setenv("HF_TOKEN", "hf_stale")
     checkout.fetch("roberta-base")
-    assert f"the hub refused the token ({REFUSED_TOKEN})" in caplog.text and "hf_stale" not in caplog.text
+    assert f"the hub rejected the token ({REJECTED_TOKEN})" in caplog.text and "hf_stale" not in caplog.text
     server.statuses["owner/model"] = (401, "RepoNotFound")
     message = error_of(checkout.fetch, "owner/model")
-    assert "refused the token" in message and "renew HF_TOKEN" in message and "hf_stale" not in message
+    assert "rejected the token" in message and "renew HF_TOKEN" in message and "hf_stale" not in message
 
 
-def test_an_expired_link_is_requested_again(
-    server: HubServer, checkout: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The link expires between the answer of the hub and the request to the storage host."""
-    listing = server.listing
-
-    def expire_one_link(repo: str) -> dict[str, object]:
-        server.failures = [] if server.failures else [Failure("cdn", "GET", 403)]
-        return listing(repo)
-
-    monkeypatch.setattr(server, "listing", expire_one_link)
+def test_an_expired_link_is_requested_again(server: HubServer, checkout: ModuleType) -> None:
+    server.expired_links = 2
     checkout.fetch("roberta-base")
-    assert len(server.asked("hub", "resolve/main/model.safetensors")) == 2
-    server.signature = 2
-    checkout.fetch("owner/model")
+    assert [request.path[-7:] for request in server.asked("cdn", "")] == ["expired", "expired", "e=valid"]
+    server.expired_links = 100
+    assert "the link to a file has expired" in error_of(checkout.fetch, "owner/model")
 
 
 def test_a_missing_model_suggests_a_close_name(
