@@ -385,7 +385,7 @@ def test_a_folder_that_lacks_something_says_what(checkpoint: Path, tmp_path: Pat
     (checkpoint / "config.json").unlink()
     with pytest.raises(MinipeftError, match=r"no config\.json"):
         load_pretrained(checkpoint)
-    with pytest.raises(MinipeftError, match="no folder"):
+    with pytest.raises(MinipeftError, match="not a folder"):
         load_pretrained(tmp_path / "absent")
 
 
