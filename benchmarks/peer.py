@@ -35,7 +35,7 @@ from minipeft.data.buckets import pad_to_bucket
 from minipeft.data.splits import read_chunks, read_split
 from minipeft.data.tasks import get_task
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
-from minipeft.model.config import load_config
+from minipeft.model.families import load_config
 from minipeft.model.linear import linear
 from minipeft.training.metrics import Encoded, encode_split, sequence_loss
 from minipeft.training.optim import adamw, parameter_groups

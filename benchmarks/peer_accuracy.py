@@ -23,7 +23,7 @@ from minipeft.data.splits import read_chunks
 from minipeft.data.tasks import get_task
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.hub.hub import resolve_model
-from minipeft.model.config import load_config
+from minipeft.model.families import load_config
 from minipeft.training.metrics import METRICS, Encoded, encode_split, sequence_loss
 from minipeft.training.optim import parameter_groups
 from minipeft.training.recipes import ALPHA, DROPOUT, RANK, WARMUP_STEPS
@@ -81,7 +81,7 @@ def evaluate(model: torch.nn.Module, examples: Encoded, num_labels: int, config:
 
 def inputs(examples: Encoded, indices: list[int], config: object) -> dict[str, torch.Tensor]:
     batch = padded(examples, indices, config.pad_token_id)  # type: ignore[attr-defined]
-    if not config.is_bert:  # type: ignore[attr-defined]
+    if config.model_type != "bert":  # type: ignore[attr-defined]
         del batch["token_type_ids"]
     return batch
 

@@ -22,7 +22,8 @@ from peer import clock, product_rate
 import minipeft
 from minipeft.device import choose_device
 from minipeft.model.checkpoint import cast_frozen
-from minipeft.model.roberta import SequenceClassifier, initialise
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.roberta import initialise
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from minipeft.methods.prompt_tuning import PromptTuning
     from minipeft.methods.vera import VeRA
     from minipeft.model.checkpoint import load_pretrained
+    from minipeft.model.classifier import SequenceClassifier
     from minipeft.model.config import EncoderConfig
-    from minipeft.model.roberta import SequenceClassifier
     from minipeft.training.run import Result, train
 
 __version__ = "0.1.0"
@@ -56,7 +56,7 @@ _HOMES = {
     "minipeft.methods.vera": ("VeRA",),
     "minipeft.model.checkpoint": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
-    "minipeft.model.roberta": ("SequenceClassifier",),
+    "minipeft.model.classifier": ("SequenceClassifier",),
     "minipeft.inference.predict": ("load_run",),
     "minipeft.training.run": ("Result", "train"),
 }

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 import minipeft
 from minipeft.methods import METHODS, Row
 from minipeft.methods.adapted import AdaptedLinear, check_targets, targeted
-from minipeft.model.roberta import Linear, SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.roberta import Linear
 
 # %% [markdown]
 # ## The settings

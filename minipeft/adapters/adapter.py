@@ -31,8 +31,9 @@ from minipeft.errors import MinipeftError, first_line
 from minipeft.files import in_json, make_folder, write_together
 from minipeft.methods import apply
 from minipeft.methods.adapted import adapted_layers
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.families import family_of
 
 logger = logging.getLogger("minipeft")
 
@@ -152,7 +153,7 @@ def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], folder
 def _other_layers(expected: Iterable[str], state: Iterable[str]) -> str:
     """What to say where a file's tensors end at another layer than the model's; nothing where they do not."""
     asked, found = (
-        max((int(number) for name in names for number in re.findall(r"\.layer\.(\d+)\.", name)), default=-1) + 1
+        max((int(number) for name in names for number in re.findall(r"\.layers?\.(\d+)\.", name)), default=-1) + 1
         for names in (expected, state)
     )
     if asked == found:
@@ -169,10 +170,11 @@ def _fill(model: SequenceClassifier, state: dict[str, Tensor]) -> None:
 def _head_of_the_model(model: SequenceClassifier, shape: SequenceClassifier, adapter: Adapter) -> dict[str, Tensor]:
     """The parts of the head that peft did not save, because its modules_to_save do not name them, from the model."""
     tensors = dict(model.head.named_parameters())
+    modules = family_of(model.config).head_modules
     own = {}
     for theirs, tensor in adapter_tensors(shape).items():
         ours = next((name for name, t in shape.head.named_parameters() if t is tensor), None)
-        part = "pooler" if ".pooler." in theirs else "classifier"
+        part = next((module for module in modules if f".{module}." in theirs), None)
         if ours is not None and theirs not in adapter.state and part not in adapter.modules_to_save:
             own[theirs] = tensors[ours].detach().clone()
     if any("classifier" in name for name in own):

@@ -16,9 +16,9 @@ from minipeft.files import parse_json, read_json
 from minipeft.methods import METHODS, Row, method_name
 from minipeft.methods.adapted import AdaptedLinear
 from minipeft.methods.peft_format import check_fields
-from minipeft.model.checkpoint import name_table, tensor_names
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.families import family_of, name_table, tensor_names
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -144,8 +144,7 @@ def adapter_content(model: SequenceClassifier) -> dict[str, Any]:
         "task_type": "SEQ_CLS",
         "inference_mode": True,
         "modules_to_save": [
-            *(["pooler"] if config.is_bert else []),
-            "classifier",
+            *family_of(config).head_modules,
             *content.get("modules_to_save", []),
         ],
     }

@@ -18,7 +18,9 @@ from minipeft.data.batching import PackedBatch, reorder
 from minipeft.errors import MinipeftError, finite_number
 from minipeft.methods.adapted import targeted
 from minipeft.methods.lora import LoRA, LoRALinear
-from minipeft.model.roberta import LINEAR_NAMES, ClassificationHead, Linear, SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.families import family_of
+from minipeft.model.roberta import Linear
 
 
 @dataclass
@@ -87,7 +89,7 @@ class AdapterSet(nn.Module):
         self._route = Route()
         self._places = [
             (layer, target, frozen, GroupedLoRALinear(frozen, self._route))
-            for layer, _, target, frozen in targeted(model, LINEAR_NAMES)
+            for layer, _, target, frozen in targeted(model, family_of(model.config).linears)
         ]
         for layer, target, _, grouped in self._places:
             setattr(layer, target, grouped)
@@ -109,7 +111,7 @@ class AdapterSet(nn.Module):
         if len(labels) == self._own_config.num_labels:  # a file of peft's may hold no head
             model.head = copy.deepcopy(self._own_head)
         else:
-            model.head = ClassificationHead(model.config).to(self._own_head.dense.weight.device).eval()
+            model.head = family_of(model.config).head(model.config).to(self._device()).eval()
         for layer, target, frozen, _ in self._places:
             setattr(layer, target, frozen)
         try:
@@ -178,7 +180,7 @@ class AdapterSet(nn.Module):
             of_name = list(members)
             runs.append((name, len(of_name), sum(batch.lengths[i] for i in of_name)))
         self._route.runs = tuple(runs)
-        hidden = self.model.encoder(reorder(batch, order), first_only=True)  # (num_sequences, hidden_size)
+        hidden = self.model.encoder.pooled(reorder(batch, order))  # (num_sequences, hidden_size)
         heads = [self._own_head if name is None else self.heads[name] for name, _, _ in runs]
         outputs = [head(part) for head, part in zip(heads, hidden.split([count for _, count, _ in runs]), strict=True)]
         width = max(output.shape[1] for output in outputs)
@@ -186,6 +188,9 @@ class AdapterSet(nn.Module):
         sorted_logits = torch.cat([F.pad(output, (0, width - output.shape[1]), value=-torch.inf) for output in outputs])
         logits[torch.tensor(order, device=hidden.device)] = sorted_logits
         return logits
+
+    def _device(self) -> torch.device:
+        return next(self._own_head.parameters()).device
 
     def _check_new(self, name: str) -> None:
         if name in self.heads or not name or "." in name:

@@ -13,7 +13,7 @@ from minipeft.files import make_folder
 from minipeft.methods import METHODS, method_name
 from minipeft.methods.adapted import adapted_layers
 from minipeft.model.checkpoint import save_checkpoint
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
 
 
 @torch.no_grad()

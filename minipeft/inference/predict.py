@@ -23,7 +23,7 @@ from minipeft.errors import MinipeftError, shown, whole_number
 from minipeft.files import read_json
 from minipeft.hub.hub import resolve_model
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.metrics import Encoded, encode_split, evaluate, predict_logits, score
 
 logger = logging.getLogger("minipeft")

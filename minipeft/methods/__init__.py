@@ -6,7 +6,7 @@ A method is a frozen dataclass, which prints as its constructor, and one functio
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +27,10 @@ from minipeft.methods import (
     prompt_tuning,
     vera,
 )
+from minipeft.methods.adapted import targets_of
 from minipeft.methods.peft_format import PeftFormat
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.families import family_of
 
 
 class Row(NamedTuple):
@@ -102,11 +104,15 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
     Raises MinipeftError for a model that already has a method, for what is no method, and for settings that do not fit
     the model.
     """
-    install = METHODS[method_name(method)].install
+    name = method_name(method)
     if model.method is not None:
         raise MinipeftError(f"the model already has {model.method!r}; load the checkpoint anew to apply {method!r}")
+    if reason := family_of(model.config).unsupported.get(name):
+        raise MinipeftError(f"{name} does not work with a {model.config.model_type} encoder: {reason}")
+    if getattr(method, "targets", None):
+        method = replace(method, targets=targets_of(model, method.targets))
     model.requires_grad_(False)
-    install(model, method)
+    METHODS[name].install(model, method)
     model.train(model.training)  # new layers are in training; a model that predicts goes on without dropout
     model.head.requires_grad_(True)
     for parameter in model.parameters():

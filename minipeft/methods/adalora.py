@@ -20,10 +20,12 @@ from minipeft.methods.adapted import (
     train_whole,
 )
 from minipeft.methods.lora import BIASES
-from minipeft.methods.peft_format import PeftFormat, check_fields, module_path, read_targets, write_targets
+from minipeft.methods.peft_format import PeftFormat, check_fields, read_targets, write_targets
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
-from minipeft.model.roberta import LINEAR_NAMES, Linear, SequenceClassifier
+from minipeft.model.families import family_of
+from minipeft.model.roberta import LINEAR_NAMES, Linear
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ def to_peft(method: AdaLoRA, config: EncoderConfig) -> dict[str, Any]:
     places = [(layer, target) for layer in range(config.num_hidden_layers) for target in method.targets]
     kept = {place: method.rank_pattern.get(f"{place[0]}.{place[1]}", method.init_rank) for place in places}
     pattern = {
-        f"{module_path(config, *place)}.lora_E": [number < rank for number in range(method.init_rank)]
+        f"{family_of(config).linear_path(*place)}.lora_E": [number < rank for number in range(method.init_rank)]
         for place, rank in kept.items()
         if rank < method.init_rank
     }
@@ -257,7 +259,7 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> AdaLoRA:
     """
     check_fields(content, KNOWN)
     targets = read_targets(content, config)
-    names = tuple(name for name in LINEAR_NAMES if any(target == name for _, target in targets))
+    names = tuple(name for name in family_of(config).linears if any(target == name for _, target in targets))
     if len(targets) != config.num_hidden_layers * len(names):
         raise MinipeftError("target_modules names a layer's linear layers here and not there; AdaLoRA takes all layers")
     given = {ours: content[theirs] for theirs, ours in FIELDS.items() if theirs in content}

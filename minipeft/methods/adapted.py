@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, one_of
-from minipeft.model.checkpoint import modules_named
-from minipeft.model.roberta import LINEAR_NAMES, EncoderLayer, Linear, SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.families import FAMILIES, family_of, modules_named
+from minipeft.model.roberta import Linear
 
-PEFT_NAMES = {"attention.output.dense": "output", "intermediate.dense": "intermediate", "output.dense": "ffn_output"}
+# Every name of a linear layer that some family has, and what each family's names in transformers mean.
+LINEAR_NAMES = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.linears))
+ALIASES = {
+    alias: ours
+    for family in FAMILIES.values()
+    for ours, path in family.linears.items()
+    for alias in (path.partition("{i}.")[2], path.rpartition(".")[2])
+    if alias != "dense"  # the end of several paths
+}
 
 
 class AdaptedLinear(Linear):
@@ -25,15 +34,15 @@ class AdaptedLinear(Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = frozen.in_features, frozen.out_features
         self.weight, self.bias = frozen.weight, frozen.bias
-        self.unmerged: tuple[Tensor, Tensor] | None = None  # the frozen weight and bias, while merged
+        self.unmerged: tuple[Tensor, Tensor | None] | None = None  # the frozen weight and bias, while merged
 
     def merged_weight(self) -> Tensor:
         """The weight (out_features, in_features), float32, of one linear layer that computes the same."""
         raise NotImplementedError
 
-    def merged_bias(self) -> Tensor:
-        """Its bias (out_features,), float32."""
-        return self.bias.float()
+    def merged_bias(self) -> Tensor | None:
+        """Return its bias (out_features,), float32."""
+        return None if self.bias is None else self.bias.float()
 
     def is_merged(self) -> bool:
         """Whether the frozen layer alone computes the result; training a merged layer raises MinipeftError."""
@@ -46,16 +55,19 @@ class AdaptedLinear(Linear):
         """Put the method into the weight, summed in float32; the frozen weight and bias are kept aside."""
         if self.unmerged is None:
             weight, bias = self.merged_weight(), self.merged_bias()
-            self.unmerged = self.weight.detach().clone(), self.bias.detach().clone()
+            self.unmerged = self.weight.detach().clone(), None if bias is None else self.bias.detach().clone()
             self.weight.copy_(weight)
-            self.bias.copy_(bias)
+            if bias is not None:
+                self.bias.copy_(bias)
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Put the frozen weight and bias back, to the bit."""
         if self.unmerged is not None:
-            self.weight.copy_(self.unmerged[0])
-            self.bias.copy_(self.unmerged[1])
+            weight, bias = self.unmerged
+            self.weight.copy_(weight)
+            if bias is not None:
+                self.bias.copy_(bias)
             self.unmerged = None
 
 
@@ -65,7 +77,7 @@ def check_targets(targets: Any) -> tuple[str, ...]:
     if not isinstance(targets, (tuple, list)):
         raise MinipeftError(f"targets {targets!r} is no list of names; name some of {', '.join(LINEAR_NAMES)}")
     names = [name for target in targets for name in str(target).split(",")]
-    names = list(dict.fromkeys(PEFT_NAMES.get(name, name) for name in names))
+    names = list(dict.fromkeys(ALIASES.get(name, name) for name in names))
     if not names:
         raise MinipeftError(f"no targets; name some of {', '.join(LINEAR_NAMES)}")
     for name in names:
@@ -73,15 +85,28 @@ def check_targets(targets: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def targeted(model: SequenceClassifier, targets: tuple[str, ...]) -> Iterator[tuple[EncoderLayer, int, str, Linear]]:
-    """(layer, its number, target, the linear layer) for each target in each layer; to be replaced by setattr."""
+def targets_of(model: SequenceClassifier, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `targets` under the names that the model's family has for them, each once.
+
+    Raises:
+        MinipeftError: for a linear layer that the family lacks.
+    """
+    family = family_of(model.config)
+    names = tuple(dict.fromkeys(family.aliases.get(target, target) for target in targets))
+    for name in names:
+        one_of(f"target of a {model.config.model_type} encoder:", name, family.linears)
+    return names
+
+
+def targeted(model: SequenceClassifier, targets: Iterable[str]) -> Iterator[tuple[nn.Module, int, str, Linear]]:
+    """Yield (layer, its number, target, the linear layer) for each target in each layer; to be replaced by setattr."""
     for number, layer in enumerate(model.encoder.layers):
-        assert isinstance(layer, EncoderLayer)
         for target in targets:
             yield layer, number, target, getattr(layer, target)
 
 
-HEADS = ("classifier", "score", "pooler")  # the head trains in every method; "score" is peft's name for other models'
+# The head trains in every method; "score" is peft's name for other models' heads.
+HEADS = {"score", "pooler"}.union(*(family.head_modules for family in FAMILIES.values()))
 
 
 def check_modules(modules: Any) -> tuple[str, ...]:
@@ -100,17 +125,17 @@ def train_whole(model: SequenceClassifier, modules: tuple[str, ...], adapted: Co
     """
     found = []
     for suffix in modules:
-        names = [name for name in modules_named(model, suffix, model.config) if name.startswith("encoder.")]
+        names = modules_named(suffix, model.config)
         if not names:
             raise MinipeftError(
                 f"modules_to_save names {suffix!r}, which is no module of the encoder; LayerNorm is one"
             )
         for name in names:
-            if name.removeprefix("encoder.") in adapted:
+            if name in adapted:
                 raise MinipeftError(f"modules_to_save names {suffix!r}: {name} is a target too; name it once")
         found += names
     for name in found:
-        model.get_submodule(name).requires_grad_(True)
+        model.encoder.get_submodule(name).requires_grad_(True)
 
 
 def train_biases(model: SequenceClassifier, bias: str) -> None:
@@ -119,7 +144,8 @@ def train_biases(model: SequenceClassifier, bias: str) -> None:
         if name.endswith(".bias"):
             parameter.requires_grad_(True)
     for layer in adapted_layers(model) if bias.endswith("_only") else ():
-        layer.bias.requires_grad_(True)
+        if layer.bias is not None:
+            layer.bias.requires_grad_(True)
 
 
 def adapted_layers(model: SequenceClassifier) -> list[AdaptedLinear]:

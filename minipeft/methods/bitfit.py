@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minipeft.errors import MinipeftError
 from minipeft.methods.adapted import check_targets
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,3 +41,8 @@ def install(model: SequenceClassifier, method: BitFit) -> None:
         *_, module, leaf = name.split(".")
         if leaf == "bias" and (method.targets is None or module in method.targets):
             parameter.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
+        raise MinipeftError(
+            f"BitFit trains biases, but a {model.config.model_type} encoder has none in its targets; "
+            "use layernorm or lora"
+        )

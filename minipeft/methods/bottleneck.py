@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.errors import one_of, whole_number
-from minipeft.methods.adapted import AdaptedLinear
-from minipeft.model.roberta import EncoderLayer, LayerNorm, Linear, SequenceClassifier
+from minipeft.methods.adapted import AdaptedLinear, targeted
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.roberta import LayerNorm, Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}
 
@@ -111,10 +112,8 @@ class BottleneckLayerNorm(LayerNorm):
 
 
 def install_houlsby(model: SequenceClassifier, method: Houlsby) -> None:
-    for layer in model.encoder.layers:
-        assert isinstance(layer, EncoderLayer)
-        layer.output = BottleneckLinear(layer.output, method.size, method.activation)
-        layer.ffn_output = BottleneckLinear(layer.ffn_output, method.size, method.activation)
+    for layer, _, target, frozen in targeted(model, ("output", "ffn_output")):
+        setattr(layer, target, BottleneckLinear(frozen, method.size, method.activation))
     for part in model.encoder.modules():
         if isinstance(part, LayerNorm):
             part.requires_grad_(True)
@@ -122,5 +121,6 @@ def install_houlsby(model: SequenceClassifier, method: Houlsby) -> None:
 
 def install_pfeiffer(model: SequenceClassifier, method: Pfeiffer) -> None:
     for layer in model.encoder.layers:
-        assert isinstance(layer, EncoderLayer)
-        layer.output_layer_norm = BottleneckLayerNorm(layer.output_layer_norm, method.size, method.activation)
+        layer_norm = layer.output_layer_norm
+        assert isinstance(layer_norm, LayerNorm)
+        layer.output_layer_norm = BottleneckLayerNorm(layer_norm, method.size, method.activation)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from minipeft.methods.lora import KNOWN, LoRA, LoRALinear, install_low_rank, low_rank_fields, to_peft
 from minipeft.methods.peft_format import PeftFormat, check_fields
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.roberta import Linear, SequenceClassifier
+from minipeft.model.roberta import Linear
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class DoRALinear(LoRALinear):
     def forward(self, x: Tensor) -> Tensor:
         if self.is_merged():
             return super().forward(x)
-        bias = self.bias.to(x.dtype)
         scale = (self.lora_magnitude_vector / self._lengths()).to(x.dtype)  # (out_features,)
+        if self.bias is None:
+            return super().forward(x) * scale
+        bias = self.bias.to(x.dtype)
         return (super().forward(x) - bias) * scale + bias
 
     def merged_weight(self) -> Tensor:

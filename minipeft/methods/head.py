@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
 
 
 @dataclass(frozen=True)

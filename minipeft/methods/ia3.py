@@ -19,8 +19,9 @@ from minipeft.methods.peft_format import (
     read_targets,
     write_in_every_layer,
 )
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.roberta import Linear, SequenceClassifier
+from minipeft.model.roberta import Linear
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,10 @@ class IA3Linear(AdaptedLinear):
         """W with its columns, or its rows, scaled."""
         return self.weight.float() * self.ia3_l
 
-    def merged_bias(self) -> Tensor:
-        """l ⊙ b where the output is scaled."""
-        return self.bias.float() if self.scales_input else self.bias.float() * self.ia3_l.flatten()
+    def merged_bias(self) -> Tensor | None:
+        """Return l ⊙ b where the output is scaled."""
+        bias = super().merged_bias()
+        return bias if bias is None or self.scales_input else bias * self.ia3_l.flatten()
 
 
 def install(model: SequenceClassifier, method: IA3) -> None:

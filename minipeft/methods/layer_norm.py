@@ -7,16 +7,12 @@ from typing import Any
 
 from minipeft.errors import MinipeftError, one_of
 from minipeft.methods.peft_format import PeftFormat, Targets, check_fields, in_every_layer, named_by_targets
-from minipeft.model.checkpoint import ENCODER_NAMES
-from minipeft.model.config import MODEL_TYPES, EncoderConfig
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.config import EncoderConfig
+from minipeft.model.families import FAMILIES, LAYER_NORMS, family_of
 
-# Which LayerNorm → our module; {i} is a layer's number.
-LAYER_NORMS = {
-    "embeddings": "encoder.layer_norm",
-    "attention": "encoder.layers.{i}.attention_layer_norm",
-    "output": "encoder.layers.{i}.output_layer_norm",
-}
+# Every name of a LayerNorm that some family has.
+NAMES = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.layer_norms))
 
 
 @dataclass(frozen=True)
@@ -35,33 +31,39 @@ class LayerNormTuning:
     def __post_init__(self) -> None:
         given = (self.layer_norms,) if isinstance(self.layer_norms, str) else self.layer_norms
         if not isinstance(given, (tuple, list)) or not given:
-            raise MinipeftError(f"layer_norms {given!r} names no LayerNorm; name some of {', '.join(LAYER_NORMS)}")
+            raise MinipeftError(f"layer_norms {given!r} names no LayerNorm; name some of {', '.join(NAMES)}")
         for name in given:
-            one_of("LayerNorm", name, LAYER_NORMS)
-        object.__setattr__(self, "layer_norms", tuple(name for name in LAYER_NORMS if name in given))
+            one_of("LayerNorm", name, NAMES)
+        object.__setattr__(self, "layer_norms", tuple(name for name in NAMES if name in given))
 
 
 def install(model: SequenceClassifier, method: LayerNormTuning) -> None:
+    layer_norms = family_of(model.config).layer_norms
+    for name in method.layer_norms:
+        one_of(f"LayerNorm of a {model.config.model_type} encoder:", name, layer_norms)
     for layer, name in _paths(model.config):
         if name in method.layer_norms:
-            model.get_submodule(LAYER_NORMS[name].replace("{i}", str(layer))).requires_grad_(True)
+            model.encoder.get_submodule(layer_norms[name].replace("{i}", str(layer))).requires_grad_(True)
 
 
 def _paths(config: EncoderConfig) -> Targets:
     """(layer's number, which LayerNorm) → its path in transformers' model."""
-    places = [(0, "embeddings")]
-    places += [(layer, name) for layer in range(config.num_hidden_layers) for name in ("attention", "output")]
-    prefix = MODEL_TYPES[config.model_type] + "."
+    family = family_of(config)
+    paths = family.encoder_paths(config)
     return {
-        (layer, name): ENCODER_NAMES[LAYER_NORMS[name]].replace("{i}", str(layer)).replace("{p}", prefix)
-        for layer, name in places
+        (layer, name): paths[place]
+        for name, ours in family.layer_norms.items()
+        for layer in range(config.num_hidden_layers if "{i}" in ours else 1)
+        if (place := ours.replace("{i}", str(layer))) in paths
     }
 
 
 def to_peft(method: LayerNormTuning, config: EncoderConfig) -> dict[str, Any]:
     """peft's LNTuningConfig fields; "output.LayerNorm" alone would name the ones after attention too."""
-    paths = [path for (_, name), path in _paths(config).items() if name in method.layer_norms]
-    return {"target_modules": ["LayerNorm"] if method == LayerNormTuning() else paths}
+    every = _paths(config)
+    paths = [path for (_, name), path in every.items() if name in method.layer_norms]
+    all_of_them = len(paths) == len(every) and all(path.endswith(".LayerNorm") for path in paths)
+    return {"target_modules": ["LayerNorm"] if all_of_them else paths}
 
 
 def from_peft(content: dict[str, Any], config: EncoderConfig) -> LayerNormTuning:

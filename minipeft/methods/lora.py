@@ -20,9 +20,11 @@ from minipeft.methods.adapted import (
     train_whole,
 )
 from minipeft.methods.peft_format import PeftFormat, check_fields, read_pattern, read_targets, write_targets
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
-from minipeft.model.roberta import LINEAR_NAMES, Linear, SequenceClassifier
+from minipeft.model.families import family_of
+from minipeft.model.roberta import Linear
 
 INITIALISATIONS = ("kaiming", "gaussian", "pissa")
 BIASES = ("none", "all", "lora_only")
@@ -241,7 +243,7 @@ def low_rank_fields(content: dict[str, Any], config: EncoderConfig) -> dict[str,
     if start not in PEFT_INITIALISATIONS:
         raise MinipeftError(f"init_lora_weights {start!r} is not supported; true, gaussian and pissa are")
     targets = read_targets(content, config)
-    names = tuple(name for name in LINEAR_NAMES if any(target == name for _, target in targets))
+    names = tuple(name for name in family_of(config).linears if any(target == name for _, target in targets))
     rank, alpha = content.get("r", 8), content.get("lora_alpha", 8)
     ranks = {
         (layer, name): read_pattern(content, "rank_pattern", targets[layer, name], rank)

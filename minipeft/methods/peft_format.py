@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minipeft.errors import MinipeftError
-from minipeft.methods.adapted import PEFT_NAMES
-from minipeft.model.config import MODEL_TYPES, EncoderConfig
-from minipeft.model.roberta import LINEAR_NAMES
+from minipeft.model.config import EncoderConfig
+from minipeft.model.families import family_of
 
-TO_PEFT = {ours: theirs for theirs, ours in PEFT_NAMES.items()}
 # Fields that change no number of a loaded adapter.
 WITHOUT_EFFECT = {
     "auto_mapping",
@@ -34,8 +32,6 @@ WITHOUT_EFFECT = {
     "task_type",
     "velora_config",
 }
-# peft's "all-linear" names the head's layers too, and leaves them out where modules_to_save has them.
-HEAD_MODULES = ("pooler.dense", "classifier.dense", "classifier.out_proj", "classifier", "score")
 Targets = dict[tuple[int, str], str]  # (layer's number, our target) → the module's path in transformers' model
 
 
@@ -73,22 +69,21 @@ def check_fields(content: dict[str, Any], known: Collection[str]) -> None:
             raise MinipeftError(f"{name} {value!r} is not supported; an adapter without it is")
 
 
-def module_path(config: EncoderConfig, layer: int, target: str) -> str:
-    """transformers' name of a layer's linear module."""
-    inside = TO_PEFT.get(target, f"attention.self.{target}")
-    return f"{MODEL_TYPES[config.model_type]}.encoder.layer.{layer}.{inside}"
-
-
 def write_targets(config: EncoderConfig, targets: Collection[tuple[int, str]]) -> list[str]:
     """peft's target_modules for (layer, target) pairs: a suffix where all layers have the target, else one a layer."""
     names = []
-    for target in LINEAR_NAMES:
+    linears = family_of(config).linears
+    for target, path in linears.items():
         layers = [layer for layer, name in targets if name == target]
+        parent, _, inside = path.partition(".{i}.")
+        parts = inside.split(".")
+        suffixes = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
         # "output.dense" alone would name attention.output.dense too
-        if len(layers) == config.num_hidden_layers and target != "ffn_output":
-            names.append(TO_PEFT.get(target, target))
+        unique = [end for end in suffixes if sum(other.endswith(f".{end}") for other in linears.values()) == 1]
+        if len(layers) == config.num_hidden_layers and unique:
+            names.append(unique[0])
         else:
-            names += [module_path(config, layer, target).partition(".encoder.")[2] for layer in layers]
+            names += [f"{parent.rpartition('.')[2]}.{layer}.{inside}" for layer in layers]
     return names
 
 
@@ -99,16 +94,20 @@ def write_in_every_layer(config: EncoderConfig, targets: Collection[str]) -> lis
 
 def linear_modules(config: EncoderConfig) -> Targets:
     """Every linear layer of the encoder."""
+    family = family_of(config)
     return {
-        (layer, target): module_path(config, layer, target)
+        (layer, target): family.linear_path(layer, target)
         for layer in range(config.num_hidden_layers)
-        for target in LINEAR_NAMES
+        for target in family.linears
     }
 
 
 def read_targets(content: dict[str, Any], config: EncoderConfig) -> Targets:
     """The linear layers that peft's target_modules name."""
-    return named_by_targets(content, linear_modules(config), "linear layer", HEAD_MODULES)
+    family = family_of(config)
+    # peft's "all-linear" names the head's layers too, and leaves them out where modules_to_save has them.
+    head = (*family.head_names.values(), *family.head_modules, "score")
+    return named_by_targets(content, linear_modules(config), "linear layer", head)
 
 
 def named_by_targets(content: dict[str, Any], every: Targets, kind: str, ignored: Collection[str] = ()) -> Targets:

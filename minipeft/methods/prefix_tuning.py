@@ -13,9 +13,9 @@ from minipeft.data.batching import PackedBatch
 from minipeft.errors import whole_number
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.virtual_tokens import check_number, check_room, read_fields, write_fields
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.grouped import Prefix
-from minipeft.model.roberta import SequenceClassifier
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from minipeft.data.batching import PackedBatch
 from minipeft.errors import MinipeftError, one_of, whole_number
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.virtual_tokens import check_number, check_room, read_fields, write_fields
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.roberta import SequenceClassifier
 from minipeft.model.varlen import put_before_each, rows_before_each
 
 INITIALISATIONS = ("random", "vocabulary")

@@ -26,9 +26,10 @@ from minipeft.methods.peft_format import (
     read_targets,
     write_in_every_layer,
 )
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
-from minipeft.model.roberta import Linear, SequenceClassifier
+from minipeft.model.roberta import Linear
 
 BIASES = ("none", "all", "vera_only")
 

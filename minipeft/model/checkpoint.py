@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face's format: the ONE table of names, and reading and writing through it."""
+"""Checkpoints in Hugging Face's format: reading and writing them through the families' tables of names."""
 
 from __future__ import annotations
 
@@ -14,77 +14,12 @@ from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, first_line, shown
 from minipeft.files import parse_json, read_small, write_atomically, write_json
-from minipeft.model.config import MODEL_TYPES, EncoderConfig, load_config
-from minipeft.model.roberta import MaskedLanguageModel, SequenceClassifier, initialise
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.config import EncoderConfig
+from minipeft.model.families import family_of, load_config, tensor_names
+from minipeft.model.roberta import MaskedLanguageModel, initialise
 
 logger = logging.getLogger("minipeft")
-
-# Our module ↔ Hugging Face's. {p} is the family's prefix ("roberta." or "bert."), {i} a layer's number.
-ENCODER_NAMES = {
-    "encoder.word_embeddings": "{p}embeddings.word_embeddings",
-    "encoder.position_embeddings": "{p}embeddings.position_embeddings",
-    "encoder.token_type_embeddings": "{p}embeddings.token_type_embeddings",
-    "encoder.layer_norm": "{p}embeddings.LayerNorm",
-    "encoder.layers.{i}.query": "{p}encoder.layer.{i}.attention.self.query",
-    "encoder.layers.{i}.key": "{p}encoder.layer.{i}.attention.self.key",
-    "encoder.layers.{i}.value": "{p}encoder.layer.{i}.attention.self.value",
-    "encoder.layers.{i}.output": "{p}encoder.layer.{i}.attention.output.dense",
-    "encoder.layers.{i}.attention_layer_norm": "{p}encoder.layer.{i}.attention.output.LayerNorm",
-    "encoder.layers.{i}.intermediate": "{p}encoder.layer.{i}.intermediate.dense",
-    "encoder.layers.{i}.ffn_output": "{p}encoder.layer.{i}.output.dense",
-    "encoder.layers.{i}.output_layer_norm": "{p}encoder.layer.{i}.output.LayerNorm",
-}
-CLASSIFIER_NAMES = {
-    "roberta": {"head.dense": "classifier.dense", "head.out_proj": "classifier.out_proj"},
-    "bert": {"head.dense": "{p}pooler.dense", "head.out_proj": "classifier"},
-}
-LANGUAGE_MODEL_NAMES = {
-    "roberta": {"dense": "lm_head.dense", "layer_norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
-    "bert": {
-        "dense": "cls.predictions.transform.dense",
-        "layer_norm": "cls.predictions.transform.LayerNorm",
-        "bias": "cls.predictions.bias",
-    },
-}
-# Tensors that a checkpoint may hold for another purpose, by the start of their names without the prefix.
-UNUSED_BY_CLASSIFIER = {
-    "roberta": ("lm_head.", "pooler.", "embeddings.position_ids"),
-    "bert": ("cls.", "embeddings.position_ids"),
-}
-UNUSED_BY_LANGUAGE_MODEL = {
-    "roberta": ("classifier.", "pooler.", "lm_head.decoder.", "embeddings.position_ids"),
-    "bert": ("classifier.", "pooler.", "cls.predictions.decoder.", "cls.seq_relationship.", "embeddings.position_ids"),
-}
-
-
-def name_table(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
-    """Our module's name → Hugging Face's, for every module of `model` that holds tensors of a checkpoint."""
-    family = MODEL_TYPES[config.model_type]
-    own = LANGUAGE_MODEL_NAMES if isinstance(model, MaskedLanguageModel) else CLASSIFIER_NAMES
-    table = {}
-    for ours, theirs in (ENCODER_NAMES | own[family]).items():
-        for i in range(config.num_hidden_layers if "{i}" in ours else 1):
-            table[ours.replace("{i}", str(i))] = theirs.replace("{i}", str(i)).replace("{p}", family + ".")
-    return table
-
-
-def modules_named(model: nn.Module, suffix: str, config: EncoderConfig) -> list[str]:
-    """Our names of the modules whose path in transformers' model ends in `suffix`, which is how peft names modules."""
-    return [ours for ours, theirs in name_table(model, config).items() if f".{theirs}".endswith(f".{suffix}")]
-
-
-def tensor_names(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
-    """Our tensor's name → Hugging Face's, for the tensors of a checkpoint (a method's own are not among them)."""
-    table = name_table(model, config)
-    names = {}
-    for module, theirs in table.items():
-        if module == "bias":  # the language model's output bias is a tensor, not a module
-            names[module] = theirs
-        else:
-            names[f"{module}.weight"] = f"{theirs}.weight"
-            if "embeddings" not in module:
-                names[f"{module}.bias"] = f"{theirs}.bias"
-    return names
 
 
 def load_pretrained(
@@ -108,7 +43,7 @@ def load_pretrained(
         config = config.with_labels([f"LABEL_{number}" for number in range(num_labels)])
     with torch.device("meta"):
         model = SequenceClassifier(config)
-    model = _fill(model, config, folder, UNUSED_BY_CLASSIFIER)
+    model = _fill(model, config, folder, family_of(config).ignored)
     model.folder = folder
     return cast_frozen(model, dtype).eval()
 
@@ -116,9 +51,15 @@ def load_pretrained(
 def load_language_model(folder: Path) -> MaskedLanguageModel:
     """Load a checkpoint with its masked-language-model head (a missing one is initialised, and said so)."""
     config = load_config(folder)
+    family = family_of(config)
+    if not family.language_model or config.hidden_act != "gelu":
+        raise MinipeftError(
+            f"{folder}: model_type {config.model_type} with hidden_act {config.hidden_act} cannot be pretrained here; "
+            "use a RoBERTa or BERT with gelu"
+        )
     with torch.device("meta"):
         model = MaskedLanguageModel(config)
-    return _fill(model, config, folder, UNUSED_BY_LANGUAGE_MODEL)
+    return _fill(model, config, folder, family.ignored_by_language_model)
 
 
 def cast_frozen(model: SequenceClassifier, dtype: torch.dtype) -> SequenceClassifier:
@@ -141,23 +82,24 @@ def save_checkpoint(
     """Write config.json and model.safetensors as transformers reads them; `folder` must exist."""
     config = model.config
     tensors = model.state_dict()
-    content = config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
-    if isinstance(model, MaskedLanguageModel):
-        content["architectures"] = ["BertForMaskedLM" if config.is_bert else "RobertaForMaskedLM"]
-    write_json(folder / "config.json", content)
+    kind = "MaskedLM" if isinstance(model, MaskedLanguageModel) else "SequenceClassification"
+    architectures = [f"{family_of(config).architecture}For{kind}"]
+    content = {"architectures": architectures, "dtype": str(dtype).removeprefix("torch.")}
+    write_json(folder / "config.json", config.to_dict() | content)
     state = {theirs: tensors[ours].to(dtype).contiguous() for ours, theirs in tensor_names(model, config).items()}
     write_atomically(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
 
 
-def _fill(model: Any, config: EncoderConfig, folder: Path, unused: dict[str, tuple[str, ...]]) -> Any:
+def _fill(model: Any, config: EncoderConfig, folder: Path, ignored: tuple[str, ...]) -> Any:
     """Give a model on the meta device its tensors: from the folder's weights, and a new head where it has none."""
-    family = MODEL_TYPES[config.model_type]
-    found = {_plain_name(name, family): tensor for name, tensor in read_weights(folder).items()}
+    family = family_of(config)
+    found = {_plain_name(name, family.prefix): tensor for name, tensor in read_weights(folder).items()}
+    names = tensor_names(model, config)
     state: dict[str, Tensor] = {}
     missing = []
-    for ours, theirs in tensor_names(model, config).items():
+    for ours, theirs in names.items():
         expected = model.get_parameter(ours).shape
-        tensor = found.pop(_plain_name(theirs, family), None)
+        tensor = found.pop(_plain_name(theirs, family.prefix), None)
         if tensor is None:
             missing.append(ours)
         elif tensor.shape != expected:
@@ -172,18 +114,19 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, unused: dict[str, tup
             )
         else:
             state[ours] = tensor.to(torch.float32)
-    unknown = sorted(name for name in found if not name.startswith(unused[family]))
+    unknown = sorted(name for name in found if not name.startswith(ignored))
     if unknown:
         raise MinipeftError(
             f"{folder}: unknown tensor {unknown[0]} (and {len(unknown) - 1} more): these are not the "
             f"weights of the {config.num_hidden_layers}-layer {config.model_type} in config.json"
         )
     lacking = [name for name in missing if name.startswith("encoder.")]
-    head = [name for name in tensor_names(model, config) if not name.startswith("encoder.")]
-    if family == "roberta" and missing and not lacking and len(missing) < len(head):
-        lacking = missing  # half a head is a damaged file; bert's pooler without a classifier is not
+    for module in family.head_modules:  # a part of one is a damaged file; a pooler without a classifier is not
+        tensors = [ours for ours, theirs in names.items() if f".{module}." in f".{theirs}"]
+        if any(ours in missing for ours in tensors) and any(ours in state for ours in tensors):
+            lacking += [ours for ours in tensors if ours in missing]
     if lacking:
-        theirs = tensor_names(model, config)[lacking[0]]
+        theirs = names[lacking[0]]
         raise MinipeftError(
             f"{folder}: tensor {theirs} is missing (and {len(lacking) - 1} more); fetch the checkpoint again"
         )
@@ -269,9 +212,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _plain_name(name: str, family: str) -> str:
+def _plain_name(name: str, prefix: str) -> str:
     """Hugging Face's name without prefix; gamma and beta are what old checkpoints call LayerNorm's two."""
-    name = name.removeprefix(family + ".")
+    name = name.removeprefix(prefix)
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]], name)
 
 

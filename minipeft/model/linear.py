@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (tokens, in_features), weight (out_features, in_features), bias (out_features,) → (tokens, out_features).
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (tokens, in_features), weight (out_features, in_features), bias (out_features,) or None
+    → (tokens, out_features).
 
     float32 and bfloat16 on a CPU with AVX-512 go through oneDNN. For float32 torch's own product there is MKL's, which
     leaves AVX-512 unused on some makes of CPU; for bfloat16 it is oneDNN's as well, but lays each weight out anew in
@@ -87,7 +88,7 @@ def _layouts_of(weight: Tensor) -> _Layouts | None:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layouts: _Layouts | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layouts: _Layouts | None) -> Tensor:
         ctx.layouts = layouts
         used = weight if x.requires_grad and layouts is None else None
         ctx.save_for_backward(x if weight.requires_grad else None, used)

@@ -2,13 +2,14 @@
 
     embeddings → layers (post-LayerNorm, as in Vaswani et al. 2017 and BERT) → <s> of each sequence → head → logits
 
+The other encoder families subclass `Encoder` and override what differs; `classifier.py` joins encoder and head.
+
 Shapes: total_tokens = all tokens of the batch, without padding; num_sequences = its sequences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minipeft.data.batching import PackedBatch
+from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.attention import Plan, attend, plan_attention
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
@@ -28,26 +30,31 @@ LINEAR_NAMES = ("query", "key", "value", "output", "intermediate", "ffn_output")
 
 
 class Linear(nn.Linear):
-    """y = x Wᵀ + b, in x's dtype: frozen weights are stored in it, trained ones (float32) are cast."""
+    """y = x Wᵀ + b, in x's dtype: frozen weights are stored in it, trained ones (float32) are cast.
+
+    Like nn.Linear it takes bias=False.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class LayerNorm(nn.LayerNorm):
     """y = (x − mean) / √(variance + eps) · weight + bias, in x's dtype (Ba et al. 2016)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
 
 
 class EncoderLayer(nn.Module):
-    """x → a = LayerNorm(x + attention(x));  LayerNorm(a + W₂ gelu(W₁ a))."""
+    """x → a = LayerNorm(x + attention(x));  LayerNorm(a + W₂ f(W₁ a)), f being hidden_act."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
         self.config = config
+        self.activation = ACTIVATIONS[config.hidden_act]
         self.query = Linear(hidden, hidden)
         self.key = Linear(hidden, hidden)
         self.value = Linear(hidden, hidden)
@@ -86,96 +93,95 @@ class EncoderLayer(nn.Module):
     def after_attention(self, x: Tensor, attended: Tensor, probability: float) -> Tensor:
         """The part of the layer that sees each token alone: (…, hidden_size) twice → the same shape."""
         x = self.attention_layer_norm(x + dropout(self.output(attended), probability))
-        inner = F.gelu(self.intermediate(x))  # (…, intermediate_size)
+        inner = self.activation(self.intermediate(x))  # (…, intermediate_size)
         return self.output_layer_norm(x + dropout(self.ffn_output(inner), probability))
 
 
 class Encoder(nn.Module):
-    """Embeddings and layers."""
+    """Embeddings and layers. A family overrides `add_embeddings`, `embed`, `make_layer`, `plan` or `pooled`."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
-        # Prompt and prefix tuning: batch, words, prefixes → the same three with what they put before each sequence.
+        self.add_embeddings(config)
+        self.layers = nn.ModuleList(self.make_layer(config, number) for number in range(config.num_hidden_layers))
+        # Prompt and prefix tuning: (batch, words, prefixes) → the same three, with virtual tokens before each sequence.
         self.virtual_tokens: nn.Module | None = None
-        self.dtype = torch.float32  # of the activations, and of the frozen weights
-        # Keep each layer's input alone, and compute the layer again on the way back, with the same dropout.
+        self.dtype = torch.float32  # of the activations and of the frozen weights
+        # Save each layer's input only, and recompute the layer in the backward pass, with the same dropout.
         self.activation_checkpointing = False
 
+    def add_embeddings(self, config: EncoderConfig) -> None:
+        """Create the modules that `embed` uses."""
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.embedding_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.embedding_size)
+        self.layer_norm = LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+
+    def make_layer(self, config: EncoderConfig, number: int) -> nn.Module:
+        """Create layer `number`, counted from 0."""
+        return EncoderLayer(config)
+
     def compile_layers(self) -> None:
-        """Let torch.compile fuse what stands between the matrix products of a layer; the result is the same."""
+        """Let torch.compile fuse the operations between a layer's matrix products; the result is the same."""
         for layer in self.layers:
             assert isinstance(layer, EncoderLayer)
             layer.after_attention = torch.compile(layer.after_attention, dynamic=True)  # type: ignore[method-assign]
 
-    def forward(self, batch: PackedBatch, first_only: bool = False) -> Tensor:
-        """Hidden states of every token (total_tokens, hidden_size), in `self.dtype`.
-
-        With `first_only`, of each sequence's first token (num_sequences, hidden_size): the classifier reads nothing
-        else, so the last layer need not compute the rest. The virtual tokens of a prompt count as tokens.
-        """
-        words = self.word_embeddings(batch.input_ids)  # (total_tokens, hidden_size)
-        prefixes: Sequence[Prefix | None] = [None] * len(self.layers)
-        if self.virtual_tokens is not None:
-            batch, words, prefixes = self.virtual_tokens(batch, words, prefixes)
-        head_size = self.config.hidden_size // self.config.num_attention_heads
-        plan = plan_attention(batch, self.dtype, head_size, 0 if prefixes[0] is None else len(prefixes[0][0]))
+    def embed(self, words: Tensor, batch: PackedBatch) -> Tensor:
+        """Word embeddings (total_tokens, embedding_size) → the first layer's input (total_tokens, hidden_size)."""
         x = words + self.position_embeddings(batch.position_ids)
         if batch.token_type_ids is None:
             x = x + self.token_type_embeddings.weight[0]
         else:
             x = x + self.token_type_embeddings(batch.token_type_ids)
-        x = self.layer_norm(x.to(self.dtype))  # (total_tokens, hidden_size)
-        x = dropout(x, self.config.hidden_dropout_prob, self.training)
+        x = self.layer_norm(x.to(self.dtype))
+        return dropout(x, self.config.hidden_dropout_prob, self.training)
+
+    def plan(self, batch: PackedBatch, num_virtual_tokens: int) -> Any:
+        """Prepare what all layers of one batch share; each layer gets it as its second argument."""
+        head_size = self.config.hidden_size // self.config.num_attention_heads
+        return plan_attention(batch, self.dtype, head_size, num_virtual_tokens)
+
+    def forward(self, batch: PackedBatch, first_only: bool = False) -> Tensor:
+        """Return the hidden states of every token (total_tokens, hidden_size), in `self.dtype`.
+
+        With `first_only`, only those of each sequence's first token (num_sequences, hidden_size), so that the last
+        layer does not compute the rest. The virtual tokens of a prompt count as tokens.
+        """
+        words = self.word_embeddings(batch.input_ids)  # (total_tokens, embedding_size)
+        prefixes: Sequence[Prefix | None] = [None] * len(self.layers)
+        if self.virtual_tokens is not None:
+            batch, words, prefixes = self.virtual_tokens(batch, words, prefixes)
+        plan = self.plan(batch, 0 if prefixes[0] is None else len(prefixes[0][0]))
+        x = self.embed(words, batch)  # (total_tokens, hidden_size)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             first_tokens = batch.cu_seqlens[:-1] if first_only and number == last else None
-            again = self.activation_checkpointing and torch.is_grad_enabled()
+            recompute = self.activation_checkpointing and torch.is_grad_enabled()
             inputs = x, plan, first_tokens, prefixes[number]
-            x = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
+            x = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         return x
+
+    def pooled(self, batch: PackedBatch) -> Tensor:
+        """Return what the head reads of each sequence (num_sequences, hidden_size): its first token's hidden state."""
+        return self(batch, first_only=True)
 
 
 class ClassificationHead(nn.Module):
-    """out_proj(dropout(tanh(dense(dropout(x))))), in float32; bert's dense is its pooler, without the first dropout."""
+    """out_proj(dropout(tanh(dense(dropout(x))))), in float32."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = Linear(config.hidden_size, config.hidden_size)
         self.out_proj = Linear(config.hidden_size, config.num_labels)
         self.dropout_prob = config.head_dropout_prob
-        self.dropout_before = not config.is_bert
 
     def forward(self, x: Tensor) -> Tensor:
         """x: <s>'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
-        x = dropout(x.float(), self.dropout_prob, self.training and self.dropout_before)
+        x = dropout(x.float(), self.dropout_prob, self.training)
         x = torch.tanh(self.dense(x))
         return self.out_proj(dropout(x, self.dropout_prob, self.training))
-
-
-class SequenceClassifier(nn.Module):
-    """Encoder and classification head: logits = head(<s>'s hidden state of each sequence)    (Liu et al. 2019)
-
-    config   the shape. New weights are torch's own; `load_pretrained` gives a checkpoint's.
-    A packed batch of total_tokens → logits (num_sequences, num_labels), float32. `method` is what `apply` installed.
-    """
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
-        self.head = ClassificationHead(config)
-        self.method: Any = None  # the config of the method that is installed
-        self.folder: Path | None = None  # where the pretrained weights came from
-
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """A packed batch → logits (num_sequences, num_labels), float32, in the order given to pack."""
-        return self.head(self.encoder(batch, first_only=True))
 
 
 class MaskedLanguageModel(nn.Module):
@@ -199,12 +205,11 @@ class MaskedLanguageModel(nn.Module):
 
 
 def initialise(module: nn.Module, std: float) -> None:
-    """BERT's initialisation: weights normal with `std`, biases 0, LayerNorm 1 and 0."""
+    """BERT's initialization: weights normal with `std`, biases 0, LayerNorm 1 and 0."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std)
-            if isinstance(part, nn.Linear):
-                nn.init.zeros_(part.bias)
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
+        if isinstance(part, (nn.Linear, nn.LayerNorm)) and part.bias is not None:
             nn.init.zeros_(part.bias)

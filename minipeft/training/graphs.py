@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minipeft.data.batching import PackedBatch
 from minipeft.data.buckets import COARSE, pad_to_bucket
 from minipeft.errors import MinipeftError, first_line
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.metrics import sequence_loss
 
 MOST_GRAPHS = 64  # sizes beyond them are computed as ever; each graph costs a second, and memory for its list of work

@@ -27,7 +27,7 @@ from minipeft.data.tasks import Task
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import make_folder, write_atomically, write_lines
 from minipeft.methods import METHODS, method_name
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.async_scalars import READ_LATE, StepNumbers
 from minipeft.training.distributed import ALONE, Workers
 from minipeft.training.events import Events

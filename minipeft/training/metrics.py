@@ -20,8 +20,8 @@ from minipeft.data.tasks import Split, Task
 from minipeft.data.tokenizer import Tokenizer
 from minipeft.data.tokens import TokenTable
 from minipeft.errors import MinipeftError
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.roberta import SequenceClassifier
 from minipeft.training.distributed import ALONE, Workers
 
 Array = np.ndarray[Any, Any]

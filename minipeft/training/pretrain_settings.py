@@ -10,7 +10,8 @@ from minipeft.data.corpus import read_lines
 from minipeft.data.tokenizer import ROBERTA_SPECIALS, load_tokenizer
 from minipeft.errors import MinipeftError, check_seed, finite_number, probability, under_torchrun, whole_number
 from minipeft.hub.hub import resolve_model
-from minipeft.model.config import EncoderConfig, load_config
+from minipeft.model.config import EncoderConfig
+from minipeft.model.families import load_config
 from minipeft.training.init_weights import LARGEST_VOCABULARY
 
 SMALLEST_VOCABULARY = 256 + len(ROBERTA_SPECIALS)

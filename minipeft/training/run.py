@@ -25,8 +25,8 @@ from minipeft.files import PARTIAL, check_output, make_folder, read_json, write_
 from minipeft.hub.hub import model_name, resolve_model
 from minipeft.methods import apply, count_parameters
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
-from minipeft.model.config import load_config
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.families import load_config
 from minipeft.training.distributed import join_workers
 from minipeft.training.graphs import StepGraphs
 from minipeft.training.loop import HOLDOUT, Progress, best_epoch, train_loop

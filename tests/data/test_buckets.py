@@ -17,7 +17,7 @@ from minipeft import EncoderConfig, PrefixTuning, PromptTuning, apply, load_pret
 from minipeft.data.batching import PackedBatch
 from minipeft.data.buckets import COARSE, FINE, IGNORE_INDEX, MAX_SEQLENS, BucketSizes, pad_to_bucket
 from minipeft.model import roberta
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.varlen import plan_varlen
 from minipeft.training.metrics import sequence_loss
 

@@ -18,7 +18,7 @@ from minipeft.data.splits import CHUNK_ROWS
 from minipeft.data.tasks import Split, get_task
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer
 from minipeft.data.tokens import TokenTable
-from minipeft.model.config import load_config
+from minipeft.model.families import load_config
 from minipeft.training.metrics import encode_split
 
 WORDS = st.lists(st.text(max_size=20), min_size=1, max_size=12)
@@ -111,7 +111,7 @@ def test_an_example_costs_bytes_and_not_kilobytes(tiny_checkpoint: Path) -> None
 from minipeft import load_tokenizer
 from minipeft.data.splits import chunk_examples
 from minipeft.data.tasks import get_task
-from minipeft.model.config import load_config
+from minipeft.model.families import load_config
 from minipeft.training.metrics import encode_split
 from pathlib import Path
 

@@ -227,7 +227,7 @@ TOKENIZERS: dict[str, tuple[tuple[str, ...], Any]] = {
 def test_a_hostile_tokenizer_gives_predictions_or_one_line(change: str, model_type: str, model: Path) -> None:
     """Also for a model of bert's family, which takes token types from it."""
     from minipeft.data.batching import pack
-    from minipeft.model.config import load_config
+    from minipeft.model.families import load_config
     from minipeft.training.metrics import encode_split
 
     path = model / "tokenizer.json"

@@ -31,7 +31,7 @@ from minipeft import (
     save_adapter,
 )
 from minipeft.methods.bottleneck import ACTIVATIONS, Bottleneck
-from minipeft.model.checkpoint import tensor_names
+from minipeft.model.families import tensor_names
 from minipeft.model.roberta import LayerNorm
 
 SIZE = 5

@@ -30,7 +30,7 @@ from minipeft import (
 )
 from minipeft.data.splits import read_split
 from minipeft.data.tasks import get_task
-from minipeft.model.checkpoint import name_table, tensor_names
+from minipeft.model.families import name_table, tensor_names
 from minipeft.model.roberta import LINEAR_NAMES, Linear
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minipeft import MinipeftError, load_pretrained, pack
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
-from minipeft.model.roberta import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier
 
 State = dict[str, Tensor]
 LENGTHS = (7, 1, 40, 3)

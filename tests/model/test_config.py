@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minipeft import EncoderConfig, MinipeftError
-from minipeft.model.config import load_config
+from minipeft.model.families import load_config
 
 FAMILIES = ("roberta", "xlm-roberta", "camembert", "bert")
 JSON = st.recursive(

@@ -29,7 +29,7 @@ from minipeft import (
 )
 from minipeft.data.batching import epoch_order
 from minipeft.data.tasks import Split, get_task
-from minipeft.model.checkpoint import tensor_names
+from minipeft.model.families import tensor_names
 from minipeft.training.loop import Progress, train_loop
 from minipeft.training.metrics import Encoded, evaluate
 

@@ -1,0 +1,39 @@
+"""An encoder of any family with its classification head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from minipeft.data.batching import PackedBatch
+from minipeft.model.config import EncoderConfig
+from minipeft.model.families import family_of
+
+
+class SequenceClassifier(nn.Module):
+    """Encoder and classification head: logits = head(pooled hidden state of each sequence).
+
+    New weights have torch's own initialization; `load_pretrained` loads a checkpoint's.
+
+    Args:
+        config: The shape; its model_type names the family.
+
+    Attributes:
+        method: The config of the method that `apply` installed, or None.
+        folder: The folder of the pretrained weights, or None.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        family = family_of(config)
+        self.config = config
+        self.encoder = family.encoder(config)
+        self.head = family.head(config)
+        self.method: Any = None
+        self.folder: Path | None = None
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Return the logits (num_sequences, num_labels), float32, in the order given to pack."""
+        return self.head(self.encoder.pooled(batch))

@@ -1,0 +1,212 @@
+"""The registry of encoder families: one row each, and the one table of names between ours and transformers'.
+
+`minipeft/model/__init__.py` explains what a family consists of and how to add one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from minipeft.errors import MinipeftError, first_line, shown
+from minipeft.files import parse_json, read_small
+from minipeft.model.bert import BertHead
+from minipeft.model.config import EncoderConfig
+from minipeft.model.roberta import ClassificationHead, Encoder
+
+# Which LayerNorm → our module in the encoder; {i} is a layer's number.
+LAYER_NORMS = {
+    "embeddings": "layer_norm",
+    "attention": "layers.{i}.attention_layer_norm",
+    "output": "layers.{i}.output_layer_norm",
+}
+# Our module in the encoder → transformers' path behind the family's prefix.
+BERT_NAMES = {
+    "word_embeddings": "embeddings.word_embeddings",
+    "position_embeddings": "embeddings.position_embeddings",
+    "token_type_embeddings": "embeddings.token_type_embeddings",
+    "layer_norm": "embeddings.LayerNorm",
+    "layers.{i}.query": "encoder.layer.{i}.attention.self.query",
+    "layers.{i}.key": "encoder.layer.{i}.attention.self.key",
+    "layers.{i}.value": "encoder.layer.{i}.attention.self.value",
+    "layers.{i}.output": "encoder.layer.{i}.attention.output.dense",
+    "layers.{i}.attention_layer_norm": "encoder.layer.{i}.attention.output.LayerNorm",
+    "layers.{i}.intermediate": "encoder.layer.{i}.intermediate.dense",
+    "layers.{i}.ffn_output": "encoder.layer.{i}.output.dense",
+    "layers.{i}.output_layer_norm": "encoder.layer.{i}.output.LayerNorm",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What distinguishes a family of encoders.
+
+    Attributes:
+        architecture: Start of transformers' class names: "Roberta" for RobertaForSequenceClassification.
+        prefix: Precedes the encoder's names in transformers: "roberta.".
+        names: Our module in the encoder → transformers' path behind the prefix; {i} is a layer's number.
+        head_names: Our module in the head → transformers' full path.
+        head_modules: The modules of the head that peft's modules_to_save names.
+        ignored: Starts of the names (without prefix) of tensors in a checkpoint that a classifier does not use.
+        config: The class that reads and holds config.json.
+        encoder: The class of the encoder.
+        head: The class of the classification head.
+        defaults: What transformers assumes for fields missing in config.json, where `config` has other defaults.
+        layer_norms: The names of the LayerNorms that can be tuned → our module in the encoder.
+        absent: Our modules that `names` gives but that do not exist: "layers.0.attention_layer_norm".
+        aliases: Names of linear layers that mean another one here: {"query": "qkv"}.
+        unsupported: A method's registry name → the reason why it has no meaning here.
+        language_model: Our module in MaskedLanguageModel → transformers' path; empty if it cannot be pretrained.
+        ignored_by_language_model: As `ignored`, for MaskedLanguageModel.
+    """
+
+    architecture: str
+    prefix: str
+    names: dict[str, str]
+    head_names: dict[str, str]
+    head_modules: tuple[str, ...]
+    ignored: tuple[str, ...]
+    config: type[EncoderConfig] = EncoderConfig
+    encoder: type[Encoder] = Encoder
+    head: type[nn.Module] = ClassificationHead
+    defaults: dict[str, Any] = field(default_factory=dict)
+    layer_norms: dict[str, str] = field(default_factory=lambda: LAYER_NORMS)
+    absent: tuple[str, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+    unsupported: dict[str, str] = field(default_factory=dict)
+    language_model: dict[str, str] = field(default_factory=dict)
+    ignored_by_language_model: tuple[str, ...] = ()
+
+    @property
+    def linears(self) -> dict[str, str]:
+        """Name of a linear layer, which a method may target → its path inside transformers' layer {i}."""
+        norms = self.layer_norms.values()
+        in_layer = {ours: theirs for ours, theirs in self.names.items() if "{i}" in ours and ours not in norms}
+        return {ours.rpartition(".")[2]: theirs for ours, theirs in in_layer.items()}
+
+    def encoder_paths(self, config: EncoderConfig) -> dict[str, str]:
+        """Our module in the encoder → transformers' full path, for every layer."""
+        paths = {}
+        for ours, theirs in self.names.items():
+            for layer in range(config.num_hidden_layers if "{i}" in ours else 1):
+                paths[ours.replace("{i}", str(layer))] = self.prefix + theirs.replace("{i}", str(layer))
+        return {ours: theirs for ours, theirs in paths.items() if ours not in self.absent}
+
+    def linear_path(self, layer: int, target: str) -> str:
+        """transformers' full path of a linear layer."""
+        return self.prefix + self.linears[target].replace("{i}", str(layer))
+
+
+ROBERTA = Family(
+    architecture="Roberta",
+    prefix="roberta.",
+    names=BERT_NAMES,
+    head_names={"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
+    head_modules=("classifier",),
+    ignored=("lm_head.", "pooler.", "embeddings.position_ids"),
+    defaults={"vocab_size": 50265, "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
+    language_model={"dense": "lm_head.dense", "layer_norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
+    ignored_by_language_model=("classifier.", "pooler.", "lm_head.decoder.", "embeddings.position_ids"),
+)
+XLM_ROBERTA = replace(ROBERTA, defaults=ROBERTA.defaults | {"vocab_size": 30522})
+BERT = Family(
+    architecture="Bert",
+    prefix="bert.",
+    names=BERT_NAMES,
+    head_names={"dense": "bert.pooler.dense", "out_proj": "classifier"},
+    head_modules=("pooler", "classifier"),
+    ignored=("cls.", "embeddings.position_ids"),
+    head=BertHead,
+    defaults=XLM_ROBERTA.defaults | {"pad_token_id": 0},
+    language_model={
+        "dense": "cls.predictions.transform.dense",
+        "layer_norm": "cls.predictions.transform.LayerNorm",
+        "bias": "cls.predictions.bias",
+    },
+    ignored_by_language_model=(
+        *("classifier.", "pooler.", "cls.predictions.decoder.", "cls.seq_relationship."),
+        "embeddings.position_ids",
+    ),
+)
+
+FAMILIES: dict[str, Family] = {
+    "roberta": ROBERTA,
+    "xlm-roberta": XLM_ROBERTA,
+    "camembert": XLM_ROBERTA,
+    "bert": BERT,
+}
+
+
+def family_of(config: EncoderConfig) -> Family:
+    """Return the row of a config's family.
+
+    Raises:
+        MinipeftError: for a model_type that the registry lacks.
+    """
+    if not isinstance(config.model_type, str) or config.model_type not in FAMILIES:
+        raise MinipeftError(f"model_type {shown(config.model_type)} is not supported; one of {', '.join(FAMILIES)} is")
+    return FAMILIES[config.model_type]
+
+
+def load_config(folder: Path) -> EncoderConfig:
+    """Read a checkpoint's config.json as its family's config.
+
+    Raises:
+        MinipeftError: for a missing or damaged file, an unsupported family, and a field that would change the
+            mathematics (a decoder, another kind of positions).
+    """
+    path = folder / "config.json"
+    try:
+        content = parse_json(read_small(path))
+    except FileNotFoundError:
+        raise MinipeftError(
+            f"{folder}: no config.json; a checkpoint folder needs config.json, weights and a tokenizer"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise MinipeftError(f"{path}: not readable as JSON ({first_line(error)}); fetch the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise MinipeftError(f"{path}: holds no JSON object; fetch the checkpoint again")
+    if "model_type" not in content:
+        raise MinipeftError(f"{path}: no model_type; one of {', '.join(FAMILIES)} is needed")
+    model_type = content["model_type"]
+    try:
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
+            raise MinipeftError(f"model_type {shown(model_type)} is not supported; one of {', '.join(FAMILIES)} is")
+        family = FAMILIES[model_type]
+        return family.config.from_dict(content, family.defaults)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise MinipeftError(f"{path}: {first_line(error)}; fetch the checkpoint again") from None
+    except MinipeftError as error:
+        raise MinipeftError(f"{path}: {error}") from None
+
+
+def modules_named(suffix: str, config: EncoderConfig) -> list[str]:
+    """Our modules in the encoder whose path in transformers ends in `suffix`, which is how peft names modules."""
+    paths = family_of(config).encoder_paths(config)
+    return [ours for ours, theirs in paths.items() if f".{theirs}".endswith(f".{suffix}")]
+
+
+def name_table(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
+    """Our module's name → transformers', for every module of a classifier or language model in a checkpoint."""
+    family = family_of(config)
+    table = {f"encoder.{ours}": theirs for ours, theirs in family.encoder_paths(config).items()}
+    if hasattr(model, "head"):
+        return table | {f"head.{ours}": theirs for ours, theirs in family.head_names.items()}
+    return table | family.language_model
+
+
+def tensor_names(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
+    """Our tensor's name → transformers', for the tensors of a checkpoint; a method's own are not among them."""
+    names = {}
+    for ours, theirs in name_table(model, config).items():
+        if ours == "bias":  # the language model's output bias is a tensor, not a module
+            names[ours] = theirs
+        else:
+            module = model.get_submodule(ours)
+            for leaf in ("weight", "bias"):
+                if isinstance(getattr(module, leaf, None), Tensor):
+                    names[f"{ours}.{leaf}"] = f"{theirs}.{leaf}"
+    return names
