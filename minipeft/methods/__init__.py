@@ -109,8 +109,8 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
         raise MinipeftError(f"the model already has {model.method!r}; load the checkpoint anew to apply {method!r}")
     if reason := family_of(model.config).unsupported.get(name):
         raise MinipeftError(f"{name} does not work with a {model.config.model_type} encoder: {reason}")
-    if getattr(method, "targets", None):
-        method = replace(method, targets=targets_of(model, method.targets))
+    if (targets := getattr(method, "targets", None)) and (known := targets_of(model, targets)) != targets:
+        method = replace(method, targets=known)
     model.requires_grad_(False)
     METHODS[name].install(model, method)
     model.train(model.training)  # new layers are in training; a model that predicts goes on without dropout

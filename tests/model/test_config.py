@@ -116,8 +116,8 @@ def test_the_longest_sequence_follows_from_the_offset() -> None:
     ("fields", "message"),
     [
         ({"model_type": "gpt2"}, "gpt2"),
-        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
-        ({"hidden_act": "gelu_new"}, "gelu_new"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish'"),
+        ({"hidden_act": None}, "hidden_act None"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"is_decoder": True}, "is_decoder"),
         ({"add_cross_attention": True}, "add_cross_attention"),
