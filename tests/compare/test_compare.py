@@ -477,7 +477,10 @@ def test_what_cannot_be_a_comparison_is_refused_before_anything_is_written(
         (["--output", str(tmp_path / "mine"), "--resume"], "is not empty and holds no comparison"),
         (["--output", str(tmp_path / "new"), "--data", str(tmp_path)], "no folder rte in it"),
         (["--output", str(tmp_path / "new"), "--data", str(small_data), "--jobs", "0"], "--jobs 0 is not a whole"),
-        (["--output", str(tmp_path / "new"), "--data", str(small_data), "--model", "./none"], "'./none' is not a folder"),
+        (
+            ["--output", str(tmp_path / "new"), "--data", str(small_data), "--model", "./none"],
+            "'./none' is not a folder",
+        ),
         (["--output", str(tmp_path / "new"), "--precision", "fp8"], "unknown precision 'fp8'"),
     ):
         assert main([*start, *more]) == 2
