@@ -74,7 +74,7 @@ def test_a_learning_rate_that_blows_up_is_one_line_too(place: Place, capsys: pyt
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--task", "rtf"], "unknown task 'rtf'; choose one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"),
+        (["--task", "rtf"], "unknown task 'rtf'; one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"),
         (["--method", "lroa"], "unknown method 'lroa'; one of full, head, bitfit, layernorm, lora"),
         (["--targets", "query", "values"], "unknown target 'values'; one of query, key, value, output, intermediate"),
         (["--rank", "0"], "rank 0"),

@@ -40,20 +40,53 @@ def unmerge(model: SequenceClassifier) -> SequenceClassifier:
 
 
 def export(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:
-    """Write a whole checkpoint, adapter merged, that transformers loads; the tokenizer's files come along.
+    """Write a checkpoint with the adapter merged, which transformers loads, and the tokenizer's files.
 
-    folder   a new or empty one
-    Returns the merged copy, in float32 on the CPU; `model` stays as it is. Raises MinipeftError for a folder that is
-    not empty or cannot be written to, and for a method that cannot be merged.
+    Args:
+        model: The model; it does not change.
+        folder: A new or empty folder. It appears when every file is complete.
+
+    Returns:
+        The merged copy, in float32 on the CPU.
+
+    Raises:
+        MinipeftError: for a folder that is not empty or cannot be written to, and for a method that cannot be merged.
     """
+    check_export_folder(folder)
+    merged = merged_copy(model)
+    save_merged(merged, folder)
+    return merged
+
+
+def check_export_folder(folder: str | Path) -> None:
+    """Raise MinipeftError unless the folder is new or empty."""
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise MinipeftError(f"{folder} is not empty; export to a new folder")
-    whole = merge(copy.deepcopy(model).cpu().float())
-    whole.encoder.dtype = torch.float32
-    make_folder(folder)
-    save_checkpoint(whole, folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"):
-        if model.folder is not None and (model.folder / name).is_file():
-            shutil.copyfile(model.folder / name, folder / name)
-    return whole
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MinipeftError(f"{folder} is not {'empty' if folder.is_dir() else 'a folder'}; export to a new folder")
+
+
+def merged_copy(model: SequenceClassifier) -> SequenceClassifier:
+    """Return a merged copy of the model, in float32 on the CPU."""
+    merged = merge(copy.deepcopy(model).cpu().float())
+    merged.encoder.dtype = torch.float32
+    return merged
+
+
+def save_merged(merged: SequenceClassifier, folder: str | Path) -> None:
+    """Write a merged model and its tokenizer's files next to the folder, then rename: an error leaves nothing there."""
+    folder = Path(folder).absolute()
+    staging = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+        make_folder(staging)
+        save_checkpoint(merged, staging)
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"):
+            if merged.folder is not None and (merged.folder / name).is_file():
+                shutil.copyfile(merged.folder / name, staging / name)
+        if folder.is_dir():
+            folder.rmdir()  # it is empty, and a rename onto it fails on Windows
+        staging.rename(folder)
+    except OSError as error:
+        raise MinipeftError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

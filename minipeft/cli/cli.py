@@ -67,12 +67,13 @@ def _evaluate(wanted: dict[str, Any]) -> None:
     from minipeft.inference.predict import load_run
 
     if (path := wanted["input"]) is None:
-        _refuse(wanted, "without --input", "text_column", "pair_column", "label_column")
+        _refuse(wanted, "without --input", "text_column", "pair_column", "label_column", "file_format")
         metrics = load_run(wanted["run"], wanted["device"]).evaluate(wanted["split"], wanted["data"])
     else:
         _refuse(wanted, "beside --input", "split", "data")
         run = load_run(wanted["run"], wanted["device"])
-        metrics = run.evaluate_file(path, wanted["text_column"], wanted["pair_column"], wanted["label_column"])
+        names = ("text_column", "pair_column", "label_column", "file_format")
+        metrics = run.evaluate_file(path, **{name: wanted[name] for name in names})
     print(json.dumps(metrics))
 
 
@@ -83,7 +84,9 @@ def _predict(wanted: dict[str, Any]) -> None:
     if wanted["glue_test"] is not None:
         from minipeft.inference.glue_test import predict_glue_test
 
-        _refuse(wanted, "beside --glue-test", "text", "pair", "input", "output", "text_column", "pair_column")
+        _refuse(
+            wanted, "beside --glue-test", "text", "pair", "input", "output", "text_column", "pair_column", "file_format"
+        )
         for path in predict_glue_test(load_run(wanted["run"], wanted["device"]), wanted["glue_test"], wanted["data"]):
             print(path)
         return
@@ -91,19 +94,20 @@ def _predict(wanted: dict[str, Any]) -> None:
     if wanted["input"] is None:
         if wanted["text"] is None:
             raise MinipeftError("nothing to predict; give --text, or --input with a file")
-        _refuse(wanted, "without --input", "output", "text_column", "pair_column")
+        _refuse(wanted, "without --input", "output", "text_column", "pair_column", "file_format")
         for row in load_run(wanted["run"], wanted["device"]).predict(wanted["text"], wanted["pair"]):
             print(json.dumps(row))
     else:
         _refuse(wanted, "beside --input", "text", "pair")
-        columns = {name: wanted[name] for name in ("text_column", "pair_column")}
+        columns = {name: wanted[name] for name in ("text_column", "pair_column", "file_format")}
         predict_file(wanted["run"], wanted["input"], wanted["output"], device=wanted["device"], **columns)
 
 
 def _refuse(wanted: dict[str, Any], where: str, *names: str) -> None:
     for name in names:
         if wanted[name] is not None:
-            raise MinipeftError(f"--{name.replace('_', '-')} has no meaning {where}; leave it out")
+            flag = "format" if name == "file_format" else name.replace("_", "-")
+            raise MinipeftError(f"--{flag} has no meaning {where}; leave it out")
 
 
 def _pretrain(wanted: dict[str, object]) -> None:

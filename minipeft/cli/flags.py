@@ -50,6 +50,9 @@ def command_line() -> Parser:
             "--input",
             help="jsonl, csv, tsv, parquet or txt (one text a line), a folder of such files, or - for standard input",
         )
+        command.add_argument(
+            "--format", dest="file_format", help="of --input: txt, csv, tsv or jsonl [by the ending; - : txt or jsonl]"
+        )
         command.add_argument("--text-column", help="column of the texts in --input [the task's, or text]")
         command.add_argument("--pair-column", help="column of the second sentences [the task's, or pair]")
         if command is evaluate:

@@ -98,7 +98,5 @@ class Split:
 def get_task(name: str) -> Task:
     """Return a task of GLUE by name. Raises MinipeftError that lists the names."""
     if name not in TASKS:
-        raise MinipeftError(
-            f"unknown task {name!r}; choose one of {', '.join(TASKS)}, or name a custom dataset by --data"
-        )
+        raise MinipeftError(f"unknown task {name!r}; one of {', '.join(TASKS)}, or name a custom dataset by --data")
     return TASKS[name]

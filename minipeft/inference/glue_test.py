@@ -1,4 +1,4 @@
-"""Predictions for GLUE's test splits, as its server takes them: one file a split, a header and a line a row."""
+"""Predictions for the test splits of GLUE in the format of its server: one tsv file per split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minipeft.errors import MinipeftError
 from minipeft.files import make_folder, write_together
 from minipeft.inference.predict import LoadedRun
 
-# task → (file, split) of each of its test splits, under the names that gluebenchmark.com asks for
+# task → (file, split) of each test split, with the file names that gluebenchmark.com expects
 FILES = {
     "cola": (("CoLA.tsv", "test"),),
     "sst2": (("SST-2.tsv", "test"),),
@@ -23,18 +23,27 @@ FILES = {
     "rte": (("RTE.tsv", "test"),),
     "wnli": (("WNLI.tsv", "test"),),
 }
-BY_NAME = ("mnli", "qnli", "rte")  # whose classes the server takes by their names; the others by their numbers
-LARGEST_SCORE = 5.0  # of STS-B, which the server asks for; the smallest is 0
+BY_NAME = ("mnli", "qnli", "rte")  # the server expects class names for these tasks, and class indices for the others
+LARGEST_SCORE = 5.0  # of STS-B; the server accepts 0 to 5
 
 
 def predict_glue_test(run: LoadedRun, folder: str | Path, data: str | None = None) -> list[Path]:
-    """Predict the test split of a run's task (MNLI: both) into `folder`, where other tasks' files may be already.
+    """Predict the test split of a run's task (both splits for MNLI) in the format of the GLUE server.
 
-    Nothing is written unless every row is predicted; a file that is there is refused.
+    Args:
+        run: The run.
+        folder: Folder for the files; it may contain the files of other tasks.
+        data: As in `LoadedRun.source`.
+
+    Returns:
+        The files, which are written when every row is predicted.
+
+    Raises:
+        MinipeftError: for a custom dataset, and for a file that exists.
     """
     folder = Path(folder)
     if run.task.is_custom:
-        raise MinipeftError(f"{run.task.name} is none of GLUE's tasks, and has no test split of it; use --input")
+        raise MinipeftError(f"{run.task.name} is not a task of GLUE; use --input")
     files = [(folder / name, split) for name, split in FILES[run.task.name]]
     for path, _ in files:
         if path.exists() or (folder.exists() and not folder.is_dir()):

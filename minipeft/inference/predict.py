@@ -1,4 +1,4 @@
-"""A finished run → its metrics and predictions, in a fresh process."""
+"""A run folder → its metrics, predictions and merged checkpoint, in a new process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from minipeft.adapters.adapter import load_adapter
-from minipeft.adapters.merging import export
+from minipeft.adapters.merging import check_export_folder, merged_copy, save_merged
+from minipeft.data import standin
 from minipeft.data.custom import custom_task
 from minipeft.data.rows import files_of, open_table
 from minipeft.data.splits import choose_data, chunk_examples, drawn_as_recorded, read_chunks, read_examples
@@ -20,20 +21,21 @@ from minipeft.data.tasks import Split, Task, get_task
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, shown, whole_number
-from minipeft.files import read_json
+from minipeft.files import parse_json, read_json
 from minipeft.hub.hub import resolve_model
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.training.loop import best_epoch
 from minipeft.training.metrics import Encoded, encode_split, evaluate, predict_logits, score
 
 logger = logging.getLogger("minipeft")
 
-COMPARED = 256  # validation examples that an export is compared on
+COMPARED_TEXTS = 256  # on which the logits of an export are compared
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A finished run, reloaded: the model with its best adapter, and what belongs to it."""
+    """A run, reloaded: the model with its best adapter, the tokenizer, the task and the settings."""
 
     model: SequenceClassifier
     tokenizer: Tokenizer
@@ -42,7 +44,7 @@ class LoadedRun:
     device: str
 
     def evaluate(self, split: str | None = None, data: str | None = None, limit: int | None = None) -> dict[str, float]:
-        """Loss and metrics on a split, by default those that the run was evaluated on."""
+        """Return the loss and metrics on a split; the default is the task's validation splits."""
         source = self.source(data)
         splits = {"": split or self.task.validation}
         if split is None:
@@ -57,22 +59,31 @@ class LoadedRun:
         return values
 
     def source(self, data: str | None) -> str:
-        """Where the task's splits come from: --data, or the run's own."""
+        """Return the source of the task's splits: --data, or that of the run."""
         if data is None:
             return str(self.settings["source"])
         if self.task.is_custom:
-            raise MinipeftError(f"--data {data!r} is for GLUE's tasks; evaluate a file of your own with --input")
+            raise MinipeftError(f"--data {data!r} is for GLUE's tasks; evaluate a custom file with --input")
         return choose_data(self.task, data)[0]
 
     def export(self, folder: str | Path) -> dict[str, Any]:
-        """Merge in float32 and write the checkpoint; says how far its logits are from the adapter's, unmerged."""
-        merged = export(self.model, folder)
-        rows = read_chunks(self.task, self.task.validation, self.settings["source"], COMPARED)
-        examples = encode_split(self.task, rows, self.tokenizer, self.settings["max_length"], self.model.config)
-        logits, after = (
-            predict_logits(model, examples, self.settings["max_tokens"], self.device) for model in (self.model, merged)
+        """Merge in float32 and write the checkpoint, unless its logits cannot be compared with the adapter's.
+
+        Returns:
+            The folder, the largest difference of a logit on synthetic texts, and the number of texts.
+        """
+        check_export_folder(folder)
+        merged = merged_copy(self.model)
+        texts = standin.generate("rte", "validation")
+        pairs = texts["sentence2"][:COMPARED_TEXTS] if len(self.task.columns) == 2 else None
+        sequences = self.tokenizer.encode_full(texts["sentence1"][:COMPARED_TEXTS], pairs, self.settings["max_length"])
+        examples = Encoded.unlabelled(self.task, sequences)
+        before, after = (
+            predict_logits(model, examples, self.settings["max_tokens"], self.device)
+            for model in (self.model, merged.to(self.device))
         )
-        difference = float((logits - after).abs().max())
+        difference = float((before - after).abs().max())
+        save_merged(merged.cpu(), folder)
         return {"folder": str(folder), "largest_logit_difference": difference, "examples": len(examples)}
 
     def evaluate_file(
@@ -81,14 +92,16 @@ class LoadedRun:
         text_column: str | None = None,
         pair_column: str | None = None,
         label_column: str | None = None,
+        file_format: str | None = None,
     ) -> dict[str, float]:
-        """Loss and metrics over a file, a folder of files or standard input ("-"), whose rows bear labels.
+        """Return the loss and metrics on a labelled file, a folder of files, or standard input ("-").
 
-        The file is read as a stream; the logits and labels of all its rows are what stays in memory.
+        The file is read as a stream; only the logits and labels of all rows stay in memory.
         """
         logits: list[Tensor] = []
         labels: list[Any] = []
-        for chunk in self.read_chunks(path, text_column, pair_column, label_column or self.task.label_column):
+        label_column = label_column or self.task.label_column
+        for chunk in self.read_chunks(path, text_column, pair_column, label_column, file_format):
             logits.append(self._logits(chunk.texts, chunk.pairs))
             labels += chunk.labels
         return score(torch.cat(logits), labels, self.task)
@@ -99,14 +112,19 @@ class LoadedRun:
         text_column: str | None = None,
         pair_column: str | None = None,
         label_column: str | None = None,
+        file_format: str | None = None,
     ) -> Iterator[Split]:
-        """The rows of a file, of a folder's files in the order of their names, or of standard input ("-"), as a stream.
+        """Read a file, the files of a folder in the order of their names, or standard input ("-"), as a stream.
 
-        A text column that is not named is the task's own, or else "text" and "pair"; without `label_column` labels are
-        not read.
+        Args:
+            path: The file or folder.
+            text_column: Column of the texts; the default is the task's, else "text".
+            pair_column: Column of the second texts; the default is the task's, else "pair".
+            label_column: Column of the labels; None to read no labels.
+            file_format: "txt", "csv", "tsv" or "jsonl", whatever the file's ending is.
         """
         if pair_column is not None and len(self.task.columns) == 1:
-            raise MinipeftError(f"{self.task.name} takes one text a row; leave --pair-column {pair_column!r} out")
+            raise MinipeftError(f"{self.task.name} takes one text per row; leave --pair-column {pair_column!r} out")
         flags = "--text-column" if len(self.task.columns) == 1 else "--text-column and --pair-column"
         remedy = f"{flags} can name another"
         task = self.task
@@ -115,11 +133,11 @@ class LoadedRun:
             task = replace(task, label_column=label_column)
 
         def examples() -> Iterator[tuple[str, str | None, Any]]:
-            for name in files_of(path):
-                table = open_table(name)
+            for name in files_of(path, file_format):
+                table = open_table(name, file_format)
                 columns = [
-                    chosen or (own if own in table.columns or usual not in table.columns else usual)
-                    for own, usual, chosen in zip(
+                    chosen or (column if column in table.columns or usual not in table.columns else usual)
+                    for column, usual, chosen in zip(
                         self.task.columns, ("text", "pair"), (text_column, pair_column), strict=False
                     )
                 ]
@@ -128,7 +146,7 @@ class LoadedRun:
         return chunk_examples(self.task, examples())
 
     def predict(self, texts: list[str], pairs: list[str] | None = None) -> list[dict[str, Any]]:
-        """For each text its label by name and the probability of each; for regression, its score."""
+        """Return the class name and all probabilities of each text, or its score for regression, with six digits."""
         if (pairs is not None) != (len(self.task.columns) == 2):
             columns = " and ".join(self.task.columns)
             raise MinipeftError(
@@ -136,15 +154,16 @@ class LoadedRun:
             )
         logits = self._logits(texts, pairs)
         if self.task.is_regression:
-            return [{"score": value} for value in logits[:, 0].tolist()]
+            return [{"score": round(value, 6)} for value in logits[:, 0].tolist()]
         names = list(self.model.config.id2label.values())
+        probabilities = logits.softmax(1).double().round(decimals=6)
         return [
             {"label": names[best], "probabilities": dict(zip(names, row, strict=True))}
-            for best, row in zip(logits.argmax(1).tolist(), logits.softmax(1).tolist(), strict=True)
+            for best, row in zip(logits.argmax(1).tolist(), probabilities.tolist(), strict=True)
         ]
 
     def _logits(self, texts: list[str], pairs: list[str] | None) -> Tensor:
-        """Logits (texts, num_labels) of at least one text; what is not finite is no prediction and raises."""
+        """Return the logits, (num_texts, num_labels), of at least one text; raise if one is not finite."""
         sequences = self.tokenizer.encode_full(texts, pairs, self.settings["max_length"])
         examples = Encoded.unlabelled(self.task, sequences)
         logits = predict_logits(self.model, examples, self.settings["max_tokens"], self.device)
@@ -158,42 +177,70 @@ class LoadedRun:
 
 
 def load_run(folder: str | Path, device: str = "auto", precision: str | None = None) -> LoadedRun:
-    """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do → a LoadedRun.
+    """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do.
 
-    folder      the run's
-    device      auto, cpu, cuda or mps
-    precision   fp32 or bf16; by default the run's own
-    It evaluates splits and files, predicts texts and exports. Raises MinipeftError for a folder that holds no finished
-    run, and for a file in it that is damaged or does not fit.
+    A run that was interrupted (without result.json) gives a warning that names the adapter's epoch.
+
+    Args:
+        folder: The run folder.
+        device: "auto", "cpu", "cuda" or "mps".
+        precision: "fp32" or "bf16"; the default is that of the run.
+
+    Returns:
+        A LoadedRun, which evaluates splits and files, predicts texts and exports the model.
+
+    Raises:
+        MinipeftError: for a folder without an adapter, and for a file in it that is damaged or does not fit.
     """
     folder = Path(folder)
     settings = read_json(folder / "config.json")
     missing = sorted({"task", "model", "precision", "max_length", "max_tokens", "source"} - set(settings))
     if missing:
-        raise MinipeftError(f"{folder / 'config.json'}: no {missing[0]} in it; name the folder of a run")
+        raise MinipeftError(f"{folder / 'config.json'}: {missing[0]} is missing; name the folder of a run")
     for name in ("task", "model", "precision", "source"):
         if not isinstance(settings[name], str):
-            raise MinipeftError(f"{folder / 'config.json'}: {name} {shown(settings[name])} is no text; train anew")
+            raise MinipeftError(f"{folder / 'config.json'}: {name} {shown(settings[name])} is not a text; train again")
     for name in ("max_length", "max_tokens"):
         try:
             whole_number(name, settings[name])
         except MinipeftError as error:
-            raise MinipeftError(f"{folder / 'config.json'}: {error}; train anew") from None
+            raise MinipeftError(f"{folder / 'config.json'}: {error}; train again") from None
     try:
         task = custom_task(settings) or drawn_as_recorded(get_task(settings["task"]), settings)
     except MinipeftError as error:
-        raise MinipeftError(f"{folder / 'config.json'}: {error}; train anew") from None
+        raise MinipeftError(f"{folder / 'config.json'}: {error}; train again") from None
     model_folder, _ = resolve_model(settings["model"])
     dtype = torch.bfloat16 if (precision or settings["precision"]) == "bf16" else torch.float32
     level = logger.level
-    logger.setLevel(logging.ERROR)  # the new head that the next line announces is replaced by the adapter's
+    logger.setLevel(logging.ERROR)  # load_pretrained warns of a new head, which the adapter replaces
     model = load_pretrained(model_folder, task.num_labels)
     logger.setLevel(level)
     if settings["max_length"] > model.config.max_length:
         raise MinipeftError(
             f"{folder / 'config.json'}: max_length {shown(settings['max_length'])} is beyond the model's "
-            f"{model.config.max_length}; train anew"
+            f"{model.config.max_length}; train again"
         )
+    _warn_if_unfinished(folder, task, settings.get("epochs"))
     cast_frozen(load_adapter(model, folder / "adapter"), dtype)
     device = choose_device(device)
     return LoadedRun(model.to(device).eval(), load_tokenizer(model_folder), task, settings, device)
+
+
+def _warn_if_unfinished(folder: Path, task: Task, epochs: Any) -> None:
+    """Warn that a run was interrupted, with the epoch of its adapter."""
+    if (folder / "result.json").is_file():
+        return
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [parse_json(line) for line in lines]
+        epoch, done = best_epoch(rows, task)["epoch"], rows[-1]["epoch"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # nothing is known of its epochs
+        logger.warning("%s: the run is not finished; train.py --resume continues it", folder)
+        return
+    logger.warning(
+        "%s: the run is not finished (%s of %s epochs): the adapter is from epoch %s; train.py --resume continues it",
+        folder,
+        done,
+        epochs,
+        epoch,
+    )

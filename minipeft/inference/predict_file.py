@@ -1,12 +1,14 @@
-"""Predictions for a file of any size: a stream, shared out among processes, that goes on where it was stopped.
+"""Predictions for a file of any size: a stream, divided among processes, that resumes after an interruption.
 
-The rows are cut into windows of a few thousand. Each window's lines go into a part of their own beside the output,
-and the parts, whoever wrote them, are joined in order in the end. A part is whole or not there, and so is the output.
+The rows are divided into chunks of a few thousand. The predictions of each chunk are written to a chunk file next to
+the output, and in the end the chunk files are joined in order. Each file appears only when it is complete.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
@@ -31,7 +33,7 @@ from minipeft.inference.predict import load_run
 
 logger = logging.getLogger("minipeft")
 PLAN = "plan.json"
-LONGEST_WAIT = 600.0  # seconds until the first process, which may have to load more, has begun
+LONGEST_WAIT = 600.0  # seconds until rank 0 has started
 
 
 def predict_file(
@@ -41,14 +43,27 @@ def predict_file(
     *,
     text_column: str | None = None,
     pair_column: str | None = None,
+    file_format: str | None = None,
     device: str = "auto",
 ) -> None:
-    """Predict every row of a file, a folder of files or standard input ("-"), one JSON object a line, in their order.
+    """Predict every row of a file, a folder of files or standard input ("-"), in their order.
 
-    Without `output` the lines go to standard output. Several processes (RANK and WORLD_SIZE, as torchrun sets them)
-    share the windows out; their result does not depend on how many they are.
-    Raises MinipeftError for bad input, and Interrupted after a signal; `output` is then not there, and the same
-    command goes on with the windows that are done, unless the run or the input has changed.
+    Several processes (RANK and WORLD_SIZE, as torchrun sets them) divide the chunks among them; the result is the
+    same for any number of processes. After an interruption the same command continues with the chunks that are done,
+    unless the run or the input has changed.
+
+    Args:
+        folder: The run folder.
+        path: The input.
+        output: A new file; None for standard output. One JSON object per line, or csv if it ends in .csv.
+        text_column: Column of the texts.
+        pair_column: Column of the second texts.
+        file_format: "txt", "csv", "tsv" or "jsonl", whatever the ending of the input is.
+        device: "auto", "cpu", "cuda" or "mps".
+
+    Raises:
+        MinipeftError: for bad input; `output` is not written.
+        Interrupted: after a signal; `output` is not written.
     """
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1 and (output is None or path == STANDARD_INPUT):
@@ -57,49 +72,54 @@ def predict_file(
     if target is not None and (target.exists() or not target.absolute().parent.is_dir()):
         reason = "is there already" if target.exists() else f"has no folder {target.parent}"
         raise MinipeftError(f"{target} {reason}; choose another --output")
-    files = files_of(path)
+    files = files_of(path, file_format)
     run = load_run(folder, device)
     if run.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         run.model.to(run.device)
-    columns = (text_column, pair_column)
+    columns = {"text_column": text_column, "pair_column": pair_column, "file_format": file_format}
     rows = 0
-    if path != STANDARD_INPUT:  # a bad row is refused now, not after hours
-        rows = sum(len(window) for window in run.read_chunks(path, *columns))
-    windows = run.read_chunks(path, *columns)
+    if path != STANDARD_INPUT:  # an invalid row is reported now, not after hours
+        rows = sum(len(chunk) for chunk in run.read_chunks(path, **columns))
+    chunks = run.read_chunks(path, **columns)
+    as_csv = target is not None and target.suffix.lower() == ".csv"
 
-    def lines(window: Split) -> str:
-        return "".join(json.dumps(row) + "\n" for row in run.predict(window.texts, window.pairs))
+    def lines(chunk: Split) -> str:
+        predictions = run.predict(chunk.texts, chunk.pairs)
+        return _csv_lines(predictions) if as_csv else "".join(json.dumps(row) + "\n" for row in predictions)
 
     if target is None:
-        for window in windows:
-            _print(lines(window))
+        for chunk in chunks:
+            _print(lines(chunk))
         return
     parts = target.with_name(f".{target.name}.parts")
-    plan = _plan(Path(folder), run.model.folder, files, {"columns": columns, "device": run.device})
-    with _stopping(target, parts if path == STANDARD_INPUT else None):
+    plan = _plan(Path(folder), run.model.folder, files, {**columns, "device": run.device})
+    with _raise_on_signals(target, parts if path == STANDARD_INPUT else None):
         if rank == 0:
-            _begin(parts, plan)
+            _prepare(parts, plan)
         else:
-            _wait(lambda: _read_plan(parts) == plan, f"{parts}: the first process has not begun", LONGEST_WAIT)
-        count = 0
+            _wait(lambda: _read_plan(parts) == plan, f"{parts}: rank 0 has not started", LONGEST_WAIT)
+        count = written = 0
         quiet = True if rank else None  # None: a bar is shown on a terminal only
         with tqdm(desc=str(target), total=rows or None, unit=" rows", disable=quiet) as bar:
-            for count, window in enumerate(windows, 1):
+            for count, chunk in enumerate(chunks, 1):
                 part = _part(parts, count - 1)
                 if (count - 1) % processes == rank and not part.exists():
-                    write_text(part, lines(window))
-                bar.update(len(window))
+                    write_text(part, lines(chunk))
+                written += len(chunk)
+                bar.update(len(chunk))
         if rank == 0:
             names = [_part(parts, number) for number in range(count)]
             for name in names:
                 _wait(name.exists, "")
-            write_atomically(target, lambda beside: _join(names, beside))
+            header = _csv_header(run.task.labels) if as_csv else ""
+            write_atomically(target, lambda temporary: _join(names, temporary, header))
             shutil.rmtree(parts)
+            print(f"{target}: {written:,} predictions", file=sys.stderr)
 
 
 def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str, Any]) -> dict[str, Any]:
-    """What the parts are a function of: they are used again only for the same run, files and settings."""
+    """Return what the chunk files depend on: they are used again only for the same run, files and settings."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         with open(folder / "adapter" / name, "rb") as file:
@@ -108,18 +128,18 @@ def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str,
     known: list[Any] = []
     for path in [*map(Path, files), *(sorted(base.iterdir()) if base is not None else [])]:
         if str(path) == STANDARD_INPUT:
-            known.append(time.time_ns())  # nobody can read it a second time
+            known.append(time.time_ns())  # it cannot be read a second time
         else:
             status = path.stat()
             known.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
     plan = {"version": __version__, "run": digest.hexdigest(), "files": known, **settings}
-    return json.loads(json.dumps(plan))  # as it is when it is read again
+    return json.loads(json.dumps(plan))  # as it is when it is read from the file
 
 
-def _begin(parts: Path, plan: dict[str, Any]) -> None:
+def _prepare(parts: Path, plan: dict[str, Any]) -> None:
     if _read_plan(parts) == plan:
         done = sum(1 for _ in parts.glob("*.jsonl"))
-        logger.warning("%s: going on, %d windows are done", parts, done)
+        logger.warning("%s: resuming, %d chunks are done", parts, done)
         return
     if parts.exists():
         shutil.rmtree(parts)
@@ -138,19 +158,36 @@ def _part(parts: Path, number: int) -> Path:
     return parts / f"{number:09d}.jsonl"
 
 
-def _join(parts: list[Path], target: Path) -> None:
+def _csv_header(labels: tuple[str, ...]) -> str:
+    """The header of predictions as csv: the label and the probability of each class, or the score."""
+    return _csv_line(["label", *(f"probability_{label}" for label in labels)] if labels else ["score"])
+
+
+def _csv_lines(predictions: list[dict[str, Any]]) -> str:
+    rows = ([row["score"]] if "score" in row else [row["label"], *row["probabilities"].values()] for row in predictions)
+    return "".join(map(_csv_line, rows))
+
+
+def _csv_line(fields: list[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(fields)
+    return line.getvalue()
+
+
+def _join(parts: list[Path], target: Path, header: str) -> None:
     with open(target, "wb") as out:
+        out.write(header.encode())
         for part in parts:
             with open(part, "rb") as file:
                 shutil.copyfileobj(file, out)
 
 
-def _wait(done: Callable[[], bool], complaint: str, longest: float | None = None) -> None:
-    """Look until `done`; when another process fails, whoever started them all (torchrun) ends this one too."""
-    began = time.monotonic()
+def _wait(done: Callable[[], bool], message: str, longest: float | None = None) -> None:
+    """Poll until `done`; if another process fails, torchrun ends this one too."""
+    start = time.monotonic()
     while not done():
-        if longest is not None and time.monotonic() - began > longest:
-            raise MinipeftError(f"{complaint} after {longest:g} s; start all processes together")
+        if longest is not None and time.monotonic() - start > longest:
+            raise MinipeftError(f"{message} after {longest:g} s; start all processes together")
         time.sleep(0.05)
 
 
@@ -165,12 +202,9 @@ def _print(text: str) -> None:
 
 
 @contextmanager
-def _stopping(target: Path, useless: Path | None) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Interrupted, at any moment: what is half done is not there for a reader.
-
-    `useless` is a folder that nothing can be gone on with; it is removed where the work ends early.
-    """
-    remedy = "the same command goes on with what is done" if useless is None else "run the same command again"
+def _raise_on_signals(target: Path, remove: Path | None) -> Iterator[None]:
+    """Raise Interrupted on SIGINT and SIGTERM, and remove the folder `remove`, which cannot be resumed from."""
+    remedy = "the same command continues with the chunks that are done" if remove is None else "run the command again"
 
     def stop(number: int, frame: Any) -> None:
         raise Interrupted(number, f"stopped, {target} is not written; {remedy}")
@@ -184,5 +218,5 @@ def _stopping(target: Path, useless: Path | None) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if useless is not None:
-            shutil.rmtree(useless, ignore_errors=True)
+        if remove is not None:
+            shutil.rmtree(remove, ignore_errors=True)

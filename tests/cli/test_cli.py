@@ -129,7 +129,7 @@ def test_export_writes_a_checkpoint_that_transformers_loads(
 
     assert main([command, str(small_runs["sst2"]), str(tmp_path / "whole")]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["folder"] == str(tmp_path / "whole") and said["examples"] == 32  # all that there are
+    assert said["folder"] == str(tmp_path / "whole") and said["examples"] == 256
     assert 0 < said["largest_logit_difference"] < 1e-5
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole").eval()
     text = "A quiet film, not a bad one."

@@ -219,7 +219,7 @@ def test_an_empty_parquet_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_names_the_known_ones() -> None:
-    with pytest.raises(MinipeftError, match=r"'rt'; choose one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"):
+    with pytest.raises(MinipeftError, match=r"'rt'; one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"):
         get_task("rt")
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import io
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minipeft import MinipeftError
 from minipeft.cli.cli import main
 from minipeft.data.splits import CHUNK_CHARACTERS, CHUNK_ROWS, chunk_examples
 from minipeft.inference.predict import LoadedRun, load_run
@@ -148,6 +153,95 @@ def test_evaluating_a_file_gives_the_metrics_of_the_split(
     write(tmp_path / "in.jsonl", [{"sentence1": "a", "sentence2": "b"}])
     error = refused(["evaluate", small_runs["rte"], "--input", tmp_path / "in.jsonl"], tmp_path, capsys)
     assert "no column 'label'" in error
+
+
+@pytest.mark.parametrize("separator", [",", "\t"], ids=["csv", "tsv"])
+def test_a_table_on_standard_input_needs_a_format(
+    separator: str,
+    small_runs: dict[str, Path],
+    single: LoadedRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = ["good", "bad, truly"] if separator == "\t" else ["good", "bad"]
+    content = "".join(f"{number}{separator}{text}\n" for number, text in [("id", "sentence"), *enumerate(texts)])
+
+    def given_input() -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+
+    run = small_runs["sst2"]
+    given_input()
+    assert "--format" in refused(["predict", run, "--input", "-"], tmp_path, capsys)
+    name = "csv" if separator == "," else "tsv"
+    given_input()
+    assert predicted(capsys, run, "--input", "-", "--format", name) == single.predict(texts)
+    given_input()
+    assert predicted(capsys, run, "--input", "-", "--format", "txt") == single.predict(content.splitlines())
+    (tmp_path / "in.data").write_text(content)
+    assert predicted(capsys, run, "--input", tmp_path / "in.data", "--format", name) == single.predict(texts)
+    assert "choose one of txt, csv, tsv, jsonl" in refused(
+        ["predict", run, "--input", tmp_path / "in.data", "--format", "xml"], tmp_path, capsys
+    )
+
+
+@pytest.mark.parametrize("text", ["A quiet film, not a bad one.", "good", "Well; no", '"No," he said, "never."'])
+def test_a_sentence_on_standard_input_is_no_header(
+    text: str, small_runs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert len(predicted(capsys, small_runs["sst2"], "--input", "-")) == 1
+
+
+def test_an_output_may_be_csv_and_is_named_with_its_rows(
+    small_runs: dict[str, Path], single: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.txt").write_text("good\nbad\n")
+    output = tmp_path / "out.csv"
+    assert main(["predict", str(small_runs["sst2"]), "--input", str(tmp_path / "in.txt"), "--output", str(output)]) == 0
+    assert f"{output}: 2 predictions" in capsys.readouterr().err
+    rows = list(csv.DictReader(output.open(newline="")))
+    for row, expected in zip(rows, single.predict(["good", "bad"]), strict=True):
+        assert row.pop("label") == expected["label"]
+        assert {name: float(value) for name, value in row.items()} == {
+            f"probability_{name}": value for name, value in expected["probabilities"].items()
+        }
+        assert all(value == round(value, 6) for value in expected["probabilities"].values())
+
+
+def test_a_run_that_was_interrupted_gives_a_warning(
+    small_runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_run(small_runs["rte"], "cpu")
+    assert "not finished" not in caplog.text
+    run = shutil.copytree(small_runs["rte"], tmp_path / "run")
+    (run / "result.json").unlink()
+    epochs = json.loads((run / "config.json").read_text())["epochs"]
+    load_run(run, "cpu")
+    assert f"of {epochs} epochs): the adapter is from epoch " in caplog.text and "--resume" in caplog.text
+    (run / "metrics.jsonl").unlink()
+    caplog.clear()
+    load_run(run, "cpu")
+    assert "not finished; train.py --resume" in caplog.text
+
+
+def test_an_export_needs_no_training_data_and_leaves_nothing_after_an_error(
+    small_runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(small_runs["rte"], tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"source": str(tmp_path / "moved")}))
+    loaded = load_run(run, "cpu", "fp32")
+    (tmp_path / "full").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(MinipeftError, match="No space left"):
+        patch.setattr(shutil, "copyfile", no_space)
+        loaded.export(tmp_path / "full")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "run"] and not [*(tmp_path / "full").iterdir()]
+    assert loaded.export(tmp_path / "full")["examples"] > 0 and (tmp_path / "full" / "model.safetensors").is_file()
+
+
+def no_space(*paths: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @given(

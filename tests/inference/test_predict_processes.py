@@ -104,7 +104,10 @@ def test_a_prediction_that_is_stopped_leaves_no_output_and_goes_on(
     _, error = process.communicate(timeout=300)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), error
     if number != signal.SIGKILL:
-        assert error == f"minipeft: stopped, {output} is not written; the same command goes on with what is done\n"
+        assert (
+            error
+            == f"minipeft: stopped, {output} is not written; the same command continues with the chunks that are done\n"
+        )
     assert not output.exists()
     first = sorted(parts.glob("*.jsonl"))[0]
     first.write_bytes(b'{"kept": 1}\n')  # to see that it is not computed again
@@ -155,7 +158,7 @@ def test_a_killed_worker_ends_the_job_without_a_result_and_a_second_one_works(
     os.kill(workers[-1], signal.SIGKILL)
     _, error = process.communicate(timeout=300)
     assert process.returncode != 0 and not output.exists()
-    assert f"minipeft: stopped, {output} is not written; the same command goes on" in error
+    assert f"minipeft: stopped, {output} is not written; the same command continues" in error
     if request.config.getoption("--faults-full"):
         again = torchrun(2, small_runs["sst2"], many, output)
         _, error = again.communicate(timeout=600)

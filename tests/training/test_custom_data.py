@@ -106,8 +106,8 @@ def test_what_does_not_fit_a_run_on_ones_own_file_is_refused(
             "a.csv, line 3: label 'dreadful' is not one of the",
         ),
         (["evaluate", "--split", "test"], "no test split; there are train, validation"),
-        (["evaluate", "--data", str(tmp_path)], "evaluate a file of your own with --input"),
-        (["predict", "--glue-test", str(tmp_path / "out")], "reviews is none of GLUE's tasks"),
+        (["evaluate", "--data", str(tmp_path)], "evaluate a custom file with --input"),
+        (["predict", "--glue-test", str(tmp_path / "out")], "reviews is not a task of GLUE"),
         (["predict", "--text", "a", "--pair", "b"], "give no pair"),
     ):
         assert main([arguments[0], str(finished), *arguments[1:]]) == 2
