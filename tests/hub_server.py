@@ -5,6 +5,7 @@ It answers over real sockets, and fails on request: see the attributes of HubSer
 
 import hashlib
 import json
+import re
 import socket
 import struct
 import threading
@@ -106,6 +107,18 @@ class HubServer:
             "siblings": siblings,
         }
 
+    def tree(self, repo: str, folder: str) -> list[dict[str, Any]]:
+        """What /api/datasets/<repo>/tree/<revision>/<folder> answers: its files and folders."""
+        entries: dict[str, dict[str, Any]] = {}
+        prefix = f"{folder}/" if folder else ""
+        for name, content in self.repos[repo].items():
+            if name.startswith(prefix):
+                path = prefix + name.removeprefix(prefix).split("/")[0]
+                kind = "file" if path == name else "directory"
+                size = len(content) if path == name else 0
+                entries[path] = {"type": kind, "path": path, "size": size, "oid": git_sha1(content)}
+        return list(entries.values())
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -132,10 +145,11 @@ class _Handler(BaseHTTPRequestHandler):
         for old, canonical in hub.renamed.items():
             if path.startswith((f"/api/models/{old}/", f"/{old}/resolve/")) or path == f"/api/models/{old}":
                 return self._answer(307, b"", {"Location": self.path.replace(old, canonical, 1)})
-        if path.startswith("/api/models/"):
-            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
-            if not self._refused(repo) and not self._unknown(revision):
-                self._answer(200, json.dumps(hub.listing(repo)).encode())
+        if api := re.fullmatch(r"/api/(models|datasets)/(.+?)(?:/(revision|tree)/([^/]+)/?(.*))?", path):
+            repo = api[2] if api[1] == "models" else f"datasets/{api[2]}"
+            if not self._refused(repo) and not self._unknown(api[4] or ""):
+                listing = hub.listing(repo) if api[3] != "tree" else hub.tree(repo, api[5])
+                self._answer(200, json.dumps(listing).encode())
             return None
         repo, _, rest = path[1:].partition("/resolve/")
         revision, _, name = rest.partition("/")
