@@ -1,11 +1,11 @@
-"""One batch in which each sequence names its adapter, beside switching adapters sequence by sequence.
+"""Measure one batch with an adapter per sequence against switching adapters between sequences.
 
     python benchmarks/adapters.py --data ../shared/glue --tokenizer ../shared/tokenizers/roberta-base --task sst2
     python benchmarks/adapters.py --data ../shared/glue --tokenizer roberta-mini --model roberta-mini
 
-The same base, adapters and texts in one process, in turn, after a warm-up; prints sequences/s of both and the ratio of
-each pair (median, minimum, maximum). Without --model the weights are random, in roberta-base's shape: the time does not
-depend on them.
+Both run alternately in one process, with the same base, adapters and texts, after a warm-up. Prints sequences/s of both
+and the speedup (median, minimum and maximum over the pairs). Without --model the weights are random, in roberta-base's
+shape: they do not affect the time.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def rate(run: Callable[[], torch.Tensor], sequences: int) -> float:
-    """Sequences a second."""
+    """Return sequences per second."""
     start = time.perf_counter()
     run()
     return sequences / (time.perf_counter() - start)

@@ -1,10 +1,11 @@
-"""Every method on one task: parameters, agreement with peft, and the best of three learning rates.
+"""Measure every method on one task: parameters, agreement with peft, and the best of three learning rates.
 
     python benchmarks/methods.py --data ../shared/glue --output methods-table
 
-trains each method on 20,000 examples of SST-2 for one epoch at three learning rates, with the bundled roberta-mini, and
-prints a table; finished runs under --output are not repeated. Agreement is the largest difference of a loss in 20 steps
-beside peft, from what peft wrote and on the same batches, in a small random RoBERTa without dropout.
+This trains each method on 20,000 examples of SST-2 for one epoch at three learning rates, with the bundled
+roberta-mini, and prints a table. Finished runs in --output are not repeated. "Agreement" is the maximum absolute
+difference of the loss from peft's over 20 steps, from the adapter that peft saved and on the same batches, in a small
+random RoBERTa without dropout.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def main() -> None:
 
 
 def parameters(method: str, settings: dict[str, Any]) -> int:
-    """What trains in roberta-base, beside the head."""
+    """Return the number of the method's trainable parameters in roberta-base, without the head."""
     fields = {**settings, **settings.get("method_options", {})}
     fields.pop("method_options", None)
     config = get_method(method)(**(fields | {"init": "kaiming"} if fields.get("init") == "pissa" else fields))
@@ -136,7 +137,7 @@ def parameters(method: str, settings: dict[str, Any]) -> int:
 
 
 def result(wanted: argparse.Namespace, row: str, method: str, settings: dict[str, Any], rate: float) -> dict[str, Any]:
-    """result.json of a run, which is trained where it is not there yet."""
+    """Return the content of a run's result.json; train the run if it has not finished."""
     folder = Path(wanted.output) / f"{row.replace(' ', '-').replace(',', '')}-{rate:g}"
     if not (folder / "result.json").is_file():
         minipeft.train(
@@ -159,7 +160,7 @@ def result(wanted: argparse.Namespace, row: str, method: str, settings: dict[str
 
 
 def agree(config: Any) -> float:
-    """The largest difference of a loss in 20 steps beside peft."""
+    """Return the maximum absolute difference of the loss from peft's over 20 steps."""
     torch.manual_seed(0)
     config.task_type = "SEQ_CLS"
     shape = RobertaConfig(

@@ -1,13 +1,16 @@
-"""minipeft beside transformers + peft, in one process: the same weights, sequences, order, dropout and optimizer.
+"""Measure minipeft against transformers + peft in one process: same weights, sequences, order, dropout and optimizer.
 
     python benchmarks/peer.py --data ../shared/glue --tokenizer ../shared/tokenizers/roberta-base
 
-Every row takes steps in turn, A B A B, after a warm-up, and prints samples/s and tokens/s of both, the ratio of each
-pair (median, minimum, maximum), and the part of the machine's own matrix-product rate that minipeft's products reach.
-The peer pads each batch of 16 to its longest sequence, as the Trainer does (`--group-by-length`: batches of near-equal
-length, as its option of that name). With --memory, three steps of each side in a process of its own show its peak: the
-resident memory on the CPU, what the allocator gave out on CUDA. A Markdown table comes
-last. Weights are random, in roberta-base's shape: the time does not depend on them.
+Both libraries take steps alternately (A B A B) after a warm-up step. Each row prints the throughput of both in
+samples/s, the speedup (median, minimum and maximum over the pairs of steps), and the FLOP utilization: minipeft's
+FLOP/s divided by those of the faster of two large matrix products. The peer pads each batch of 16 to its longest
+sequence, as the Trainer does; `--group-by-length` sorts the sequences of a step, as the Trainer's option of that name.
+`--memory` also measures the peak memory of three steps of each library in a separate process: resident memory on the
+CPU, allocated memory on CUDA. A Markdown table is printed last. The weights are random, in roberta-base's shape: they
+do not affect the time.
+
+`--output` adds the rows to a JSON file, under the machine's name (machine.py).
 """
 
 from __future__ import annotations
@@ -16,18 +19,16 @@ import argparse
 import dataclasses
 import itertools
 import json
-import math
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from machine import clock, describe_machine, product_rates, write_rows
 
 import minipeft
 from minipeft.data.batching import split_by_tokens
@@ -36,11 +37,11 @@ from minipeft.data.splits import read_chunks, read_split
 from minipeft.data.tasks import get_task
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
 from minipeft.model.families import load_config
-from minipeft.model.linear import linear
 from minipeft.training.metrics import Encoded, encode_split, sequence_loss
 from minipeft.training.optim import adamw, parameter_groups
 
 BATCH, ACCUMULATION = 16, 4
+IDENTITY = ("task", "method", "mode", "precision", "dropout", "peer_precision", "group_by_length")  # of a row
 METHODS: dict[str, Any] = {
     "lora": minipeft.LoRA(rank=2, alpha=8),
     "bitfit": minipeft.BitFit(),
@@ -50,7 +51,7 @@ METHODS: dict[str, Any] = {
 
 
 def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encoded, list[int]], None]:
-    """A step of minipeft over the examples at some indices."""
+    """Return a function that takes one step of minipeft on the examples at the given indices."""
     dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32
     model = minipeft.apply(minipeft.load_pretrained(folder, dtype=dtype), METHODS[row.method]).to(wanted.device)
     optimizer = adamw(model, 0.01)
@@ -73,7 +74,7 @@ def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
 
 
 def peer(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encoded, list[int]], None]:
-    """The same step through transformers and peft; imported here, so that they count as memory of this side alone."""
+    """Return the same step with transformers and peft, imported here so that only this process counts their memory."""
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import AutoModelForSequenceClassification
 
@@ -122,10 +123,11 @@ class Row:
 
 
 def products(row: Row, tokens: int, sequences: int, hidden: int, layers: int) -> float:
-    """Floating-point operations of the encoder's matrix products, as minipeft has to make them (attention apart).
+    """Return the floating-point operations of the encoder's matrix products in minipeft, without attention.
 
     A layer has 12 hidden² weights; the last one computes keys and values (2 hidden²) for every token and the rest for
-    <s> alone. Back, a frozen layer costs one product for its input; nothing flows below the first trained tensor.
+    <s> alone. In the backward pass a frozen layer needs one product, for its input's gradient; layers below the
+    first trainable tensor need none.
     """
     forward = ((layers - 1) * 12 + 2) * hidden**2 * tokens + 10 * hidden**2 * sequences
     if row.mode == "evaluation" or row.method == "head":
@@ -136,28 +138,8 @@ def products(row: Row, tokens: int, sequences: int, hidden: int, layers: int) ->
     return 2.0 * (2 * forward - below)
 
 
-def product_rate(dtype: torch.dtype, device: str) -> dict[str, float]:
-    """Operations a second of a large matrix product, torch's own and minipeft's (model/linear.py): the best of many."""
-    x, weight = torch.randn(2048, 768, device=device, dtype=dtype), torch.randn(3072, 768, device=device, dtype=dtype)
-    bias, seconds = torch.zeros(3072, device=device, dtype=dtype), {"torch": math.inf, "minipeft": math.inf}
-    with torch.no_grad():
-        for _ in range(12):
-            for name, product in (("torch", F.linear), ("minipeft", linear)):
-                began = clock(device)
-                for _ in range(8):
-                    product(x, weight, bias)
-                seconds[name] = min(seconds[name], clock(device) - began)
-    return {name: 8 * 2.0 * 2048 * 768 * 3072 / least for name, least in seconds.items()}
-
-
-def clock(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> dict[str, Any]:
-    """One row: steps of both in turn."""
+    """Measure one row: steps of both libraries, alternately."""
     set_dropout(folder, row.dropout)
     task, config = get_task(row.task), load_config(folder)
     split = "train" if row.mode == "training" else task.validation
@@ -171,11 +153,11 @@ def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> 
         indices = list(range(number * size, min(len(examples), (number + 1) * size)))
         tokens.append(sum(examples.lengths[index] for index in indices))
         for name, step in steps.items():
-            began = clock(wanted.device)
+            start_time = clock(wanted.device)
             step(examples, indices)
-            seconds[name].append(clock(wanted.device) - began)
+            seconds[name].append(clock(wanted.device) - start_time)
     ratios = [a / b for a, b in zip(seconds["peer"][1:], seconds["minipeft"][1:], strict=True)]  # the first warms up
-    rate = product_rate(torch.bfloat16 if row.precision == "bf16" else torch.float32, wanted.device)
+    rate = product_rates(torch.bfloat16 if row.precision == "bf16" else torch.float32, wanted.device)
     done = products(row, sum(tokens[1:]), size * rounds, config.hidden_size, config.num_hidden_layers)
     speed = {name: size * rounds / sum(times[1:]) for name, times in seconds.items()}
     return {
@@ -191,7 +173,7 @@ def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> 
 
 
 def memory_of(wanted: argparse.Namespace, folder: Path, row: Row, side: str) -> int:
-    """Peak memory in bytes of a process of its own that takes three steps of one side."""
+    """Return the peak memory in bytes of a separate process that takes three steps of one library."""
     arguments = [sys.executable, __file__, "--data", wanted.data, "--tokenizer", wanted.tokenizer, "--memory-of", side]
     arguments += ["--peer-precision", wanted.peer_precision]
     arguments += ["--max-tokens", str(wanted.max_tokens)] if wanted.max_tokens else []
@@ -202,7 +184,7 @@ def memory_of(wanted: argparse.Namespace, folder: Path, row: Row, side: str) -> 
 
 
 def report_memory(wanted: argparse.Namespace) -> None:
-    """What `memory_of` runs in the child."""
+    """Print the peak memory of three steps; `memory_of` executes this in a subprocess."""
     row, folder = Row(**json.loads(wanted.row)), Path(wanted.folder)
     tokenizer, config = minipeft.load_tokenizer(wanted.tokenizer), load_config(folder)
     rows = read_split(get_task(row.task), "train", wanted.data, 3 * BATCH * ACCUMULATION)
@@ -231,11 +213,11 @@ def main() -> None:
     flag("--dropouts", nargs="+", type=float, default=[0.0, 0.1])
     flag("--peer-precision", default="fp32", help="fp32, or bf16 through autocast")
     flag("--group-by-length", action="store_true")
-    flag("--rounds", type=int, default=5, help="steps of 64 sequences a row and side")
-    flag("--memory", action="store_true", help="peak memory of each side too, in processes of their own")
+    flag("--rounds", type=int, default=5, help="steps of 64 sequences per row and library")
+    flag("--memory", action="store_true", help="also measure the peak memory of each library, in separate processes")
     flag("--device", default="auto")
     flag("--max-tokens", type=int)
-    flag("--output", help="JSON file for the rows")
+    flag("--output", help="JSON file to which the rows are added")
     flag("--memory-of", help=argparse.SUPPRESS)
     flag("--folder", help=argparse.SUPPRESS)
     flag("--row", help=argparse.SUPPRESS)
@@ -254,7 +236,7 @@ def main() -> None:
         kinds = itertools.product(wanted.tasks, wanted.methods, wanted.modes, wanted.precisions, wanted.dropouts)
         for row in itertools.starmap(Row, kinds):
             if row.mode == "evaluation" and row.dropout:
-                continue  # there is none in evaluation
+                continue  # dropout is inactive in evaluation
             result = measure(wanted, folder, row, wanted.rounds)
             if wanted.memory and row.mode == "training":
                 result["peak_memory_bytes"] = {
@@ -266,19 +248,19 @@ def main() -> None:
                 f"{row.task:5} {row.method:7} {row.mode:10} {row.precision} dropout {row.dropout:<4} "
                 f"peer {result['samples_per_second']['peer']:7.2f}/s  "
                 f"minipeft {result['samples_per_second']['minipeft']:7.2f}/s  "
-                f"ratio {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})  "
-                f"{result['fraction_of_product_rate']:.2f} of the product rate  {result.get('peak_memory_bytes', '')}",
+                f"speedup {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})  "
+                f"{result['fraction_of_product_rate']:.2f} FLOP utilization  {result.get('peak_memory_bytes', '')}",
                 flush=True,
             )
     print("\n" + table(rows))
     if wanted.output:
-        Path(wanted.output).write_text(json.dumps(rows, indent=2) + "\n")
+        write_rows(Path(wanted.output), describe_machine(wanted.device), rows, IDENTITY)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
+    """Return the rows as a Markdown table."""
     lines = [
-        "| row | peer, samples/s | minipeft, samples/s | ratio: median (min to max) | product rate | peak memory |",
+        "| row | peer, samples/s | minipeft, samples/s | speedup (min to max) | FLOP utilization | peak memory |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -1,10 +1,10 @@
-"""What transformers + peft reach with minipeft's settings: the same weights, data, order, steps, optimizer and metric.
+"""Train with transformers + peft and minipeft's settings: same weights, data, order, steps, optimizer and metric.
 
     python benchmarks/peer_accuracy.py --task rte --method lora --rank 2 --model DIR --data DIR --epochs 6 --lr 1e-3
 
-takes train.py's flags (of which --targets, --precision, --device, --compile, --output and --resume have no effect:
-query and value, fp32, on the CPU, nothing written) and prints one JSON line an epoch, with the names of metrics.jsonl.
-Batches are padded to their longest sequence and sorted by length within a step, which changes the time alone.
+This takes train.py's flags and prints one JSON line per epoch, with the names of metrics.jsonl. The flags --targets,
+--precision, --device, --compile, --output and --resume have no effect: it trains query and value in fp32 on the CPU and
+writes nothing. Batches are sorted by length within a step and padded to the longest sequence, which affects only time.
 """
 
 from __future__ import annotations

@@ -1,23 +1,24 @@
-"""What a token of LoRA training costs: against the tokens of a batch, their length, the encoder's size and the rank.
+"""Measure the cost per token of LoRA training against tokens per batch, sequence length, model size and rank.
 
     python benchmarks/scaling.py
 
-Each table varies one thing and leaves the others at 2048 tokens a batch, 64 tokens a sequence, rank 8, the base shape.
-Its columns: time a token, the least operations that its products and its attention need (2 a multiplication with an
-addition), the rate that comes to beside a large product's, and what a token keeps in memory until its way back. Weights
-and tokens are random, and dropout is 0: the time depends on neither. Steps of a table's rows take turns.
+Each table varies one value; the defaults of the others are 2048 tokens per batch, 64 tokens per sequence, rank 8 and
+roberta-base's shape. Columns: time per token; the minimum FLOPs of matrix products and attention (a multiply-add counts
+as 2); FLOP utilization, relative to a large matrix product; and saved activations per token. Weights and tokens are
+random and dropout is 0: the time depends on neither. The rows of a table take steps alternately.
+
+`--output` adds the rows to a JSON file, under the machine's name (machine.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from peer import clock, product_rate
+from machine import clock, describe_machine, product_rates, write_rows
 
 import minipeft
 from minipeft.device import choose_device
@@ -32,7 +33,8 @@ SHAPES = {  # layers, hidden size, heads
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
 }
-USUAL: dict[str, Any] = {"tokens": 2048, "length": 64, "shape": "base", "rank": 8}
+IDENTITY = ("varied", "value", "precision", "device", "shape")  # of a row
+DEFAULTS: dict[str, Any] = {"tokens": 2048, "length": 64, "shape": "base", "rank": 8}
 VARIED: dict[str, list[Any]] = {
     "tokens": [256, 512, 1024, 2048, 4096, 8192],
     "length": [16, 32, 64, 128, 256, 512],
@@ -67,7 +69,7 @@ class Case:
         self.device = device
 
     def _operations(self, layers: int, hidden: int, count: int, length: int, rank: int) -> float:
-        """Of a step, as minipeft has to make them: the last layer beyond keys and values is for <s> alone."""
+        """Return the FLOPs of a step; the last layer computes only keys and values for tokens other than <s>."""
         tokens = count * length
         weights = ((layers - 1) * 12 + 2) * hidden**2 * tokens + 10 * hidden**2 * count
         below = 3 * hidden**2 * tokens  # the first layer's input needs no gradient
@@ -76,55 +78,56 @@ class Case:
         return 2.0 * (2 * weights - below) + 2.0 * low_rank + 2.0 * attention
 
     def step(self) -> float:
-        """Seconds of one step."""
-        began = clock(self.device)
+        """Take one step and return its seconds."""
+        start = clock(self.device)
         labels = self.batch.labels
         assert labels is not None
         (sequence_loss(self.model(self.batch), labels) / len(labels)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return clock(self.device) - began
+        return clock(self.device) - start
 
-    def kept(self) -> int:
-        """Bytes that the way back needs, beside parameters."""
+    def saved_bytes(self) -> int:
+        """Return the bytes of the activations saved for the backward pass."""
         storages: dict[int, int] = {}
-        tensors = []  # alive, so that no two share an address
-        own = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+        tensors = []  # keeps the tensors alive, so that no two share an address
+        parameters = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            tensors.append(tensor.detach())  # an output that its own node held would never be freed
+            tensors.append(tensor.detach())  # without detach, an output saved by its own node is never freed
             return tensors[-1]
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             self.model(self.batch)
-        return sum(size for address, size in storages.items() if address not in own)
+        return sum(size for address, size in storages.items() if address not in parameters)
 
 
 def table(wanted: argparse.Namespace, name: str, precision: str) -> list[dict[str, Any]]:
-    """Measure and print one table; its models are gone before the next one's are made."""
-    print(f"\n| {name} ({precision}) | µs/token | MFLOP/token | of the product rate | kept, KiB/token |")
+    """Measure and print one table. Its models are freed before the next table's are created."""
+    print(f"\n| {name} ({precision}) | µs/token | MFLOP/token | FLOP utilization | saved, KiB/token |")
     print("|---|---|---|---|---|", flush=True)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    values = [type(USUAL[name])(value) for value in wanted.values or VARIED[name]]
-    usual = {**USUAL, "shape": wanted.shape}
-    cases = {value: Case({**usual, name: value}, dtype, wanted.device) for value in values}
+    values = [type(DEFAULTS[name])(value) for value in wanted.values or VARIED[name]]
+    defaults = {**DEFAULTS, "shape": wanted.shape}
+    cases = {value: Case({**defaults, name: value}, dtype, wanted.device) for value in values}
     seconds: dict[Any, list[float]] = {value: [] for value in cases}
     for _ in range(wanted.rounds + 1):
         for value, case in cases.items():
             seconds[value].append(case.step())
-    rate, rows = max(product_rate(dtype, wanted.device).values()), []
+    rate, rows = max(product_rates(dtype, wanted.device).values()), []
     for value, case in cases.items():
-        took, tokens = statistics.median(seconds[value][1:]), case.batch.total_tokens  # the first warms up
+        took, tokens = statistics.median(seconds[value][1:]), case.batch.total_tokens  # the first step is the warm-up
         row = {
             "varied": name,
             "value": value,
+            "shape": value if name == "shape" else wanted.shape,
             "precision": precision,
             "device": wanted.device,
             "seconds_per_token": took / tokens,
             "operations_per_token": case.operations / tokens,
             "fraction_of_product_rate": case.operations / took / rate,
-            "kept_bytes_per_token": case.kept() / tokens,
+            "kept_bytes_per_token": case.saved_bytes() / tokens,
         }
         rows.append(row)
         print(
@@ -139,19 +142,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
     flag("--vary", nargs="+", default=list(VARIED), choices=list(VARIED))
-    flag("--values", nargs="+", help="of the one that --vary names [all of its table]")
-    flag("--shape", default=USUAL["shape"], choices=list(SHAPES), help="where it is not varied [base]")
+    flag("--values", nargs="+", help="values of the one that --vary names [all of its table]")
+    flag("--shape", default=DEFAULTS["shape"], choices=list(SHAPES), help="model size where it is not varied [base]")
     flag("--precisions", nargs="+", default=["fp32", "bf16"])
     flag("--rounds", type=int, default=5)
     flag("--device", default="auto")
-    flag("--output", help="JSON file for the rows")
+    flag("--output", help="JSON file to which the rows are added")
     wanted = parser.parse_args()
     wanted.device, rows = choose_device(wanted.device), []
     for precision in wanted.precisions:
         for name in wanted.vary:
             rows += table(wanted, name, precision)
     if wanted.output:
-        Path(wanted.output).write_text(json.dumps(rows, indent=2) + "\n")
+        write_rows(Path(wanted.output), describe_machine(wanted.device), rows, IDENTITY)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""From the command to the end of the first optimizer step, weights and data being on disk: minipeft and the Trainer.
+"""Measure the time from the command to the end of the first optimizer step: minipeft and the Trainer.
 
     python benchmarks/startup.py --data ../shared/glue --tokenizer ../shared/tokenizers/roberta-base
 
-Each run is a new process that trains LoRA on RTE (16 x 4 sequences a step) and ends with its first optimizer step; the
-two take turns, after one of each that warms the disk's cache. Neither uses the network. minipeft's side is train.py
-itself; the peer's is the usual script: load_dataset, map, Trainer, with dynamic padding.
+Each run is a new process that trains LoRA on RTE (16 x 4 sequences per step) and ends after its first optimizer step.
+The two alternate, after one run of each that warms the disk cache. Weights and data are on disk; neither uses the
+network. minipeft runs train.py; the peer runs the usual script: load_dataset, map, Trainer, with dynamic padding.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Trainer(model, arguments, train_dataset=rows["train"], eval_dataset=rows["valida
 
 
 def seconds(script: str, names: dict[str, Any], offline: dict[str, str]) -> float:
-    """How long a fresh process takes until its first optimizer step is done."""
+    """Return the seconds until a new process has finished its first optimizer step."""
     with tempfile.TemporaryDirectory() as output:
         began = time.time()
         text = STOP + script.format(**names, output=output + "/run")
@@ -64,7 +64,7 @@ def seconds(script: str, names: dict[str, Any], offline: dict[str, str]) -> floa
         for line in done.stdout.splitlines():
             if line.startswith("first step at"):
                 return float(line.split()[-1]) - began
-        raise SystemExit(f"no step was made:\n{done.stderr}")
+        raise SystemExit(f"no optimizer step was taken:\n{done.stderr}")
 
 
 def main() -> None:

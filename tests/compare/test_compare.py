@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 import signal
 import subprocess
@@ -22,11 +21,13 @@ from typing import Any, NamedTuple
 import pytest
 from browser import DESKTOP, OVERLAPS, PHONE, chromium
 from conftest import REPOSITORY, contents, environment, run_command
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minipeft.cli.cli import main
 from minipeft.compare.charts import spread_out
+from minipeft.compare.local_runner import PROGRAM
 from minipeft.compare.plan import make_plan, read_values, value_for
 from minipeft.compare.table import standard_error
 from minipeft.errors import MinipeftError
@@ -186,8 +187,8 @@ def test_a_comparison_ends_in_tables_a_page_and_run_folders(unbroken: Ended) -> 
         r"others, and --resume tries the failed ones again\n",
         unbroken.err,
     )
-    names = {"table.json", "table.csv", "page.html", "plan.json", "runs", "logs", ".lock"}
-    assert {path.name for path in folder.iterdir()} == names
+    names = {"table.json", "table.csv", "page.html", "plan.json", "runs", "logs"}
+    assert {path.name for path in folder.iterdir()} - {".lock"} == names
     (task,) = json.loads((folder / "table.json").read_text())["tasks"]
     assert (task["task"], task["metric"], task["validation_examples"]) == ("rte", "accuracy", 32)
     lora, head = task["rows"]
@@ -230,7 +231,7 @@ def test_a_comparison_that_is_killed_and_interrupted_ends_in_the_same_table(
         _, said = process.communicate(timeout=100)
         assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), said
         if number != signal.SIGKILL:
-            assert re.fullmatch(r"minipeft: interrupted with \d of 3 runs done; go on with --resume\n", said)
+            assert re.fullmatch(r"minipeft: interrupted with \d of 3 runs done; resume with --resume\n", said)
             assert not children_in(folder)
     wait_until(lambda: not children_in(folder))
     done = contents(folder / "runs")
@@ -454,9 +455,9 @@ def test_standard_errors_are_those_of_many_splits() -> None:
     ("more", "message"),
     [
         ([], "already holds a comparison; pass --resume to go on with it"),
-        (["--seed", "1", "2", "--resume"], "was begun with seed 1 2 3, not 1 2; go on with the same settings"),
-        (["--lr", "2e-3", "--resume"], "was begun with lr 0.001 full=0.0001 full=1e-05, not 0.001 0.002 full"),
-        (["--train-limit", "sst2=8", "--resume"], "was begun with train_limit by default, not sst2=8"),
+        (["--seed", "1", "2", "--resume"], "was started with seed 1 2 3, not 1 2. Resume with the same settings"),
+        (["--lr", "2e-3", "--resume"], "was started with lr 0.001 full=0.0001 full=1e-05, not 0.001 0.002 full"),
+        (["--train-limit", "sst2=8", "--resume"], "was started with train_limit by default, not sst2=8"),
     ],
 )
 def test_a_folder_that_holds_another_comparison_is_refused_and_left_as_it_is(
@@ -494,7 +495,7 @@ def test_a_run_with_other_settings_under_a_runs_name_is_refused(glue: Path, caps
     path.write_text(before.replace('"epochs": 6', '"epochs": 7'))
     try:
         assert main([*BIG, "--output", str(glue), "--resume"]) == 2
-        assert "mrpc-head-lr0.001-seed2 was begun with epochs 7, not 6" in capsys.readouterr().err
+        assert "mrpc-head-lr0.001-seed2 was started with epochs 7, not 6" in capsys.readouterr().err
     finally:
         path.write_text(before)
 
@@ -558,14 +559,19 @@ def test_help_says_how_values_are_given_and_is_quick_to_import() -> None:
     assert run_command("-c", script).returncode == 0
 
 
-def test_a_second_comparison_in_the_same_folder_is_refused(
-    glue: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import fcntl
-
-    monkeypatch.setattr("minipeft.compare.compare.PATIENCE", 0.2)
-    with open(glue / ".lock", "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def test_a_second_comparison_in_the_same_folder_is_refused(glue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FileLock(glue / ".lock"):
         assert main([*BIG, "--output", str(glue), "--resume"]) == 2
         assert "is in use by another comparison" in capsys.readouterr().err
-    assert os.path.exists(glue / ".lock")
+
+
+def test_a_run_that_a_killed_comparison_is_still_saving_is_waited_for(tmp_path: Path) -> None:
+    """The child process does nothing before the lock of its run is free, and then executes the command."""
+    lock = tmp_path / "rte.lock"
+    with FileLock(lock):
+        command = [sys.executable, "-c", PROGRAM, str(lock), "--version-of-nothing"]
+        waiting = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(2)
+    _, printed = waiting.communicate(timeout=100)
+    assert waiting.returncode == 2 and b"--version-of-nothing" in printed
