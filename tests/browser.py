@@ -90,7 +90,7 @@ class Browser:
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def open(self, page: Path, size: tuple[int, int] = PHONE, dark: bool = False) -> list[str]:
-        """Open a page from a file in a window of `size` CSS pixels → what is wrong with it, in words.
+        """Open a page from a file in a window of `size` CSS pixels and return its problems.
 
         Wrong are errors on the console, requests for anything but the page itself, and a page wider than the window.
         """
@@ -158,7 +158,7 @@ class Browser:
 
 
 def _complaint(event: dict[str, Any], page: str) -> str | None:
-    """What an event says is wrong, in words."""
+    """Describe the problem that an event reports, if any."""
     method, details = event["method"], event.get("params", {})
     if method == "Runtime.exceptionThrown":
         return f"exception: {details['exceptionDetails'].get('text')}"

@@ -28,7 +28,7 @@ import minipeft
 from minipeft.adapters.adapter import read_start, start_from
 from minipeft.cli import main
 from minipeft.compare import table as rule
-from minipeft.compare.formatting import as_text, in_words, listed
+from minipeft.compare.formatting import describe_differences, format_text, join_names
 from minipeft.data.batching import epoch_order
 from minipeft.data.standin import generate
 from minipeft.model.roberta import ClassificationHead, initialise
@@ -241,7 +241,7 @@ for methods in (2, 4, 8):
 
 # %%
 say(rule.RULE)
-source(rule.standard_error, rule._apart)
+source(rule.standard_error, rule._significant_pairs)
 
 # %% [markdown]
 # The first condition is about the seeds, the second about the rows. What does the rule do? Draw results from normal
@@ -340,9 +340,9 @@ say(f"minipeft {command} {limits} …")
 with contextlib.redirect_stdout(io.StringIO()):  # its last line names a temporary folder
     status = main([*command.split(), *limits.split(), *where, "--output", str(folder)])
 small = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-say(as_text(small).replace(str(Path(minipeft.__file__).parents[1]), "…"))
+say(format_text(small).replace(str(Path(minipeft.__file__).parents[1]), "…"))
 assert status == 0 and [row["best"]["seeds"] for row in small["tasks"][0]["rows"]] == [2, 2]
-assert in_words(small["tasks"][0], "best")[0].startswith("Nothing can be said")
+assert describe_differences(small["tasks"][0], "best")[0].startswith("No statement about differences")
 
 # %% [markdown]
 # Each row has its median over the seeds with the worst and the best seed, by the best epoch and by the last. Then come
@@ -380,7 +380,7 @@ for task in tasks:
         print(f"  {row['name']:12} best {best['median']:.3f} ({best['min']:.3f} to {best['max']:.3f}), ", end="")
         print(f"last {last['median']:.3f} ({last['min']:.3f} to {last['max']:.3f}), {best['seeds']} seeds")
     for which in ("best", "last"):
-        say(f"  By the {which} epoch: " + "\n    ".join(in_words(task, which)))
+        say(f"  By the {which} epoch: " + "\n    ".join(describe_differences(task, which)))
 
 # %% [markdown]
 # And what does the rank do? A picture first: each task's last epoch against LoRA's rank, the median over the seeds as a
@@ -416,9 +416,9 @@ def about_rank(task, rows, which):
     """What a task's figures say about LoRA's rank, in sentences."""
     names, seeds = {row["name"]: row["rank"] for row in rows}, min(row[which]["seeds"] for row in rows)
     apart = [pair for pair in task["apart"][which] if {pair["above"], pair["below"]} <= names.keys()]
-    said = " ".join(in_words({"rows": rows, "apart": {which: apart}}, which))
-    said = f"{task['task']}, {which} epoch, ranks {listed([str(rank) for rank in names.values()])}: {said}"
-    if seeds < rule.FEWEST_SEEDS:
+    said = " ".join(describe_differences({"rows": rows, "apart": {which: apart}}, which))
+    said = f"{task['task']}, {which} epoch, ranks {join_names([str(rank) for rank in names.values()])}: {said}"
+    if seeds < rule.MIN_SEEDS:
         return said
     medians = [row[which]["median"] for row in rows]
     error = max(rule.standard_error(task["metric"], value, task["validation_examples"]) for value in medians)
@@ -436,7 +436,7 @@ for name, rows_of_rank in ranked.items():
     rates_used = sorted({row["lr"] for row in rows_of_rank})
     for which in ("last", "best"):
         say(about_rank(task, rows_of_rank, which))
-    print(f"  (learning rates of these rows: {listed([f'{lr:g}' for lr in rates_used])})\n")
+    print(f"  (learning rates of these rows: {join_names([f'{lr:g}' for lr in rates_used])})\n")
 if not ranked:
     print("Without figures there is nothing to say.")
 

@@ -1,14 +1,15 @@
-"""The page's pictures as SVG, drawn here: coordinates are CSS pixels on a phone, where a chart is as wide as the page.
+"""The page's charts as SVG. One unit is one CSS pixel on a phone, where a chart is as wide as the page.
 
-Colours are the page's variables, so that they follow its light and dark; each method has a shape as well.
+Colours are CSS variables of the page (light and dark mode); each method also has a marker shape.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from minipeft.compare.table import standard_error
 
@@ -21,10 +22,10 @@ Scale = Callable[[float], float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def against_parameters(task: Row, styles: dict[str, int], number: str) -> str:
-    """The metric against the method's trainable parameters, on a logarithmic axis with a place for none at its start.
+def against_parameters(task: Row, styles: dict[str, int], number: str) -> Markup:
+    """Draw the metric against the method's trainable parameters, on a logarithmic axis that starts with 0.
 
-    A point is a row's median, its bar goes from the worst seed to the best.
+    A point is a row's median; its bar goes from the minimum to the maximum over the seeds.
     """
     rows = [row for row in task["rows"] if row["best"]]
     sizes = [row["parameters"]["method"] for row in rows]
@@ -47,21 +48,24 @@ def against_parameters(task: Row, styles: dict[str, int], number: str) -> str:
     for row, px, py in points:
         text = row["name"] if row["rank"] is None else str(row["rank"])
         parts.append(_place_label(text, px, py, (y(row["best"]["max"]), y(row["best"]["min"])), taken))
-    described = "; ".join(
+    description = "; ".join(
         f"{row['name']}: {size:,} parameters, {row['best']['median']:.3f}"
         for row, size in zip(rows, sizes, strict=True)
     )
-    return _svg(parts, f"{task['task']}: {task['metric']} against trainable parameters", described, number)
+    return _svg(parts, f"{task['task']}: {task['metric']} against trainable parameters", description, number)
 
 
-def against_rank(task: Row, styles: dict[str, int], number: str) -> str:
-    """The metric against the rank; methods without one are level lines. Empty where no method has two ranks."""
+def against_rank(task: Row, styles: dict[str, int], number: str) -> Markup:
+    """Draw the metric against the rank; empty where no method has two ranks.
+
+    A method without a rank is a horizontal line.
+    """
     rows = [row for row in task["rows"] if row["best"]]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = {method: [row for row in rows if row["method"] == method] for method in methods}
     ranks = sorted({row["rank"] for of_method in lines.values() if len(of_method) > 1 for row in of_method})
     if len(ranks) < 2:
-        return ""
+        return Markup()
     names = {method: of_method[0]["name"].split(" r = ")[0] for method, of_method in lines.items()}
     end = WIDTH - RIGHT - LETTER * max(len(name) for name in names.values()) - 10
     low, high = math.log(ranks[0]), math.log(ranks[-1])
@@ -90,12 +94,12 @@ def against_rank(task: Row, styles: dict[str, int], number: str) -> str:
     for (method, start), height in zip(ends.items(), heights, strict=True):
         parts.append(_path([(end, start), (end + 6, height)], f"thin s{styles[method]}"))
         parts.append(_text(end + 9, height + 4, names[method], "label", "start"))
-    described = "; ".join(f"{row['name']}: {row['best']['median']:.3f}" for row in rows)
-    return _svg(parts, f"{task['task']}: {task['metric']} against rank", described, number)
+    description = "; ".join(f"{row['name']}: {row['best']['median']:.3f}" for row in rows)
+    return _svg(parts, f"{task['task']}: {task['metric']} against rank", description, number)
 
 
 def spread_out(heights: Sequence[float], least: float, top: float, bottom: float) -> list[float]:
-    """Heights moved apart until neighbours are `least` from each other, in the same order, between top and bottom."""
+    """Return heights between top and bottom, in the same order, at least `least` from each other."""
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     placed = [0.0] * len(heights)
     lowest = top - least
@@ -107,10 +111,10 @@ def spread_out(heights: Sequence[float], least: float, top: float, bottom: float
     return placed
 
 
-def curves(task: Row, row: Row, style: int, names: Sequence[str], number: str) -> str:
-    """A row's `names` of metrics.jsonl, epoch by epoch, a line a seed; behind them the other rows' seeds, if one name.
+def curves(task: Row, row: Row, style: int, names: Sequence[str], number: str) -> Markup:
+    """Draw the fields `names` of metrics.jsonl by epoch, one line per seed; a second field is dashed.
 
-    All rows of a task share their axes. A second name is dashed.
+    All rows of a task share their axes. With one field, the other rows are drawn in grey.
     """
     rows = [other for other in task["rows"] if other["runs"]]
     history = [entry for other in rows for run in other["runs"] for entry in run["history"]]
@@ -148,8 +152,8 @@ def curves(task: Row, row: Row, style: int, names: Sequence[str], number: str) -
     return _svg(parts, title, f"After the last epoch: {ends}", number, SMALL_WIDTH, SMALL_HEIGHT)
 
 
-def strip(task: Row, row: Row, style: int) -> str:
-    """A row's seeds as dots on the task's common scale, for a cell of the table, which has the figures beside it."""
+def seed_strip(task: Row, row: Row, style: int) -> str:
+    """Draw a row's seeds as dots on the scale that all rows of the task share, for a cell of the table."""
     low, high = _range(task)
     dots = "".join(
         f'<circle class="s{style} seed" cx="{4 + 92 * (run["best"]["value"] - low) / (high - low):.1f}" cy="8" r="3"/>'
@@ -161,18 +165,20 @@ def strip(task: Row, row: Row, style: int) -> str:
     return f'<svg class="strip" viewBox="0 0 100 16" aria-hidden="true">{line}{dots}{tick}</svg>'
 
 
-def marker(style: int, x: float, y: float) -> str:
-    """A method's shape: circle, square, triangle, diamond, triangle down, then anew."""
+def marker(style: int, x: float, y: float) -> Markup:
+    """Draw a method's marker: circle, square, triangle, diamond, inverted triangle, and so on cyclically."""
     shapes = ("", "-5,-5 5,-5 5,5 -5,5", "0,-6.5 6.5,5 -6.5,5", "0,-7 7,0 0,7 -7,0", "0,6.5 6.5,-5 -6.5,-5")
     shape = shapes[style % len(shapes)]
     drawn = f'<polygon points="{shape}"/>' if shape else '<circle r="5.5"/>'
-    return f'<g class="mark s{style}" transform="translate({x:.1f} {y:.1f})">{drawn}</g>'
+    return Markup(f'<g class="mark s{style}" transform="translate({x:.1f} {y:.1f})">{drawn}</g>')
 
 
-def _svg(parts: list[str], title: str, described: str, number: str, width: int = WIDTH, height: int = HEIGHT) -> str:
-    return (
+def _svg(
+    parts: list[str], title: str, description: str, number: str, width: int = WIDTH, height: int = HEIGHT
+) -> Markup:
+    return Markup(
         f'<svg role="img" viewBox="0 0 {width} {height}" aria-labelledby="{number}t {number}d">'
-        f'<title id="{number}t">{escape(title)}</title><desc id="{number}d">{escape(described)}</desc>'
+        f'<title id="{number}t">{escape(title)}</title><desc id="{number}d">{escape(description)}</desc>'
         f"{''.join(parts)}</svg>"
     )
 
@@ -204,7 +210,7 @@ def _path(points: Sequence[tuple[float, float]], look: str) -> str:
 
 
 def _band(task: Row, y: Scale) -> str:
-    """One standard error either side of the highest median."""
+    """Draw one standard error above and below the highest median."""
     best = max(row["best"]["median"] for row in task["rows"] if row["best"])
     error = standard_error(task["metric"], best, task["validation_examples"])
     top, bottom = max(TOP, y(best + error)), min(HEIGHT - BOTTOM, y(best - error))
@@ -212,7 +218,7 @@ def _band(task: Row, y: Scale) -> str:
 
 
 def _place_label(text: str, x: float, y: float, bar: tuple[float, float], taken: list[Box]) -> str:
-    """A label above, below or beside its point and bar where nothing is yet; left out where all is full."""
+    """Place a label where it overlaps nothing: above, below or next to its point; omit it if there is no room."""
     width = LETTER * len(text)
     above, below = min(bar[0], y - 6) - y - 4, max(bar[1], y + 6) - y + 12
     places = [(0, above, "middle"), (0, below, "middle"), (9, 4, "start"), (-9, 4, "end")]
@@ -221,13 +227,13 @@ def _place_label(text: str, x: float, y: float, bar: tuple[float, float], taken:
         left = x + dx - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
         box = (left - 1, y + dy - 10, left + width + 1, y + dy + 3)
         inside = box[0] > LEFT and box[2] < WIDTH and box[1] > 0 and box[3] < HEIGHT - BOTTOM + 4
-        if inside and not any(_meet(box, other) for other in taken):
+        if inside and not any(_overlap(box, other) for other in taken):
             taken.append(box)
             return _text(x + dx, y + dy, text, "label", anchor)
     return ""
 
 
-def _meet(one: Box, other: Box) -> bool:
+def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
@@ -242,7 +248,7 @@ def _metric_axis(task: Row) -> tuple[Scale, list[float]]:
 
 
 def _linear_axis(low: float, high: float, start: float, end: float, count: int) -> tuple[Scale, list[float]]:
-    """From values to pixels, and about `count` round values on the way."""
+    """Return the map from values to pixels, and about `count` round values as ticks."""
     if high - low < 1e-9:
         low, high = low - 0.05, high + 0.05
     rough = (high - low) / count
@@ -271,7 +277,7 @@ def _short(value: float) -> str:
 
 
 def _decimal(value: float, ticks: Sequence[float]) -> str:
-    """With as many places as tell the ticks apart."""
+    """Format a tick with as many decimal places as distinguish the ticks."""
     step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(value) or 1.0
     places = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{value:.{places + (round(step * 10**places, 6) % 1 > 0)}f}"

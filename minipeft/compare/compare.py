@@ -20,9 +20,9 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from minipeft.compare.formatting import as_csv, as_text
+from minipeft.compare.formatting import format_csv, format_text
 from minipeft.compare.local_runner import LocalRunner, count_cores, memory_size
-from minipeft.compare.page import page
+from minipeft.compare.page import render_page
 from minipeft.compare.plan import NUMBERS, Plan, Run, changed_flags, make_plan
 from minipeft.compare.table import comparison_table
 from minipeft.data.splits import choose_data, read_chunks
@@ -87,9 +87,9 @@ def compare(output: str, jobs: int | None = None, resume: bool = False, quiet: b
         )
         table = comparison_table(folder, plan, examples, failed)
         write_json(folder / "table.json", table)
-        write_text(folder / "table.csv", as_csv(table))
-        write_text(folder / "page.html", page(table))
-    print(as_text(table))
+        write_text(folder / "table.csv", format_csv(table))
+        write_text(folder / "page.html", render_page(table))
+    print(format_text(table))
     print(f"\n{folder / 'page.html'} shows the comparison; table.csv and table.json hold its numbers")
     if failed:
         name, reason = next(iter(failed.items()))

@@ -1,4 +1,4 @@
-"""A comparison's table in words: for a terminal, as CSV, and the sentences on what stands out."""
+"""Format a comparison's table: as text for a terminal, as CSV, and as sentences on significant differences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from itertools import groupby
 
-from minipeft.compare.table import FEWEST_SEEDS, Table
+from minipeft.compare.table import MIN_SEEDS, Table
 
 HEADINGS = (
     "",
@@ -21,32 +21,34 @@ HEADINGS = (
 LEFT = (0, 4, 5)  # columns of text
 
 
-def in_words(task: Table, which: str) -> list[str]:
-    """Which rows of a task are apart, in sentences."""
+def describe_differences(task: Table, which: str) -> list[str]:
+    """Describe in sentences which rows of a task differ significantly by the rule of table.py."""
     rows = [row for row in task["rows"] if row[which]]
     pairs, seeds = len(rows) * (len(rows) - 1) // 2, min((row[which]["seeds"] for row in rows), default=0)
-    if seeds < FEWEST_SEEDS:
-        some = sum(row[which]["seeds"] >= FEWEST_SEEDS for row in rows)
+    if seeds < MIN_SEEDS:
+        some = sum(row[which]["seeds"] >= MIN_SEEDS for row in rows)
         if some < 2:
-            return [f"Nothing can be said about differences: it takes {FEWEST_SEEDS} seeds or more for a spread."]
+            return [f"No statement about differences is possible: it takes {MIN_SEEDS} seeds or more."]
     apart = task["apart"][which]
-    lines = [f"{len(apart) or 'None'} of {pairs} pairs of rows {'is' if len(apart) == 1 else 'are'} apart."]
+    lines = [
+        f"{len(apart) or 'None'} of {pairs} pairs of rows {'is' if len(apart) == 1 else 'are'} significantly different."
+    ]
     below: dict[str, list[str]] = {}
     for pair in apart:
         below.setdefault(pair["above"], []).append(pair["below"])
-    for those, group in groupby(sorted(below, key=lambda name: (len(below[name]), below[name])), key=below.__getitem__):
+    for lower, group in groupby(sorted(below, key=lambda name: (len(below[name]), below[name])), key=below.__getitem__):
         above = list(group)
-        lines.append(f"{listed(above)} {'is' if len(above) == 1 else 'are'} above {listed(those)}.")
+        lines.append(f"{join_names(above)} {'is' if len(above) == 1 else 'are'} above {join_names(lower)}.")
     return lines
 
 
-def listed(names: list[str]) -> str:
-    """a, b and c."""
+def join_names(names: list[str]) -> str:
+    """Return "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def as_text(table: Table) -> str:
-    """The tables and the sentences for a terminal."""
+def format_text(table: Table) -> str:
+    """Return the tables and the sentences for a terminal."""
     blocks = []
     for task in table["tasks"]:
         lines = [list(HEADINGS), *(_cells(row) for row in task["rows"])]
@@ -64,9 +66,10 @@ def as_text(table: Table) -> str:
         for row in task["rows"]:
             text += [f"{row['name']}: {name} failed: {reason}" for name, reason in row["failed"].items()]
             if len(row["learning_rates"]) > 1:
-                text.append(f"{row['name']}: {rates_in_words(row)}")
-        for which in ("best", "last"):
-            text += ["", f"By the {which} epoch: " + "\n  ".join(in_words(task, which))]
+                text.append(f"{row['name']}: {describe_learning_rates(row)}")
+        one_epoch = all(run["last"]["epoch"] == 1 for row in task["rows"] for run in row["runs"])
+        for which in ("last",) if one_epoch else ("best", "last"):
+            text += ["", f"By the {which} epoch: " + "\n  ".join(describe_differences(task, which))]
         blocks.append("\n".join(text))
     return "\n\n".join([*blocks, table["rule"]])
 
@@ -79,21 +82,25 @@ def _cells(row: Table) -> list[str]:
         f"{row['parameters']['method']:,}",
         f"{row['parameters']['head']:,}",
         f"{row['lr']:g}",
-        *(spread_in_words(row[which]) for which in ("best", "last")),
+        *(describe_spread(row[which]) for which in ("best", "last")),
         f"{row['seconds']:,.0f}",
-        f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB",
+        describe_memory(row["peak_memory_bytes"]),
     ]
 
 
-def spread_in_words(spread: Table) -> str:
-    """0.812 (0.805 to 0.815), or one value alone."""
+def describe_spread(spread: Table) -> str:
+    """Return a spread as 0.812 (0.805 to 0.815), or its only value."""
     if spread["seeds"] == 1:
         return f"{spread['median']:.3f} (one seed)"
     return f"{spread['median']:.3f} ({spread['min']:.3f} to {spread['max']:.3f})"
 
 
-def rates_in_words(row: Table) -> str:
-    """Which learning rates were tried for a row, and which one it shows."""
+def describe_memory(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def describe_learning_rates(row: Table) -> str:
+    """Describe which learning rates were tried for a row, and which one it shows."""
     tried = [
         f"{rate['lr']:g} → " + (f"{rate['best']['median']:.3f}" if rate["best"] else "failed")
         for rate in row["learning_rates"]
@@ -101,8 +108,8 @@ def rates_in_words(row: Table) -> str:
     return f"learning rates tried, by the best epoch's median: {', '.join(tried)}; the table shows {row['lr']:g}"
 
 
-def as_csv(table: Table) -> str:
-    """A line for each row, with every figure in full."""
+def format_csv(table: Table) -> str:
+    """Return one line per row, with unrounded numbers."""
     others = list(dict.fromkeys(name for task in table["tasks"] for row in task["rows"] for name in row["others"]))
     file = io.StringIO()
     spread = [f"{which}_{part}" for which in ("best", "last") for part in ("median", "min", "max")]

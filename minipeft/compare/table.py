@@ -1,12 +1,12 @@
-"""Finished runs → the table of a comparison: medians and spreads over seeds, and which differences stand out of them.
+"""Finished runs → the table of a comparison: medians and spreads over seeds, and significant differences.
 
-When two rows are called apart. A seed moves a result, and so does the choice of the validation examples. One row is
-above another where both can be ruled out as plainly as a table can:
+A result varies with the seed and with the choice of validation examples. Two rows are called significantly different
+when neither explains the difference:
 
     every seed of the one is above every seed of the other, with three seeds or more each, and
     their medians differ by more than one standard error of the validation split.
 
-Two rows of k seeds that were the same would fulfil the first condition by chance in 2 of (2k)! / (k!)² pairs: 1 in 10
+Without a true difference, two rows of k seeds fulfil the first condition by chance in 2 of (2k)! / (k!)² pairs: 1 in 10
 with three seeds, 1 in 126 with five. The standard error of n examples is, of an accuracy p (and, roughly, of an F1),
 √(p (1 − p) / n); of Pearson's and Spearman's correlation r, (1 − r²) / √n, as if both sides were normal; of Matthews'
 correlation φ, √((1 − φ²) / n), which is that of balanced classes. The larger of the two rows' counts.
@@ -25,17 +25,24 @@ from minipeft.errors import MinipeftError
 from minipeft.files import parse_json, read_json
 from minipeft.methods import METHODS
 
-FEWEST_SEEDS = 3  # that a difference can be seen with
+MIN_SEEDS = 3  # for a significant difference
 NOT_METRICS = ("epoch", "step", "train_loss", "learning_rate", "seconds", "samples_per_second")
 RULE = (
-    "Two rows are apart where every seed of the one is above every seed of the other, with three seeds or more each, "
-    "and their medians differ by more than one standard error of the validation split."
+    "Two rows are significantly different if every seed of the one is above every seed of the other, with three seeds "
+    "or more each, and their medians differ by more than one standard error of the validation split."
 )
 Table = dict[str, Any]
 
 
 def comparison_table(folder: Path, plan: Plan, examples: dict[str, int], failed: dict[str, str]) -> Table:
-    """What table.json holds: for each task its rows, and which of them are apart. `failed`: reasons by runs' names."""
+    """Return the content of table.json: for each task its rows, and which of them are significantly different.
+
+    Args:
+        folder: the comparison's folder.
+        plan: its plan.
+        examples: the number of validation examples of each task.
+        failed: the error messages of failed runs, by name.
+    """
     names = list(dict.fromkeys(run.settings["task"] for run in plan.runs))
     return {
         "tasks": [_task_table(folder, task, plan, examples[task], failed) for task in names],
@@ -65,7 +72,7 @@ def _task_table(folder: Path, task: str, plan: Plan, examples: int, failed: dict
         "models": sorted({run["model"] for run in found.values()}),
         "data": sorted({run["data"] for run in found.values()}),
         "rows": rows,
-        "apart": {which: _apart(rows, which, metric, examples) for which in ("best", "last")},
+        "apart": {which: _significant_pairs(rows, which, metric, examples) for which in ("best", "last")},
     }
 
 
@@ -82,11 +89,11 @@ def _read_run(folder: Path) -> Table:
             "rank": config.get("rank"),
         }
     except (OSError, ValueError, KeyError) as error:
-        raise MinipeftError(f"{folder}: no whole run ({error}); remove it to run it again") from None
+        raise MinipeftError(f"{folder}: the run is incomplete ({error}). Remove the folder to run it again.") from None
 
 
 def _row(runs: list[Run], found: dict[str, Table], failed: dict[str, str]) -> Table:
-    """A method and rank: of several learning rates the one with the fewest failures, then the best median."""
+    """Summarize a method and rank: the learning rate with the fewest failures, then the best median."""
     by_rate = []
     for lr in dict.fromkeys(run.settings.get("lr") for run in runs):
         of_rate = [run for run in runs if run.settings.get("lr") == lr]
@@ -126,7 +133,7 @@ def _spread(values: list[float]) -> Table | None:
 
 
 def _others(runs: list[Table]) -> dict[str, float]:
-    """The medians of the other metrics, at the best epoch."""
+    """Return the medians of the other metrics at the best epoch."""
     at_best = [next(row for row in run["history"] if row["epoch"] == run["best"]["epoch"]) for run in runs]
     skip = (*NOT_METRICS, *(run["metric"] for run in runs))
     names = [name for name in (at_best[0] if at_best else ()) if name not in skip and not name.endswith("eval_loss")]
@@ -134,7 +141,7 @@ def _others(runs: list[Table]) -> dict[str, float]:
 
 
 def standard_error(metric: str, value: float, examples: int) -> float:
-    """Of a metric's value on so many examples: see above."""
+    """Return the standard error of a metric's value on a number of examples; formulas above."""
     if metric in ("pearson", "spearman"):
         return (1 - value**2) / math.sqrt(examples)
     if metric == "matthews_correlation":
@@ -142,12 +149,12 @@ def standard_error(metric: str, value: float, examples: int) -> float:
     return math.sqrt(max(0.0, value * (1 - value)) / examples)
 
 
-def _apart(rows: list[Table], which: str, metric: str | None, examples: int) -> list[Table]:
-    """The pairs of rows that are apart by their best or last epochs, the better first."""
+def _significant_pairs(rows: list[Table], which: str, metric: str | None, examples: int) -> list[Table]:
+    """Return the pairs of rows that are significantly different by their best or last epochs, the better one first."""
     apart = []
     for one, other in permutations([row for row in rows if row[which]], 2):
         above, below = one[which], other[which]
-        if min(above["seeds"], below["seeds"]) < FEWEST_SEEDS or above["min"] <= below["max"]:
+        if min(above["seeds"], below["seeds"]) < MIN_SEEDS or above["min"] <= below["max"]:
             continue
         error = max(standard_error(str(metric), side["median"], examples) for side in (above, below))
         if (difference := above["median"] - below["median"]) > error:
