@@ -522,6 +522,27 @@ def test_the_page_is_right_on_a_phone_and_on_a_desk(dark: bool, glue: Path, unbr
             assert labels.count(label) >= 3, label
 
 
+def test_the_page_of_one_epoch_states_its_result_once_and_its_only_chart_is_small(tmp_path: Path) -> None:
+    arguments = ["compare", "--task", "mrpc", "--method", "bitfit", "head", "--epochs", "1", "--quiet"]
+    write_comparison(tmp_path / "c", arguments, of_glue)
+    assert main([*arguments, "--output", str(tmp_path / "c"), "--resume"]) == 0
+    page = (tmp_path / "c" / "page.html").read_text(encoding="utf-8")
+    assert page.count("BitFit is above Head") == 1 and "Last epoch" not in page
+    with chromium() as browser:
+        for size in (PHONE, DESKTOP):
+            assert browser.open(tmp_path / "c" / "page.html", size) == []
+            assert browser.evaluate(LARGEST_TEXT) <= 20
+            assert browser.evaluate(SCROLLS_SIDEWAYS) == 0
+
+
+LARGEST_TEXT = """
+Math.max(...[...document.querySelectorAll("svg text")]
+  .map(text => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a))
+"""
+SCROLLS_SIDEWAYS = """
+[...document.querySelectorAll("main *:not(svg *)")].filter(element => element.clientWidth
+  && getComputedStyle(element).display != "inline" && element.scrollWidth > element.clientWidth + 1).length
+"""
 SMALLEST_TEXT = """
 Math.min(...[...document.querySelectorAll("svg text")].filter(text => text.getBoundingClientRect().width)
   .map(text => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a))
@@ -569,9 +590,9 @@ def test_a_run_that_a_killed_comparison_is_still_saving_is_waited_for(tmp_path: 
     """The child process does nothing before the lock of its run is free, and then executes the command."""
     lock = tmp_path / "rte.lock"
     with FileLock(lock):
-        command = [sys.executable, "-c", PROGRAM, str(lock), "--version-of-nothing"]
+        command = [sys.executable, "-c", PROGRAM, str(lock), "no-such-command"]
         waiting = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(2)
     assert waiting.wait(100) == 2  # standard input stays open until then: its end means SIGTERM
-    assert b"--version-of-nothing" in waiting.communicate()[1]
+    assert b"no-such-command" in waiting.communicate()[1]
