@@ -109,6 +109,8 @@ def test_no_file_imports_transformers_peft_or_accelerate(path: Path) -> None:
         "numpy",
         "pyarrow",
         "filelock",
+        "jinja2",
+        "markupsafe",  # of jinja2
     } | set(sys.stdlib_module_names)
     assert imported(path) <= allowed
 

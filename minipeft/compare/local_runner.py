@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from filelock import FileLock, Timeout
 from minipeft.compare.plan import Run
 
 WAIT_FOR_RUN = 60.0  # seconds in which the same run of a killed comparison must save and end
-PROGRAM = "import sys; from minipeft.compare.local_runner import run_child; sys.exit(run_child(sys.argv[1:]))"
+PROGRAM = (
+    "import sys; from minipeft.compare.local_runner import run_child; from minipeft.cli.cli import main; "
+    "sys.exit(run_child(main, sys.argv[1], sys.argv[2:]))"
+)
 
 
 class LocalRunner:
@@ -64,19 +67,17 @@ class LocalRunner:
         return self.folder / "logs" / f"{name}.txt"
 
 
-def run_child(arguments: Sequence[str]) -> int:
-    """Execute `minipeft ARGUMENTS[1:]` in the child process while it holds the lock file ARGUMENTS[0].
+def run_child(main: Callable[[Sequence[str]], int], lock: str, arguments: Sequence[str]) -> int:
+    """Call `main`, that of the command line, with the arguments while this child process holds a lock file.
 
     The child of a killed comparison may still be saving; the child of the next comparison waits for its lock.
     """
-    from minipeft.cli.cli import main
-
     threading.Thread(target=_terminate_with_parent, daemon=True).start()
     try:
-        with FileLock(arguments[0], timeout=WAIT_FOR_RUN):
-            return main(arguments[1:])
+        with FileLock(lock, timeout=WAIT_FOR_RUN):
+            return main(arguments)
     except Timeout:
-        print(f"minipeft: {arguments[0]}: the run is in use by another process. Wait for it to end.", file=sys.stderr)
+        print(f"minipeft: {lock}: the run is in use by another process. Wait for it to end.", file=sys.stderr)
         return 2
 
 
