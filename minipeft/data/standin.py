@@ -1,17 +1,17 @@
-"""Generated stand-ins for GLUE's RTE and SST-2: something to run the machine on, never a benchmark.
+"""Synthetic data in the format of GLUE's RTE and SST-2, for a machine without a network; never a benchmark.
 
-They are used only where GLUE cannot be had. Both come from a small grammar written for this project and have
-the columns of nyu-mll/glue; the sizes are RTE's own, and SST-2's with a shorter training split. A score on
-them says that training works; it says nothing about a model's English and compares with no published number.
+Both are generated from a small grammar written for this project, with the columns of nyu-mll/glue. RTE has its original
+sizes; SST-2 has a shorter training split. A score on them shows that training works. It says nothing about a model's
+English and cannot be compared with any published number.
 
-Examples are made in matched groups, so that single words do not give the label away:
+Examples are generated in matched groups, so that single words do not give the label away:
 
-    RTE      two premises and two hypotheses; each premise entails its own hypothesis and not the other's.
-             Every word of either sentence occurs equally often under both labels.
+    RTE      two premises and two hypotheses; each premise entails its own hypothesis and not the other one.
+             Every word occurs equally often under both labels.
     SST-2    pairs or quartets of minimal changes: a judging word, a negation, the order of two clauses.
 
-A group never straddles the splits, and no premise or sentence is in both. RTE_WEIGHTS and SST2_WEIGHTS say
-how often each kind of group is made: they are the only place where difficulty is set.
+All examples of a group are in one split, and no premise or sentence is in both splits. RTE_WEIGHTS and SST2_WEIGHTS say
+how often each kind of group is generated: only they set the difficulty.
 """
 
 from __future__ import annotations
@@ -37,17 +37,24 @@ NEGATIVE, POSITIVE = 0, 1
 
 
 def generate(task: str, split: str) -> dict[str, list[Any]]:
-    """Return the columns of one split, as lists of equal length: the texts, `label` and `idx`.
+    """Return the columns of one split; the same on every machine and Python version.
 
-    rte: sentence1, sentence2, label (0 entailment, 1 not_entailment), idx.
-    sst2: sentence, label (0 negative, 1 positive), idx.
-    The same call gives the same lists on every machine and Python. Raises MinipeftError for an unknown name.
+    Args:
+        task: "rte" or "sst2".
+        split: "train" or "validation".
+
+    Returns:
+        Lists of equal length. rte: sentence1, sentence2, label (0 entailment, 1 not_entailment), idx;
+        sst2: sentence, label (0 negative, 1 positive), idx.
+
+    Raises:
+        MinipeftError: for an unknown task or split.
     """
     if task not in TASKS:
-        raise MinipeftError(f"no stand-in for task {task!r}: there is one for {' and '.join(TASKS)}")
+        raise MinipeftError(f"no synthetic data for task {task!r}; only for {' and '.join(TASKS)}")
     sizes = SIZES[task]
     if split not in sizes:
-        raise MinipeftError(f"the stand-in for {task} has no split {split!r}: it has {' and '.join(sizes)}")
+        raise MinipeftError(f"the synthetic data for {task} have no split {split!r}; only {' and '.join(sizes)}")
     rows = _splits(task)[split]
     columns: dict[str, list[Any]] = {
         name: [texts[position] for texts, _ in rows] for position, name in enumerate(TEXT_COLUMNS[task])
@@ -58,7 +65,7 @@ def generate(task: str, split: str) -> dict[str, list[Any]]:
 
 
 def _splits(task: str) -> dict[str, list[Row]]:
-    """Make every split of a task: they share one record of what is taken, so one cannot be made alone."""
+    """Generate every split of a task; together, because no text may be in two of them."""
     rng = random.Random(SEED)
     groups = _new_groups(rng, RTE_WEIGHTS if task == "rte" else SST2_WEIGHTS)
     splits: dict[str, list[Row]] = {}
@@ -71,20 +78,20 @@ def _splits(task: str) -> dict[str, list[Row]]:
 
 
 def _new_groups(rng: random.Random, grammar: Grammar) -> Iterator[Group]:
-    """Yield groups that share no premise (or sentence), each phenomenon as often as its weight says."""
+    """Yield groups that share no premise (or sentence), each phenomenon in proportion to its weight."""
     deck = [phenomenon for phenomenon, weight in grammar.items() for _ in range(weight)]
     taken: set[str] = set()
     while True:
         for phenomenon in _shuffled(rng, deck):
             group = phenomenon(rng)
-            # This ends: each phenomenon can make far more groups than are asked of it.
+            # This ends, because each phenomenon has far more groups than are needed.
             while any(texts[0] in taken for texts, _ in group):
                 group = phenomenon(rng)
             taken.update(texts[0] for texts, _ in group)
             yield group
 
 
-# Python promises the same sequence in every version for Random.random() alone: no choice() or shuffle() here.
+# Only Random.random() gives the same sequence in every Python version; choice() and shuffle() do not.
 
 
 def _pick(rng: random.Random, items: Sequence[T]) -> T:
@@ -200,10 +207,10 @@ def temporal_order(rng: random.Random) -> Group:
     return _quartet(premises, (f"{one} {event} first.", f"{one} {event} last."))
 
 
-# Groups in a hundred, at least 5 each. A weak model learns the polarity of two words first (negation,
-# quantifiers), then small tables (numbers, temporal_order, hypernyms) and word match (the modifiers); who did
-# what to whom (passives) comes last. To make the task harder, move weight downwards. For the modifiers the
-# number of different words in a pair gives the answer away, so keep those two below 25 together.
+# Groups in 100, at least 5 each. A weak model first learns the polarity of two words (negation, quantifiers), then
+# small tables (numbers, temporal_order, hypernyms) and word match (the modifiers), and passives last. To make the task
+# harder, move weight downwards. The number of different words in a pair gives the label of the modifiers away, so keep
+# these two below 25 together.
 RTE_WEIGHTS: Grammar = {
     negation: 32,
     quantifiers: 17,
@@ -279,5 +286,5 @@ def contrast(rng: random.Random) -> Group:
     return [((frame.format(bad, good),), POSITIVE), ((frame.format(good, bad),), NEGATIVE)]
 
 
-# Groups in a hundred; a negated group has four sentences, the others two. Words alone settle the first two.
+# Groups in 100; a negated group has four sentences, the others two. Single words decide the first two kinds.
 SST2_WEIGHTS: Grammar = {plain: 45, intensifiers: 20, negated: 17, contrast: 18}

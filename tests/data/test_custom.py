@@ -1,4 +1,4 @@
-"""A user's own file: its labels, its columns, its splits; and what of it is refused, in one line that names the row."""
+"""Custom datasets: labels, columns and splits, and errors of one line that name the row."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def own(data: Path, **given: Any) -> CustomData:
+def inspect(data: Path, **given: Any) -> CustomData:
     usual = {"text_column": None, "pair_column": None, "label_column": None, "label_type": "auto", "validation": None}
     return inspect_custom_data(given.pop("task", "auto"), str(data), **{**usual, **given})
 
@@ -95,14 +95,14 @@ def test_any_labels_become_sorted_names_or_numbers_or_one_line(values: list[Any]
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
 def test_every_format_gives_the_same_task_and_splits(ending: str, tmp_path: Path) -> None:
-    data = own(write(tmp_path / f"reviews.{ending}", ROWS))
+    data = inspect(write(tmp_path / f"reviews.{ending}", ROWS))
     assert (data.task.name, data.task.labels, data.rows) == ("reviews", ("a", "b", "c"), 30)
     train, validation = read(data, "train"), read(data, "validation")
     assert len(validation) == 3 and sorted(train.texts + validation.texts) == sorted(row["text"] for row in ROWS)
     by_text = {row["text"]: row["label"] for row in ROWS}
     for split in (train, validation):
         assert [data.task.labels[label] for label in split.labels] == [by_text[text] for text in split.texts]
-    first = own(write(tmp_path / "same.jsonl", ROWS))
+    first = inspect(write(tmp_path / "same.jsonl", ROWS))
     assert read(first, "validation").texts == validation.texts
     assert read(data, "train", limit=5).texts == train.texts[:5]
 
@@ -111,7 +111,7 @@ def test_every_format_gives_the_same_task_and_splits(ending: str, tmp_path: Path
 def test_whole_numbers_are_names_and_no_positions(ending: str, tmp_path: Path) -> None:
     """Stars from 1 to 5: the label 1 is class 0."""
     rows = [{"text": "a", "label": 1 + number % 5} for number in range(20)]
-    data = own(write(tmp_path / f"stars.{ending}", rows), validation=str(write(tmp_path / "v.jsonl", rows)))
+    data = inspect(write(tmp_path / f"stars.{ending}", rows), validation=str(write(tmp_path / "v.jsonl", rows)))
     assert data.task.labels == ("1", "2", "3", "4", "5")
     assert list(read(data, "train").labels) == list(read(data, "validation").labels) == [n % 5 for n in range(20)]
 
@@ -119,7 +119,7 @@ def test_whole_numbers_are_names_and_no_positions(ending: str, tmp_path: Path) -
 def test_numbers_with_a_fraction_are_regression(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": number / 4} for number in range(20)]
     for ending in ("csv", "tsv", "jsonl", "parquet"):
-        data = own(write(tmp_path / f"scores.{ending}", rows), validation=str(write(tmp_path / "v.csv", rows[:4])))
+        data = inspect(write(tmp_path / f"scores.{ending}", rows), validation=str(write(tmp_path / "v.csv", rows[:4])))
         assert data.task.is_regression and data.task.metrics == ("pearson", "spearman") and "numbers" in data.describe()
         assert list(read(data, "validation").labels) == [0, 0.25, 0.5, 0.75]
 
@@ -134,11 +134,11 @@ def test_a_folder_holds_the_splits_and_columns_may_have_any_name(tmp_path: Path)
         write(folder / "test.jsonl", rows[:2]),
     )
     assert is_custom("auto", str(folder)) and not is_custom("rte", str(folder)) and not is_custom("auto", str(tmp_path))
-    data = own(folder, text_column="first", pair_column="second", label_column="kind")
+    data = inspect(folder, text_column="first", pair_column="second", label_column="kind")
     assert data.task.name == "claims" and data.task.columns == ("first", "second")
     assert [len(read(data, split)) for split in ("train", "validation", "test")] == [30, 4, 2]
     assert read(data, "test").pairs == ["x", "x"]
-    assert own(folder, task="mine", text_column="first", label_column="kind").task.name == "mine"
+    assert inspect(folder, task="mine", text_column="first", label_column="kind").task.name == "mine"
     with pytest.raises(MinipeftError, match="no dev split; there are train, validation, test"):
         read(data, "dev")
 
@@ -146,7 +146,9 @@ def test_a_folder_holds_the_splits_and_columns_may_have_any_name(tmp_path: Path)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(10, 300))
 def test_a_tenth_is_for_validation_and_no_row_is_lost(tmp_path: Path, rows: int) -> None:
-    data = own(write(tmp_path / "a.jsonl", [{"text": f"text {number}", "label": number % 2} for number in range(rows)]))
+    data = inspect(
+        write(tmp_path / "a.jsonl", [{"text": f"text {number}", "label": number % 2} for number in range(rows)])
+    )
     train, validation = read(data, "train").texts, read(data, "validation").texts
     assert len(validation) == max(2, round(rows / 10))  # a row of each class
     numbers = [[int(text.split()[1]) for text in texts] for texts in (train, validation)]
@@ -191,7 +193,7 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(
 ) -> None:
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(MinipeftError, match=message) as caught:
-        own(tmp_path / "a.csv", **given)
+        inspect(tmp_path / "a.csv", **given)
     assert "\n" not in str(caught.value)
 
 
@@ -208,7 +210,7 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(
 def test_a_row_of_the_validation_file_that_does_not_fit_is_named(row: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(TABLE)
     (tmp_path / "v.jsonl").write_text(f'{{"text": "a", "label": "b"}}\n{row}\n')
-    data = own(tmp_path / "a.csv", validation=str(tmp_path / "v.jsonl"))
+    data = inspect(tmp_path / "a.csv", validation=str(tmp_path / "v.jsonl"))
     with pytest.raises(MinipeftError, match=rf"v\.jsonl, line 2: {message}"):
         read(data, "validation")
 
@@ -217,7 +219,7 @@ def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
     for ending in ("csv", "jsonl"):
         write(tmp_path / f"train.{ending}", ROWS)
     with pytest.raises(MinipeftError, match=r"holds train\.csv and train\.jsonl; leave one"):
-        own(tmp_path)
+        inspect(tmp_path)
 
 
 def test_there_may_be_thousands_of_classes_but_not_without_end() -> None:
@@ -237,7 +239,7 @@ def test_a_column_with_nearly_a_class_per_row_is_refused() -> None:
 
 def test_the_drawn_validation_split_is_stratified(tmp_path: Path) -> None:
     rows = [{"text": f"text {number}", "label": "rare" if number % 20 == 0 else "usual"} for number in range(60)]
-    data = own(write(tmp_path / "a.csv", rows))
+    data = inspect(write(tmp_path / "a.csv", rows))
     validation = read(data, "validation")
     assert len(validation) == 6 and validation.labels.count(data.task.labels.index("rare")) == 1
     assert data.class_counts == {"rare": 3, "usual": 57} and "(rare 3, usual 57)" in data.describe()
@@ -247,7 +249,7 @@ def test_a_run_from_before_the_stratified_draw_keeps_its_validation_rows(tmp_pat
     path = write(tmp_path / "a.csv", ROWS)
     record = {"task": "a", "source": str(path), "text_column": "text", "label_column": "label", "labels": [*"abc"]}
     before, now = custom_task(record), custom_task(record | {"stratified": True})
-    assert before is not None and now is not None and now == own(path).task
+    assert before is not None and now is not None and now == inspect(path).task
     drawn = [row["text"] for row, chosen in zip(ROWS, random_mask(len(ROWS), 0.1, 0), strict=True) if chosen]
     assert read_split(before, "validation", str(path)).texts == drawn
     assert read_split(now, "validation", str(path)).texts != drawn
@@ -257,13 +259,13 @@ def test_a_run_from_before_the_stratified_draw_keeps_its_validation_rows(tmp_pat
 def test_a_validation_file_of_another_usual_name_is_used(name: str, tmp_path: Path) -> None:
     write(tmp_path / "train.csv", ROWS)
     write(tmp_path / f"{name}.jsonl", ROWS[:4])
-    data = own(tmp_path)
+    data = inspect(tmp_path)
     assert read(data, "validation").texts == [row["text"] for row in ROWS[:4]] and len(read(data, "train")) == 30
     assert f"{name}.jsonl" in data.describe()
-    assert f"--validation {tmp_path / name}.jsonl" in own(tmp_path / "train.csv").warnings[-1]
+    assert f"--validation {tmp_path / name}.jsonl" in inspect(tmp_path / "train.csv").warnings[-1]
     write(tmp_path / "validation.csv", ROWS[:4])
     with pytest.raises(MinipeftError, match=rf"validation\.csv and {name}\.jsonl; leave one"):
-        own(tmp_path)
+        inspect(tmp_path)
 
 
 @pytest.mark.parametrize("subfolder", ["", "data"])
@@ -273,14 +275,14 @@ def test_a_folder_from_the_hub_may_have_several_files_per_split(subfolder: str, 
     for number in range(3):
         write(folder / f"train-{number:05d}-of-00003.parquet", ROWS[10 * number : 10 * number + 10])
     write(folder / "validation-00000-of-00001.parquet", ROWS[:5])
-    data = own(tmp_path)
+    data = inspect(tmp_path)
     assert read(data, "train").texts == [row["text"] for row in ROWS] and len(read(data, "validation")) == 5
     with pytest.raises(MinipeftError, match=r"train-00001-of-00003\.parquet, row 2: text is null"):
         write(folder / "train-00001-of-00003.parquet", [*ROWS[:2], {**ROWS[0], "text": None}])
         read(data, "train")
     (folder / "train-00001-of-00003.parquet").unlink()
     with pytest.raises(MinipeftError, match=r"train-00001-of-00003\.parquet is missing"):
-        own(tmp_path)
+        inspect(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -288,10 +290,10 @@ def test_a_folder_from_the_hub_may_have_several_files_per_split(subfolder: str, 
 )
 def test_a_second_text_column_that_is_not_read_gives_a_warning(column: str, value: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", [{**row, column: value} for row in ROWS])
-    data = own(path)
+    data = inspect(path)
     assert data.unread_columns == ("other", column) and column in data.describe_columns()
     assert len(data.warnings) == 1 and f"--pair-column {column}" in data.warnings[0] and "\n" not in data.warnings[0]
-    assert not own(path, pair_column=column).warnings and not own(write(tmp_path / "b.csv", ROWS)).warnings
+    assert not inspect(path, pair_column=column).warnings and not inspect(write(tmp_path / "b.csv", ROWS)).warnings
 
 
 @pytest.mark.parametrize(
@@ -306,10 +308,10 @@ def test_a_second_text_column_that_is_not_read_gives_a_warning(column: str, valu
 def test_a_csv_file_of_another_kind_is_named(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(MinipeftError, match=message):
-        own(tmp_path / "a.csv")
+        inspect(tmp_path / "a.csv")
 
 
 def test_an_error_names_the_line_where_a_row_of_several_lines_begins(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text,label\n"two\nlines",a\n"more\nlines",\n')
     with pytest.raises(MinipeftError, match=r"a\.csv, line 4: no label"):
-        own(tmp_path / "a.csv")
+        inspect(tmp_path / "a.csv")

@@ -1,4 +1,4 @@
-"""The stand-ins: sizes, balance, determinism, splits that share nothing, and no label from words alone."""
+"""The synthetic data: sizes, balance, determinism, splits that share nothing, and no label from words alone."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def make_bombs(folder: Path) -> None:
 
 
 def read_bombs(folder: Path) -> None:
-    """Read each with the memory limited, and print what is said; run in a process of its own."""
+    """Read each with the memory limited, and print the message; run in a separate process."""
     import resource
 
     torch.zeros(4) @ torch.zeros(4)

@@ -90,7 +90,7 @@ def test_a_file_predicts_it_or_names_the_row(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """An empty field of csv and tsv is no text."""
+    """An empty field of csv and tsv is a missing text."""
     import csv
 
     from datasets import Dataset

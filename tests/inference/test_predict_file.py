@@ -186,7 +186,7 @@ def test_a_table_on_standard_input_needs_a_format(
 
 
 @pytest.mark.parametrize("text", ["A quiet film, not a bad one.", "good", "Well; no", '"No," he said, "never."'])
-def test_a_sentence_on_standard_input_is_no_header(
+def test_a_sentence_on_standard_input_is_not_a_header(
     text: str, small_runs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))

@@ -1,4 +1,4 @@
-"""Runs on a user's own file, from training to a prediction in a fresh process; a holdout; TensorBoard's events."""
+"""Runs on a custom dataset, from training to a prediction in a new process; a holdout; TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A csv file of three classes, with columns of its own names."""
+    """A csv file of three classes, whose columns have other names."""
     random.seed(0)
-    path = tmp_path_factory.mktemp("own") / "reviews.csv"
+    path = tmp_path_factory.mktemp("custom") / "reviews.csv"
     lines = ["id,verdict,body"]
     for number in range(80):
         verdict = random.choice(list(WORDS))
@@ -58,7 +58,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_on_ones_own_file_names_its_labels_everywhere(finished: Path, reviews: Path) -> None:
+def test_a_run_on_a_custom_dataset_names_its_labels_everywhere(finished: Path, reviews: Path) -> None:
     content = json.loads((finished / "result.json").read_text())
     assert content["task"] == "reviews" and content["metric"] == "accuracy"
     assert "80 rows, of which 10%" in content["data"] and "3 classes (bad " in content["data"]
@@ -96,7 +96,7 @@ def test_it_is_evaluated_and_predicts_as_a_task_of_glue_does(
     assert run.predict(["a great film"])[0]["label"] in WORDS
 
 
-def test_what_does_not_fit_a_run_on_ones_own_file_is_refused(
+def test_what_does_not_fit_a_run_on_a_custom_dataset_is_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.csv").write_text("body,verdict\na film,good\nb film,dreadful\n")
@@ -191,7 +191,7 @@ def test_another_run_starts_from_its_adapter(
     finished: Path, reviews: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:
     common = {"model": str(tiny_checkpoint), "init_adapter": str(finished), **SMALL, "epochs": 1}
-    train(data=str(reviews), output=str(tmp_path / "own"), **COLUMNS, **common)
+    train(data=str(reviews), output=str(tmp_path / "custom"), **COLUMNS, **common)
     train(task="sst2", data=str(small_data), output=str(tmp_path / "sst2"), **common)
     assert details_of(tmp_path / "sst2" / "adapter")["labels"] == ["negative", "positive"]
 
