@@ -38,6 +38,17 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 514,
     "layer_norm_eps": 1e-5,
 }
+# Fields of DistilBertConfig that have other names.
+DISTILBERT_FIELDS = {
+    "intermediate_size": "hidden_dim",
+    "hidden_act": "activation",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "classifier_dropout": "seq_classif_dropout",
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+}
 
 
 def shared(*parts: str) -> Path:
@@ -55,18 +66,18 @@ def reference_model(
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
     torch.manual_seed(seed)
-    bert = model_type == "bert"
-    config = AutoConfig.for_model(
-        model_type,
-        **{
-            **SMALL,
-            "num_labels": num_labels,
-            "pad_token_id": 0 if bert else 1,
-            "type_vocab_size": 2 if bert else 1,
-            **({"max_position_embeddings": 512} if bert else {}),
-            **shape,
-        },
-    )
+    roberta = model_type in ("roberta", "xlm-roberta", "camembert")
+    fields = {
+        **SMALL,
+        "num_labels": num_labels,
+        "pad_token_id": 1 if roberta else 0,
+        "type_vocab_size": 1 if roberta else 2,
+        **({} if roberta else {"max_position_embeddings": 512}),
+        **shape,
+    }
+    if model_type == "distilbert":
+        fields = {DISTILBERT_FIELDS.get(name, name): value for name, value in fields.items()}
+    config = AutoConfig.for_model(model_type, **fields)
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForMaskedLM
     model = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

@@ -18,7 +18,12 @@ from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, set_learning_rate
 
 LENGTHS = (7, 1, 40, 3, 129, 7)
-HEADS = {"roberta": ["classifier"], "bert": ["pooler", "classifier"]}
+HEADS = {
+    "roberta": ["classifier"],
+    "bert": ["pooler", "classifier"],
+    "distilbert": ["pre_classifier", "classifier"],
+    "electra": ["classifier"],
+}
 
 
 def logits(model: SequenceClassifier) -> Tensor:
@@ -44,9 +49,10 @@ def pair(folder: Path, config: Callable[..., Any], model_type: str = "roberta") 
     """
     from peft import get_peft_model
 
-    reference = reference_model(model_type, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+    reference = reference_model(model_type, **no_dropout)
     reference.save_pretrained(folder / "base")
-    wrapped = get_peft_model(reference, config(task_type="SEQ_CLS", modules_to_save=HEADS[model_type])).eval()
+    wrapped = get_peft_model(reference, config(task_type="SEQ_CLS", modules_to_save=list(HEADS[model_type]))).eval()
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in wrapped.parameters():

@@ -73,8 +73,8 @@ class DiagonalLinear(AdaptedLinear):
 
 
 def install(model: SequenceClassifier, method: Diagonal) -> None:
-    for layer, _, target, frozen in targeted(model, method.targets):
-        setattr(layer, target, DiagonalLinear(frozen))
+    for place in targeted(model, method.targets):
+        model.encoder.set_submodule(place.path, DiagonalLinear(place.linear))
 
 
 # %% [markdown]

@@ -88,11 +88,11 @@ class AdapterSet(nn.Module):
         self._own_config, self._own_head = model.config, model.head
         self._route = Route()
         self._places = [
-            (layer, target, frozen, GroupedLoRALinear(frozen, self._route))
-            for layer, _, target, frozen in targeted(model, family_of(model.config).linears)
+            (place.path, place.linear, GroupedLoRALinear(place.linear, self._route))
+            for place in targeted(model, family_of(model.config).linears)
         ]
-        for layer, target, _, grouped in self._places:
-            setattr(layer, target, grouped)
+        for path, _, grouped in self._places:
+            model.encoder.set_submodule(path, grouped)
 
     def load(self, name: str, folder: str | Path) -> None:
         """Add the LoRA adapter in `folder` under `name`.
@@ -112,20 +112,20 @@ class AdapterSet(nn.Module):
             model.head = copy.deepcopy(self._own_head)
         else:
             model.head = family_of(model.config).head(model.config).to(self._device()).eval()
-        for layer, target, frozen, _ in self._places:
-            setattr(layer, target, frozen)
+        for path, frozen, _ in self._places:
+            model.encoder.set_submodule(path, frozen)
         try:
             load_adapter(model, folder)
-            for layer, target, frozen, grouped in self._places:
-                lora = getattr(layer, target)
+            for path, frozen, grouped in self._places:
+                lora = model.encoder.get_submodule(path)
                 if isinstance(lora, LoRALinear):
                     a, b = _difference(lora, frozen)
                     grouped.lora_A[name], grouped.lora_B[name] = _frozen(a), _frozen(b)
             self.heads[name] = model.head.requires_grad_(False)
             self.labels[name] = list(model.config.id2label.values())
         finally:
-            for layer, target, _, grouped in self._places:
-                setattr(layer, target, grouped)
+            for path, _, grouped in self._places:
+                model.encoder.set_submodule(path, grouped)
             model.method, model.config, model.head = None, self._own_config, self._own_head
 
     def average(self, name: str, weights: dict[str, float]) -> None:
@@ -142,7 +142,7 @@ class AdapterSet(nn.Module):
             finite_number(f"weight of {part!r}", weight)
             if self.labels[part] != self.labels[next(iter(weights))]:
                 raise MinipeftError(f"{part!r} has the labels {', '.join(self.labels[part])}, the first one others")
-        for _, _, _, layer in self._places:
+        for _, _, layer in self._places:
             parts = [part for part in weights if part in layer.lora_A]
             if parts:
                 layer.lora_A[name] = _frozen(torch.cat([layer.lora_A[part] for part in parts]))

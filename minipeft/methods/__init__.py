@@ -108,7 +108,7 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
     if model.method is not None:
         raise MinipeftError(f"the model already has {model.method!r}; load the checkpoint anew to apply {method!r}")
     if reason := family_of(model.config).unsupported.get(name):
-        raise MinipeftError(f"{name} does not work with a {model.config.model_type} encoder: {reason}")
+        raise MinipeftError(f"{name} does not work with model_type {model.config.model_type}: {reason}")
     if (targets := getattr(method, "targets", None)) and (known := targets_of(model, targets)) != targets:
         method = replace(method, targets=known)
     model.requires_grad_(False)

@@ -14,13 +14,14 @@ from minipeft.errors import MinipeftError, finite_number, one_of, probability, w
 from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
+    check_rank,
     check_targets,
     targeted,
     train_biases,
     train_whole,
 )
 from minipeft.methods.lora import BIASES
-from minipeft.methods.peft_format import PeftFormat, check_fields, read_targets, write_targets
+from minipeft.methods.peft_format import PeftFormat, check_fields, linear_modules, read_targets, write_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
@@ -143,14 +144,17 @@ class AdaLoRALinear(AdaptedLinear):
 
 
 def install(model: SequenceClassifier, method: AdaLoRA) -> None:
-    places = {f"{layer}.{target}" for layer in range(model.config.num_hidden_layers) for target in method.targets}
-    if unknown := [key for key in method.rank_pattern if key not in places]:
-        raise MinipeftError(f'rank_pattern names {unknown[0]!r}, which is no targeted layer; write "11.query"')
-    train_whole(model, method.modules_to_save, [f"layers.{place}" for place in places])
+    places = targeted(model, method.targets)
+    keys = [f"{place.layer}.{place.target}" for place in places]
+    if unknown := [key for key in method.rank_pattern if key not in keys]:
+        raise MinipeftError(f"rank_pattern: {unknown[0]!r} fits no target. Write a key like {keys[-1]!r}")
+    for place in places:
+        check_rank(method.init_rank, place)
+    train_whole(model, method.modules_to_save, [place.path for place in places])
     scaling = method.alpha / (method.init_rank + 1e-5)  # peft's, so that a file gives the same logits here and there
-    for layer, number, target, frozen in targeted(model, method.targets):
-        rank = method.rank_pattern.get(f"{number}.{target}", method.init_rank)
-        setattr(layer, target, AdaLoRALinear(frozen, rank, scaling, method.dropout))
+    for key, place in zip(keys, places, strict=True):
+        rank = method.rank_pattern.get(key, method.init_rank)
+        model.encoder.set_submodule(place.path, AdaLoRALinear(place.linear, rank, scaling, method.dropout))
     train_biases(model, method.bias)
 
 
@@ -234,17 +238,17 @@ KNOWN = {
 
 def to_peft(method: AdaLoRA, config: EncoderConfig) -> dict[str, Any]:
     """peft's AdaLoraConfig fields. The number of steps is the run's, so total_step is the least that peft takes."""
-    places = [(layer, target) for layer in range(config.num_hidden_layers) for target in method.targets]
-    kept = {place: method.rank_pattern.get(f"{place[0]}.{place[1]}", method.init_rank) for place in places}
+    paths = {place: path for place, path in linear_modules(config).items() if place[1] in method.targets}
+    kept = {place: method.rank_pattern.get(f"{place[0]}.{place[1]}", method.init_rank) for place in paths}
     pattern = {
-        f"{family_of(config).linear_path(*place)}.lora_E": [number < rank for number in range(method.init_rank)]
+        f"{paths[place]}.lora_E": [number < rank for number in range(method.init_rank)]
         for place, rank in kept.items()
         if rank < method.init_rank
     }
     return {
         **{theirs: getattr(method, ours) for theirs, ours in FIELDS.items()},
         "total_step": method.tinit + method.tfinal + 1,
-        "target_modules": write_targets(config, places),
+        "target_modules": write_targets(config, paths),
         "rank_pattern": pattern or None,
         "bias": method.bias,
         "modules_to_save": list(method.modules_to_save),
@@ -260,7 +264,7 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> AdaLoRA:
     check_fields(content, KNOWN)
     targets = read_targets(content, config)
     names = tuple(name for name in family_of(config).linears if any(target == name for _, target in targets))
-    if len(targets) != config.num_hidden_layers * len(names):
+    if len(targets) != sum(name in names for _, name in linear_modules(config)):
         raise MinipeftError("target_modules names a layer's linear layers here and not there; AdaLoRA takes all layers")
     given = {ours: content[theirs] for theirs, ours in FIELDS.items() if theirs in content}
     given |= {"bias": content.get("bias", "none"), "modules_to_save": content.get("modules_to_save") or ()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ LINEAR_NAMES = tuple(dict.fromkeys(name for family in FAMILIES.values() for name
 ALIASES = {
     alias: ours
     for family in FAMILIES.values()
-    for ours, path in family.linears.items()
-    for alias in (path.partition("{i}.")[2], path.rpartition(".")[2])
-    if alias != "dense"  # the end of several paths
+    for ours, module in family.linears.items()
+    for alias in (family.names[module].rpartition("{i}.")[2], family.names[module].rpartition(".")[2])
+    if alias not in ("dense", "Wo")  # the end of several paths
 }
 
 
@@ -98,11 +98,40 @@ def targets_of(model: SequenceClassifier, targets: tuple[str, ...]) -> tuple[str
     return names
 
 
-def targeted(model: SequenceClassifier, targets: Iterable[str]) -> Iterator[tuple[nn.Module, int, str, Linear]]:
-    """Yield (layer, its number, target, the linear layer) for each target in each layer; to be replaced by setattr."""
-    for number, layer in enumerate(model.encoder.layers):
-        for target in targets:
-            yield layer, number, target, getattr(layer, target)
+class Place(NamedTuple):
+    """A linear layer of the encoder.
+
+    Attributes:
+        layer: Number of its layer, from 0.
+        target: Its name.
+        path: Its path in our encoder: "layers.0.query".
+        linear: The module, to be replaced by model.encoder.set_submodule(path, ...).
+    """
+
+    layer: int
+    target: str
+    path: str
+    linear: Linear
+
+
+def targeted(model: SequenceClassifier, targets: Collection[str]) -> list[Place]:
+    """Return the linear layers that `targets` name, of all layers."""
+    places = []
+    for (layer, target), (path, _) in family_of(model.config).linear_paths(model.config).items():
+        if target in targets:
+            linear = model.encoder.get_submodule(path)
+            assert isinstance(linear, Linear)
+            places.append(Place(layer, target, path, linear))
+    return places
+
+
+def check_rank(rank: int, place: Place) -> None:
+    """Raise for a rank above the smaller dimension of a linear layer, which would only add parameters."""
+    if rank > (most := min(place.linear.in_features, place.linear.out_features)):
+        raise MinipeftError(
+            f"rank {rank} of {place.target} is above {most}, the smaller dimension of that layer. "
+            f"Choose a rank from 1 to {most}"
+        )
 
 
 # The head trains in every method; "score" is peft's name for other models' heads.

@@ -43,6 +43,6 @@ def install(model: SequenceClassifier, method: BitFit) -> None:
             parameter.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
         raise MinipeftError(
-            f"BitFit trains biases, but a {model.config.model_type} encoder has none in its targets; "
-            "use layernorm or lora"
+            f"BitFit trains biases, but this {model.config.model_type} model has none in its targets. "
+            "Use layernorm or lora"
         )

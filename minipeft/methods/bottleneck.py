@@ -112,8 +112,8 @@ class BottleneckLayerNorm(LayerNorm):
 
 
 def install_houlsby(model: SequenceClassifier, method: Houlsby) -> None:
-    for layer, _, target, frozen in targeted(model, ("output", "ffn_output")):
-        setattr(layer, target, BottleneckLinear(frozen, method.size, method.activation))
+    for place in targeted(model, ("output", "ffn_output")):
+        model.encoder.set_submodule(place.path, BottleneckLinear(place.linear, method.size, method.activation))
     for part in model.encoder.modules():
         if isinstance(part, LayerNorm):
             part.requires_grad_(True)

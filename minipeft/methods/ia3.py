@@ -77,10 +77,10 @@ class IA3Linear(AdaptedLinear):
 
 
 def install(model: SequenceClassifier, method: IA3) -> None:
-    places = list(targeted(model, method.targets))
-    train_whole(model, method.modules_to_save, [f"layers.{number}.{target}" for _, number, target, _ in places])
-    for layer, _, target, frozen in places:
-        setattr(layer, target, IA3Linear(frozen, target in method.feedforward))
+    places = targeted(model, method.targets)
+    train_whole(model, method.modules_to_save, [place.path for place in places])
+    for place in places:
+        model.encoder.set_submodule(place.path, IA3Linear(place.linear, place.target in method.feedforward))
 
 
 def to_peft(method: IA3, config: EncoderConfig) -> dict[str, Any]:

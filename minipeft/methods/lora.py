@@ -13,13 +13,22 @@ from torch import Tensor, nn
 from minipeft.errors import MinipeftError, finite_number, one_of, probability, whole_number
 from minipeft.methods.adapted import (
     AdaptedLinear,
+    Place,
     check_modules,
+    check_rank,
     check_targets,
     targeted,
     train_biases,
     train_whole,
 )
-from minipeft.methods.peft_format import PeftFormat, check_fields, read_pattern, read_targets, write_targets
+from minipeft.methods.peft_format import (
+    PeftFormat,
+    check_fields,
+    linear_modules,
+    read_pattern,
+    read_targets,
+    write_targets,
+)
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
@@ -165,41 +174,37 @@ def install(model: SequenceClassifier, method: LoRA) -> None:
 
 def install_low_rank(model: SequenceClassifier, method: LoRA, kind: type[LoRALinear]) -> None:
     """Replace the targets by layers of `kind`, and let the biases and modules train that `method` names."""
-    _check_patterns(method, model.config)
-    places = [(layer, target) for layer in range(model.config.num_hidden_layers) for target in method.targets]
-    adapted = [f"layers.{layer}.{target}" for layer, target in places if method.rank_of(layer, target)]
-    train_whole(model, method.modules_to_save, adapted)
-    for layer, number, target, frozen in targeted(model, method.targets):
-        if rank := method.rank_of(number, target):
-            alpha = method.alpha_of(number, target)
-            setattr(layer, target, kind(frozen, rank, alpha, method.dropout, method.rslora, method.init))
+    places = targeted(model, method.targets)
+    _check_patterns(method, places)
+    adapted = [place for place in places if method.rank_of(place.layer, place.target)]
+    train_whole(model, method.modules_to_save, [place.path for place in adapted])
+    for layer, target, path, frozen in adapted:
+        rank, alpha = method.rank_of(layer, target), method.alpha_of(layer, target)
+        model.encoder.set_submodule(path, kind(frozen, rank, alpha, method.dropout, method.rslora, method.init))
     train_biases(model, method.bias)
 
 
-def _check_patterns(method: LoRA, config: EncoderConfig) -> None:
-    """A key that fits no targeted layer is refused, and so is a pattern that leaves nothing to train."""
-    places = [(layer, target) for layer in range(config.num_hidden_layers) for target in method.targets]
-    known = {key for layer, target in places for key in (f"{layer}.{target}", target, str(layer))}
+def _check_patterns(method: LoRA, places: list[Place]) -> None:
+    """Raise for a key that fits no targeted layer, a rank above a layer's size, and where nothing would be adapted."""
+    keys = [(f"{place.layer}.{place.target}", place.target, str(place.layer)) for place in places]
+    known = {key for of_place in keys for key in of_place}
     for name in ("rank_pattern", "alpha_pattern"):
         for key in getattr(method, name):
             if key not in known:
                 raise MinipeftError(
-                    f"{name} names {key!r}, but the targets are {', '.join(method.targets)} in layers 0 to "
-                    f'{config.num_hidden_layers - 1}; write "11.query", "query" or "11"'
+                    f"{name}: {key!r} fits no target. The targets are {', '.join(method.targets)} in layers 0 to "
+                    f"{places[-1].layer}: write {', '.join(map(repr, keys[-1]))}"
                 )
-    if not any(method.rank_of(*place) for place in places):
-        raise MinipeftError("rank_pattern gives every layer rank 0; leave one in")
-    for layer, target in places if method.init == "pissa" else ():
-        inner = config.intermediate_size if target in ("intermediate", "ffn_output") else config.hidden_size
-        if (rank := method.rank_of(layer, target)) > (most := min(config.hidden_size, inner)):
-            raise MinipeftError(
-                f"rank {rank} of {target} is more than the {most} singular values that pissa starts from"
-            )
+    ranks = [method.rank_of(place.layer, place.target) for place in places]
+    if not any(ranks):
+        raise MinipeftError("rank_pattern gives every layer rank 0. Leave one in")
+    for rank, place in zip(ranks, places, strict=True):
+        check_rank(rank, place)
 
 
 def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
     """peft's LoraConfig fields."""
-    places = [(layer, target) for layer in range(config.num_hidden_layers) for target in method.targets]
+    places = [place for place in linear_modules(config) if place[1] in method.targets]
     ranks = {place: method.rank_of(*place) for place in places if method.rank_of(*place)}
     return {
         "r": method.rank,
@@ -249,8 +254,8 @@ def low_rank_fields(content: dict[str, Any], config: EncoderConfig) -> dict[str,
         (layer, name): read_pattern(content, "rank_pattern", targets[layer, name], rank)
         if (layer, name) in targets
         else 0
-        for layer in range(config.num_hidden_layers)
-        for name in names
+        for layer, name in linear_modules(config)
+        if name in names
     }
     alphas = {place: read_pattern(content, "alpha_pattern", path, alpha) for place, path in targets.items()}
     return {

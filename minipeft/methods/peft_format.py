@@ -72,15 +72,17 @@ def check_fields(content: dict[str, Any], known: Collection[str]) -> None:
 def write_targets(config: EncoderConfig, targets: Collection[tuple[int, str]]) -> list[str]:
     """peft's target_modules for (layer, target) pairs: a suffix where all layers have the target, else one a layer."""
     names = []
-    linears = family_of(config).linears
+    family = family_of(config)
+    every = linear_modules(config)
+    linears = {target: family.names[module] for target, module in family.linears.items()}
     for target, path in linears.items():
         layers = [layer for layer, name in targets if name == target]
-        parent, _, inside = path.partition(".{i}.")
+        parent, _, inside = path.rpartition(".{i}.")
         parts = inside.split(".")
         suffixes = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
         # "output.dense" alone would name attention.output.dense too
-        unique = [end for end in suffixes if sum(other.endswith(f".{end}") for other in linears.values()) == 1]
-        if len(layers) == config.num_hidden_layers and unique:
+        unique = [end for end in suffixes if sum(f".{other}".endswith(f".{end}") for other in linears.values()) == 1]
+        if unique and len(layers) == sum(name == target for _, name in every):
             names.append(unique[0])
         else:
             names += [f"{parent.rpartition('.')[2]}.{layer}.{inside}" for layer in layers]
@@ -94,12 +96,7 @@ def write_in_every_layer(config: EncoderConfig, targets: Collection[str]) -> lis
 
 def linear_modules(config: EncoderConfig) -> Targets:
     """Every linear layer of the encoder."""
-    family = family_of(config)
-    return {
-        (layer, target): family.linear_path(layer, target)
-        for layer in range(config.num_hidden_layers)
-        for target in family.linears
-    }
+    return {place: theirs for place, (_, theirs) in family_of(config).linear_paths(config).items()}
 
 
 def read_targets(content: dict[str, Any], config: EncoderConfig) -> Targets:

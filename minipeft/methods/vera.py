@@ -125,9 +125,9 @@ class VeRALinear(AdaptedLinear):
 
 
 def install(model: SequenceClassifier, method: VeRA) -> None:
-    places = list(targeted(model, method.targets))
-    train_whole(model, method.modules_to_save, [f"layers.{number}.{target}" for _, number, target, _ in places])
-    frozen_layers = [frozen for *_, frozen in places]
+    places = targeted(model, method.targets)
+    train_whole(model, method.modules_to_save, [place.path for place in places])
+    frozen_layers = [place.linear for place in places]
     projections = Projections(
         max(frozen.in_features for frozen in frozen_layers),
         max(frozen.out_features for frozen in frozen_layers),
@@ -135,8 +135,8 @@ def install(model: SequenceClassifier, method: VeRA) -> None:
         frozen_layers[0].weight.device,
     )
     model.encoder.vera = projections
-    for layer, _, target, frozen in places:
-        setattr(layer, target, VeRALinear(frozen, projections, method))
+    for place in places:
+        model.encoder.set_submodule(place.path, VeRALinear(place.linear, projections, method))
     train_biases(model, method.bias)
 
 

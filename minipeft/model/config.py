@@ -65,6 +65,8 @@ class EncoderConfig:
 
     # For subclasses: our field → its name in config.json, where the two differ.
     JSON_NAMES: ClassVar[dict[str, str]] = {}
+    # Our fields that config.json lacks, because they are constants of the family.
+    NOT_IN_JSON: ClassVar[tuple[str, ...]] = ()
     # Fields of config.json that would change the mathematics → the only supported value.
     SUPPORTED: ClassVar[dict[str, Any]] = {
         "position_embedding_type": "absolute",
@@ -166,8 +168,7 @@ class EncoderConfig:
         for name, value in cls.SUPPORTED.items():
             if content.get(name, value) != value:
                 raise MinipeftError(f"{name} {shown(content[name])} is not supported; {value!r} is")
-        json_names = {f.name: cls.JSON_NAMES.get(f.name, f.name) for f in dataclasses.fields(cls)}
-        known = defaults | {ours: content[theirs] for ours, theirs in json_names.items() if theirs in content}
+        known = defaults | {ours: content[theirs] for ours, theirs in cls._json_names().items() if theirs in content}
         labels = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         if not isinstance(labels, dict):
             raise MinipeftError(f"id2label {shown(labels)} is not a table of numbers and names")
@@ -176,7 +177,13 @@ class EncoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json, as transformers reads it."""
-        content = {self.JSON_NAMES.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+        content = {theirs: getattr(self, ours) for ours, theirs in self._json_names().items()}
         content["id2label"] = {str(number): name for number, name in self.id2label.items()}
         content["label2id"] = {name: number for number, name in self.id2label.items()}
         return content
+
+    @classmethod
+    def _json_names(cls) -> dict[str, str]:
+        """Our field → its name in config.json."""
+        names = [f.name for f in dataclasses.fields(cls) if f.name not in cls.NOT_IN_JSON]
+        return {name: cls.JSON_NAMES.get(name, name) for name in names}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, first_line, shown
 from minipeft.files import parse_json, read_small
+from minipeft.model import distilbert, electra
 from minipeft.model.bert import BertHead
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import ClassificationHead, Encoder
@@ -57,6 +58,7 @@ class Family:
         defaults: What transformers assumes for fields missing in config.json, where `config` has other defaults.
         layer_norms: The names of the LayerNorms that can be tuned → our module in the encoder.
         absent: Our modules that `names` gives but that do not exist: "layers.0.attention_layer_norm".
+        projections: Linear layers from embedding_size to hidden_size, which exist where the two differ.
         aliases: Names of linear layers that mean another one here: {"query": "qkv"}.
         unsupported: A method's registry name → the reason why it has no meaning here.
         language_model: Our module in MaskedLanguageModel → transformers' path; empty if it cannot be pretrained.
@@ -75,6 +77,7 @@ class Family:
     defaults: dict[str, Any] = field(default_factory=dict)
     layer_norms: dict[str, str] = field(default_factory=lambda: LAYER_NORMS)
     absent: tuple[str, ...] = ()
+    projections: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     unsupported: dict[str, str] = field(default_factory=dict)
     language_model: dict[str, str] = field(default_factory=dict)
@@ -82,10 +85,24 @@ class Family:
 
     @property
     def linears(self) -> dict[str, str]:
-        """Name of a linear layer, which a method may target → its path inside transformers' layer {i}."""
+        """Name of a linear layer, which a method may target → our module in the encoder, a key of `names`."""
         norms = self.layer_norms.values()
-        in_layer = {ours: theirs for ours, theirs in self.names.items() if "{i}" in ours and ours not in norms}
-        return {ours.rpartition(".")[2]: theirs for ours, theirs in in_layer.items()}
+        in_layers = [ours for ours in self.names if "{i}" in ours and ours not in norms]
+        return {ours.rpartition(".")[2]: ours for ours in (*in_layers, *self.projections)}
+
+    def linear_paths(self, config: EncoderConfig) -> dict[tuple[int, str], tuple[str, str]]:
+        """Return (layer, target) → (our path in the encoder, transformers' full path) of every linear layer.
+
+        A projection counts to layer 0.
+        """
+        paths = self.encoder_paths(config)
+        places = {}
+        for layer in range(config.num_hidden_layers):
+            for target, template in self.linears.items():
+                ours = template.replace("{i}", str(layer))
+                if ours in paths and ("{i}" in template or layer == 0):
+                    places[layer, target] = ours, paths[ours]
+        return places
 
     def encoder_paths(self, config: EncoderConfig) -> dict[str, str]:
         """Our module in the encoder → transformers' full path, for every layer."""
@@ -93,11 +110,8 @@ class Family:
         for ours, theirs in self.names.items():
             for layer in range(config.num_hidden_layers if "{i}" in ours else 1):
                 paths[ours.replace("{i}", str(layer))] = self.prefix + theirs.replace("{i}", str(layer))
-        return {ours: theirs for ours, theirs in paths.items() if ours not in self.absent}
-
-    def linear_path(self, layer: int, target: str) -> str:
-        """transformers' full path of a linear layer."""
-        return self.prefix + self.linears[target].replace("{i}", str(layer))
+        absent = self.absent if config.embedding_size != config.hidden_size else (*self.absent, *self.projections)
+        return {ours: theirs for ours, theirs in paths.items() if ours not in absent}
 
 
 ROBERTA = Family(
@@ -131,12 +145,37 @@ BERT = Family(
         "embeddings.position_ids",
     ),
 )
+DISTILBERT = Family(
+    architecture="DistilBert",
+    prefix="distilbert.",
+    names=distilbert.NAMES,
+    head_names={"dense": "pre_classifier", "out_proj": "classifier"},
+    head_modules=("pre_classifier", "classifier"),
+    ignored=("vocab_", "qa_outputs.", "embeddings.position_ids"),
+    config=distilbert.DistilBertConfig,
+    encoder=distilbert.DistilBertEncoder,
+    head=distilbert.DistilBertHead,
+)
+ELECTRA = Family(
+    architecture="Electra",
+    prefix="electra.",
+    names=BERT_NAMES | {"embeddings_project": "embeddings_project"},
+    head_names={"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
+    head_modules=("classifier",),
+    ignored=("discriminator_predictions.", "embeddings.position_ids"),
+    config=electra.ElectraConfig,
+    encoder=electra.ElectraEncoder,
+    head=electra.ElectraHead,
+    projections=("embeddings_project",),
+)
 
 FAMILIES: dict[str, Family] = {
     "roberta": ROBERTA,
     "xlm-roberta": XLM_ROBERTA,
     "camembert": XLM_ROBERTA,
     "bert": BERT,
+    "distilbert": DISTILBERT,
+    "electra": ELECTRA,
 }
 
 

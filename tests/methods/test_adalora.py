@@ -109,7 +109,7 @@ def test_bad_settings_are_refused_by_name(settings: dict[str, Any], message: str
 
 def test_a_rank_pattern_for_a_layer_that_is_no_target_is_refused(checkpoint: Path) -> None:
     for key in ("3.query", "0.value", "query"):
-        with pytest.raises(MinipeftError, match=f"names '{key}'"):
+        with pytest.raises(MinipeftError, match=f"'{key}' fits no target. Write a key like '2.query'"):
             apply(load_pretrained(checkpoint), AdaLoRA(targets=("query",), rank_pattern={key: 2}))
 
 

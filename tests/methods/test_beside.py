@@ -63,7 +63,7 @@ def test_peft_s_files_load_train_and_go_back(name: str, tmp_path: Path) -> None:
     ("method", "message"),
     [
         (VeRA(modules_to_save=("norm",)), "'norm', which is no module of the encoder"),
-        (IA3(modules_to_save=("key",)), "'key': encoder.layers.0.key is a target too"),
+        (IA3(modules_to_save=("key",)), "'key': layers.0.key is a target too"),
         (AdaLoRA(modules_to_save=("intermediate.dense",)), "intermediate is a target too"),
         (LoRA(modules_to_save=("value",)), "value is a target too"),
     ],

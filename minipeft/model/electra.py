@@ -1,0 +1,63 @@
+"""ELECTRA's discriminator (Clark et al. 2020): BERT's layers behind embeddings that may be narrower than they are.
+
+embeddings (embedding_size) → projection to hidden_size → layers → [CLS] of each sequence → head → logits
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minipeft.data.batching import PackedBatch
+from minipeft.model.config import EncoderConfig
+from minipeft.model.dropout import dropout
+from minipeft.model.roberta import ClassificationHead, Encoder, Linear
+
+
+@dataclass(frozen=True)
+class ElectraConfig(EncoderConfig):
+    """The shape of an ELECTRA; the defaults are electra-small-discriminator's.
+
+    Attributes:
+        embedding_size: Features of an embedding; where it is not hidden_size, a linear layer projects to that.
+    """
+
+    model_type: str = "electra"
+    vocab_size: int = 30522
+    embedding_size: int = 128
+    hidden_size: int = 256
+    num_attention_heads: int = 4
+    intermediate_size: int = 1024
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    pad_token_id: int = 0
+    layer_norm_eps: float = 1e-12
+
+    SIZES: ClassVar[tuple[str, ...]] = (*EncoderConfig.SIZES, "embedding_size")
+
+
+class ElectraEncoder(Encoder):
+    """Embeddings, their projection, and layers."""
+
+    def add_embeddings(self, config: EncoderConfig) -> None:
+        """Create the modules that `embed` uses."""
+        super().add_embeddings(config)
+        same = config.embedding_size == config.hidden_size
+        self.embeddings_project = nn.Identity() if same else Linear(config.embedding_size, config.hidden_size)
+
+    def embed(self, words: Tensor, batch: PackedBatch) -> Tensor:
+        """Word embeddings (total_tokens, embedding_size) → the first layer's input (total_tokens, hidden_size)."""
+        return self.embeddings_project(super().embed(words, batch))
+
+
+class ElectraHead(ClassificationHead):
+    """out_proj(dropout(gelu(dense(dropout(x))))), in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [CLS]'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
+        x = dropout(x.float(), self.dropout_prob, self.training)
+        x = F.gelu(self.dense(x))
+        return self.out_proj(dropout(x, self.dropout_prob, self.training))
