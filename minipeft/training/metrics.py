@@ -142,17 +142,16 @@ def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, En
     The split is a function of the seed, and stratified by class if `task.stratified`. Raises MinipeftError if one of
     the two would be empty.
     """
-    count = round(len(examples) * fraction)
-    if not 0 < count < len(examples):
-        raise MinipeftError(
-            f"--holdout {fraction:g} of {len(examples)} training examples is {'all' if count else 'none'}; "
-            "choose another fraction"
-        )
     task, labels = examples.split.task, examples.split.labels
     if task.stratified and not task.is_regression:
         mask = stratified_mask([int(label) for label in labels], fraction, seed)
     else:
         mask = random_mask(len(examples), fraction, seed)
+    if not 0 < round(len(examples) * fraction) < len(examples) or not 0 < sum(mask) < len(examples):
+        raise MinipeftError(
+            f"--holdout {fraction:g} of {len(examples)} training examples is {'all' if fraction > 0.5 else 'none'}; "
+            "choose another fraction"
+        )
     return examples.part([not one for one in mask]), examples.part(mask)
 
 

@@ -160,7 +160,7 @@ def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_d
 
     small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert set(config) == {f.name for f in fields(TrainSettings)} | {"source", "labels"}
+    assert set(config) == {f.name for f in fields(TrainSettings)} | {"source", "labels", "stratified"}
     own = {"text_column", "pair_column", "label_column", "validation"}
     assert {name for name, value in config.items() if value is None} == {"init_adapter", "holdout"} | own  # none given
 
@@ -224,7 +224,7 @@ def test_a_fresh_process_predicts_the_training_process_s_bits(
     predicted = run_command("-m", "minipeft", "predict", tmp_path / "run", *given)
     assert predicted.returncode == 0 and predicted.stderr == "", predicted.stderr
     lines = [json.loads(line) for line in predicted.stdout.splitlines()]
-    assert [list(line["probabilities"].values()) for line in lines] == expected.tolist()
+    assert [list(line["probabilities"].values()) for line in lines] == expected.double().round(decimals=6).tolist()
     assert all(list(line["probabilities"]) == ["entailment", "not_entailment"] for line in lines)
     assert [line["label"] for line in lines] == [
         max(line["probabilities"], key=line["probabilities"].get) for line in lines
