@@ -156,7 +156,7 @@ def _checked_ids(sequence: Sequence[int] | Encoding, number: int, vocab_size: in
 def _token_types(token_ids: Sequence[Sequence[int] | Encoding], config: PackingConfig) -> Tensor | None:
     """The type of each token, or None if all are 0; plain lists of int carry no types."""
     types = [kind for sequence in token_ids for kind in getattr(sequence, "type_ids", [0] * len(sequence))]
-    if config.type_vocab_size == 1 or not any(types):
+    if config.type_vocab_size <= 1 or not any(types):
         return None
     if max(types) >= config.type_vocab_size:
         raise MinipeftError(

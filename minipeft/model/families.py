@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, first_line, shown
 from minipeft.files import parse_json, read_small
-from minipeft.model import distilbert, electra
+from minipeft.model import deberta, distilbert, electra
 from minipeft.model.bert import BertHead
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import ClassificationHead, Encoder
@@ -168,6 +168,29 @@ ELECTRA = Family(
     head=electra.ElectraHead,
     projections=("embeddings_project",),
 )
+DEBERTA = Family(
+    architecture="DebertaV2",
+    prefix="deberta.",
+    names={
+        "word_embeddings": "embeddings.word_embeddings",
+        "layer_norm": "embeddings.LayerNorm",
+        "relative_embeddings": "encoder.rel_embeddings",
+        "relative_layer_norm": "encoder.LayerNorm",
+        **{ours: theirs for ours, theirs in BERT_NAMES.items() if "{i}" in ours},
+        "layers.{i}.query": "encoder.layer.{i}.attention.self.query_proj",
+        "layers.{i}.key": "encoder.layer.{i}.attention.self.key_proj",
+        "layers.{i}.value": "encoder.layer.{i}.attention.self.value_proj",
+    },
+    head_names={"dense": "pooler.dense", "out_proj": "classifier"},
+    head_modules=("pooler", "classifier"),
+    ignored=("cls.", "lm_predictions.", "mask_predictions.", "embeddings.position_"),
+    config=deberta.DebertaConfig,
+    encoder=deberta.DebertaEncoder,
+    head=deberta.DebertaHead,
+    defaults={"hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24, "intermediate_size": 6144},
+    layer_norms=LAYER_NORMS | {"relative": "relative_layer_norm"},
+    unsupported={"prefix_tuning": "its attention needs a position for each key, which a prefix does not have"},
+)
 
 FAMILIES: dict[str, Family] = {
     "roberta": ROBERTA,
@@ -176,6 +199,7 @@ FAMILIES: dict[str, Family] = {
     "bert": BERT,
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
+    "deberta-v2": DEBERTA,
 }
 
 

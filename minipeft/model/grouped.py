@@ -6,7 +6,7 @@ Shapes: tokens = total_tokens of the batch; heads × head_size = hidden_size; sl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from minipeft.model.dropout import dropout
 
 # Keys and values (num_virtual_tokens, hidden_size) that every sequence's tokens attend to beside their own.
 Prefix = tuple[Tensor, Tensor]
+# The queries (count, heads, 1 or longest, head_size) and keys (count, heads, longest, head_size) of a group → scores.
+Scores = Callable[[Tensor, Tensor], Tensor]
 
 # Sequences share a group while the padding in it stays below this part of its slots.
 PADDING_BOUND = 0.15
@@ -143,8 +145,9 @@ def attend_grouped(
     dropout: float = 0.0,
     first_only: bool = False,
     prefix: Prefix | None = None,
+    scores: Scores | None = None,
 ) -> Tensor:
-    """The same as `attend_plain`, in small groups of near-equal length."""
+    """Compute the same as `attend_plain`, in small groups of near-equal length; `scores` replaces q kᵀ."""
     head_size = query.shape[-1] // num_heads
     row_of_slot, slot_of_row = groups.by_head(num_heads)
     sizes = [group.count * num_heads * group.longest for group in groups.groups]
@@ -167,7 +170,9 @@ def attend_grouped(
         if prefix is not None:
             k, v = (_behind(before, x) for before, x in zip(prefix, (k, v), strict=True))
             mask = None if mask is None else F.pad(mask, (len(prefix[0]), 0))  # 0: every token sees the prefix
-        outputs.append(_attend(q, k, v, mask, dropout).reshape(-1, query.shape[-1] if first_only else head_size))
+        outputs.append(
+            _attend(q, k, v, mask, dropout, scores).reshape(-1, query.shape[-1] if first_only else head_size)
+        )
     output = torch.cat(outputs)
     if first_only:
         return _rearrange(output, groups.place_of_sequence, groups.sequence_order)
@@ -181,15 +186,17 @@ def _behind(prefix: Tensor, x: Tensor) -> Tensor:
     return torch.cat([heads.expand(count, -1, -1, -1), x], dim=2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, probability: float) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, probability: float, scores_of: Scores | None = None
+) -> Tensor:
     """softmax(q kᵀ + mask) v, q being divided by √head_size already."""
     longest = LONGEST_BY_BF16_PRODUCTS if q.dtype == torch.bfloat16 else LONGEST_BY_PRODUCTS
-    if q.device.type != "cpu" or (k.shape[-2] > longest and probability == 0):
+    if scores_of is None and (q.device.type != "cpu" or (k.shape[-2] > longest and probability == 0)):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=probability, scale=1.0)
     dtype = q.dtype
     if q.shape[-2] == 1:  # too little to compute for kernels of its own
         q, k, v = q.float(), k.float(), v.float()
-    scores = _Scores.apply(q, k)  # type: ignore[no-untyped-call]
+    scores: Tensor = _Scores.apply(q, k) if scores_of is None else scores_of(q, k)  # type: ignore[no-untyped-call]
     if mask is not None:
         scores += mask
     return (dropout(torch.softmax(scores, dim=-1), probability) @ v).to(dtype)

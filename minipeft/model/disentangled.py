@@ -1,0 +1,144 @@
+"""Disentangled attention over packed sequences (He et al. 2021): scores of contents and of relative positions.
+
+    score(q, k) = (Q_q · K_k + Q_q · PK_b + K_k · PQ_b) / √(3 head_size),    b = bucket(q − k)    (equation 4)
+
+PK and PQ are the keys and queries of one embedding per bucket, with the same projections as K and Q. The kernels for
+sequences of variable length on CUDA take no such scores, so that every device computes in groups of near-equal length.
+
+Shapes: tokens = total_tokens of the batch; heads × head_size = hidden_size; rows = embeddings that the batch needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minipeft.model.grouped import Groups, attend_grouped
+
+
+@dataclass(frozen=True)
+class RelativePlan:
+    """What the layers share for one batch.
+
+    Attributes:
+        groups: The groups of sequences.
+        embeddings: (rows, hidden_size), one embedding per bucket that occurs.
+        row_of_distance: (2 · longest − 1,), the row of each distance q − k from 1 − longest to longest − 1.
+    """
+
+    groups: Groups
+    embeddings: Tensor
+    row_of_distance: Tensor
+
+
+def bucket(distance: Tensor, position_buckets: int, max_relative_positions: int) -> Tensor:
+    """Return the bucket of each distance q − k, int64, from −position_buckets to position_buckets − 1.
+
+    A distance of up to position_buckets / 2 has a bucket of its own; larger ones share buckets on a logarithmic scale.
+    """
+    middle = position_buckets // 2
+    size = distance.abs()
+    largest = torch.log(torch.tensor((max_relative_positions - 1) / middle))
+    far = torch.ceil(torch.log(size.clamp(min=middle) / middle) / largest * (middle - 1)) + middle
+    buckets = torch.where(size <= middle, distance, (far * distance.sign()).long())
+    return buckets.clamp(-position_buckets, position_buckets - 1)
+
+
+def attend_disentangled_plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position_query: Tensor,
+    position_key: Tensor,
+    row_of_distance: Tensor,
+    lengths: Sequence[int],
+    num_heads: int,
+    dropout: float = 0.0,
+    first_only: bool = False,
+) -> Tensor:
+    """Compute each sequence separately, as the equation is written.
+
+    Args:
+        query: (tokens, hidden_size); with `first_only` (num_sequences, hidden_size), the first token of each sequence.
+        key: (tokens, hidden_size).
+        value: (tokens, hidden_size).
+        position_query: (rows, hidden_size), PQ.
+        position_key: (rows, hidden_size), PK.
+        row_of_distance: As in `RelativePlan`.
+        lengths: Length of each sequence in tokens.
+        num_heads: Number of heads.
+        dropout: Dropout probability of the attention weights.
+        first_only: Whether only the first token of each sequence has a query.
+
+    Returns:
+        A tensor with the shape of `query`.
+    """
+    outputs = []
+    query_lengths = [1] * len(lengths) if first_only else list(lengths)
+    pq, pk = (x.unflatten(-1, (num_heads, -1)).transpose(0, 1) for x in (position_query, position_key))
+    for q, k, v in zip(query.split(query_lengths), key.split(list(lengths)), value.split(list(lengths)), strict=True):
+        q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(0, 1) for x in (q, k, v))  # (heads, length, head_size)
+        distance = torch.arange(q.shape[1])[:, None] - torch.arange(k.shape[1])
+        rows = row_of_distance[distance + len(row_of_distance) // 2]  # (queries, keys)
+        content = torch.einsum("hqd,hkd->hqk", q, k)
+        content_to_position = torch.einsum("hqd,hqkd->hqk", q, pk[:, rows])
+        position_to_content = torch.einsum("hkd,hqkd->hqk", k, pq[:, rows])
+        scores = (content + content_to_position + position_to_content) / math.sqrt(3 * q.shape[-1])
+        weights = F.dropout(torch.softmax(scores, dim=-1), dropout)
+        outputs.append((weights @ v).transpose(0, 1).flatten(1))
+    return torch.cat(outputs)
+
+
+def attend_disentangled(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position_query: Tensor,
+    position_key: Tensor,
+    plan: RelativePlan,
+    num_heads: int,
+    dropout: float = 0.0,
+    first_only: bool = False,
+) -> Tensor:
+    """Compute the same as `attend_disentangled_plain`, in groups of near-equal length."""
+    scale = math.sqrt(3 * query.shape[-1] / num_heads)
+
+    def by_distance(x: Tensor, rows: Tensor) -> Tensor:  # → (heads, 2 · longest − 1, head_size)
+        return x.index_select(0, rows).unflatten(-1, (num_heads, -1)).transpose(0, 1)
+
+    pq = by_distance(position_query / scale, plan.row_of_distance)  # ordered by q − k
+    pk = by_distance(position_key, plan.row_of_distance.flip(0))  # ordered by k − q
+    scores = partial(_scores, pq, pk)
+    return attend_grouped(query / math.sqrt(3), key, value, plan.groups, num_heads, dropout, first_only, scores=scores)
+
+
+def _scores(pq: Tensor, pk: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """The scores (count, heads, 1 or length, length) of a group; q and pq are scaled already."""
+    length, zero = k.shape[2], pq.shape[1] // 2  # the place of distance 0
+    pq, pk = pq.to(k.dtype), pk.to(k.dtype)
+    if q.shape[2] == 1:  # the first token alone: k − q is 0, 1, …, length − 1
+        from_first, to_first = pk[:, zero : zero + length], pq[:, zero - length + 1 : zero + 1].flip(1)
+        return q @ (k + from_first).transpose(-1, -2) + (k * to_first).sum(-1).unsqueeze(2)
+    near = slice(zero - length + 1, zero + length)
+    content_to_position = _products_by_distance(q, pk[:, near])
+    position_to_content = _products_by_distance(k, pq[:, near]).transpose(-1, -2)
+    return q @ k.transpose(-1, -2) + content_to_position + position_to_content
+
+
+def _products_by_distance(x: Tensor, rows: Tensor) -> Tensor:
+    """x (count, heads, length, head_size), rows (heads, 2 · length − 1, head_size) → (count, heads, length, length).
+
+    Element (i, j) is x_i · rows[j − i + length − 1]. The products of all x and all rows are computed, (length, width)
+    per head with width = 2 · length − 1. There, (i, j) is width − 1 places behind (i − 1, j): the result is a view.
+    """
+    count, heads, length, _ = x.shape
+    width = 2 * length - 1
+    products = torch.bmm(x.transpose(0, 1).flatten(1, 2), rows.transpose(1, 2))  # (heads, count · length, width)
+    strides = (length * width, count * length * width, width - 1, 1)
+    return products.as_strided((count, heads, length, length), strides, length - 1)
