@@ -80,7 +80,7 @@ def save_merged(merged: SequenceClassifier, folder: str | Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
         make_folder(staging)
         save_checkpoint(merged, staging)
-        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"):
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt"):
             if merged.folder is not None and (merged.folder / name).is_file():
                 shutil.copyfile(merged.folder / name, staging / name)
         if folder.is_dir():

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Tokenizer
@@ -136,7 +137,9 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
     whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     with _rust_errors(f"{folder}: the tokenizer files cannot be read"):
         if whole.is_file():
-            return Tokenizer(_Tokenizer.from_buffer(read_small(whole)), folder)
+            tokenizer = _Tokenizer.from_buffer(read_small(whole))
+            _add_special_tokens(tokenizer, folder)
+            return Tokenizer(tokenizer, folder)
         if vocab.is_file() and merges.is_file():
             for path in (vocab, merges):
                 read_small(path)  # raises for a file that is too large
@@ -144,9 +147,58 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
             if bpe.token_to_id("<s>") is None:
                 raise ValueError("vocab.json has no <s>")
             return Tokenizer(bpe, folder)
+        if (folder / "vocab.txt").is_file():
+            return Tokenizer(_word_piece(folder), folder)
+    for name in ("spm.model", "sentencepiece.bpe.model", "spiece.model"):
+        if (folder / name).is_file():
+            raise MinipeftError(
+                f"{folder}: {name} is a SentencePiece model, which is unsupported without a tokenizer.json. "
+                "Save the tokenizer with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
     raise MinipeftError(
-        f"{folder}: no tokenizer.json and no vocab.json + merges.txt; put the checkpoint's tokenizer files there"
+        f"{folder}: no tokenizer.json and no vocab.json + merges.txt or vocab.txt; "
+        "put the checkpoint's tokenizer files there"
     )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return the content of tokenizer_config.json, empty if there is none."""
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(read_small(path)) if path.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ValueError("tokenizer_config.json holds no JSON object")
+    return settings
+
+
+def _add_special_tokens(tokenizer: _Tokenizer, folder: Path) -> None:
+    """Keep the special tokens that only tokenizer_config.json names whole, where the vocabulary has them."""
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for name, value in _settings(folder).items():
+        token = value.get("content") if isinstance(value, dict) else value
+        if not name.endswith("_token") or not isinstance(token, str) or token in known:
+            continue
+        if tokenizer.token_to_id(token) is not None:
+            tokenizer.add_special_tokens([token])
+
+
+def _word_piece(folder: Path) -> _Tokenizer:
+    """Build BERT's tokenizer from vocab.txt and the settings in tokenizer_config.json, as transformers does."""
+    settings = _settings(folder)
+    read_small(folder / "vocab.txt")  # raises for a file that is too large
+    tokenizer = _Tokenizer(models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"])
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=settings.get("do_lower_case", True),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    separator, start = tokenizer.token_to_id("[SEP]"), tokenizer.token_to_id("[CLS]")
+    if separator is None or start is None:
+        raise ValueError("vocab.txt has no [CLS] or [SEP]")
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", separator), ("[CLS]", start))
+    return tokenizer
 
 
 @contextmanager

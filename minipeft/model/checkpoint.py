@@ -150,49 +150,58 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, ignored: tuple[str, .
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of model.safetensors, of its shards, or of pytorch_model.bin (unpickling tensors alone)."""
-    index, single, pickled = (
-        folder / name for name in ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
-    )
-    if single.is_file():
-        return _read_safetensors(single)
-    if index.is_file():
-        try:
-            shards = sorted(set(parse_json(read_small(index))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MinipeftError(
-                f"{index}: no weight_map in it ({first_line(error)}); fetch the checkpoint again"
-            ) from None
-        tensors: dict[str, Tensor] = {}
-        for shard in shards:
-            if not isinstance(shard, str) or Path(shard).name != shard:
-                raise MinipeftError(f"{index}: shard {shard!r} is no plain file name; fetch the checkpoint again")
-            if not (folder / shard).is_file():
-                raise MinipeftError(f"{folder}: shard {shard} is missing; fetch the checkpoint again")
-            tensors |= _read_safetensors(folder / shard)
-        return tensors
-    if pickled.is_file():
-        try:
-            _refuse_compressed(pickled)
-            content = torch.load(pickled, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
-            raise MinipeftError(
-                f"{pickled}: not readable as tensors alone ({first_line(error)}); use a checkpoint in safetensors"
-            ) from None
-        if not isinstance(content, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-        ):
-            raise MinipeftError(f"{pickled}: holds no table of tensors; use a checkpoint in safetensors")
-        for name, tensor in content.items():
-            if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
-                raise MinipeftError(
-                    f"{pickled}: {shown(name)} claims more numbers than the file holds; use a checkpoint in safetensors"
-                )
-        return content
+    """Read every tensor of model.safetensors or pytorch_model.bin, in one file or in shards with an index.
+
+    Raises:
+        MinipeftError: for missing or damaged files, and for a pickle that holds more than tensors.
+    """
+    for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_pickled)):
+        if (folder / name).is_file():
+            return read(folder / name)
+        if (index := folder / f"{name}.index.json").is_file():
+            tensors: dict[str, Tensor] = {}
+            for shard in _shards(index):
+                tensors |= read(shard)
+            return tensors
     raise MinipeftError(
-        f"{folder}: no weights (model.safetensors, its shards with an index, or pytorch_model.bin); "
-        "put them there or name another folder"
+        f"{folder}: no weights (model.safetensors or pytorch_model.bin, or their shards with an index). "
+        "Put them there or name another folder"
     )
+
+
+def _shards(index: Path) -> list[Path]:
+    """Return the files that an index names."""
+    try:
+        names = sorted(set(parse_json(read_small(index))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MinipeftError(f"{index}: no weight_map in it ({first_line(error)}); fetch the checkpoint again") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise MinipeftError(f"{index}: shard {name!r} is not a plain file name; fetch the checkpoint again")
+        if not (index.parent / name).is_file():
+            raise MinipeftError(f"{index.parent}: shard {name} is missing; fetch the checkpoint again")
+    return [index.parent / name for name in names]
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    """Read a file of torch.save that holds tensors only; nothing else in it is unpickled."""
+    try:
+        _refuse_compressed(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
+        raise MinipeftError(
+            f"{path}: not readable as tensors alone ({first_line(error)}); use a checkpoint in safetensors"
+        ) from None
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise MinipeftError(f"{path}: holds no table of tensors; use a checkpoint in safetensors")
+    for name, tensor in content.items():
+        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise MinipeftError(
+                f"{path}: {shown(name)} claims more numbers than the file holds; use a checkpoint in safetensors"
+            )
+    return content
 
 
 def _refuse_compressed(path: Path) -> None:

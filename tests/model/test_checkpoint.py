@@ -57,7 +57,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 # ---------------------------------------------------------------------------------------------- whole checkpoints
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "shards", "pickle", "pickle with position_ids"])
+@pytest.mark.parametrize("kind", ["safetensors", "shards", "pickle", "pickle with position_ids", "pickled shards"])
 def test_every_kind_of_weights_gives_the_same_model(kind: str, tmp_path: Path) -> None:
     reference = reference_model()
     reference.save_pretrained(tmp_path, **({"max_shard_size": "50KB"} if kind == "shards" else {}))
@@ -65,8 +65,14 @@ def test_every_kind_of_weights_gives_the_same_model(kind: str, tmp_path: Path) -
         state = reference.state_dict()
         if kind.endswith("position_ids"):
             state["roberta.embeddings.position_ids"] = torch.arange(514)[None]
-        torch.save(state, tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
+        if kind == "pickled shards":
+            weight_map = {name: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, name in enumerate(state)}
+            for shard in set(weight_map.values()):
+                torch.save({name: state[name] for name in state if weight_map[name] == shard}, tmp_path / shard)
+            (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        else:
+            torch.save(state, tmp_path / "pytorch_model.bin")
     if kind == "shards":
         assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     assert largest(logits(load_pretrained(tmp_path)), reference_logits(reference)) < 1e-5
