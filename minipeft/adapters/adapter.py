@@ -41,10 +41,13 @@ logger = logging.getLogger("minipeft")
 def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) -> None:
     """Write what trained, head included, to `folder`, which is made if need be.
 
-    model     a model with a method
-    folder    gets adapter_config.json and adapter_model.safetensors; an adapter that is there already is replaced
-    details   task, score, …, which travel in the file
-    Raises MinipeftError for a model without a method, for a merged one, and where nothing can be written.
+    Args:
+        model: A model with a method.
+        folder: Gets adapter_config.json and adapter_model.safetensors; an adapter that is there already is replaced.
+        details: Task, score, …, which travel in the file.
+
+    Raises:
+        MinipeftError: for a model without a method, for a merged one, and where nothing can be written.
     """
     if model.method is None:
         raise MinipeftError("the model has no method, so there is no adapter to save; call minipeft.apply first")
@@ -70,8 +73,10 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
     """Install the method that `folder` holds in `model`, with its trained values; returns the same model.
 
     The adapter may be ours or peft's; the model must have no method yet, and as many labels as the adapter.
-    Raises MinipeftError, before the model is changed, for an adapter of another base, an unknown type or setting, and a
-    tensor that is missing, unused or of a wrong shape.
+
+    Raises:
+        MinipeftError: before the model is changed, for an adapter of another base, an unknown type or setting, and a
+            tensor that is missing, unused or of a wrong shape.
     """
     folder = Path(folder)
     adapter = read_adapter(folder, model.config)
@@ -142,7 +147,7 @@ def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], folder
                 f"asks for {tuple(tensor.shape)}; load the model that the adapter belongs to"
             )
         if not state[name].is_floating_point():
-            raise MinipeftError(f"{folder / WEIGHTS}: {name} holds {state[name].dtype}, no floating-point numbers")
+            raise MinipeftError(f"{folder / WEIGHTS}: {name} holds {state[name].dtype}, not floating-point numbers")
     if unused := sorted(set(state) - set(expected)):
         raise MinipeftError(
             f"{folder / WEIGHTS}: nothing uses tensor {unused[0]} (and {len(unused) - 1} more); "

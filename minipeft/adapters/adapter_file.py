@@ -28,9 +28,11 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 class Adapter:
     """What the files hold.
 
-    state             peft's name → the tensor
-    details           what travels with the tensors: labels, task, score, epoch
-    modules_to_save   what peft saved beside the method; the head's parts that are not among them are the model's own
+    Attributes:
+        state: peft's name → the tensor.
+        details: What travels with the tensors: labels, task, score, epoch.
+        modules_to_save: What peft saved in addition to the method; the model keeps its modules of the head that are
+            not among them.
     """
 
     folder: Path
@@ -47,15 +49,15 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     base = details.get("base")
     if isinstance(base, dict) and (of_adapter := base_of(config) | base) != base_of(config):  # older files say less
         raise MinipeftError(
-            f"{folder}: the adapter was trained on {_in_words(of_adapter)}, but the model is "
-            f"{_in_words(base_of(config))}; load the model that it belongs to"
+            f"{folder}: the adapter was trained on {_describe(of_adapter)}, but the model is "
+            f"{_describe(base_of(config))}; load the model that it belongs to"
         )
     try:
         method = _method(content, config)
         saved = details.get("config")
         of_weights = _method(saved, config) if isinstance(saved, dict) else method
-        beside = content.get("modules_to_save") or ()
-        beside = (beside,) if isinstance(beside, str) else tuple(beside)
+        saved_modules = content.get("modules_to_save") or ()
+        saved_modules = (saved_modules,) if isinstance(saved_modules, str) else tuple(saved_modules)
     except (MinipeftError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise MinipeftError(f"{folder / CONFIG}: no usable config of a method ({first_line(error)})") from None
     if of_weights != method:
@@ -66,7 +68,7 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     # With bias="all", peft writes the biases of modules_to_save again, under its wrappers' names.
     again = re.compile(r"\.(modules_to_save|original_module)\.(.*\.)?bias$")
     state = {name: tensor for name, tensor in state.items() if not again.search(name)}
-    return Adapter(folder, method, state, details, beside)
+    return Adapter(folder, method, state, details, saved_modules)
 
 
 def _first_difference(method: Any, other: Any) -> tuple[str, Any, Any]:
@@ -94,7 +96,7 @@ def base_of(config: EncoderConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _in_words(base: dict[str, Any]) -> str:
+def _describe(base: dict[str, Any]) -> str:
     return (
         f"{base.get('model_type')} with {base.get('num_hidden_layers')} layers of {base.get('hidden_size')} "
         f"and {base.get('vocab_size')} tokens, {base.get('num_attention_heads')} heads and an inner size of "
@@ -103,7 +105,7 @@ def _in_words(base: dict[str, Any]) -> str:
 
 
 def adapter_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
-    """What an adapter file holds: peft's name → the tensor, for what trains and for a method's own buffers."""
+    """What an adapter file holds: peft's name → the tensor, for trainable parameters and a method's buffers."""
     row = METHODS[method_name(model.method)]
     prefix, renamed = (row.peft.prefix, row.peft.names) if row.peft else (PREFIX, {})
     modules = name_table(model, model.config)

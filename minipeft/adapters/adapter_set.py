@@ -67,7 +67,8 @@ class AdapterSet(nn.Module):
 
     Sequences of adapter i go through W x + b + s_i · B_i A_i x    (Hu et al. 2021, equation 3).
 
-    model   a SequenceClassifier without a method; the set takes it over. Raises MinipeftError for one that has a method
+    Args:
+        model: A SequenceClassifier without a method; the set takes it over.
 
         adapters = AdapterSet(load_pretrained("roberta-base"))
         adapters.load("rte", "runs/rte/adapter")
@@ -75,6 +76,9 @@ class AdapterSet(nn.Module):
         adapters(batch, ["rte", "sst2", None])      # each sequence by its own; None: the base and its own head
         adapters.switch("rte")
         adapters(batch)                             # all by one
+
+    Raises:
+        MinipeftError: for a model that has a method.
     """
 
     def __init__(self, model: SequenceClassifier) -> None:
@@ -97,7 +101,8 @@ class AdapterSet(nn.Module):
     def load(self, name: str, folder: str | Path) -> None:
         """Add the LoRA adapter in `folder` under `name`.
 
-        Raises MinipeftError as load_adapter does, for another method than LoRA, and for a name that is taken.
+        Raises:
+            MinipeftError: as load_adapter does, for another method than LoRA, and for a name that is taken.
         """
         self._check_new(name)
         folder = Path(folder)
@@ -131,8 +136,12 @@ class AdapterSet(nn.Module):
     def average(self, name: str, weights: dict[str, float]) -> None:
         """Add under `name` the sum of adapters times their weights: Σ w_i · s_i · B_i A_i, and the heads likewise.
 
-        weights: a loaded adapter's name → its w_i. Raises MinipeftError for an unknown or taken name, a weight that is
-        no finite number, and adapters whose labels differ.
+        Args:
+            weights: A loaded adapter's name → its w_i.
+
+        Raises:
+            MinipeftError: for an unknown or taken name, a weight that is not a finite number, and adapters whose labels
+                differ.
         """
         self._check_new(name)
         if not weights:
@@ -155,7 +164,8 @@ class AdapterSet(nn.Module):
     def switch(self, name: str | None) -> None:
         """Let every sequence go through the adapter `name` from now on; None disables them all.
 
-        Raises MinipeftError for a name that is not loaded.
+        Raises:
+            MinipeftError: for a name that is not loaded.
         """
         if name is not None:
             self._check_known(name)
@@ -165,9 +175,14 @@ class AdapterSet(nn.Module):
     def forward(self, batch: PackedBatch, adapters: Sequence[str | None] | None = None) -> Tensor:
         """Logits (num_sequences, most labels of an adapter in it), float32, in the batch's order.
 
-        batch: the sequences, packed. adapters: one name a sequence, None for the base; by default the one that `switch`
-        chose. Where an adapter has fewer labels than another, its sequences have -inf in the columns beyond. Raises
-        MinipeftError for a name that is not loaded, and for another number of names than sequences.
+        Where an adapter has fewer labels than another, its sequences have -inf in the columns beyond.
+
+        Args:
+            batch: The packed sequences.
+            adapters: One name per sequence, None for the base; by default the one that `switch` chose.
+
+        Raises:
+            MinipeftError: for a name that is not loaded, and for another number of names than sequences.
         """
         names = [self.active] * len(batch) if adapters is None else list(adapters)
         if len(names) != len(batch):
@@ -197,7 +212,7 @@ class AdapterSet(nn.Module):
             taken = ", ".join(self.heads) or "none so far"
             raise MinipeftError(f"adapter name {name!r} is taken, empty or has a dot in it; taken: {taken}")
         if any(hasattr(part, name) for part in (self.heads, nn.ParameterDict())):  # what holds the adapters
-            raise MinipeftError(f"adapter name {name!r} is a word of torch's own; add something to it")
+            raise MinipeftError(f"adapter name {name!r} is a reserved name of torch's. Choose another name")
 
     def _check_known(self, name: str) -> None:
         if name not in self.heads:

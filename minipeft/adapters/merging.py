@@ -15,17 +15,24 @@ from minipeft.methods.adapted import adapted_layers
 from minipeft.model.checkpoint import save_checkpoint
 from minipeft.model.classifier import SequenceClassifier
 
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.json", "merges.txt", "vocab.txt"),
+)
+
 
 @torch.no_grad()
 def merge(model: SequenceClassifier) -> SequenceClassifier:
     """Put the method of `model` into its frozen weights, summed in float32; returns the same model.
 
     Prediction costs nothing more then: W + s · B A is one weight (Hu et al. 2021, section 4.1).
-    Raises MinipeftError for a method that is more than a change of weights. Methods that train the encoder's own
-    tensors have nothing to merge.
+    Methods that train existing tensors of the encoder have nothing to merge.
+
+    Raises:
+        MinipeftError: for a method that is more than a change of weights.
     """
     if model.method is not None and not METHODS[method_name(model.method)].merges:
-        raise MinipeftError(f"{model.method!r} is no change of the encoder's weights, so it cannot be merged")
+        raise MinipeftError(f"{model.method!r} is not a change of the encoder's weights, so it cannot be merged")
     for part in adapted_layers(model):
         part.merge()
     return model
@@ -33,7 +40,7 @@ def merge(model: SequenceClassifier) -> SequenceClassifier:
 
 @torch.no_grad()
 def unmerge(model: SequenceClassifier) -> SequenceClassifier:
-    """Undo `merge`: the frozen weights of `model` are what they were, to the bit; returns it. Raises nothing."""
+    """Undo `merge`: the frozen weights of `model` are bitwise what they were; returns it."""
     for part in adapted_layers(model):
         part.unmerge()
     return model
@@ -80,7 +87,7 @@ def save_merged(merged: SequenceClassifier, folder: str | Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
         make_folder(staging)
         save_checkpoint(merged, staging)
-        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt"):
+        for name in TOKENIZER_FILES:
             if merged.folder is not None and (merged.folder / name).is_file():
                 shutil.copyfile(merged.folder / name, staging / name)
         if folder.is_dir():

@@ -1,4 +1,4 @@
-"""What trains: one file a method, and this registry of them.
+"""The methods: one file each, and this registry.
 
 A method is a frozen dataclass, which prints as its constructor, and one function that installs it in a frozen model.
 """
@@ -36,12 +36,13 @@ from minipeft.model.families import family_of
 class Row(NamedTuple):
     """A method in the registry.
 
-    config        its settings, a frozen dataclass
-    install       puts it into a frozen model
-    peft          how peft stores it; None for a method that peft lacks
-    merges        whether it can be merged into the encoder's weights
-    penalty       model → what its loss has beside the task's, a scalar added once a step
-    after_step    (model, step, total_steps): what it does after optimizer step number `step`, gradients still there
+    Attributes:
+        config: Its settings, a frozen dataclass.
+        install: Puts it into a frozen model.
+        peft: How peft stores it; None for a method that peft lacks.
+        merges: Whether it can be merged into the encoder's weights.
+        penalty: model → what is added to the task's loss, a scalar, once per step.
+        after_step: (model, step, total_steps): what it does after optimizer step number `step`, gradients still there.
     """
 
     config: type[Any]
@@ -92,21 +93,25 @@ def method_name(method: Any) -> str:
         if type(method) is row.config:
             return name
     raise MinipeftError(
-        f"{method!r} is no method; make one of {', '.join(row.config.__name__ for row in METHODS.values())}"
+        f"{method!r} is not a method; make one of {', '.join(row.config.__name__ for row in METHODS.values())}"
     )
 
 
 def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
     """Freeze `model`, install `method`, and return the same model, ready to train.
 
-    method   the config of one: LoRA(rank=2), BitFit(), …
-    What trains (the method's parameters and the head) is float32 from here on, whatever the frozen weights are.
-    Raises MinipeftError for a model that already has a method, for what is no method, and for settings that do not fit
-    the model.
+    Args:
+        method: The config of one: LoRA(rank=2), BitFit(), …
+
+    Trainable parameters (the method's and the head's) are float32 from here on, whatever the frozen weights are.
+
+    Raises:
+        MinipeftError: for a model that already has a method, an object that is not a method, and settings that do
+            not fit the model.
     """
     name = method_name(method)
     if model.method is not None:
-        raise MinipeftError(f"the model already has {model.method!r}; load the checkpoint anew to apply {method!r}")
+        raise MinipeftError(f"the model already has {model.method!r}; load the checkpoint again to apply {method!r}")
     if reason := family_of(model.config).unsupported.get(name):
         raise MinipeftError(f"{name} does not work with model_type {model.config.model_type}: {reason}")
     if (targets := getattr(method, "targets", None)) and (known := targets_of(model, targets)) != targets:
@@ -123,9 +128,9 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
 
 
 def count_parameters(model: SequenceClassifier) -> ParameterCount:
-    """Count what trains in the method and in the head, and all parameters of `model`: .method, .head and .total.
+    """Count the trainable parameters of the method and the head, and all parameters of the model.
 
-    The numbers of a tensor count one each, whatever their dtype. Raises nothing.
+    The numbers of a tensor count one each, whatever their dtype.
     """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     in_head = sum(parameter.numel() for parameter in model.head.parameters() if parameter.requires_grad)

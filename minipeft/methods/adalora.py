@@ -36,23 +36,26 @@ class AdaLoRA:
     Training adds `penalty` to the loss, and after each step sets the least important singular values Λ of all layers
     to 0, so that `budget` of them are left (`after_step`).
 
-    target_rank   singular values that are left in the end, a layer and target in the mean
-    init_rank     those that each starts with
-    alpha         the scaling's numerator
-    dropout       probability on the input of Q, in training
-    targets       linear layers, by name: query, key, value, output, intermediate, ffn_output
-    tinit         optimizer steps before the budget begins to fall
-    tfinal        optimizer steps at the end, in which it stays at target_rank and the pruned are pruned for good
-    delta_t       between tinit and tfinal, the number of steps from one pruning to the next
-    beta1, beta2  how much the averages of sensitivity and uncertainty keep in a step (equations 9 and 10)
-    orth_weight   weight of the penalty that keeps P and Q orthogonal (equation 4)
-    bias          biases that train as well: "none", "all" of the encoder's, or "lora_only", the targets'
-    modules_to_save   modules of the encoder that train whole, by transformers' names
-    rank_pattern  of an adapter that was pruned and cut: the ranks that are less than init_rank, {"11.query": 5}
+    Args:
+        target_rank: Singular values that are left in the end, a layer and target in the mean.
+        init_rank: Those that each starts with.
+        alpha: The scaling's numerator.
+        dropout: Probability on the input of Q, in training.
+        targets: Linear layers, by name: query, key, value, output, intermediate, ffn_output.
+        tinit: Optimizer steps before the budget begins to fall.
+        tfinal: Optimizer steps at the end, in which it stays at target_rank and the pruned are pruned for good.
+        delta_t: Between tinit and tfinal, the number of steps from one pruning to the next.
+        beta1, beta2: How much the averages of sensitivity and uncertainty keep in a step (equations 9 and 10).
+        orth_weight: Weight of the penalty that keeps P and Q orthogonal (equation 4).
+        bias: Biases that train as well: "none", "all" of the encoder's, or "lora_only", the targets'.
+        modules_to_save: Modules of the encoder that train whole, by transformers' names.
+        rank_pattern: Of an adapter that was pruned and cut: the ranks that are less than init_rank, {"11.query": 5}.
 
     An adapter saved before the last `tfinal` steps, a run's best epoch say, has more singular values than in the end.
     Parameters: init_rank · (in_features + out_features + 1) for each target in each layer; 1,991,520 for roberta-base.
-    Raises MinipeftError for a target_rank above init_rank, a number out of its range, an unknown target or choice.
+
+    Raises:
+        MinipeftError: for a target_rank above init_rank, a number out of its range, an unknown target or choice.
     """
 
     target_rank: int = 8
@@ -87,7 +90,7 @@ class AdaLoRA:
         one_of("bias", self.bias, BIASES)
         object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
         if not isinstance(self.rank_pattern, dict):
-            raise MinipeftError(f'rank_pattern {self.rank_pattern!r} is no table; write it like {{"11.query": 5}}')
+            raise MinipeftError(f'rank_pattern {self.rank_pattern!r} is not a table; write it like {{"11.query": 5}}')
         for key, rank in self.rank_pattern.items():
             if whole_number(f"rank_pattern[{key!r}]", rank, least=0) > self.init_rank:
                 raise MinipeftError(f"rank_pattern[{key!r}] {rank} is more than init_rank {self.init_rank}")
@@ -272,13 +275,15 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> AdaLoRA:
     places = {f"{path}.lora_E": f"{layer}.{target}" for (layer, target), path in targets.items()}
     pattern = content.get("rank_pattern") or {}
     if not isinstance(pattern, dict):
-        raise MinipeftError(f"rank_pattern {pattern!r} is no table of module names")
+        raise MinipeftError(f"rank_pattern {pattern!r} is not a table of module names")
     ranks = {}
     for key, kept in pattern.items():
         if key not in places:
-            raise MinipeftError(f"rank_pattern names {key!r}, which is no targeted layer")
+            raise MinipeftError(f"rank_pattern names {key!r}, which is not a targeted layer")
         if not isinstance(kept, list) or len(kept) != method.init_rank or any(type(one) is not bool for one in kept):
-            raise MinipeftError(f"rank_pattern[{key!r}] {kept!r} is no list of {method.init_rank} times true or false")
+            raise MinipeftError(
+                f"rank_pattern[{key!r}] {kept!r} is not a list of {method.init_rank} times true or false"
+            )
         if sum(kept) < method.init_rank:
             ranks[places[key]] = sum(kept)
     return replace(method, rank_pattern=ranks)

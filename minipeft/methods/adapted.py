@@ -75,7 +75,7 @@ def check_targets(targets: Any) -> tuple[str, ...]:
     """Names of linear layers as a tuple of ours, each once; peft's names are taken too, and "query,value"."""
     targets = (targets,) if isinstance(targets, str) else targets
     if not isinstance(targets, (tuple, list)):
-        raise MinipeftError(f"targets {targets!r} is no list of names; name some of {', '.join(LINEAR_NAMES)}")
+        raise MinipeftError(f"targets {targets!r} is not a list of names; name some of {', '.join(LINEAR_NAMES)}")
     names = [name for target in targets for name in str(target).split(",")]
     names = list(dict.fromkeys(ALIASES.get(name, name) for name in names))
     if not names:
@@ -142,22 +142,27 @@ def check_modules(modules: Any) -> tuple[str, ...]:
     """modules_to_save as a tuple of names without the head, which trains anyhow."""
     modules = (modules,) if isinstance(modules, str) else modules or ()
     if not isinstance(modules, (tuple, list)) or not all(isinstance(name, str) for name in modules):
-        raise MinipeftError(f"modules_to_save {modules!r} is no list of names; LayerNorm is one")
+        raise MinipeftError(f"modules_to_save {modules!r} is not a list of names; LayerNorm is one")
     return tuple(dict.fromkeys(name for name in modules if name not in HEADS))
 
 
 def train_whole(model: SequenceClassifier, modules: tuple[str, ...], adapted: Collection[str]) -> None:
-    """Let modules of the encoder train as they are, named as transformers names them or by the end of that.
+    """Make whole modules of the encoder trainable.
 
-    adapted: paths of linear layers here ("layers.0.query") that the method is about to change. Raises MinipeftError,
-    before anything is changed, for a name that fits no module, or one of these.
+    Args:
+        model: The model.
+        modules: Paths of modules in transformers, or ends of such paths.
+        adapted: Paths of linear layers in our encoder ("layers.0.query") that the method is about to change.
+
+    Raises:
+        MinipeftError: before anything is changed, for a name that fits no module or fits one of `adapted`.
     """
     found = []
     for suffix in modules:
         names = modules_named(suffix, model.config)
         if not names:
             raise MinipeftError(
-                f"modules_to_save names {suffix!r}, which is no module of the encoder; LayerNorm is one"
+                f"modules_to_save names {suffix!r}, which is not a module of the encoder; LayerNorm is one"
             )
         for name in names:
             if name in adapted:

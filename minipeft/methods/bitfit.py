@@ -13,17 +13,20 @@ from minipeft.model.classifier import SequenceClassifier
 class BitFit:
     """Biases of the encoder train: y = W x + b with W frozen (Ben Zaken et al. 2022, section 3).
 
-    targets         the linear layers whose biases train; without, every bias does, LayerNorm's too. The paper's
-                    subset that suffices, b_q and b_m2 (section 4), is ("query", "intermediate")
+    Args:
+        targets: The linear layers whose biases train; without, every bias does, LayerNorm's too. The paper's subset
+            that suffices, b_q and b_m2 (section 4), is ("query", "intermediate").
 
     Parameters: out_features for each target in each layer, 46,080 for roberta-base with query and intermediate; in all,
-    11 hidden_size a layer and hidden_size in the embeddings' LayerNorm, 102,144. Raises MinipeftError for an unknown
-    target.
+    11 hidden_size a layer and hidden_size in the embeddings' LayerNorm, 102,144.
 
     Without targets, key biases train too, as in the paper, and cannot matter: a key bias adds the same number, q · b,
     to every score of a query, and softmax cancels it. Their gradient is exactly zero in exact arithmetic. In floating
     point it is rounding noise, and AdamW, which divides the gradient by its own size, turns noise into steps: saved key
     biases have moved, without any effect on a prediction.
+
+    Raises:
+        MinipeftError: for an unknown target.
     """
 
     targets: tuple[str, ...] | None = None

@@ -21,13 +21,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.
 class Houlsby:
     """r ← r + U f(D r) after each sublayer, r its output before the residual sum    (Houlsby et al. 2019, section 2.1)
 
-    size        m, the inner dimension; the paper takes 8, 64 or 256 a task
-    activation  f: gelu, which is that of the authors' code, relu or tanh
+    Args:
+        size: m, the inner dimension; the paper takes 8, 64 or 256 a task.
+        activation: f: gelu, which is that of the authors' code, relu or tanh.
 
     Every LayerNorm of the encoder trains too, as in the paper; the authors' code trains the embeddings' as well.
     The adapter stands before the sublayer's dropout; in the authors' code, after it.
     Parameters: 2 (2 m hidden_size + m + hidden_size) + 4 hidden_size a layer and 2 hidden_size in the embeddings;
-    2,417,664 for roberta-base. Raises MinipeftError for a size below 1 and an unknown activation.
+    2,417,664 for roberta-base.
+
+    Raises:
+        MinipeftError: for a size below 1 and an unknown activation.
     """
 
     size: int = 64
@@ -44,11 +48,14 @@ class Pfeiffer:
     r is the feed-forward's output and x its input; the layer's own LayerNorm(x + r) then comes once more, so that the
     layer gives LayerNorm(x + r + U f(D h)), with the same frozen LayerNorm in both places.
 
-    size        m, the inner dimension: hidden_size / 16 of roberta-base (Pfeiffer et al. 2021, AdapterFusion)
-    activation  f: relu, as in the equation, gelu or tanh
+    Args:
+        size: m, the inner dimension: hidden_size / 16 of roberta-base (Pfeiffer et al. 2021, AdapterFusion).
+        activation: f: relu, as in the equation, gelu or tanh.
 
-    Parameters: 2 m hidden_size + m + hidden_size a layer; 894,528 for roberta-base. Raises MinipeftError for a size
-    below 1 and an unknown activation.
+    Parameters: 2 m hidden_size + m + hidden_size a layer; 894,528 for roberta-base.
+
+    Raises:
+        MinipeftError: for a size below 1 and an unknown activation.
     """
 
     size: int = 48

@@ -21,7 +21,10 @@ class DoRA(LoRA):
 
     ‖V‖ is the length of each row of V and m, which trains, starts as that of W. The settings are LoRA's.
     Parameters: LoRA's and out_features for each target in each layer; 92,160 for roberta-base with rank 2 on query and
-    value. Raises MinipeftError as LoRA does.
+    value.
+
+    Raises:
+        MinipeftError: as LoRA does.
     """
 
 

@@ -11,7 +11,7 @@ from minipeft.model.classifier import SequenceClassifier
 class Full:
     """Every parameter of the encoder trains (Devlin et al. 2019, section 3.2).
 
-    Parameters: all of the encoder's; 124,055,040 for roberta-base. It has no settings and raises nothing.
+    Parameters: all of the encoder's; 124,055,040 for roberta-base.
     """
 
 

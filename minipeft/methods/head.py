@@ -11,8 +11,7 @@ from minipeft.model.classifier import SequenceClassifier
 class Head:
     """Nothing of the encoder trains: the baseline that every other method has to beat.
 
-    Parameters: 0 beside the head's own; 592,130 of these for roberta-base with 2 labels. It has no settings and raises
-    nothing.
+    Parameters: 0, in addition to the head's; 592,130 of these for roberta-base with 2 labels.
     """
 
 

@@ -28,12 +28,16 @@ from minipeft.model.roberta import Linear
 class IA3:
     """softmax(Q (l_k ⊙ K)ᵀ / √head_size) (l_v ⊙ V), and W₂ (l_ff ⊙ gelu(W₁ x))    (Liu et al. 2022, section 3.3)
 
-    targets         linear layers that get a vector: query, key, value, output, intermediate, ffn_output
-    feedforward     those of the targets whose input is scaled; the others' output is
-    modules_to_save  modules of the encoder that train whole, by transformers' names
+    Args:
+        targets: Linear layers that get a vector: query, key, value, output, intermediate, ffn_output.
+        feedforward: Those of the targets whose input is scaled; the others' output is.
+        modules_to_save: Modules of the encoder that train whole, by transformers' names.
 
     Parameters: in_features for each target in feedforward and out_features for each other, in each layer; 55,296 for
-    roberta-base with the paper's three. Raises MinipeftError for an unknown target.
+    roberta-base with the paper's three.
+
+    Raises:
+        MinipeftError: for an unknown target.
     """
 
     targets: tuple[str, ...] = ("key", "value", "ffn_output")

@@ -19,11 +19,14 @@ NAMES = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in fam
 class LayerNormTuning:
     """y = (x − mean) / √(variance + eps) · weight + bias, weight and bias trained    (Ba et al. 2016; Zhao et al. 2023)
 
-    layer_norms     which of them: "embeddings", that of the embeddings; "attention", the one after attention in each
-                    layer; "output", the one that ends each layer
+    Args:
+        layer_norms: Which of them: "embeddings", that of the embeddings; "attention", the one after attention in each
+            layer; "output", the one that ends each layer.
 
-    Parameters: 4 hidden_size a layer and 2 hidden_size in the embeddings; 38,400 for roberta-base. Raises MinipeftError
-    for an unknown name.
+    Parameters: 4 hidden_size a layer and 2 hidden_size in the embeddings; 38,400 for roberta-base.
+
+    Raises:
+        MinipeftError: for an unknown name.
     """
 
     layer_norms: tuple[str, ...] = tuple(LAYER_NORMS)

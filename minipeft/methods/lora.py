@@ -43,23 +43,26 @@ BIASES = ("none", "all", "lora_only")
 class LoRA:
     """h = W x + b + s · B A dropout(x), s = alpha / rank    (Hu et al. 2021, equation 3)
 
-    rank            r, the inner dimension of B A
-    alpha           the scaling's numerator
-    dropout         probability on the input of A, in training
-    targets         linear layers, by name: query, key, value, output, intermediate, ffn_output
-    rslora          s = alpha / √rank, which keeps the update's size as the rank grows (Kalajdzievski 2023, theorem 3.2)
-    init            how A starts, B being 0: "kaiming" (uniform) or "gaussian" (standard deviation 1 / rank); "pissa":
-                    A and B from the rank largest singular values of W, which keeps the rest (Meng et al. 2024,
-                    equations 2 to 4)
-    lr_ratio        the learning rate of B over that of A (LoRA+, Hayou et al. 2024, which takes 16)
-    rank_pattern    other ranks, by "layer.target", by target or by layer, the first of these that is there counting:
-                    {"11.query": 16, "value": 4, "0": 0}; 0 leaves the layer out
-    alpha_pattern   other alphas, likewise
-    bias            biases that train as well: "none", "all" of the encoder's, or "lora_only", the targets'
-    modules_to_save  modules of the encoder that train whole, by transformers' names: ("LayerNorm",)
+    Args:
+        rank: r, the inner dimension of B A.
+        alpha: The scaling's numerator.
+        dropout: Probability on the input of A, in training.
+        targets: Linear layers, by name: query, key, value, output, intermediate, ffn_output.
+        rslora: s = alpha / √rank, which keeps the update's size as the rank grows (Kalajdzievski 2023, theorem 3.2).
+        init: How A starts, B being 0: "kaiming" (uniform) or "gaussian" (standard deviation 1 / rank); "pissa": A and B
+            from the rank largest singular values of W, which keeps the rest (Meng et al. 2024, equations 2 to 4).
+        lr_ratio: The learning rate of B over that of A (LoRA+, Hayou et al. 2024, which takes 16).
+        rank_pattern: Other ranks, by "layer.target", by target or by layer, the first of these that is there counting:
+            {"11.query": 16, "value": 4, "0": 0}; 0 leaves the layer out.
+        alpha_pattern: Other alphas, likewise.
+        bias: Biases that train as well: "none", "all" of the encoder's, or "lora_only", the targets'.
+        modules_to_save: Modules of the encoder that train whole, by transformers' names: ("LayerNorm",).
 
     Parameters: rank · (in_features + out_features) for each target in each layer; 73,728 for roberta-base with rank 2
-    on query and value. Raises MinipeftError for a rank below 1, a dropout outside [0, 1), an unknown target or choice.
+    on query and value.
+
+    Raises:
+        MinipeftError: for a rank below 1, a dropout outside [0, 1), an unknown target or choice.
     """
 
     rank: int = 8
@@ -87,7 +90,7 @@ class LoRA:
             raise MinipeftError(f"lr_ratio {self.lr_ratio!r} is not above 0; 1 gives A and B the same learning rate")
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), dict):
-                raise MinipeftError(f'{name} {getattr(self, name)!r} is no table; write it like {{"11.query": 16}}')
+                raise MinipeftError(f'{name} {getattr(self, name)!r} is not a table; write it like {{"11.query": 16}}')
         for key, value in self.rank_pattern.items():
             whole_number(f"rank_pattern[{key!r}]", value, least=0)
         for key, alpha in self.alpha_pattern.items():
@@ -114,10 +117,12 @@ class LoRALinear(AdaptedLinear):
     starts Kaiming-uniform and lora_B (out_features, rank) at 0, so that training starts from the pretrained function.
     x: (tokens, in_features) → (tokens, out_features), in x's dtype; A and B are float32 and cast.
 
-    frozen   the linear layer to adapt, which this one replaces
-    rank, alpha, dropout, rslora, init   as in LoRA, which checks them; with rslora, s = alpha / √rank
+    Args:
+        frozen: The linear layer to adapt, which this one replaces.
+        rank, alpha, dropout, rslora, init: As in LoRA, which checks them; with rslora, s = alpha / √rank.
 
-    Raises MinipeftError when a merged layer is to train.
+    Raises:
+        MinipeftError: when a merged layer is to train.
     """
 
     def __init__(
@@ -148,7 +153,7 @@ class LoRALinear(AdaptedLinear):
         if self.is_merged():
             return y
         low = F.linear(dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))  # (tokens, rank)
-        # B's transpose is laid out anew: over its view, the product for B's gradient is the slowest of all thin ones.
+        # Bᵀ is copied into a contiguous layout: over its view, the product for B's gradient would be the slowest.
         return torch.addmm(y, low * self.scaling, self.lora_B.to(x.dtype).T.contiguous())
 
     def merged_weight(self) -> Tensor:

@@ -39,13 +39,14 @@ Targets = dict[tuple[int, str], str]  # (layer's number, our target) → the mod
 class PeftFormat:
     """How peft stores a method.
 
-    peft_type    peft's name of the method
-    write        the method's config and the model's → peft's fields
-    read         peft's fields and the model's config → the method's config; raises MinipeftError
-    names        the last part of a tensor's name here → in peft's file, where it differs; or the whole name. The head's
-                 tensors keep theirs
-    marks        fields that tell methods of one peft_type apart
-    prefix       what peft puts before transformers' names
+    Attributes:
+        peft_type: peft's name of the method.
+        write: The method's config and the model's → peft's fields.
+        read: peft's fields and the model's config → the method's config; raises MinipeftError.
+        names: The last part of a tensor's name here → in peft's file, where it differs; or the whole name. The head's
+            tensors keep theirs.
+        marks: Fields that tell methods of one peft_type apart.
+        prefix: What peft puts before transformers' names.
     """
 
     peft_type: str
@@ -134,7 +135,7 @@ def named_by_targets(content: dict[str, Any], every: Targets, kind: str, ignored
     known = [*every.values(), *ignored]
     for name in [] if isinstance(modules, str) else modules:
         if not any(matches([name], path, "target_modules") for path in known):
-            raise MinipeftError(f"target_modules names {name!r}, which is no {kind} of the encoder")
+            raise MinipeftError(f"target_modules names {name!r}, which is not a {kind} of the encoder")
     return found
 
 
@@ -156,7 +157,7 @@ def matches(modules: list[str] | str, path: str, field_name: str) -> bool:
         try:
             return re.fullmatch(modules, path) is not None
         except re.error as error:
-            raise MinipeftError(f"{field_name} {modules!r} is no regular expression ({error})") from None
+            raise MinipeftError(f"{field_name} {modules!r} is not a regular expression ({error})") from None
     return any(path == name or path.endswith("." + name) for name in modules)
 
 
@@ -164,11 +165,11 @@ def read_pattern(content: dict[str, Any], field_name: str, path: str, default: A
     """What rank_pattern or alpha_pattern says of a module: the value of the first key that its path ends in."""
     pattern = content.get(field_name) or {}
     if not isinstance(pattern, dict):
-        raise MinipeftError(f"{field_name} {pattern!r} is no table of module names")
+        raise MinipeftError(f"{field_name} {pattern!r} is not a table of module names")
     for key, value in pattern.items():
         try:
             if re.match(rf"(.*\.)?({key})$", path):
                 return value
         except re.error as error:
-            raise MinipeftError(f"{field_name}: {key!r} is no regular expression ({error})") from None
+            raise MinipeftError(f"{field_name}: {key!r} is not a regular expression ({error})") from None
     return default

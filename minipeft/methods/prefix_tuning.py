@@ -22,13 +22,16 @@ from minipeft.model.grouped import Prefix
 class PrefixTuning:
     """softmax(Q [P_K; K]ᵀ / √head_size) [P_V; V]: P_K and P_V train, in every layer (Li and Liang 2021, equation 3).
 
-    num_virtual_tokens   the rows of P_K and P_V
+    Args:
+        num_virtual_tokens: The rows of P_K and P_V.
 
     They train as they are, without the paper's MLP, as in P-tuning v2 (Liu et al. 2022), and start normal with standard
     deviation 1, as in peft. A text's positions count from num_virtual_tokens on, as if the prefix stood before it, so
     num_virtual_tokens + length must fit the position table; max_tokens, which limits a batch, does not count them.
-    Parameters: num_virtual_tokens · layers · 2 · hidden_size; 368,640 for roberta-base with 20. Raises MinipeftError
-    for a number below 1; the model does, for a sequence that does not fit.
+    Parameters: num_virtual_tokens · layers · 2 · hidden_size; 368,640 for roberta-base with 20.
+
+    Raises:
+        MinipeftError: for a number below 1; the model raises it for a sequence that does not fit.
     """
 
     num_virtual_tokens: int = 20

@@ -24,15 +24,18 @@ INITIALISATIONS = ("random", "vocabulary")
 class PromptTuning:
     """The encoder reads [P; X]: the prompt P, which trains, and a text's embeddings X (Lester et al. 2021, section 2).
 
-    num_virtual_tokens   the rows of P
-    init                 how P starts: "random" (normal, standard deviation 1, as in peft) or "vocabulary" (the
-                         embeddings of words drawn at random; section 3.2, which draws from the 5,000 most common)
+    Args:
+        num_virtual_tokens: The rows of P.
+        init: How P starts: "random" (normal, standard deviation 1, as in peft) or "vocabulary" (the embeddings of words
+            drawn at random; section 3.2, which draws from the 5,000 most common).
 
     Virtual tokens take the first positions and the token type 0, and the classifier reads the first of them, as in
     peft. They come on top of a text's own tokens: num_virtual_tokens + length must fit the position table, and
     max_tokens, which limits a batch, does not count them.
-    Parameters: num_virtual_tokens · hidden_size; 15,360 for roberta-base with 20. Raises MinipeftError for a number
-    below 1 and an unknown init; the model does, for a sequence that does not fit.
+    Parameters: num_virtual_tokens · hidden_size; 15,360 for roberta-base with 20.
+
+    Raises:
+        MinipeftError: for a number below 1 and an unknown init; the model does, for a sequence that does not fit.
     """
 
     num_virtual_tokens: int = 20

@@ -38,17 +38,21 @@ BIASES = ("none", "all", "vera_only")
 class VeRA:
     """h = W x + b + Λ_b B Λ_d A dropout(x), Λ_b and Λ_d diagonal and trained    (Kopiczko et al. 2024, equation 2)
 
-    rank            r, the inner dimension of B A
-    d_initial       where Λ_d starts; Λ_b starts at 0
-    dropout         probability on the input of A, in training
-    targets         linear layers, by name: query, key, value, output, intermediate, ffn_output
-    seed            what A and B are drawn from
-    save_projection  whether the adapter's file holds A and B; without them they are drawn again from the seed
-    bias            biases that train as well: "none", "all" of the encoder's, or "vera_only", the targets'
-    modules_to_save  modules of the encoder that train whole, by transformers' names
+    Args:
+        rank: r, the inner dimension of B A.
+        d_initial: Where Λ_d starts; Λ_b starts at 0.
+        dropout: Probability on the input of A, in training.
+        targets: Linear layers, by name: query, key, value, output, intermediate, ffn_output.
+        seed: What A and B are drawn from.
+        save_projection: Whether the adapter's file holds A and B; without them they are drawn again from the seed.
+        bias: Biases that train as well: "none", "all" of the encoder's, or "vera_only", the targets'.
+        modules_to_save: Modules of the encoder that train whole, by transformers' names.
 
     Parameters: rank + out_features for each target in each layer; 24,576 for roberta-base with rank 256 on query and
-    value. Raises MinipeftError for a rank below 1, a dropout outside [0, 1), an unknown target or a bad seed.
+    value.
+
+    Raises:
+        MinipeftError: for a rank below 1, a dropout outside [0, 1), an unknown target or a bad seed.
     """
 
     rank: int = 256

@@ -37,10 +37,13 @@ def attend_plain(
 ) -> Tensor:
     """Every sequence by itself, written as the equation.
 
-    query          (tokens, hidden_size), or (num_sequences, hidden_size) with first_only: the first token's alone
-    key, value     (tokens, hidden_size)
-    prefix         keys and values (num_virtual_tokens, hidden_size) before those of each sequence
-    returns        the query's shape
+    Args:
+        query: (tokens, hidden_size), or (num_sequences, hidden_size) with first_only: the first token's alone.
+        key, value: (tokens, hidden_size).
+        prefix: Keys and values (num_virtual_tokens, hidden_size) before those of each sequence.
+
+    Returns:
+        A tensor of the query's shape.
     """
     outputs = []
     query_lengths = [1] * len(lengths) if first_only else list(lengths)

@@ -27,11 +27,15 @@ def load_pretrained(
 ) -> SequenceClassifier:
     """Load a checkpoint of the RoBERTa family, by name or from a folder, as a sequence classifier.
 
-    name_or_dir  roberta-base, roberta-mini, owner/name, … or a folder; a name that is not here yet is fetched
-    num_labels   classes; 1 for regression. A checkpoint without a classification head gets a new one, and says so.
-    dtype        of the frozen weights and the activations: torch.float32 or torch.bfloat16
+    Args:
+        name_or_dir: roberta-base, roberta-mini, owner/name, … or a folder; a name that is not here yet is fetched.
+        num_labels: Classes; 1 for regression. A checkpoint without a classification head gets a new one, and says so.
+        dtype: Of the frozen weights and the activations: torch.float32 or torch.bfloat16.
+
     The model is in evaluation mode; call .train() before training it.
-    Raises MinipeftError for a missing or damaged file, and for a tensor that is unknown, missing or of a wrong shape.
+
+    Raises:
+        MinipeftError: for a missing or damaged file, and for a tensor that is unknown, missing or of a wrong shape.
     """
     from minipeft.hub.hub import resolve_model
 
@@ -109,7 +113,7 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, ignored: tuple[str, .
             )
         elif not tensor.is_floating_point():
             raise MinipeftError(
-                f"{folder}: {theirs} holds {tensor.dtype}, no floating-point numbers; "
+                f"{folder}: {theirs} holds {tensor.dtype}, not floating-point numbers; "
                 "minipeft takes float32, float16 or bfloat16 weights"
             )
         else:

@@ -13,9 +13,10 @@ from minipeft.model.families import family_of
 
 
 class SequenceClassifier(nn.Module):
-    """Encoder and classification head: logits = head(pooled hidden state of each sequence).
+    """Encoder and classification head: logits = head(hidden state of each sequence's first token)  (Liu et al. 2019).
 
-    New weights have torch's own initialization; `load_pretrained` loads a checkpoint's.
+    Some families' heads read the mean over the tokens. New weights have torch's initialization; `load_pretrained` loads
+    a checkpoint's.
 
     Args:
         config: The shape; its model_type names the family.
@@ -35,5 +36,5 @@ class SequenceClassifier(nn.Module):
         self.folder: Path | None = None
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Return the logits (num_sequences, num_labels), float32, in the order given to pack."""
+        """Return the logits (num_sequences, num_labels), float32, of a packed batch, in the order given to pack."""
         return self.head(self.encoder.pooled(batch))

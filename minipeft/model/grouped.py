@@ -17,7 +17,7 @@ from torch import Tensor
 from minipeft.data.buckets import round_up
 from minipeft.model.dropout import dropout
 
-# Keys and values (num_virtual_tokens, hidden_size) that every sequence's tokens attend to beside their own.
+# Keys and values (num_virtual_tokens, hidden_size) that all tokens attend to, in addition to their sequence's.
 Prefix = tuple[Tensor, Tensor]
 # The queries (count, heads, 1 or longest, head_size) and keys (count, heads, longest, head_size) of a group → scores.
 Scores = Callable[[Tensor, Tensor], Tensor]
@@ -48,9 +48,10 @@ class Group:
 class Groups:
     """Where each token stands when sequences of near-equal length lie side by side.
 
-    token_of_slot    (slots,)           a padding slot repeats its sequence's first token, and is masked
-    slot_of_token    (tokens,)
-    sequence_order   (num_sequences,)   sequences in the order of the groups, and place_of_sequence its inverse
+    Attributes:
+        token_of_slot: (slots,); a padding slot repeats its sequence's first token, and is masked.
+        slot_of_token: (tokens,).
+        sequence_order: (num_sequences,); sequences in the order of the groups, and place_of_sequence its inverse.
     """
 
     groups: tuple[Group, ...]

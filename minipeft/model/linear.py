@@ -16,7 +16,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     → (tokens, out_features).
 
     float32 and bfloat16 on a CPU with AVX-512 go through oneDNN. For float32 torch's own product there is MKL's, which
-    leaves AVX-512 unused on some makes of CPU; for bfloat16 it is oneDNN's as well, but lays each weight out anew in
+    leaves AVX-512 unused on some makes of CPU; for bfloat16 it is oneDNN's as well, but reorders each weight in
     every call, which is done once here for the frozen ones. Elsewhere it is F.linear, and so it is for other dtypes and
     while torch.compile traces. torch.backends.mkldnn.flags(enabled=False) turns oneDNN off.
     """
@@ -76,7 +76,7 @@ _LAYOUTS = WeakIdKeyDictionary()  # Parameter → _Layouts, while the parameter 
 
 
 def _layouts_of(weight: Tensor) -> _Layouts | None:
-    """For frozen bfloat16 parameters; in float32 they gain little beside the memory they take."""
+    """For frozen bfloat16 parameters; in float32 they gain little compared with the memory they take."""
     frozen = isinstance(weight, nn.Parameter) and not weight.requires_grad
     if not frozen or weight.dtype != torch.bfloat16 or weight.is_inference():  # which has no version to look at
         return None

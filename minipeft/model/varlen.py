@@ -20,10 +20,11 @@ from minipeft.data.batching import PackedBatch
 class Varlen:
     """Where the sequences of a batch begin and end, for queries and for keys.
 
-    tokens, keys       (num_sequences + 1,) int32   the keys' with the virtual tokens before each sequence's own
-    firsts             (num_sequences + 1,) int32   of one query a sequence
-    longest, longest_keys                           bounds on the lengths, known on the host
-    key_rows           (total keys,)                for each key its row in [the prefix once a sequence; the tokens]
+    Attributes:
+        tokens, keys: (num_sequences + 1,), int32; the keys' with the virtual tokens before each sequence's own.
+        firsts: (num_sequences + 1,), int32, of one query a sequence.
+        longest, longest_keys: Bounds on the lengths, known on the host.
+        key_rows: (total keys,); for each key its row in [the prefix once a sequence; the tokens].
     """
 
     tokens: Tensor

@@ -205,7 +205,7 @@ def test_a_round_trip_gives_the_same_model_to_the_bit(method: Any, model_type: s
     state, details = found.state, found.details
     assert sum(t.numel() for t in state.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert details["task"] == "rte" and details["score"] == 0.75
-    assert not list((tmp_path / "adapter").glob(".*"))  # nothing is left beside the two files
+    assert not list((tmp_path / "adapter").glob(".*"))  # nothing else is left
 
 
 IN_A_FRESH_PROCESS = """

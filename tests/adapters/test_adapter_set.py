@@ -37,7 +37,7 @@ ADAPTERS: dict[str, tuple[LoRA, int]] = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, and beside it an adapter a name, moved at random."""
+    """A base, and next to it one adapter per name, moved at random."""
     folder = tmp_path_factory.mktemp("set")
     for model_type in ("roberta", "bert"):
         reference = reference_model(model_type)
@@ -179,7 +179,7 @@ def test_what_cannot_be_is_refused_by_name(base: Path, tmp_path: Path) -> None:
     with pytest.raises(MinipeftError, match="'plain' is taken"):
         adapters.load("plain", base / "roberta" / "plain")
     for name in ("train", "keys", "copy"):
-        with pytest.raises(MinipeftError, match=f"'{name}' is a word of torch's own"):
+        with pytest.raises(MinipeftError, match=f"'{name}' is a reserved name of torch's"):
             adapters.load(name, base / "roberta" / "plain")
     with pytest.raises(MinipeftError, match="takes LoRA of A and B alone, not BitFit"):
         save_adapter(apply(load_pretrained(base / "roberta"), BitFit()), tmp_path / "bitfit")

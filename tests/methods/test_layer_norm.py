@@ -109,7 +109,7 @@ def test_merging_changes_nothing_and_an_export_loads_in_transformers(checkpoint:
     ("fields", "message"),
     [
         ({"target_modules": ["layer.1.output.LayerNorm"]}, "names output in some layers, but not in layer 0"),
-        ({"target_modules": ["LayerNorm", "query"]}, "'query', which is no LayerNorm"),
+        ({"target_modules": ["LayerNorm", "query"]}, "'query', which is not a LayerNorm"),
         ({"target_modules": ["query"]}, "names no LayerNorm"),
         ({"target_modules": ["output.LayerNorm"]}, r"nothing uses tensor \S*embeddings"),
         ({"target_modules": None}, "target_modules None"),

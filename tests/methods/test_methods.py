@@ -178,7 +178,7 @@ def test_an_unknown_method_and_a_second_one_are_refused(checkpoint: Path) -> Non
     model = load_pretrained(checkpoint)
     for wrong in ("lora", LoRA, None):
         with pytest.raises(
-            MinipeftError, match=r"is no method; make one of Full, Head, BitFit, LayerNormTuning, LoRA, DoRA"
+            MinipeftError, match=r"is not a method; make one of Full, Head, BitFit, LayerNormTuning, LoRA, DoRA"
         ):
             apply(model, wrong)
     assert all(p.requires_grad for p in model.parameters())  # nothing was frozen

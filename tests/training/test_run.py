@@ -302,7 +302,7 @@ def test_names_given_explicitly_are_never_replaced(tiny_checkpoint: Path, small_
 def test_unknown_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MinipeftError, match="unknown setting 'learning_rate'"):
         train(learning_rate=1e-3)
-    with pytest.raises(MinipeftError, match="is no method"):
+    with pytest.raises(MinipeftError, match="is not a method"):
         train(method=object())
 
 

@@ -1,4 +1,4 @@
-"""What trains beside a method, biases and whole modules, in peft's files both ways."""
+"""Biases and whole modules that train in addition to a method, in peft's files both ways."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_peft_s_files_load_train_and_go_back(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (VeRA(modules_to_save=("norm",)), "'norm', which is no module of the encoder"),
+        (VeRA(modules_to_save=("norm",)), "'norm', which is not a module of the encoder"),
         (IA3(modules_to_save=("key",)), "'key': layers.0.key is a target too"),
         (AdaLoRA(modules_to_save=("intermediate.dense",)), "intermediate is a target too"),
         (LoRA(modules_to_save=("value",)), "value is a target too"),
