@@ -416,7 +416,7 @@ def test_other_adapters_open_in_peft_with_the_same_logits(method: Any, tmp_path:
 
 def test_prefix_tuning_raises_with_the_reason(tmp_path: Path) -> None:
     _, model = both(tmp_path)
-    with pytest.raises(MinipeftError, match="prefix_tuning does not work with a deberta-v2 encoder: its attention"):
+    with pytest.raises(MinipeftError, match="prefix_tuning does not work with model_type deberta-v2: its attention"):
         apply(model, PrefixTuning(3))
 
 
