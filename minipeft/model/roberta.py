@@ -2,8 +2,6 @@
 
     embeddings → layers (post-LayerNorm, as in Vaswani et al. 2017 and BERT) → <s> of each sequence → head → logits
 
-The other encoder families subclass `Encoder` and override what differs; `classifier.py` joins encoder and head.
-
 Shapes: total_tokens = all tokens of the batch, without padding; num_sequences = its sequences.
 """
 
@@ -30,10 +28,7 @@ LINEAR_NAMES = ("query", "key", "value", "output", "intermediate", "ffn_output")
 
 
 class Linear(nn.Linear):
-    """y = x Wᵀ + b, in x's dtype: frozen weights are stored in it, trained ones (float32) are cast.
-
-    Like nn.Linear it takes bias=False.
-    """
+    """y = x Wᵀ + b, in x's dtype: frozen weights are stored in it, trained ones (float32) are cast."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
@@ -98,7 +93,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeddings and layers. A family overrides `add_embeddings`, `embed`, `make_layer`, `plan` or `pooled`."""
+    """Embeddings and layers. Other families override `add_embeddings`, `embed`, `make_layer`, `plan` or `pooled`."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
