@@ -112,19 +112,23 @@ def attend_disentangled(
     def by_distance(x: Tensor, rows: Tensor) -> Tensor:  # → (heads, 2 · longest − 1, head_size)
         return x.index_select(0, rows).unflatten(-1, (num_heads, -1)).transpose(0, 1)
 
-    pq = by_distance(position_query / scale, plan.row_of_distance)  # ordered by q − k
-    pk = by_distance(position_key, plan.row_of_distance.flip(0))  # ordered by k − q
+    by_q_minus_k, by_k_minus_q = plan.row_of_distance, plan.row_of_distance.flip(0)
+    pq = by_distance(position_query / scale, by_k_minus_q if first_only else by_q_minus_k)
+    pk = by_distance(position_key, by_k_minus_q)
     scores = partial(_scores, pq, pk)
     return attend_grouped(query / math.sqrt(3), key, value, plan.groups, num_heads, dropout, first_only, scores=scores)
 
 
 def _scores(pq: Tensor, pk: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """The scores (count, heads, 1 or length, length) of a group; q and pq are scaled already."""
+    """The scores (count, heads, 1 or length, length) of a group; q and pq are scaled already.
+
+    pk is ordered by k − q, and so is pq where q is the first token alone; else pq is ordered by q − k.
+    """
     length, zero = k.shape[2], pq.shape[1] // 2  # the place of distance 0
     pq, pk = pq.to(k.dtype), pk.to(k.dtype)
-    if q.shape[2] == 1:  # the first token alone: k − q is 0, 1, …, length − 1
-        from_first, to_first = pk[:, zero : zero + length], pq[:, zero - length + 1 : zero + 1].flip(1)
-        return q @ (k + from_first).transpose(-1, -2) + (k * to_first).sum(-1).unsqueeze(2)
+    if q.shape[2] == 1:  # k − q is 0, 1, …, length − 1
+        near = slice(zero, zero + length)
+        return q @ (k + pk[:, near]).transpose(-1, -2) + (k * pq[:, near]).sum(-1).unsqueeze(2)
     near = slice(zero - length + 1, zero + length)
     content_to_position = _products_by_distance(q, pk[:, near])
     position_to_content = _products_by_distance(k, pq[:, near]).transpose(-1, -2)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import largest, padded, ragged, reference_model
+from conftest import REPOSITORY, environment, largest, padded, ragged, reference_model, shared
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
 from minipeft import (
@@ -23,17 +28,23 @@ from minipeft import (
     MinipeftError,
     PrefixTuning,
     PromptTuning,
+    Result,
     SequenceClassifier,
     VeRA,
     apply,
     export,
     load_adapter,
     load_pretrained,
+    load_run,
+    load_tokenizer,
     merge,
     pack,
     save_adapter,
+    train,
     unmerge,
 )
+from minipeft.cli.cli import main_train
+from minipeft.data.standin import generate
 from minipeft.methods import METHODS, method_name
 from minipeft.model.deberta import DebertaConfig
 from minipeft.model.disentangled import RelativePlan, attend_disentangled, attend_disentangled_plain, bucket
@@ -437,3 +448,88 @@ def test_export_opens_in_transformers(tmp_path: Path) -> None:
     assert type(theirs).__name__ == "DebertaV2ForSequenceClassification"
     assert (theirs.config.pooler_dropout, theirs.config.cls_dropout) == (0.1, 0.2)
     assert FAMILIES["deberta-v2"].config is DebertaConfig
+
+
+# -------------------------------------------------------------------------------------------------------- a whole run
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DeBERTa-v3 as transformers writes it, with dropout, and its tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, DebertaV2Tokenizer
+
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    specials = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=500, special_tokens=specials, unk_token="[UNK]", show_progress=False)
+    tokenizer.train_from_iterator(generate("rte", "train")["sentence1"], trainer)
+    vocabulary = [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    saved = DebertaV2Tokenizer(vocab=vocabulary, unk_id=3)
+    saved.save_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    torch.manual_seed(0)
+    config = DebertaV2Config(**V3, **sizes, vocab_size=len(saved))
+    DebertaV2ForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit", "prompt_tuning", "full"])
+def test_a_run_on_real_rte_is_saved_predicts_resumes_and_merges(method: str, tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    def run(output: Path, **settings: Any) -> Result:
+        return train(
+            task="rte",
+            model=str(tiny),
+            data=str(shared("glue")),
+            method=method,
+            output=str(output),
+            **{"train_limit": 48, "eval_limit": 16, "batch_size": 8, "device": "cpu", "quiet": True, **settings},
+        )
+
+    result = run(tmp_path / "run", epochs=2, max_length=200)
+    finished = load_run(tmp_path / "run")
+    assert finished.evaluate()["accuracy"] == result.best
+    if method != "prompt_tuning":  # which no encoder's weights can hold
+        finished.export(tmp_path / "exported")
+        theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported").eval()
+    texts, pairs = ["A man sleeps.", "It is late."], ["A man rests.", "It is early."]
+    model = finished.model
+    batch = pack(load_tokenizer(tiny).encode(texts, pairs), config=model.config)
+    assert batch.token_type_ids is None
+    with torch.no_grad():
+        logits = model(batch)
+        if method == "lora":
+            assert largest(merge(model)(batch), logits) < 1e-5
+        if method != "prompt_tuning":
+            ids = [list(ids) for ids in load_tokenizer(tiny).encode(texts, pairs)]
+            assert largest(theirs(**padded(ids, 0)).logits, logits) < 1e-5
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(tiny: Path, tmp_path: Path) -> None:
+    def arguments(output: str) -> list[str]:
+        flags = {"--task": "rte", "--model": tiny, "--data": shared("glue"), "--output": tmp_path / output}
+        flags |= {"--epochs": "2", "--batch-size": "1", "--grad-accum": "1", "--dropout": "0.2", "--device": "cpu"}
+        flags |= {"--train-limit": "96", "--eval-limit": "16"}
+        return [str(word) for flag in flags.items() for word in flag]
+
+    assert main_train([*arguments("unbroken"), "--quiet"]) == 0
+    command = [sys.executable, "train.py", *arguments("broken")]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    seen = b""
+    while not re.search(rb"[1-9]\d*/192 \[", seen):
+        piece = process.stderr.read1(4096)
+        assert piece, seen
+        seen += piece
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert not (tmp_path / "broken" / "result.json").exists()
+    assert main_train([*arguments("broken"), "--resume", "--quiet"]) == 0
+    broken, unbroken = (
+        load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("broken", "unbroken")
+    )
+    assert broken.keys() == unbroken.keys() and all(torch.equal(broken[name], unbroken[name]) for name in broken)
