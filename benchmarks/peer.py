@@ -37,7 +37,8 @@ from minipeft.data.splits import read_chunks, read_split
 from minipeft.data.tasks import get_task
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
 from minipeft.model.families import load_config
-from minipeft.training.metrics import Encoded, encode_split, sequence_loss
+from minipeft.training.examples import Encoded, encode_split
+from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, parameter_groups
 
 BATCH, ACCUMULATION = 16, 4

@@ -24,7 +24,8 @@ from minipeft.data.tasks import get_task
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.hub.hub import resolve_model
 from minipeft.model.families import load_config
-from minipeft.training.metrics import METRICS, Encoded, encode_split, sequence_loss
+from minipeft.training.examples import Encoded, encode_split
+from minipeft.training.metrics import METRICS, sequence_loss
 from minipeft.training.optim import parameter_groups
 from minipeft.training.recipes import ALPHA, DROPOUT, RANK, WARMUP_STEPS
 

@@ -20,6 +20,10 @@ class WorkerError(MinipeftError):
     """What one process of several meets by itself and therefore says itself; other errors the first process says."""
 
 
+class ErrorOnRankZero(MinipeftError):
+    """An error that rank 0 has raised for all processes, and prints."""
+
+
 class Interrupted(BaseException):
     """A signal ended a run after its state was saved; the command line ends with 128 + the signal's number.
 

@@ -18,7 +18,7 @@ from torch import nn
 
 import minipeft
 from minipeft.methods import METHODS
-from minipeft.training.recipes import TrainSettings
+from minipeft.training.settings import TrainSettings
 
 API = REPOSITORY / "walkthroughs" / "api.py"
 CONFIGS = {row.config.__name__ for row in METHODS.values()}

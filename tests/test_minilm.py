@@ -12,8 +12,9 @@ from conftest import shared
 from minipeft import LoRA, apply, load_pretrained, load_tokenizer, pack
 from minipeft.data.splits import read_chunks, read_split
 from minipeft.data.tasks import get_task
-from minipeft.training.loop import train_loop
-from minipeft.training.metrics import encode_split, evaluate
+from minipeft.training.examples import Examples, encode_split
+from minipeft.training.loop import RunFolder, Schedule, train_loop
+from minipeft.training.metrics import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +57,17 @@ def test_a_few_steps_of_lora_lower_the_loss_on_real_sentences(minilm: Path, tmp_
     )
     apply(model, LoRA(rank=2, alpha=8))
     before = evaluate(model, validation, 2048, "cpu")["eval_loss"]
-    done = train_loop(
-        model,
-        train,
-        validation,
-        tmp_path,
+    schedule = Schedule(
         epochs=3,
         lr=2e-3,
-        sequences_per_step=16,
         warmup_steps=2,
         weight_decay=0.01,
+        sequences_per_step=16,
         max_tokens=2048,
         seed=0,
-        device="cpu",
-        quiet=True,
+        select_by="accuracy",
     )
+    done = train_loop(model, Examples(train, validation), schedule, RunFolder(tmp_path, quiet=True))
     losses = [row["train_loss"] for row in done.history]
     assert losses[-1] < 0.8 * losses[0]
     assert done.history[-1]["eval_loss"] < before

@@ -17,7 +17,7 @@ from typing import Any
 import minipeft
 from minipeft.cli.flags import add_train_flags
 from minipeft.methods import METHODS
-from minipeft.training.recipes import TrainSettings
+from minipeft.training.settings import TrainSettings
 
 PAGE = Path(__file__).resolve().parent / "html" / "api.html"
 TITLE = "Every public name"

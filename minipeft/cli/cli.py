@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minipeft.cli.flags import Parser, add_train_flags, command_line
-from minipeft.errors import Interrupted, MinipeftError, WorkerError, first_of_torchrun
+from minipeft.errors import ErrorOnRankZero, Interrupted, MinipeftError, WorkerError, first_of_torchrun
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +35,10 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
     except MinipeftError as error:
         if first_of_torchrun():
             print(f"minipeft: {error}", file=sys.stderr)
-        elif isinstance(error, WorkerError):  # a first process that was killed leaves its progress bar on a line
+        elif isinstance(error, WorkerError):  # a main process that was killed leaves its progress bar on a line
             print(f"\nminipeft: {error}", file=sys.stderr)
+        elif not isinstance(error, ErrorOnRankZero) and _joined():
+            print(f"minipeft: rank {os.environ['RANK']}: {error}", file=sys.stderr)
         return 2
     except Interrupted as error:
         if first_of_torchrun():
@@ -49,6 +51,12 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     return 0
+
+
+def _joined() -> bool:
+    """Whether this process trains with others; before that, all of them raise the same errors, and rank 0 prints."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and bool(distributed.is_initialized())
 
 
 def _compare(wanted: dict[str, Any]) -> None:

@@ -149,11 +149,20 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
         help="hold this part of the training split out and choose the best epoch on it: the validation, which then "
         "chooses nothing, is reported at that epoch [none: the best epoch on the validation]",
     )
+    flag(
+        "--select-by",
+        metavar="METRIC",
+        help="the metric, or eval_loss, that chooses the best epoch [the task's first metric]",
+    )
     flag("--epochs", type=int, help="[by task: rte 25, sst2 5, …: training/recipes.py]")
     flag("--lr", type=float, help="peak learning rate [by task and method: training/recipes.py]")
     flag("--batch-size", type=int, default=BATCH_SIZE, help=f"sequences [{BATCH_SIZE}]")
     flag("--grad-accum", type=int, default=GRAD_ACCUM, help=f"batches in an optimizer step [{GRAD_ACCUM}]")
-    flag("--warmup-steps", type=int, help=f"steps of linear warmup [{WARMUP_STEPS}]")
+    flag(
+        "--warmup-steps",
+        type=int,
+        help=f"steps of linear warmup [{WARMUP_STEPS}, or 10 percent of a run of fewer than {9 * WARMUP_STEPS} steps]",
+    )
     flag("--weight-decay", type=float, default=WEIGHT_DECAY, help=f"AdamW's, on matrices [{WEIGHT_DECAY:g}]")
     flag(
         "--max-length", type=int, help="tokens of a sequence; longer ones are truncated [512, or what the model takes]"

@@ -25,15 +25,15 @@ from minipeft.compare.local_runner import LocalRunner, count_cores, memory_size
 from minipeft.compare.page import render_page
 from minipeft.compare.plan import NUMBERS, Plan, Run, changed_flags, make_plan
 from minipeft.compare.table import comparison_table
-from minipeft.data.splits import choose_data, read_chunks
+from minipeft.data.splits import read_chunks
 from minipeft.data.tasks import Task
 from minipeft.device import choose_device, choose_precision
 from minipeft.errors import Interrupted, MinipeftError, whole_number
 from minipeft.files import check_output, make_folder, read_json, write_json, write_text
 from minipeft.hub.hub import resolve_model
 from minipeft.training.interrupt import collect_signals
-from minipeft.training.run import FREE_TO_CHANGE
-from minipeft.training.settings import choose_task, settings_of
+from minipeft.training.job import FREE_TO_CHANGE, choose_source, find_task
+from minipeft.training.settings import read_settings
 
 MEMORY_PER_RUN = 4 << 30  # bytes: full fine-tuning of roberta-base in fp32, with AdamW's state
 LOCK = ".lock"
@@ -124,7 +124,7 @@ def _is_finished(folder: Path, run: Run) -> bool:
 
 def _check_runs(runs: list[Run]) -> str:
     """Validate the settings of all runs, fetch their models once, and return the device that they use."""
-    settings = [settings_of(run.settings) for run in runs]
+    settings = [read_settings(run.settings) for run in runs]
     devices = {name: choose_device(name) for name in {wanted.device for wanted in settings}}
     for wanted in {(wanted.precision, wanted.device) for wanted in settings}:
         choose_precision(wanted[0], devices[wanted[1]])
@@ -147,12 +147,11 @@ def _sources(runs: list[Run]) -> list[tuple[Task, str, int | None]]:
     """Return (task, source, evaluation limit) for each distinct choice of data."""
     found: dict[tuple[Any, ...], tuple[Task, str, int | None]] = {}
     for run in runs:
-        wanted = settings_of(run.settings)
+        wanted = read_settings(run.settings)
         choice = tuple(getattr(wanted, name) for name in ("task", "eval_limit", *DATA_SETTINGS))
         if choice not in found:
-            _, task, custom = choose_task(wanted)
-            source = custom.source if custom is not None else choose_data(task, wanted.data)[0]
-            found[choice] = task, source, wanted.eval_limit
+            data = choose_source(wanted, *find_task(wanted))
+            found[choice] = data.task, data.source, wanted.eval_limit
     return list(found.values())
 
 

@@ -22,8 +22,7 @@ from typing import Any
 
 from minipeft.errors import MinipeftError
 from minipeft.methods import get_method
-from minipeft.training.recipes import TrainSettings
-from minipeft.training.settings import METHOD_FLAGS, choose_method, settings_of
+from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method, read_settings
 
 SWEPT = ("rank", "lr", "seed")  # with task and method: what a comparison is a product of
 LISTS = ("targets", "method_options")  # all words are one value
@@ -98,7 +97,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
                 choices[name] = [chosen] if name in LISTS else chosen
         for combination in product(*choices.values()):
             settings = {"task": task, "method": method, **dict(zip(choices, combination, strict=True))}
-            choose_method(settings_of(settings))  # what can be refused is refused before anything runs
+            choose_method(read_settings(settings))  # what can be refused is refused before anything runs
             runs.append(Run(_name(settings), settings))
     for name, values in flags.items():
         if "" in values and len(values) == 1 and (name, "") not in used:
@@ -155,7 +154,7 @@ def _split(flag: str, name: str, word: str, tasks: list[str], methods: list[str]
 
 
 def _value(name: str, text: str) -> int | float | str:
-    """A number, where there has to be one and the text is one; `settings_of` refuses other text."""
+    """A number, where there has to be one and the text is one; `read_settings` refuses other text."""
     for kind in (int, float) if name in NUMBERS else ():
         try:
             return kind(text)

@@ -110,6 +110,16 @@ def read_chunks(
     return chunk_examples(task, islice(examples, limit))
 
 
+def count_rows(task: Task, split: str, source: str, limit: int) -> int:
+    """Return how many rows of a split `read_chunks` gives, up to `limit`."""
+    if task.is_custom and split in ("train", task.validation) and task.validation not in dict(task.files):
+        mask = _validation_mask(task)
+        rows = sum(mask) if split == task.validation else len(mask) - sum(mask)
+    else:
+        rows = sum(1 for _ in _table(task, split, source).read([task.label_column]))
+    return min(rows, limit)
+
+
 def _validation_mask(task: Task) -> bytearray:
     """1 for the rows of the training file that are the validation split."""
     rows = open_table(dict(task.files)["train"]).read([task.label_column])

@@ -25,8 +25,9 @@ from minipeft.files import parse_json, read_json
 from minipeft.hub.hub import resolve_model
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.loop import best_epoch
-from minipeft.training.metrics import Encoded, encode_split, evaluate, predict_logits, score
+from minipeft.training.checkpoint import best_epoch
+from minipeft.training.examples import Encoded, encode_split
+from minipeft.training.metrics import evaluate, predict_logits, score
 
 logger = logging.getLogger("minipeft")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-READ_LATE = ("cuda",)  # devices that compute while the host goes on: a step's numbers are read during the next step
+DEFERRED_READS = ("cuda",)  # devices that compute asynchronously: a step's scalars are read during the next step
 
 
-class StepNumbers:
+class StepScalars:
     """What a step leaves to be read.
 
     step, learning_rate, sequences   its number, counted from 1, and what the host knows of it

@@ -1,9 +1,9 @@
-"""Several processes that train one model, as torchrun starts them, and the few things that they tell each other.
+"""Several processes that train one model, as torchrun starts them, and the messages that they exchange.
 
     torchrun --nproc-per-node N train.py …
 
-Gradients travel over nccl between CUDA devices, everything else over gloo. A process without torchrun is alone: it
-exchanges nothing.
+Gradients travel over nccl between CUDA devices, everything else over gloo. Without torchrun there is one process, which
+exchanges nothing; torch.distributed is then not imported.
 """
 
 from __future__ import annotations
@@ -17,30 +17,32 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
-from minipeft.errors import MinipeftError, WorkerError, first_line, under_torchrun
+from minipeft.errors import ErrorOnRankZero, MinipeftError, WorkerError, first_line, under_torchrun
 
-SILENCE = timedelta(minutes=10)  # a process that has not answered by then hangs
+TIMEOUT = timedelta(minutes=10)  # a process that has not answered by then is taken for dead
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Workers:
-    """The processes of a job. `rank` counts this one from 0; the first writes files and speaks to the user."""
+class Processes:
+    """The processes of one training.
+
+    Attributes:
+        rank: this process's number, from 0. Rank 0 is the main process: it writes files and prints.
+        size: how many there are.
+    """
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         return self.rank == 0
 
     def share(self, indices: Sequence[int], lengths: Sequence[int]) -> Sequence[int]:
-        """This process's part of the examples: the longest first, each to whom has the fewest tokens so far."""
+        """Return this process's examples: the longest first, each to the process with the fewest tokens so far."""
         if self.size == 1:
             return indices
         tokens, mine = [0] * self.size, []
@@ -51,101 +53,120 @@ class Workers:
                 mine.append(index)
         return mine
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
         """Sum the gradients and the loss () over the processes, in place and in one message.
 
-        A process without a gradient adds 0; a parameter that has one nowhere keeps none.
+        A process without a gradient adds 0; a parameter that has a gradient in no process keeps none.
         """
         if self.size == 1:
             return
-        there = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=loss.device)
+        present = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=loss.device)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        message = torch.cat([loss.view(1), there, *(gradient.flatten() for gradient in gradients)])
-        self._reduce(message, dist.ReduceOp.SUM)
-        total, there, rest = message.split([1, len(parameters), len(message) - 1 - len(parameters)])
+        message = torch.cat([loss.view(1), present, *(gradient.flatten() for gradient in gradients)])
+        self.all_reduce_sum(message)
+        total, present, rest = message.split([1, len(parameters), len(message) - 1 - len(parameters)])
         loss.copy_(total[0])
         pieces = rest.split([parameter.numel() for parameter in parameters])
-        for parameter, anywhere, piece in zip(parameters, there.tolist(), pieces, strict=True):
+        for parameter, anywhere, piece in zip(parameters, present.tolist(), pieces, strict=True):
             if parameter.grad is not None:
                 parameter.grad.copy_(piece.view_as(parameter))  # in place, for CUDA graphs
             elif anywhere:
                 parameter.grad = piece.view_as(parameter)
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor on the host over the processes, in place."""
-        return self._reduce(tensor, dist.ReduceOp.SUM) if self.size > 1 else tensor
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the processes, in place."""
+        return self._all_reduce(tensor, "SUM") if self.size > 1 else tensor
 
-    def largest(self, number: int) -> int:
-        """The largest of the processes' numbers."""
-        return int(self._reduce(torch.tensor(number), dist.ReduceOp.MAX)) if self.size > 1 else number
+    def all_reduce_max(self, number: int) -> int:
+        """Return the largest of the processes' numbers."""
+        return int(self._all_reduce(torch.tensor(number), "MAX")) if self.size > 1 else number
 
-    def first_does(self, act: Callable[[], Answer]) -> Answer:
-        """What `act` returns or raises (a MinipeftError) in the first process, in all of them; the others wait."""
+    def on_rank_zero(self, act: Callable[[], Answer]) -> Answer:
+        """Call `act` on rank 0 only; every process returns its value, or raises its error."""
         if self.size == 1:
             return act()
         answer: list[Any] = [None, None]
-        if self.first:
+        if self.is_main_process:
             try:
                 answer[0] = act()
-            except MinipeftError as error:
+            except Exception as error:  # the other processes wait for an answer, whatever happens
                 answer[1] = error
-        try:
-            dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
-        except RuntimeError as error:
-            raise self._lost(error) from None
+        error, answer[1] = answer[1], answer[1] and first_line(answer[1])
+        self._communicate(lambda dist: dist.broadcast_object_list(answer, src=0, device=torch.device("cpu")))
         if answer[1] is not None:
-            raise answer[1]
-        return answer[0]
+            raise error or ErrorOnRankZero(answer[1])
+        value: Answer = answer[0]
+        return value
 
-    def _reduce(self, tensor: Tensor, operation: Any) -> Tensor:
-        try:
-            dist.all_reduce(tensor, operation)
-        except RuntimeError as error:
-            raise self._lost(error) from None
+    def check_same(self, values: dict[str, str]) -> None:
+        """Raise MinipeftError, on all ranks, where a named value differs between the processes."""
+        if self.size == 1:
+            return
+        gathered: list[Any] = [None] * self.size
+        self._communicate(lambda dist: dist.all_gather_object(gathered, values))
+        for rank, theirs in enumerate(gathered):
+            for name, value in theirs.items():
+                if value != gathered[0][name]:
+                    message = f"rank {rank}: {name} differ from those of rank 0. Give all processes the same files."
+                    raise MinipeftError(message) if self.is_main_process else ErrorOnRankZero(message)
+
+    def _all_reduce(self, tensor: Tensor, operation: str) -> Tensor:
+        self._communicate(lambda dist: dist.all_reduce(tensor, getattr(dist.ReduceOp, operation)))
         return tensor
 
-    def _lost(self, error: RuntimeError) -> WorkerError:
-        return WorkerError(
-            f"process {self.rank} of {self.size}, counted from 0: another process has ended, or was silent for "
-            f"{SILENCE}; the last checkpoint is kept: go on with --resume ({first_line(error)})"
-        )
+    def _communicate(self, call: Callable[[Any], object]) -> None:
+        try:
+            call(import_module("torch.distributed"))
+        except RuntimeError as error:
+            raise WorkerError(
+                f"process {self.rank} of {self.size}, counted from 0: another process has ended, or was silent for "
+                f"{TIMEOUT}. The last checkpoint is kept: continue with --resume ({first_line(error)})."
+            ) from None
 
 
-ALONE = Workers()
+SINGLE_PROCESS = Processes()
 
 
-def join_workers(device: str, resume: bool) -> Workers:
-    """Join the job that torchrun started this process for; without torchrun a process is alone.
+def join_processes(device: str, resume: bool) -> Processes:
+    """Join the processes that torchrun started; without torchrun there is this process alone.
 
-    On CUDA the process's local rank becomes the current device. Raises MinipeftError for what cannot train together.
+    On CUDA the process's local rank becomes the current device.
+
+    Raises:
+        MinipeftError: for processes that cannot train together.
     """
     if not under_torchrun():
-        return ALONE
+        return SINGLE_PROCESS
     if int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) and not resume:
-        raise MinipeftError("torchrun --max-restarts without --resume: pass --resume, so that a restart goes on")
+        raise MinipeftError(
+            "torchrun --max-restarts needs --resume. Pass --resume, so that a restart continues the run."
+        )
     rank, local_rank, size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     if size == 1:
-        return ALONE
+        return SINGLE_PROCESS
     if size != int(os.environ["LOCAL_WORLD_SIZE"]):
-        raise MinipeftError("torchrun with several machines; the processes of a job share one: leave out --nnodes")
+        raise MinipeftError("torchrun --nnodes: training on several machines is not supported. Leave out --nnodes.")
     if device not in ("cpu", "cuda"):
-        raise MinipeftError(f"device {device} takes one process; start without torchrun, or pass --device cpu")
+        raise MinipeftError(f"device {device} takes one process. Start without torchrun, or pass --device cpu.")
     if device == "cuda":
         if size > (count := torch.cuda.device_count()):
-            raise MinipeftError(f"torchrun started {size} processes for {count} CUDA devices; one each is needed")
+            raise MinipeftError(
+                f"torchrun started {size} processes for {count} CUDA devices. Start one for each device."
+            )
         torch.cuda.set_device(local_rank)
+    dist = import_module("torch.distributed")
     if not dist.is_initialized():
-        # Imported later, as by an optimizer, it would hold on to the group: destroyed, the group's threads would go on,
-        # and could abort the process while it ends.
+        # Imported later, as by an optimizer, torch._dynamo would hold a reference to the group: after its destruction
+        # the group's threads would continue, and could abort the process at its exit.
         import_module("torch._dynamo")
-
+        rendezvous = import_module("torch.distributed.rendezvous").rendezvous
         try:
-            # The prefix, for a restart still finds the addresses of the processes that it replaces.
-            store, rank, size = next(rendezvous("env://", timeout=SILENCE))
-            store = PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+            # The prefix, because a restart still finds the addresses of the processes that it replaces.
+            store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+            store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
             backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=SILENCE)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         except RuntimeError as error:
-            raise WorkerError(f"process {rank} of {size}: cannot reach the others ({first_line(error)})") from None
+            raise WorkerError(f"process {rank} of {size}: cannot reach the others ({first_line(error)}).") from None
         atexit.register(dist.destroy_process_group)
-    return Workers(rank, size)
+    return Processes(rank, size)

@@ -2,119 +2,146 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from minipeft.adapters.adapter import save_adapter
-from minipeft.adapters.adapter_file import read_adapter
 from minipeft.data.batching import epoch_order, split_by_tokens
 from minipeft.data.buckets import pad_to_bucket
-from minipeft.data.tasks import Task
 from minipeft.errors import Interrupted, MinipeftError
-from minipeft.files import make_folder, write_atomically, write_lines
 from minipeft.methods import METHODS, method_name
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.async_scalars import READ_LATE, StepNumbers
-from minipeft.training.distributed import ALONE, Workers
+from minipeft.training.async_scalars import DEFERRED_READS, StepScalars
+from minipeft.training.checkpoint import (
+    Progress,
+    best_epoch,
+    complete_epoch,
+    describe_checkpoint,
+    publish,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from minipeft.training.distributed import SINGLE_PROCESS, Processes
 from minipeft.training.events import Events
+from minipeft.training.examples import Examples
 from minipeft.training.graphs import StepGraphs
 from minipeft.training.interrupt import collect_signals
-from minipeft.training.metrics import Encoded, evaluate, sequence_loss
+from minipeft.training.metrics import evaluate, predict_logits, score, sequence_loss
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 from minipeft.training.recipes import CHECKPOINT_MINUTES
+from minipeft.training.report import EpochTable, warn_about_predictions
 
 MAX_GRAD_NORM = 1.0
-HOLDOUT = "holdout"
-EACH_STEP = ("epoch", "step", "learning_rate")  # what TensorBoard has with every step
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+NOT_IN_EPOCH_EVENTS = ("epoch", "step", "learning_rate")  # TensorBoard has the learning rate of every step
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@dataclass
-class Progress:
-    """Where a run stands; with the trained tensors and the optimizer's state, all that --resume needs.
+@dataclass(frozen=True)
+class Schedule:
+    """What a training computes.
 
-    epoch, place     the epoch under way, and how many of its examples are done
-    step             optimizer steps done
-    loss_sum         over the sequences of this epoch so far; seconds counts its training time
-    history          one row an evaluation: what metrics.jsonl holds
+    Attributes:
+        epochs: passes over the training examples.
+        lr: peak learning rate, after `warmup_steps` steps of linear warmup.
+        weight_decay: AdamW's, on matrices.
+        sequences_per_step: sequences of an optimizer step, in batches of at most `max_tokens` tokens.
+        seed: of the order and of dropout.
+        select_by: the figure that chooses the best epoch, such as "accuracy" or "holdout_accuracy".
     """
 
-    epoch: int = 0
-    place: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    epochs: int
+    lr: float
+    warmup_steps: int
+    weight_decay: float
+    sequences_per_step: int
+    max_tokens: int
+    seed: int
+    select_by: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a training writes, and how often.
+
+    Attributes:
+        path: the run's folder.
+        checkpoint_minutes: minutes between checkpoints; every epoch ends with one as well.
+        quiet: print nothing.
+        check_owner: called before every save; raises where another process has taken the folder over.
+    """
+
+    path: Path
+    checkpoint_minutes: float = CHECKPOINT_MINUTES
+    quiet: bool = False
+    check_owner: Callable[[], None] = lambda: None
 
 
 def train_loop(
     model: SequenceClassifier,
-    train: Encoded,
-    validation: Encoded,
-    folder: Path,
-    *,
-    epochs: int,
-    lr: float,
-    sequences_per_step: int,
-    warmup_steps: int,
-    weight_decay: float,
-    max_tokens: int,
-    seed: int,
-    device: str,
-    checkpoint_minutes: float = CHECKPOINT_MINUTES,
-    beside: Mapping[str, Encoded] | None = None,
-    workers: Workers = ALONE,
+    examples: Examples,
+    schedule: Schedule,
+    run_folder: RunFolder,
+    processes: Processes = SINGLE_PROCESS,
     graphs: StepGraphs | None = None,
-    quiet: bool = False,
 ) -> Progress:
-    """Train what `apply` left trainable, evaluate every epoch, and keep the best epoch's adapter in `folder`/adapter.
+    """Train the trainable parameters, evaluate every epoch, and keep the best epoch's adapter in the run's folder.
 
-    A step takes `sequences_per_step` sequences in batches of at most `max_tokens` tokens, and its loss is their mean:
-    how they are shared out, also among workers, and whether `graphs` computes them, changes nothing but the time. The
-    state is saved after each epoch, and within one when `checkpoint_minutes` have passed since. `beside` holds others
-    to evaluate, each under what its figures' names begin with; HOLDOUT's choose the best epoch, not the validation's.
-    Raises MinipeftError when the loss is not finite, and Interrupted after a signal, with the state saved.
+    The loss of a step is the mean over its sequences; how they are divided into batches and among processes, and
+    whether `graphs` computes them, changes only the time. The state is saved after every epoch, and within an epoch
+    when `checkpoint_minutes` have passed.
+
+    Raises:
+        MinipeftError: when the loss is not finite.
+        Interrupted: after a signal, with the state saved.
     """
-    metric = train.split.task.metrics[0]
+    folder, train, validation = run_folder.path, examples.train, examples.validation
+    task, device = train.split.task, next(model.parameters()).device.type
     method = METHODS[method_name(model.method)]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = adamw(model, weight_decay)
-    total_steps = epochs * math.ceil(len(train) / sequences_per_step)
-    quiet = quiet or not workers.first
-    now = _restore(folder, model, optimizer, device, train)
-    workers.first_does(partial(_keep_up, folder, model, now, train.split.task, quiet))
+    optimizer = adamw(model, schedule.weight_decay)
+    total_steps = schedule.epochs * math.ceil(len(train) / schedule.sequences_per_step)
+    quiet = run_folder.quiet or not processes.is_main_process
+    now = restore_checkpoint(folder, model, optimizer, device, train)
+    resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, now, task, schedule.select_by))
+    if resumed and not quiet:
+        print(resumed, file=sys.stderr)
+
+    def save() -> None:
+        run_folder.check_owner()
+        save_checkpoint(folder, model, optimizer, now, train)
+
     saved_at = time.monotonic()
-    events = Events(folder / "tensorboard", now.step + 1, workers.first)
-    with collect_signals() as received, tqdm(total=total_steps, initial=now.step, unit="step", disable=quiet) as bar:
-        while now.epoch < epochs:
+    events = Events(folder / "tensorboard", now.step + 1, processes.is_main_process)
+    table = EpochTable([*evaluation_figures(examples)], schedule.select_by, quiet)
+    no_bar = True if quiet else None  # None: a bar is shown on a terminal only
+    with collect_signals() as received, tqdm(total=total_steps, initial=now.step, unit="step", disable=no_bar) as bar:
+        if now.epoch < schedule.epochs:
+            table.print_header()
+        while now.epoch < schedule.epochs:
             model.train()
-            order = epoch_order(len(train), seed, now.epoch)
-            before: StepNumbers | None = None  # the last step's, not read yet
+            order = epoch_order(len(train), schedule.seed, now.epoch)
+            before: StepScalars | None = None  # the last step's, not read yet
             while now.place < len(train):
                 began = time.perf_counter()
-                chosen = order[now.place : now.place + sequences_per_step]
-                # Dropout is a function of the step, see --resume, and of the worker.
-                torch.manual_seed(seed * 1_000_003 + now.step + (workers.rank << 53))
-                learning_rate = lr * linear_schedule(now.step, warmup_steps, total_steps)
+                chosen = order[now.place : now.place + schedule.sequences_per_step]
+                # Dropout is a function of the step, for --resume, and of the rank.
+                torch.manual_seed(schedule.seed * 1_000_003 + now.step + (processes.rank << 53))
+                learning_rate = schedule.lr * linear_schedule(now.step, schedule.warmup_steps, total_steps)
                 set_learning_rate(optimizer, learning_rate)
                 step_loss = torch.zeros((), device=device)
-                if method.penalty is not None and workers.first:
+                if method.penalty is not None and processes.is_main_process:
                     method.penalty(model).backward()
-                for indices in split_by_tokens(workers.share(chosen, train.lengths), train.lengths, max_tokens):
+                mine = processes.share(chosen, train.lengths)
+                for indices in split_by_tokens(mine, train.lengths, schedule.max_tokens):
                     batch = train.batch(indices, model.config)
                     if graphs is not None:
                         step_loss += graphs.add_gradients(batch, len(chosen))
@@ -124,178 +151,87 @@ def train_loop(
                     loss = sequence_loss(model(batch), batch.labels) / len(chosen)
                     loss.backward()
                     step_loss += loss.detach()
-                workers.sum_gradients(trained, step_loss)
+                processes.all_reduce_gradients(trained, step_loss)
                 norm = clip_grad_norm_(trained, MAX_GRAD_NORM)
-                numbers = StepNumbers(now.step + 1, learning_rate, len(chosen), step_loss, norm)
-                _count(before, now, events, folder)
-                due = time.monotonic() - saved_at >= 60 * checkpoint_minutes
-                reason = workers.largest(received[0] if received else int(due))
-                if reason or device not in READ_LATE:
-                    _check(numbers, folder)
-                # The state is saved before the step changes it: by now its loss and gradient are known to be finite.
+                scalars = StepScalars(now.step + 1, learning_rate, len(chosen), step_loss, norm)
+                _add_step(before, now, events, folder)
+                due = time.monotonic() - saved_at >= 60 * run_folder.checkpoint_minutes
+                reason = processes.all_reduce_max(received[0] if received else int(due))
+                if reason or device not in DEFERRED_READS:
+                    _finite_loss(scalars, folder)
+                # The state is saved before the step changes it: its loss and gradient are known to be finite here.
                 if reason:
-                    workers.first_does(partial(_save, folder, model, optimizer, now, train))
+                    processes.on_rank_zero(save)
                     saved_at = time.monotonic()
-                    if reason in STOPPING:
-                        raise Interrupted(reason, f"interrupted in step {now.step + 1}; go on with --resume")
+                    if reason in STOP_SIGNALS:
+                        raise Interrupted(reason, f"interrupted in step {now.step + 1}; continue with --resume")
                 optimizer.step()
                 if method.after_step is not None:
                     method.after_step(model, now.step, total_steps)
                 optimizer.zero_grad(set_to_none=graphs is None)
-                before = numbers
+                before = scalars
                 now.step += 1
                 now.place += len(chosen)
                 now.seconds += time.perf_counter() - began
                 bar.update()
 
             began = time.perf_counter()
-            _count(before, now, events, folder)
+            _add_step(before, now, events, folder)
             now.seconds += time.perf_counter() - began
-            evaluated = evaluate(model, validation, max_tokens, device, workers)
-            for name, examples in (beside or {}).items():
-                figures = evaluate(model, examples, max_tokens, device, workers)
+            logits = predict_logits(model, validation, schedule.max_tokens, device, processes)
+            evaluated = score(logits, validation.split.labels, task)
+            for name, others in examples.others.items():
+                figures = evaluate(model, others, schedule.max_tokens, device, processes)
                 evaluated |= {f"{name}_{figure}": value for figure, value in figures.items()}
             if not math.isfinite(evaluated["eval_loss"]):
                 raise MinipeftError(
-                    f"step {now.step}: the validation loss is {evaluated['eval_loss']}; lower --lr ({_kept(folder)})"
+                    f"step {now.step}: the validation loss is {evaluated['eval_loss']}. Lower --lr "
+                    f"({describe_checkpoint(folder)})."
                 )
             row = {
                 "epoch": now.epoch + 1,
                 "step": now.step,
                 "train_loss": now.loss_sum / len(train),
                 **evaluated,
-                "learning_rate": lr * linear_schedule(now.step - 1, warmup_steps, total_steps),
+                "learning_rate": schedule.lr * linear_schedule(now.step - 1, schedule.warmup_steps, total_steps),
                 "seconds": now.seconds,
                 "samples_per_second": len(train) / now.seconds,
             }
-            bar.set_postfix(epoch=row["epoch"], loss=f"{row['train_loss']:.3f}", **{metric: f"{row[metric]:.4f}"})
             now = Progress(now.epoch + 1, 0, now.step, history=[*now.history, row])
-            events.add(now.step, {name: value for name, value in row.items() if name not in EACH_STEP})
+            events.add(now.step, {name: value for name, value in row.items() if name not in NOT_IN_EPOCH_EVENTS})
             # The checkpoint comes first: a run that is killed from here on makes adapter/ and metrics.jsonl from it.
-            workers.first_does(partial(_save, folder, model, optimizer, now, train))
-            workers.first_does(partial(_publish, folder, model, now, train.split.task))
+            processes.on_rank_zero(save)
+            processes.on_rank_zero(partial(publish, folder, model, now, task, schedule.select_by))
             saved_at = time.monotonic()
-            if reason := workers.largest(received[0] if received else 0):
-                raise Interrupted(reason, f"interrupted after epoch {now.epoch}; go on with --resume")
+            best = best_epoch(now.history, schedule.select_by) is row
+            table.print_row(row, sum(past["seconds"] for past in now.history), best)
+            if processes.is_main_process:
+                warn_about_predictions(logits, row, validation.split.labels, task)
+            if reason := processes.all_reduce_max(received[0] if received else 0):
+                raise Interrupted(reason, f"interrupted after epoch {now.epoch}; continue with --resume")
     return now
 
 
-def _count(numbers: StepNumbers | None, now: Progress, events: Events, folder: Path) -> None:
-    """Take a step's numbers into the epoch's; before its first step there are none."""
-    if numbers is not None:
-        loss = _check(numbers, folder)
-        now.loss_sum += loss * numbers.sequences
-        events.add(numbers.step, {"step_loss": loss, "learning_rate": numbers.learning_rate})
+def evaluation_figures(examples: Examples) -> list[str]:
+    """The names of the figures of an evaluation, as metrics.jsonl has them."""
+    names = ["eval_loss", *examples.train.split.task.metrics]
+    return names + [f"{other}_{name}" for other in examples.others for name in names]
 
 
-def _check(numbers: StepNumbers, folder: Path) -> float:
-    """The loss of a step; it or a gradient norm that is not finite raises."""
-    loss, norm = numbers.read()
+def _add_step(scalars: StepScalars | None, now: Progress, events: Events, folder: Path) -> None:
+    """Add a step's loss to the epoch's; before the first step of an epoch there is none."""
+    if scalars is not None:
+        loss = _finite_loss(scalars, folder)
+        now.loss_sum += loss * scalars.sequences
+        events.add(scalars.step, {"step_loss": loss, "learning_rate": scalars.learning_rate})
+
+
+def _finite_loss(scalars: StepScalars, folder: Path) -> float:
+    """Return the loss of a step; raise where it or the gradient norm is not finite."""
+    loss, norm = scalars.read()
     if not math.isfinite(loss) or not math.isfinite(norm):
-        raise MinipeftError(f"step {numbers.step}: loss {loss}, gradient norm {norm}; lower --lr ({_kept(folder)})")
-    return loss
-
-
-def _save(
-    folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, now: Progress, train: Encoded
-) -> None:
-    trained = {name: tensor.detach() for name, tensor in _trained(model).items()}
-    state = {
-        "trained": trained,
-        "optimizer": optimizer.state_dict(),
-        "progress": vars(now),
-        "examples": _fingerprint(train),
-    }
-    make_folder(folder / "checkpoint")
-
-    def write(path: Path) -> None:
-        with open(path, "wb") as file:  # torch.save's own file hides the reason why it cannot be written
-            torch.save(state, file)
-
-    write_atomically(folder / "checkpoint" / "state.pt", write)
-
-
-def _trained(model: SequenceClassifier) -> dict[str, Tensor]:
-    """What a step moves: the trained parameters, and a method's buffers."""
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {**parameters, **dict(model.named_buffers())}
-
-
-def _publish(folder: Path, model: SequenceClassifier, now: Progress, task: Task) -> None:
-    """metrics.jsonl of an epoch that has just ended and, where it is the best, adapter/."""
-    if (best := best_epoch(now.history, task)) is now.history[-1]:
-        details = {"task": task.name, "metric": task.metrics[0], "score": best[task.metrics[0]]}
-        save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
-    write_lines(folder / "metrics.jsonl", now.history)
-
-
-def best_epoch(history: list[dict[str, Any]], task: Task) -> dict[str, Any]:
-    """The row of the first epoch with the best value of the task's metric: on the holdout, where there is one."""
-    held_out = f"{HOLDOUT}_{task.metrics[0]}"
-    return max(history, key=lambda row: row.get(held_out, row[task.metrics[0]]))
-
-
-def _keep_up(folder: Path, model: SequenceClassifier, now: Progress, task: Task, quiet: bool) -> None:
-    """Say where the run goes on, with adapter/ and metrics.jsonl as the checkpoint wants them."""
-    if not (folder / "checkpoint" / "state.pt").is_file():
-        return
-    adapter = "no epoch is finished yet"
-    if now.history:
-        epoch = best_epoch(now.history, task)["epoch"]
-        adapter = f"the adapter is epoch {epoch}'s"
-        if now.place == 0:
-            _publish(folder, model, now, task)
-        if (found := read_adapter(folder / "adapter", model.config).details.get("epoch")) != epoch:
-            raise MinipeftError(
-                f"{folder / 'adapter'} is epoch {found}'s, but the checkpoint's best is epoch {epoch}; "
-                f"put that adapter back, or remove {folder / 'checkpoint'} to start the run anew"
-            )
-    if not quiet:
-        print(f"resuming {folder} from step {now.step} (epoch {_epoch(vars(now))}); {adapter}", file=sys.stderr)
-
-
-def _restore(
-    folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, device: str, train: Encoded
-) -> Progress:
-    """Put model and optimizer where the last checkpoint left them; a run without one starts."""
-    path = folder / "checkpoint" / "state.pt"
-    if not path.is_file():
-        return Progress()
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        same = state["examples"] == _fingerprint(train)
-        tensors = _trained(model)
-        with torch.no_grad():
-            for name, tensor in state["trained"].items():
-                tensors[name].copy_(tensor)
-        optimizer.load_state_dict(state["optimizer"])
-        now = Progress(**state["progress"])
-    except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
         raise MinipeftError(
-            f"{path}: not readable as a checkpoint ({type(error).__name__}); remove it to start the run anew"
-        ) from None
-    if not same:
-        raise MinipeftError(
-            f"{folder} was begun with other training examples; give it the same data, or choose another --output"
+            f"step {scalars.step}: the loss is {loss}, the gradient norm {norm}. Lower --lr "
+            f"({describe_checkpoint(folder)})."
         )
-    return now
-
-
-def _fingerprint(train: Encoded) -> str:
-    """What shows that the training examples are the same, in the same order: a hash of their lengths and labels."""
-    lengths, labels = np.asarray(train.lengths, dtype=np.int64), np.asarray(train.split.labels, dtype=np.float64)
-    return hashlib.sha256(lengths.tobytes() + labels.tobytes()).hexdigest()
-
-
-def _kept(folder: Path) -> str:
-    """The last good checkpoint, in words."""
-    path = folder / "checkpoint" / "state.pt"
-    if not path.is_file():
-        return "no epoch was finished, so there is no checkpoint"
-    progress = torch.load(path, map_location="cpu", weights_only=True)["progress"]
-    return f"{folder} keeps the checkpoint of epoch {_epoch(progress)}, step {progress['step']}"
-
-
-def _epoch(progress: dict[str, Any]) -> int:
-    """The epoch, counted from 1, that the last step belongs to."""
-    return int(progress["epoch"]) + (progress["place"] > 0)
+    return loss

@@ -204,11 +204,11 @@ def _tokens(folder: Path, settings: PretrainSettings, tokenizer: Tokenizer) -> t
     for name in ("train", "validation"):
         file = folder / "checkpoint" / f"{name}.npz"
         if not file.is_file():
-            held_out = name == "validation"
+            holdout_mask = name == "validation"
             lines = (
                 line
                 for number, line in enumerate(read_lines(settings.text))
-                if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out
+                if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == holdout_mask
             )
             tokens, offsets = tokenize_lines(lines, tokenizer)
             write_atomically(file, lambda path, t=tokens, o=offsets: _save_arrays(path, t, o))  # type: ignore[misc]

@@ -1,7 +1,7 @@
-"""Settings of a run, and their defaults for a task and method, each with its source.
+"""Defaults of a run's settings, by task and method, each with its source.
 
-report   the comparison this project starts from: roberta-base on RTE and SST-2 with LoRA r = 2, alpha 8, dropout 0.01,
-         and BitFit; AdamW, weight decay 0.01, 100 warmup steps, batch 16 x 4 accumulation; RTE 25 epochs at 5e-4,
+report   the comparison that this project starts from: roberta-base on RTE and SST-2 with LoRA r = 2, alpha 8, dropout
+         0.01, and BitFit; AdamW, weight decay 0.01, 100 warmup steps, batch 16 x 4 accumulation; RTE 25 epochs at 5e-4,
          SST-2 5 epochs at 2e-5
 LoRA     Hu et al. 2021, table 9 (RoBERTa-base)
 BitFit   Ben Zaken et al. 2022, section 4: learning rates between 1e-4 and 1e-3
@@ -11,7 +11,6 @@ RoBERTa  Liu et al. 2019, table 10: full fine-tuning on GLUE, learning rates 1e-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 # report
 BATCH_SIZE, GRAD_ACCUM, WARMUP_STEPS, WEIGHT_DECAY = 16, 4, 100, 0.01
@@ -34,14 +33,14 @@ LORA_RECIPES = {
     "wnli": (20, 5e-4),
 }
 FULL_EPOCHS = 10  # RoBERTa
-OWN_RECIPE = (10, 5e-4)  # of one's own data: between the rows above
+CUSTOM_RECIPE = (10, 5e-4)  # of a custom dataset: between the rows above
 
 # The methods that do not take LoRA's learning rate.
 METHOD_LR = {
     "full": 2e-5,  # RoBERTa
-    "head": 1e-3,  # features are frozen, so a large step does no harm
+    "head": 1e-3,  # the features are frozen, so a large learning rate does no harm
     "bitfit": 5e-4,  # report for RTE; inside BitFit's range for the others
-    "layernorm": 1e-3,  # the end of BitFit's range: fewer numbers than BitFit has
+    "layernorm": 1e-3,  # the end of BitFit's range: it has fewer parameters than BitFit
     "ia3": 3e-3,  # Liu et al. 2022, T-Few's recipe
     "vera": 4e-3,  # Kopiczko et al. 2024: 4e-3 to 1e-2 on GLUE
     "houlsby": 3e-4,  # Houlsby et al. 2019: the middle of 3e-5, 3e-4 and 3e-3
@@ -50,61 +49,32 @@ METHOD_LR = {
     "prompt_tuning": 1e-2,
 }
 
-# A small encoder needs larger steps. LoRA's were measured with roberta-mini on the stand-ins, which it learns in 32 and
-# 5 epochs, and full fine-tuning's on real SST-2 (its card).
+# A small encoder needs larger steps. LoRA's were measured with roberta-mini on the synthetic data, which it learns in
+# 32 and 5 epochs, and full fine-tuning's on real SST-2 (its card).
 SMALL_HIDDEN_SIZE, SMALL_RTE_EPOCHS = 256, 32
 SMALL_LR = {"lora": 2e-3, "bitfit": 3e-3, "head": 3e-3, "full": 3e-4}
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """The settings of `minipeft.train` and the flags of train.py. None means: by recipe or, for paths, automatic."""
+class Recipe:
+    """Defaults of a run: epochs and the peak learning rate."""
 
-    task: str = "auto"
-    method: str = "lora"
-    rank: int | None = None
-    alpha: float | None = None
-    dropout: float | None = None
-    targets: tuple[str, ...] | None = None
-    method_options: dict[str, Any] | list[str] | None = None
-    init_adapter: str | None = None
-    model: str = "auto"
-    data: str = "auto"
-    text_column: str | None = None
-    pair_column: str | None = None
-    label_column: str | None = None
-    label_type: str = "auto"
-    validation: str | None = None
-    holdout: float | None = None
-    epochs: int | None = None
-    lr: float | None = None
-    batch_size: int = BATCH_SIZE
-    grad_accum: int = GRAD_ACCUM
-    warmup_steps: int | None = None
-    weight_decay: float = WEIGHT_DECAY
-    max_length: int | None = None
-    seed: int = 42
-    precision: str = "auto"
-    device: str = "auto"
-    max_tokens: int | None = None
-    compile: bool = False
-    activation_checkpointing: bool = False
-    cuda_graphs: bool = False
-    train_limit: int | None = None
-    eval_limit: int | None = None
-    output: str | None = None
-    checkpoint_minutes: float = CHECKPOINT_MINUTES
-    resume: bool = False
-    quiet: bool = False
+    epochs: int
+    lr: float
 
 
-def recipe(task: str | None, method: str, hidden_size: int) -> dict[str, Any]:
-    """Epochs, learning rate and warmup steps for a task (None: one's own data), a method and a size of encoder."""
-    epochs, lr = OWN_RECIPE if task is None else LORA_RECIPES[task]
+def recipe(task: str | None, method: str, hidden_size: int) -> Recipe:
+    """Return the defaults for a task (None: a custom dataset), a method and an encoder's hidden size."""
+    epochs, lr = CUSTOM_RECIPE if task is None else LORA_RECIPES[task]
     lr = METHOD_LR.get(method, lr)
     if method == "full":
         epochs = min(epochs, FULL_EPOCHS)
     if hidden_size <= SMALL_HIDDEN_SIZE:
         lr = SMALL_LR.get(method, lr)
         epochs = SMALL_RTE_EPOCHS if task == "rte" else epochs
-    return {"epochs": epochs, "lr": lr, "warmup_steps": WARMUP_STEPS}
+    return Recipe(epochs, lr)
+
+
+def default_warmup(steps: int) -> int:
+    """Return the warmup of a run of `steps` optimizer steps: 100, or 10 percent in runs of fewer than 900 steps."""
+    return WARMUP_STEPS if steps >= 9 * WARMUP_STEPS else steps // 10

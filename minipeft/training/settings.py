@@ -1,81 +1,137 @@
-"""A run's settings, checked: numbers of the right kind, and the method that they describe."""
+"""What the user asked for, checked value by value; job.py makes a complete job of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from minipeft.data.custom import CustomData, inspect_custom_data, is_custom
-from minipeft.data.tasks import Task, get_task
 from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
 from minipeft.methods import get_method, method_name
-from minipeft.training.recipes import ALPHA, DROPOUT, RANK, WARMUP_STEPS, TrainSettings
-
-LONGEST = 512  # tokens, where the model takes more
-NAMES = (
-    *("task", "method", "model", "data", "precision", "device", "output", "init_adapter"),
-    *("text_column", "pair_column", "label_column", "label_type", "validation"),
+from minipeft.training.recipes import (
+    ALPHA,
+    BATCH_SIZE,
+    CHECKPOINT_MINUTES,
+    DROPOUT,
+    GRAD_ACCUM,
+    RANK,
+    WEIGHT_DECAY,
 )
+
 METHOD_FLAGS = ("rank", "alpha", "dropout", "targets")  # flags of their own; the other options are --method-options
-REPORT = {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT}  # the defaults of lora and its like
-# What an adapter that a run starts from may leave to the run: it does not change what the adapter computes.
+REPORT = {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT}  # the defaults of lora and dora
+# Settings of an initial adapter that a run may change: they do not change what the adapter computes.
 FREE_OF_ADAPTER = ("dropout", "lr_ratio")
 
 
-def settings_of(given: dict[str, Any]) -> TrainSettings:
-    """`minipeft.train`'s keywords as settings; a method's config gives its fields. Raises MinipeftError by name."""
+@dataclass(frozen=True)
+class TrainSettings:
+    """What the user asked for: the keywords of `minipeft.train` and the flags of train.py. None: not given."""
+
+    task: str = "auto"
+    method: str = "lora"
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    targets: tuple[str, ...] | None = None
+    method_options: dict[str, Any] | list[str] | None = None
+    init_adapter: str | None = None
+    model: str = "auto"
+    data: str = "auto"
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+    label_type: str = "auto"
+    validation: str | None = None
+    holdout: float | None = None
+    select_by: str | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int = BATCH_SIZE
+    grad_accum: int = GRAD_ACCUM
+    warmup_steps: int | None = None
+    weight_decay: float = WEIGHT_DECAY
+    max_length: int | None = None
+    seed: int = 42
+    precision: str = "auto"
+    device: str = "auto"
+    max_tokens: int | None = None
+    compile: bool = False
+    activation_checkpointing: bool = False
+    cuda_graphs: bool = False
+    train_limit: int | None = None
+    eval_limit: int | None = None
+    output: str | None = None
+    checkpoint_minutes: float = CHECKPOINT_MINUTES
+    resume: bool = False
+    quiet: bool = False
+
+
+def read_settings(given: dict[str, Any]) -> TrainSettings:
+    """Return `minipeft.train`'s keywords as settings; a method's config gives its fields.
+
+    Raises:
+        MinipeftError: for an unknown name, and for a value of the wrong kind.
+    """
     unknown = sorted(set(given) - {f.name for f in dataclasses.fields(TrainSettings)})
     if unknown:
-        raise MinipeftError(f"unknown setting {unknown[0]!r}; the settings are train.py's flags")
+        raise MinipeftError(f"unknown setting {unknown[0]!r}. The settings are train.py's flags.")
     method = given.get("method")
     if method is not None and not isinstance(method, str):
         fields = dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {}  # type: ignore[arg-type]
         name = method_name(method)
-        options = _parsed(given.get("method_options"))
+        options = parse_options(given.get("method_options"))
         if twice := sorted(set(fields) & (set(given) | set(options))):
             value = given.get(twice[0], options.get(twice[0]))
-            raise MinipeftError(f"{twice[0]} is given twice, in {method!r} and as {value!r}; give it once")
+            raise MinipeftError(f"{twice[0]} is given twice, in {method!r} and as {value!r}. Give it once.")
         given = given | {"method": name, **{flag: fields.pop(flag) for flag in METHOD_FLAGS if flag in fields}}
         given["method_options"] = options | fields
-    return _checked(TrainSettings(**given))
+    settings = TrainSettings(**given)
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
+    checked: dict[str, Any] = {
+        name: defaults[name] if (value := getattr(settings, name)) is None else check(_flag(name), value)
+        for name, check in CHECKS.items()
+    }
+    return dataclasses.replace(settings, **checked)
 
 
-def _checked(wanted: TrainSettings) -> TrainSettings:
-    """The settings with numbers of the right kind and names as text; what cannot be one is refused by its flag."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(TrainSettings):
-        name, value, flag = field.name, getattr(wanted, field.name), f"--{field.name.replace('_', '-')}"
-        if value is None:
-            values[name] = field.default
-        elif name in NAMES:
-            values[name] = str(value)
-        elif name == "holdout":
-            values[name] = finite_number(flag, value, least=0.0)
-            if not 0 < values[name] < 1:
-                raise MinipeftError(f"--holdout {value!r} is no part of the training split; choose one such as 0.1")
-        elif name == "seed":
-            values[name] = check_seed(value)
-        elif name == "warmup_steps":
-            values[name] = whole_number(flag, value, least=0)
-        elif name in ("lr", "weight_decay", "checkpoint_minutes"):
-            values[name] = finite_number(flag, value, least=0.0)
-        elif name in ("epochs", "batch_size", "grad_accum", "max_length", "max_tokens", "train_limit", "eval_limit"):
-            values[name] = whole_number(flag, value)
-        elif name == "method_options":
-            values[name] = _parsed(value)
-    return dataclasses.replace(wanted, **values)
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-def _parsed(options: Any) -> dict[str, Any]:
-    """A method's options as a table, from one or from NAME=VALUE texts, the value as JSON where it is JSON."""
+def _text(flag: str, value: Any) -> str:
+    return str(value)
+
+
+def _seed(flag: str, value: Any) -> int:
+    return check_seed(value)
+
+
+def _from_zero(flag: str, value: Any) -> int:
+    return whole_number(flag, value, least=0)
+
+
+def _positive(flag: str, value: Any) -> float:
+    return finite_number(flag, value, least=0.0)
+
+
+def _fraction(flag: str, value: Any) -> float:
+    if not 0 < (number := finite_number(flag, value, least=0.0)) < 1:
+        raise MinipeftError(f"{flag} {value!r} is not a fraction of the training split. Choose one such as 0.1.")
+    return number
+
+
+def parse_options(options: Any, flag: str = "--method-options") -> dict[str, Any]:
+    """Return a method's options as a dict, from one or from NAME=VALUE texts; the value is JSON where it can be."""
     if options is None or isinstance(options, dict):
         return dict(options or {})
     table = {}
     for text in options if isinstance(options, (list, tuple)) else [options]:
         name, equals, value = str(text).partition("=")
         if not name or not equals:
-            raise MinipeftError(f"--method-options: {text!r} is not NAME=VALUE, such as rslora=true")
+            raise MinipeftError(f"{flag}: {text!r} is not NAME=VALUE. Write it such as rslora=true.")
         try:
             table[name.replace("-", "_")] = json.loads(value)
         except ValueError:
@@ -83,85 +139,65 @@ def _parsed(options: Any) -> dict[str, Any]:
     return table
 
 
-def choose_task(wanted: TrainSettings) -> tuple[TrainSettings, Task, CustomData | None]:
-    """The task, and what is known of one's own data where --data names them.
+def _options(flag: str, value: Any) -> dict[str, Any]:
+    return parse_options(value, flag)
 
-    The settings come back with the task's name and, of one's own data, all that reloads the task.
+
+# The check of each value by its name: (flag, value) → the value in its right type. What is not here is a bool.
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("task", "method", "model", "data", "precision", "device", "output", "init_adapter"), _text),
+    **dict.fromkeys(("text_column", "pair_column", "label_column", "label_type", "validation", "select_by"), _text),
+    **dict.fromkeys(("epochs", "batch_size", "grad_accum", "max_length", "max_tokens"), whole_number),
+    **dict.fromkeys(("train_limit", "eval_limit"), whole_number),
+    **dict.fromkeys(("lr", "weight_decay", "checkpoint_minutes"), _positive),
+    "warmup_steps": _from_zero,
+    "holdout": _fraction,
+    "seed": _seed,
+    "method_options": _options,
+}
+
+
+def choose_method(settings: TrainSettings, initial: Any = None) -> Any:
+    """Return the method's config.
+
+    Args:
+        settings: the method by name, and its options.
+        initial: the method of an adapter that the run is initialized from. Options that are not given are the
+            adapter's; those that are given must not change what it computes.
+
+    Raises:
+        MinipeftError: for an option that the method does not have.
     """
-    given = {name: getattr(wanted, name) for name in ("text_column", "pair_column", "label_column", "validation")}
-    if is_custom(wanted.task, wanted.data):
-        own = inspect_custom_data(wanted.task, wanted.data, label_type=wanted.label_type, **given)
-        found: dict[str, Any] = {
-            "text_column": own.task.columns[0],
-            "pair_column": own.task.columns[1] if len(own.task.columns) == 2 else None,
-            "label_column": own.task.label_column,
-            "label_type": "numbers" if own.task.is_regression else "classes",
-            "validation": dict(own.task.files).get("validation"),
-        }
-        return dataclasses.replace(wanted, task=own.task.name, **found), own.task, own
-    task = get_task("rte" if wanted.task == "auto" else wanted.task)
-    for name, value in (given | {"label_type": None if wanted.label_type == "auto" else wanted.label_type}).items():
-        if value is not None:
-            raise MinipeftError(
-                f"--{name.replace('_', '-')} {value!r} is for your own data, and {task.name} is GLUE's; "
-                "name your file by --data, or leave it out"
-            )
-    return dataclasses.replace(wanted, task=task.name), task, None
-
-
-def short_warmup(rows: int, epochs: int, wanted: TrainSettings) -> int:
-    """A tenth of the steps, which are few on a small file of one's own, up to the usual warmup."""
-    examples = min(rows, wanted.train_limit or rows)
-    return min(WARMUP_STEPS, epochs * examples // (wanted.batch_size * wanted.grad_accum) // 10)
-
-
-def choose_method(wanted: TrainSettings, start: Any = None) -> tuple[Any, TrainSettings]:
-    """The method's config, and the settings with its fields filled in; a field that it does not have is refused.
-
-    `start` is the method of an adapter that the run starts from: what is not given is as there, and what is given must
-    not change what that adapter computes.
-    """
-    config = get_method(wanted.method)
+    config = get_method(settings.method)
     fields = {f.name for f in dataclasses.fields(config)}
-    flags = {name: getattr(wanted, name) for name in METHOD_FLAGS if getattr(wanted, name) is not None}
-    options = _parsed(wanted.method_options)
+    flags = {name: getattr(settings, name) for name in METHOD_FLAGS if getattr(settings, name) is not None}
+    options = parse_options(settings.method_options)
     for name, value in flags.items():
         if name not in fields:
-            raise MinipeftError(f"--{name} {value!r} has no meaning for {wanted.method}; leave it out")
+            raise MinipeftError(f"--{name} {value!r} has no meaning for {settings.method}. Leave it out.")
     for name in options:
         if name not in fields or name in METHOD_FLAGS:
-            own = ", ".join(f.name for f in dataclasses.fields(config) if f.name not in METHOD_FLAGS) or "none"
-            raise MinipeftError(f"--method-options: {wanted.method} has no {name!r}; its options: {own}")
-    defaults = {name: value for name, value in REPORT.items() if wanted.method in ("lora", "dora")}
-    if start is not None:
-        if type(start) is not config:
+            known = ", ".join(f.name for f in dataclasses.fields(config) if f.name not in METHOD_FLAGS) or "none"
+            raise MinipeftError(f"--method-options: {settings.method} has no {name!r}. Its options are: {known}.")
+    defaults = {name: value for name, value in REPORT.items() if settings.method in ("lora", "dora")}
+    if initial is not None:
+        if type(initial) is not config:
             raise MinipeftError(
-                f"--init-adapter {wanted.init_adapter} holds {start!r}; pass --method {method_name(start)}"
+                f"--init-adapter {settings.init_adapter} holds {initial!r}. Pass --method {method_name(initial)}."
             )
-        defaults = dataclasses.asdict(start)
+        defaults = dataclasses.asdict(initial)
     method = config(**(defaults | flags | options))
-    for name in defaults if start is not None else ():
-        if name not in FREE_OF_ADAPTER and getattr(method, name) != getattr(start, name):
+    for name in defaults if initial is not None else ():
+        if name not in FREE_OF_ADAPTER and getattr(method, name) != getattr(initial, name):
             raise MinipeftError(
-                f"--init-adapter {wanted.init_adapter} holds {start!r}: {name} {getattr(method, name)!r} "
-                "would change what it computes; leave it out"
+                f"--init-adapter {settings.init_adapter} holds {initial!r}: {name} {getattr(method, name)!r} "
+                "would change what it computes. Leave it out."
             )
-    chosen = {name: getattr(method, name) for name in METHOD_FLAGS if name in fields}
-    return method, dataclasses.replace(wanted, method_options=_options(method), **chosen)
+    return method
 
 
-def _options(method: Any) -> dict[str, Any]:
-    """A method's settings beside the flags, where they are not the default."""
+def non_default_options(method: Any) -> dict[str, Any]:
+    """Return a method's options that have no flag of their own, where they are not the default."""
     default = type(method)()
     names = [f.name for f in dataclasses.fields(method) if f.name not in METHOD_FLAGS]
     return {name: getattr(method, name) for name in names if getattr(method, name) != getattr(default, name)}
-
-
-def choose_max_length(wanted: int | None, method: Any, longest: int) -> int:
-    """--max-length, or what the model takes up to 512 tokens, less those that a method puts before a text."""
-    longest -= getattr(method, "num_virtual_tokens", 0)
-    if wanted is not None and wanted > longest:
-        raise MinipeftError(
-            f"--max-length {wanted} is beyond the model's position table; it takes up to {longest} tokens"
-        )
-    return wanted or min(LONGEST, longest)

@@ -71,7 +71,7 @@ assert not {{"transformers", "peft", "accelerate"}} & set(sys.modules)
 
 def test_the_flags_are_the_settings_with_the_same_defaults() -> None:
     from minipeft.cli.flags import command_line
-    from minipeft.training.recipes import TrainSettings
+    from minipeft.training.settings import TrainSettings
 
     flags = vars(command_line().parse_args(["train"]))
     assert flags.pop("command") == "train"

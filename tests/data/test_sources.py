@@ -18,7 +18,7 @@ from hub_server import HubServer
 from minipeft import MinipeftError, train
 from minipeft.data.splits import choose_data, normalize_source, read_split
 from minipeft.data.tasks import Split, get_task
-from minipeft.training.metrics import Encoded, hold_out
+from minipeft.training.examples import Encoded, hold_out
 
 RTE = get_task("rte")
 README = """---

@@ -19,7 +19,7 @@ from minipeft.data.tasks import Split, get_task
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer
 from minipeft.data.tokens import TokenTable
 from minipeft.model.families import load_config
-from minipeft.training.metrics import encode_split
+from minipeft.training.examples import encode_split
 
 WORDS = st.lists(st.text(max_size=20), min_size=1, max_size=12)
 
@@ -112,7 +112,7 @@ from minipeft import load_tokenizer
 from minipeft.data.splits import chunk_examples
 from minipeft.data.tasks import get_task
 from minipeft.model.families import load_config
-from minipeft.training.metrics import encode_split
+from minipeft.training.examples import encode_split
 from pathlib import Path
 
 def own_bytes():

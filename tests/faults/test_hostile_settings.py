@@ -228,7 +228,7 @@ def test_a_hostile_tokenizer_gives_predictions_or_one_line(change: str, model_ty
     """Also for a model of bert's family, which takes token types from it."""
     from minipeft.data.batching import pack
     from minipeft.model.families import load_config
-    from minipeft.training.metrics import encode_split
+    from minipeft.training.examples import encode_split
 
     path = model / "tokenizer.json"
     content = json.loads(path.read_text())

@@ -14,7 +14,7 @@ import torch
 from runs import assert_same, assert_whole, finish, history, start_workers, state, training, worker
 from safetensors.torch import load_file
 
-from minipeft.training.distributed import Workers
+from minipeft.training.distributed import Processes
 
 
 @pytest.fixture
@@ -186,13 +186,13 @@ def test_a_step_is_shared_out_by_its_tokens() -> None:
     """Every example once, and no process with more than the longest example above the mean."""
     lengths = [1 + (37 * number) % 101 for number in range(64)]
     for size in (2, 3, 8):
-        shares = [Workers(rank, size).share(range(64), lengths) for rank in range(size)]
+        shares = [Processes(rank, size).share(range(64), lengths) for rank in range(size)]
         assert sorted(index for share in shares for index in share) == list(range(64))
         tokens = [sum(lengths[index] for index in share) for share in shares]
         assert max(tokens) - min(tokens) <= max(lengths)
-    assert [list(Workers(rank, 3).share([4], lengths)) for rank in range(3)] == [[4], [], []]
+    assert [list(Processes(rank, 3).share([4], lengths)) for rank in range(3)] == [[4], [], []]
     alone = [3, 1, 2]
-    assert Workers().share(alone, lengths) is alone
+    assert Processes().share(alone, lengths) is alone
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the threads of a process are read from /proc")

@@ -40,8 +40,9 @@ from minipeft.data.tasks import Split, get_task
 from minipeft.errors import Interrupted
 from minipeft.methods.adalora import AdaLoRALinear, after_step, budget, penalty
 from minipeft.model.roberta import LINEAR_NAMES, Linear
-from minipeft.training.loop import train_loop
-from minipeft.training.metrics import Encoded, sequence_loss
+from minipeft.training.examples import Encoded, Examples
+from minipeft.training.loop import RunFolder, Schedule, train_loop
+from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 
 # -------------------------------------------------------------------------------------------------------- the layer
@@ -243,21 +244,17 @@ def encoded(count: int, seed: int = 0) -> Encoded:
 
 def run(model: SequenceClassifier, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    train_loop(
-        model,
-        encoded(20),
-        encoded(6, seed=1),
-        folder,
+    schedule = Schedule(
         epochs=5,  # of 3 steps
         lr=1e-2,
-        sequences_per_step=8,
         warmup_steps=1,
         weight_decay=0.1,
+        sequences_per_step=8,
         max_tokens=10_000,
         seed=3,
-        device="cpu",
-        quiet=True,
+        select_by="accuracy",
     )
+    train_loop(model, Examples(encoded(20), encoded(6, seed=1)), schedule, RunFolder(folder, quiet=True))
 
 
 def state(folder: Path) -> dict[str, Any]:

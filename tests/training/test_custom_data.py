@@ -16,8 +16,7 @@ from sklearn.metrics import f1_score
 
 from minipeft import MinipeftError, load_run, train
 from minipeft.cli.cli import main
-from minipeft.data.tasks import get_task
-from minipeft.training.loop import best_epoch
+from minipeft.training.checkpoint import best_epoch
 
 SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 8, "grad_accum": 1, "device": "cpu", "quiet": True}
 WORDS = {"good": ("great", "nice"), "bad": ("awful", "poor"), "so so": ("okay", "fine")}
@@ -130,11 +129,10 @@ def test_the_holdout_chooses_the_epoch_and_the_validation_is_reported(finished: 
 
 
 def test_the_holdout_chooses_where_the_validation_would_choose_otherwise() -> None:
-    task = get_task("rte")
     history = [{"epoch": 1, "accuracy": 0.9}, {"epoch": 2, "accuracy": 0.8}, {"epoch": 3, "accuracy": 0.9}]
-    assert best_epoch(history, task)["epoch"] == 1  # the first of equals
+    assert best_epoch(history, "accuracy")["epoch"] == 1  # the first of equals
     held = [row | {"holdout_accuracy": value} for row, value in zip(history, (0.5, 0.7, 0.7), strict=True)]
-    assert best_epoch(held, task) == {"epoch": 2, "accuracy": 0.8, "holdout_accuracy": 0.7}
+    assert best_epoch(held, "holdout_accuracy") == {"epoch": 2, "accuracy": 0.8, "holdout_accuracy": 0.7}
 
 
 @pytest.mark.parametrize("part", [0.0, 1.0, -0.1, float("nan"), "x", 0.001])
@@ -274,15 +272,15 @@ def test_a_resumed_run_goes_on_with_its_events_and_has_each_step_once(
     train(output=str(tmp_path / "whole"), **settings)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         evaluations: list[int] = []
-        evaluate = loop.evaluate
+        evaluate = loop.predict_logits
 
-        def killed(*given: Any) -> dict[str, float]:
+        def killed(*given: Any) -> Any:
             evaluations.append(1)
             if len(evaluations) == 2:
                 raise KeyboardInterrupt
             return evaluate(*given)
 
-        patch.setattr(loop, "evaluate", killed)
+        patch.setattr(loop, "predict_logits", killed)
         train(output=str(tmp_path / "run"), **settings)
     train(output=str(tmp_path / "run"), resume=True, **settings)
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 2

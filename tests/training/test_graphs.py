@@ -139,7 +139,7 @@ def test_a_loss_read_late_stops_the_run_with_its_own_step_and_nothing_saved_afte
 ) -> None:
     errors, saved = [], []
     for late in ((), ("cpu",)):
-        monkeypatch.setattr(loop, "READ_LATE", late)
+        monkeypatch.setattr(loop, "DEFERRED_READS", late)
         model = apply(load_pretrained(checkpoint), Full())
         folder = tmp_path / f"run-{late}"
         with pytest.raises(MinipeftError) as caught:
@@ -156,7 +156,7 @@ def test_a_loss_read_late_stops_the_run_with_its_own_step_and_nothing_saved_afte
 def test_late_reading_changes_no_figure(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     histories = []
     for late in ((), ("cpu",)):
-        monkeypatch.setattr(loop, "READ_LATE", late)
+        monkeypatch.setattr(loop, "DEFERRED_READS", late)
         torch.manual_seed(0)
         model = apply(load_pretrained(checkpoint), LoRA())
         done = run(model, encoded(20), encoded(6, seed=1), tmp_path / f"run-{late}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from minipeft import (
 from minipeft.data.batching import epoch_order
 from minipeft.data.tasks import Split, get_task
 from minipeft.model.families import tensor_names
-from minipeft.training.loop import Progress, train_loop
-from minipeft.training.metrics import Encoded, evaluate
+from minipeft.training.checkpoint import Progress
+from minipeft.training.examples import Encoded, Examples
+from minipeft.training.loop import RunFolder, Schedule, train_loop
+from minipeft.training.metrics import evaluate
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 COUNT, PER_STEP, EPOCHS, LR, WARMUP = 20, 8, 2, 1e-3, 2  # the last step of an epoch is a short one
@@ -56,24 +59,11 @@ def encoded(count: int, seed: int = 0, flip: bool = False, task: str = "sst2") -
 
 def run(model: SequenceClassifier, train: Encoded, validation: Encoded, folder: Path, **changes: Any) -> Progress:
     folder.mkdir(exist_ok=True)
-    return train_loop(
-        model,
-        train,
-        validation,
-        folder,
-        **{
-            "epochs": EPOCHS,
-            "lr": LR,
-            "sequences_per_step": PER_STEP,
-            "warmup_steps": WARMUP,
-            "weight_decay": 0.1,
-            "max_tokens": 64,
-            "seed": 3,
-            "device": "cpu",
-            "quiet": True,
-            **changes,
-        },
-    )
+    metric = train.split.task.metrics[0]
+    schedule = Schedule(EPOCHS, LR, WARMUP, 0.1, PER_STEP, max_tokens=64, seed=3, select_by=metric)
+    minutes, graphs = changes.pop("checkpoint_minutes", 5.0), changes.pop("graphs", None)
+    schedule, place = replace(schedule, **changes), RunFolder(folder, minutes, quiet=True)
+    return train_loop(model, Examples(train, validation), schedule, place, graphs=graphs)
 
 
 def test_full_fine_tuning_is_that_of_transformers_in_padded_batches(tmp_path: Path) -> None:

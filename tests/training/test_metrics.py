@@ -16,14 +16,12 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from minipeft import MinipeftError, load_pretrained, load_tokenizer
 from minipeft.data.tasks import TASKS, Split, get_task
+from minipeft.training.examples import Encoded, encode_split, hold_out
 from minipeft.training.metrics import (
     METRICS,
-    Encoded,
     accuracy,
-    encode_split,
     evaluate,
     f1,
-    hold_out,
     macro_f1,
     matthews_correlation,
     pearson,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minipeft.data.tasks import TASKS
 from minipeft.methods import METHODS
-from minipeft.training.recipes import SMALL_HIDDEN_SIZE, TrainSettings, recipe
+from minipeft.training.recipes import SMALL_HIDDEN_SIZE, Recipe, default_warmup, recipe
+from minipeft.training.settings import TrainSettings
 
 
 @pytest.mark.parametrize("hidden_size", [SMALL_HIDDEN_SIZE, 768])
@@ -14,21 +17,27 @@ from minipeft.training.recipes import SMALL_HIDDEN_SIZE, TrainSettings, recipe
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_and_method_has_a_recipe(task: str, method: str, hidden_size: int) -> None:
     values = recipe(task, method, hidden_size)
-    assert set(values) == {"epochs", "lr", "warmup_steps"}
-    assert values["epochs"] >= 1 and 0 < values["lr"] < 0.1 and values["warmup_steps"] >= 0
-    for name in values:
+    assert values.epochs >= 1 and 0 < values.lr < 0.1
+    for name in ("epochs", "lr", "warmup_steps"):
         assert getattr(TrainSettings(), name) is None  # so that the recipe decides
 
 
 def test_lora_on_roberta_base_has_the_report_s_settings() -> None:
     """What the report that the project starts from used on RTE."""
     settings = TrainSettings()
-    assert recipe("rte", "lora", 768) == {"epochs": 25, "lr": 5e-4, "warmup_steps": 100}
-    assert recipe("sst2", "lora", 768)["epochs"] == 5
+    assert recipe("rte", "lora", 768) == Recipe(25, 5e-4)
+    assert recipe("sst2", "lora", 768).epochs == 5
+    assert default_warmup(25 * -(-2490 // 64)) == default_warmup(5 * -(-67349 // 64)) == 100
     assert (settings.batch_size, settings.grad_accum, settings.weight_decay) == (16, 4, 0.01)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_method_that_trains_more_takes_smaller_steps(task: str) -> None:
     for hidden_size in (128, 768):
-        assert recipe(task, "full", hidden_size)["lr"] < recipe(task, "lora", hidden_size)["lr"]
+        assert recipe(task, "full", hidden_size).lr < recipe(task, "lora", hidden_size).lr
+
+
+@given(st.integers(0, 10_000))
+def test_the_default_warmup_is_a_small_part_of_every_run(steps: int) -> None:
+    assert default_warmup(steps) <= steps / 9 and default_warmup(steps) <= 100
+    assert default_warmup(steps) <= default_warmup(steps + 1)

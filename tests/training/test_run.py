@@ -25,7 +25,8 @@ from minipeft import (
 from minipeft.methods import METHODS
 from minipeft.model.checkpoint import save_checkpoint
 from minipeft.model.roberta import initialise
-from minipeft.training.metrics import Encoded, predict_logits
+from minipeft.training.examples import Encoded
+from minipeft.training.metrics import predict_logits
 
 METRICS_FIELDS = [
     "epoch",
@@ -156,7 +157,7 @@ def test_a_regression_task_runs_and_predicts_a_score(tiny_checkpoint: Path, tmp_
 def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
     from dataclasses import fields
 
-    from minipeft.training.recipes import TrainSettings
+    from minipeft.training.settings import TrainSettings
 
     small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
     config = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -1,0 +1,96 @@
+"""What a run prints before and after training: its banner and its last line."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from minipeft.data.tasks import Task
+from minipeft.errors import some
+from minipeft.methods import count_parameters
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.training.examples import Examples
+from minipeft.training.job import Job
+from minipeft.training.report import constant_baseline
+
+logger = logging.getLogger("minipeft")
+
+
+def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> None:
+    """Print what the run trains, on what, and how; a replacement of model or data is printed even if quiet."""
+    task, schedule, parameters = job.task, job.schedule, count_parameters(model)
+    labels = examples.train.split.labels
+    steps = schedule.epochs * math.ceil(len(examples.train) / schedule.sequences_per_step)
+    if task.is_regression:
+        target = f"(numbers from {min(labels):g} to {max(labels):g})"
+    else:
+        counts = Counter(task.labels[int(label)] for label in labels)
+        target = f"({some([f'{name} {count:,}' for name, count in counts.most_common()])})"
+    splits = {"training": examples.train, "validation": examples.validation, **examples.others}
+    rows = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    processes = f", {job.processes.size} processes" if job.processes.size > 1 else ""
+    lines = [
+        f"task    {task.name}: {job.data.columns} {target}",
+        f"data    {job.data.description}",
+        f"rows    {rows}{_majority(examples, task)}",
+        f"model   {job.model.description}",
+        f"method  {describe_method(job.method)}: {parameters.method:,} trainable parameters, "
+        f"{parameters.head:,} in the head",
+        f"train   {schedule.epochs} epochs, {steps:,} steps of {job.batch_size} x "
+        f"{schedule.sequences_per_step // job.batch_size} sequences, lr {schedule.lr:g} after "
+        f"{schedule.warmup_steps} warmup steps, seed {schedule.seed}",
+        f"device  {job.device}, {job.precision}{processes}",
+    ]
+    if not job.quiet:
+        print("\n".join(lines), file=sys.stderr)
+    replaced = {"the model": "stand-in" in job.model.description, "the data": job.data.source == "standin"}
+    if names := [name for name, is_replaced in replaced.items() if is_replaced]:
+        about = {"the model": "roberta-base", "the data": task.name}
+        print(
+            f"*** STAND-IN for {' and '.join(names)}: this run shows that the installation works; "
+            f"its figures say nothing about {' or '.join(about[name] for name in names)}. ***",
+            file=sys.stderr,
+        )
+    if schedule.warmup_steps >= steps and schedule.warmup_steps:
+        logger.warning(
+            "--warmup-steps %d is not below the run's %d steps: the learning rate does not reach %g. Choose fewer.",
+            schedule.warmup_steps,
+            steps,
+            schedule.lr,
+        )
+    for warning in job.data.warnings:
+        logger.warning("%s", warning)
+    sys.stderr.flush()
+
+
+def _majority(examples: Examples, task: Task) -> str:
+    if task.is_regression:
+        return ""
+    _, accuracy = constant_baseline(examples.validation.split.labels, task)
+    return f" (the majority class alone has accuracy {accuracy:.4f})"
+
+
+def describe_method(method: Any) -> str:
+    """Return a method's constructor with the settings that are not its defaults."""
+    default = type(method)()
+    given = [
+        f"{f.name}={getattr(method, f.name)!r}"
+        for f in dataclasses.fields(method)
+        if getattr(method, f.name) != getattr(default, f.name)
+    ]
+    return f"{type(method).__name__}({', '.join(given)})"
+
+
+def print_result(content: dict[str, Any], folder: Path) -> None:
+    """Print the last line of a run."""
+    best, last, metric = content["best"], content["last"], content["metric"]
+    macro = f" (macro F1 {content['macro_f1']['best']:.4f})" if "macro_f1" in content else ""
+    print(
+        f"best {metric} {best['value']:.4f}{macro} (epoch {best['epoch']}), last {last['value']:.4f}; "
+        f"{content['train_seconds']:.0f} s, {content['samples_per_second']:.1f} samples/s -> {folder}"
+    )

@@ -1,0 +1,148 @@
+"""The state of a run that --resume needs: checkpoint/state.pt, and the files that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minipeft.adapters.adapter import save_adapter
+from minipeft.adapters.adapter_file import read_adapter
+from minipeft.data.tasks import Task
+from minipeft.errors import MinipeftError
+from minipeft.files import make_folder, write_atomically, write_lines
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.training.examples import Encoded
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: the current epoch, from 0.
+        place: examples of this epoch that are done.
+        step: optimizer steps done.
+        loss_sum: summed over the sequences of this epoch so far.
+        seconds: training time of this epoch so far.
+        history: one row per evaluation: the lines of metrics.jsonl.
+    """
+
+    epoch: int = 0
+    place: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def state_file(folder: Path) -> Path:
+    return folder / "checkpoint" / "state.pt"
+
+
+def save_checkpoint(
+    folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, progress: Progress, train: Encoded
+) -> None:
+    """Write the trainable tensors, the optimizer's state, the progress and the examples' fingerprint."""
+    state = {
+        "trained": {name: tensor.detach() for name, tensor in _changing_tensors(model).items()},
+        "optimizer": optimizer.state_dict(),
+        "progress": vars(progress),
+        "examples": train.fingerprint,
+    }
+    make_folder(folder / "checkpoint")
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:  # torch.save's own file hides the reason why it cannot be written
+            torch.save(state, file)
+
+    write_atomically(state_file(folder), write)
+
+
+def restore_checkpoint(
+    folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, device: str, train: Encoded
+) -> Progress:
+    """Load the last checkpoint into model and optimizer; without one, return a new Progress.
+
+    Raises:
+        MinipeftError: for a damaged checkpoint, and for one of other training examples.
+    """
+    path = state_file(folder)
+    if not path.is_file():
+        return Progress()
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        same = state["examples"] in (train.fingerprint, train.length_fingerprint)
+        tensors = _changing_tensors(model)
+        with torch.no_grad():
+            for name, tensor in state["trained"].items():
+                tensors[name].copy_(tensor)
+        optimizer.load_state_dict(state["optimizer"])
+        progress = Progress(**state["progress"])
+    except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
+        raise MinipeftError(
+            f"{path}: the checkpoint cannot be read ({type(error).__name__}). Remove it to start the run from scratch."
+        ) from None
+    if not same:
+        raise MinipeftError(
+            f"{folder}: the run has other training examples. Pass the same data, or choose another --output."
+        )
+    return progress
+
+
+def _changing_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
+    """The tensors that a step changes: the trainable parameters, and a method's buffers."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {**parameters, **dict(model.named_buffers())}
+
+
+def publish(folder: Path, model: SequenceClassifier, progress: Progress, task: Task, select_by: str) -> None:
+    """Write metrics.jsonl after an epoch and, if the epoch is the best, adapter/."""
+    if (best := best_epoch(progress.history, select_by)) is progress.history[-1]:
+        details = {"task": task.name, "metric": task.metrics[0], "score": best[task.metrics[0]]}
+        save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
+    write_lines(folder / "metrics.jsonl", progress.history)
+
+
+def best_epoch(history: list[dict[str, Any]], select_by: str) -> dict[str, Any]:
+    """Return the row of the first epoch with the best value of a figure: the largest, or for a loss the smallest."""
+    sign = -1 if select_by.endswith("loss") else 1
+    return max(history, key=lambda row: sign * row[select_by])
+
+
+def complete_epoch(folder: Path, model: SequenceClassifier, progress: Progress, task: Task, select_by: str) -> str:
+    """Make adapter/ and metrics.jsonl those of the checkpoint, and describe where the run continues.
+
+    A run may be killed between the checkpoint of an epoch and the files that follow from it.
+    """
+    if not state_file(folder).is_file():
+        return ""
+    adapter = "no epoch is finished yet"
+    if progress.history:
+        epoch = best_epoch(progress.history, select_by)["epoch"]
+        adapter = f"the adapter is epoch {epoch}'s"
+        if progress.place == 0:
+            publish(folder, model, progress, task, select_by)
+        if (found := read_adapter(folder / "adapter", model.config).details.get("epoch")) != epoch:
+            raise MinipeftError(
+                f"{folder / 'adapter'} is epoch {found}'s, but the best epoch of the checkpoint is {epoch}. "
+                f"Restore that adapter, or remove {folder / 'checkpoint'} to start the run from scratch."
+            )
+    return f"resuming {folder} from step {progress.step} (epoch {_current_epoch(vars(progress))}); {adapter}"
+
+
+def describe_checkpoint(folder: Path) -> str:
+    """Describe the last checkpoint, for the message of a run that cannot continue."""
+    path = state_file(folder)
+    if not path.is_file():
+        return "no epoch was finished, so there is no checkpoint"
+    progress = torch.load(path, map_location="cpu", weights_only=True)["progress"]
+    return f"{folder} keeps the checkpoint of epoch {_current_epoch(progress)}, step {progress['step']}"
+
+
+def _current_epoch(progress: dict[str, Any]) -> int:
+    """The epoch of the last step, from 1."""
+    return int(progress["epoch"]) + (progress["place"] > 0)

@@ -1,0 +1,161 @@
+"""Examples as token ids, ready to be packed into batches."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tokenizers import Encoding
+
+from minipeft.data.batching import PackedBatch, pack, random_mask, stratified_mask
+from minipeft.data.tasks import Split, Task
+from minipeft.data.tokenizer import Tokenizer
+from minipeft.data.tokens import TokenTable
+from minipeft.errors import MinipeftError
+from minipeft.model.config import EncoderConfig
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split as token ids: batches for training and evaluation are drawn from it.
+
+    Attributes:
+        split: its task and labels; the texts may be left out.
+        sequences: lists of int or tokenizers.Encoding, as `pack` takes them.
+        lengths: tokens of each sequence.
+    """
+
+    split: Split
+    sequences: Sequence[Any]
+    lengths: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @classmethod
+    def unlabelled(cls, task: Task, sequences: list[Any]) -> Encoded:
+        """Texts to predict, without labels."""
+        return cls(Split(task, [], None, []), sequences, [len(sequence.ids) for sequence in sequences])
+
+    def subset(self, chosen: Sequence[int]) -> Encoded:
+        """The examples where `chosen` is true, in their order."""
+        indices = array("q", (index for index, one in enumerate(chosen) if one))
+        labels = array("d" if self.split.task.is_regression else "q", (self.split.labels[index] for index in indices))
+        lengths = array("i", (self.lengths[index] for index in indices))
+        return Encoded(Split(self.split.task, [], None, labels), _Subset(self.sequences, indices), lengths)
+
+    def batch(self, indices: list[int], config: EncoderConfig) -> PackedBatch:
+        """The examples at `indices`, packed with their labels."""
+        return pack(
+            [self.sequences[index] for index in indices], [self.split.labels[index] for index in indices], config=config
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the token ids, token types and labels, in their order."""
+        digest = hashlib.sha256(self.length_fingerprint.encode())
+        for sequence in self.sequences:
+            digest.update(array("i", getattr(sequence, "ids", sequence)).tobytes())
+            digest.update(array("b", getattr(sequence, "type_ids", ())).tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def length_fingerprint(self) -> str:
+        """A hash of the lengths and labels alone, which the checkpoints of older versions hold."""
+        lengths, labels = np.asarray(self.lengths, dtype=np.int64), np.asarray(self.split.labels, dtype=np.float64)
+        return hashlib.sha256(lengths.tobytes() + labels.tobytes()).hexdigest()
+
+
+class _Subset(Sequence[Any]):
+    """Some of many sequences, which are not copied."""
+
+    def __init__(self, sequences: Sequence[Any], indices: Sequence[int]) -> None:
+        self.sequences, self.indices = sequences, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.sequences[self.indices[index]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of a run.
+
+    Attributes:
+        train: to train on.
+        validation: evaluated after every epoch.
+        others: evaluated as well; the name is the prefix of their figures: "holdout", "mismatched".
+        truncated: how many texts were longer than the maximum length.
+    """
+
+    train: Encoded
+    validation: Encoded
+    others: Mapping[str, Encoded] = field(default_factory=dict)
+    truncated: int = 0
+
+
+def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, Encoded]:
+    """Split examples at random into those to train on and a `fraction` held out; a function of the seed.
+
+    The split is stratified by class if `task.stratified`.
+
+    Raises:
+        MinipeftError: where one of the two would be empty.
+    """
+    task, labels = examples.split.task, examples.split.labels
+    if task.stratified and not task.is_regression:
+        mask = stratified_mask([int(label) for label in labels], fraction, seed)
+    else:
+        mask = random_mask(len(examples), fraction, seed)
+    if not 0 < round(len(examples) * fraction) < len(examples) or not 0 < sum(mask) < len(examples):
+        raise MinipeftError(
+            f"--holdout {fraction:g} of {len(examples)} training examples is {'all' if fraction > 0.5 else 'none'}. "
+            "Choose another fraction."
+        )
+    return examples.subset([not one for one in mask]), examples.subset(mask)
+
+
+def encode_split(
+    task: Task, chunks: Iterable[Split], tokenizer: Tokenizer, max_length: int, config: EncoderConfig
+) -> Encoded:
+    """Tokenize a split chunk by chunk; 12 bytes per example and its label stay in memory.
+
+    Raises:
+        MinipeftError: for a text whose token ids the model does not have: the tokenizer is not the model's.
+    """
+    labels: array[Any] = array("d" if task.is_regression else "q")
+
+    def encodings() -> Iterator[Encoding]:
+        for chunk in chunks:
+            yield from tokenizer.encode_full(chunk.texts, chunk.pairs, max_length)
+            labels.extend(chunk.labels)
+
+    sequences = TokenTable(_checked(encodings(), tokenizer, config), with_types=config.type_vocab_size > 1)
+    return Encoded(Split(task, [], None, labels), sequences, sequences.lengths)
+
+
+def _checked(encodings: Iterable[Encoding], tokenizer: Tokenizer, config: EncoderConfig) -> Iterator[Encoding]:
+    for row, encoding in enumerate(encodings):
+        if not encoding.ids:
+            raise MinipeftError(
+                f"{tokenizer.folder}: the tokenizer gives row {row} no token, not even a special one. "
+                "Use the model's tokenizer."
+            )
+        if max(encoding.ids) >= config.vocab_size:
+            raise MinipeftError(
+                f"{tokenizer.folder}: the tokenizer gives row {row} the token id {max(encoding.ids)}, "
+                f"outside the model's vocabulary of {config.vocab_size}. Use the model's tokenizer."
+            )
+        if config.type_vocab_size > 1 and max(encoding.type_ids) >= config.type_vocab_size:
+            raise MinipeftError(
+                f"{tokenizer.folder}: the tokenizer gives row {row} the token type {max(encoding.type_ids)}, "
+                f"outside the model's {config.type_vocab_size}. Use the model's tokenizer."
+            )
+        yield encoding

@@ -1,0 +1,319 @@
+"""Settings → Job: everything that a run needs to know, complete before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minipeft.adapters.adapter import read_start
+from minipeft.adapters.adapter_file import Adapter
+from minipeft.data.custom import CustomData, inspect_custom_data, is_custom
+from minipeft.data.splits import choose_data, count_rows, normalize_source
+from minipeft.data.tasks import Task, get_task
+from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision
+from minipeft.errors import MinipeftError, one_of, shown
+from minipeft.files import check_output, read_json
+from minipeft.hub.hub import model_name, resolve_model
+from minipeft.model.config import EncoderConfig
+from minipeft.model.families import load_config
+from minipeft.training.checkpoint import state_file
+from minipeft.training.distributed import Processes, join_processes
+from minipeft.training.loop import Schedule
+from minipeft.training.recipes import default_warmup, recipe
+from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method, non_default_options
+
+ALL_ROWS = sys.maxsize
+DEFAULT_MAX_LENGTH = 512  # tokens, where the model takes more
+HOLDOUT = "holdout"
+# Settings that --resume may change. "data" is compared as "source".
+FREE_TO_CHANGE = (
+    *("output", "checkpoint_minutes", "resume", "quiet", "data"),
+    *("device", "compile", "activation_checkpointing", "cuda_graphs"),
+)
+# Settings that a resumed run takes from its config.json where they are not given.
+KEPT_BY_RESUME = ("epochs", "lr", "warmup_steps", "max_length", "max_tokens", "select_by")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where a task's splits come from.
+
+    Attributes:
+        task: its columns, labels and metrics.
+        source: for `read_chunks`.
+        description: for people; so is `columns`, the columns that are read.
+        warnings: what may be a mistake, one line each.
+    """
+
+    task: Task
+    source: str
+    description: str
+    columns: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pretrained model on this machine: its folder, what describes it, and its shape."""
+
+    folder: Path
+    description: str
+    config: EncoderConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, complete: no field is left to be chosen.
+
+    Attributes:
+        initial_adapters: the adapter that the run is initialized from, if any.
+        precision: "fp32" or "bf16", of the frozen weights and the activations.
+        schedule: what the loop computes.
+        holdout: the fraction of the training split that chooses the best epoch; 0 for none.
+        train_limit, eval_limit: rows that are read; ALL_ROWS for all.
+        config: the content of config.json.
+        processes: those that train together.
+    """
+
+    data: DataSource
+    model: Checkpoint
+    method: Any
+    initial_adapters: tuple[Adapter, ...]
+    device: str
+    precision: str
+    schedule: Schedule
+    batch_size: int
+    max_length: int
+    holdout: float
+    train_limit: int
+    eval_limit: int
+    compile: bool
+    activation_checkpointing: bool
+    cuda_graphs: bool
+    output: Path
+    checkpoint_minutes: float
+    quiet: bool
+    config: dict[str, Any]
+    processes: Processes
+
+    @property
+    def task(self) -> Task:
+        return self.data.task
+
+
+def resolve(settings: TrainSettings) -> Job:
+    """Choose everything that the settings leave open.
+
+    What can be refused without a download is refused before the first one. With several processes rank 0 chooses the
+    model, the data and the folder for all.
+
+    Raises:
+        MinipeftError: for settings that do not fit together, and for an output folder that cannot take this run.
+    """
+    task, custom = find_task(settings)
+    initial_adapters: tuple[Adapter, ...] = ()
+    if settings.init_adapter is None:
+        method = choose_method(settings)
+    else:
+        config = load_config(resolve_model(settings.model)[0])
+        initial_adapters = (read_start(Path(settings.init_adapter), config),)
+        method = choose_method(settings, initial_adapters[0].method)
+    device = choose_device(settings.device)
+    if settings.cuda_graphs:
+        check_cuda_graphs(device, settings.activation_checkpointing)
+    one_of("precision", settings.precision, ("auto", "fp32", "bf16"))
+    processes = join_processes(device, settings.resume)
+
+    output = processes.on_rank_zero(lambda: choose_output(settings, task, method))
+    if (output / "config.json").is_file():  # a run of an earlier version keeps its draw of examples
+        task = drawn_as_recorded(task, read_json(output / "config.json"))
+    settings = continue_settings(settings, output)
+    folder, description = processes.on_rank_zero(lambda: resolve_model(settings.model))
+    model = Checkpoint(folder, description, load_config(folder))
+    data = processes.on_rank_zero(lambda: choose_source(settings, task, custom))
+    precision = choose_precision(settings.precision, device)
+    defaults = recipe(None if custom is not None else task.name, settings.method, model.config.hidden_size)
+    epochs = settings.epochs or defaults.epochs
+    sequences_per_step = settings.batch_size * settings.grad_accum
+    steps = epochs * math.ceil(training_rows(settings, data) / sequences_per_step)
+    schedule = Schedule(
+        epochs=epochs,
+        lr=defaults.lr if settings.lr is None else settings.lr,
+        warmup_steps=default_warmup(steps) if settings.warmup_steps is None else settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        sequences_per_step=sequences_per_step,
+        max_tokens=settings.max_tokens or choose_max_tokens(device, precision, model.config.hidden_size),
+        seed=settings.seed,
+        select_by=choose_figure(settings, task),
+    )
+    job = Job(
+        data=data,
+        model=model,
+        method=method,
+        initial_adapters=initial_adapters,
+        device=device,
+        precision=precision,
+        schedule=schedule,
+        batch_size=settings.batch_size,
+        max_length=choose_max_length(settings.max_length, method, model.config.max_length),
+        holdout=settings.holdout or 0.0,
+        train_limit=settings.train_limit or ALL_ROWS,
+        eval_limit=settings.eval_limit or ALL_ROWS,
+        compile=settings.compile,
+        activation_checkpointing=settings.activation_checkpointing,
+        cuda_graphs=settings.cuda_graphs,
+        output=output,
+        checkpoint_minutes=settings.checkpoint_minutes,
+        quiet=settings.quiet,
+        config={},
+        processes=processes,
+    )
+    job = dataclasses.replace(job, config=config_of(job, settings))
+    processes.on_rank_zero(lambda: check_same_settings(job))
+    return job
+
+
+def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
+    """Return the task, and for a custom dataset its description.
+
+    Raises:
+        MinipeftError: for an unknown task, and for settings of a custom dataset with one of GLUE's.
+    """
+    given = {name: getattr(settings, name) for name in ("text_column", "pair_column", "label_column", "validation")}
+    if is_custom(settings.task, settings.data):
+        custom = inspect_custom_data(settings.task, settings.data, label_type=settings.label_type, **given)
+        return custom.task, custom
+    task = get_task("rte" if settings.task == "auto" else settings.task)
+    given["label_type"] = None if settings.label_type == "auto" else settings.label_type
+    for name, value in given.items():
+        if value is not None:
+            raise MinipeftError(
+                f"--{name.replace('_', '-')} {value!r} is for custom datasets, and {task.name} is GLUE's. "
+                "Name your file by --data, or leave it out."
+            )
+    return task, None
+
+
+def choose_source(settings: TrainSettings, task: Task, custom: CustomData | None = None) -> DataSource:
+    """Return where a task's splits come from; this may download GLUE."""
+    if custom is not None:
+        return DataSource(task, custom.source, custom.describe(), custom.describe_columns(), custom.warnings)
+    source, description = choose_data(task, settings.data)
+    return DataSource(task, source, description, f"{' and '.join(task.columns)}, labels from {task.label_column}", ())
+
+
+def training_rows(settings: TrainSettings, data: DataSource) -> int:
+    """Return how many examples an epoch has."""
+    rows = count_rows(data.task, "train", data.source, settings.train_limit or ALL_ROWS)
+    return rows - round(rows * (settings.holdout or 0.0))
+
+
+def choose_figure(settings: TrainSettings, task: Task) -> str:
+    """Return the name of the figure that chooses the best epoch: of the held-out examples where there are any."""
+    figure = settings.select_by or task.metrics[0]
+    one_of("--select-by", figure, ("eval_loss", *task.metrics))
+    return f"{HOLDOUT}_{figure}" if settings.holdout else figure
+
+
+def choose_max_length(wanted: int | None, method: Any, longest: int) -> int:
+    """Return --max-length, or 512 tokens or fewer, as the model and the method's virtual tokens allow."""
+    longest -= getattr(method, "num_virtual_tokens", 0)
+    if wanted is not None and wanted > longest:
+        raise MinipeftError(
+            f"--max-length {wanted} is beyond the model's position table. Choose at most {longest} tokens."
+        )
+    return wanted or min(DEFAULT_MAX_LENGTH, longest)
+
+
+def choose_output(settings: TrainSettings, task: Task, method: Any) -> Path:
+    """Return --output, or runs/<task>-<method>…, numbered where that is taken and --resume is not given.
+
+    Raises:
+        MinipeftError: for a folder that cannot take this run.
+    """
+    if settings.output is not None:
+        folder = Path(settings.output)
+    else:
+        rank = f"-r{method.rank}" if hasattr(method, "rank") else ""
+        first = Path("runs") / f"{task.name}-{settings.method}{rank}-seed{settings.seed}"
+        names = [first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))]
+        free = next(number for number, name in enumerate(names) if not name.exists())
+        folder = names[max(0, free - 1)] if settings.resume else names[free]
+    check_output(folder, "config.json", "run", settings.resume)
+    return folder
+
+
+def continue_settings(settings: TrainSettings, folder: Path) -> TrainSettings:
+    """Return the settings of a resumed run: what is not given is as in its config.json."""
+    if not state_file(folder).is_file():
+        return settings
+    before = read_json(folder / "config.json")
+    kept: dict[str, Any] = {name: before.get(name) for name in KEPT_BY_RESUME if getattr(settings, name) is None}
+    if settings.precision == "auto":
+        kept["precision"] = before.get("precision", "auto")
+    return dataclasses.replace(settings, **kept)
+
+
+def config_of(job: Job, settings: TrainSettings) -> dict[str, Any]:
+    """Return the content of config.json: every setting, resolved, in the types that JSON has."""
+    task, schedule = job.task, job.schedule
+    method_flags = {name: getattr(job.method, name) for name in METHOD_FLAGS if hasattr(job.method, name)}
+    custom = {}
+    if task.is_custom:
+        custom = {
+            "text_column": task.columns[0],
+            "pair_column": task.columns[1] if len(task.columns) == 2 else None,
+            "label_column": task.label_column,
+            "label_type": "numbers" if task.is_regression else "classes",
+            "validation": dict(task.files).get("validation"),
+        }
+    resolved = {
+        "task": task.name,
+        "method_options": non_default_options(job.method),
+        "model": _model_to_reload(settings.model, job.model.folder),
+        "init_adapter": str(job.initial_adapters[0].folder.resolve()) if job.initial_adapters else None,
+        "select_by": schedule.select_by.removeprefix(f"{HOLDOUT}_"),
+        "epochs": schedule.epochs,
+        "lr": schedule.lr,
+        "warmup_steps": schedule.warmup_steps,
+        "max_tokens": schedule.max_tokens,
+        "max_length": job.max_length,
+        "device": job.device,
+        "precision": job.precision,
+        "output": str(job.output),
+        "source": job.data.source,
+        "labels": task.labels,
+        "stratified": task.stratified,
+    }
+    content = dataclasses.asdict(settings) | method_flags | custom | resolved
+    return dict(json.loads(json.dumps(content)))
+
+
+def _model_to_reload(wanted: str, folder: Path) -> str:
+    """What finds the same checkpoint again, from every current directory: a folder's absolute path, or a name."""
+    if wanted == "auto":
+        return model_name(folder)
+    return str(folder.resolve()) if Path(wanted).expanduser().is_dir() else wanted
+
+
+def check_same_settings(job: Job) -> None:
+    """Raise where a resumed run would change; a run without a checkpoint starts from scratch."""
+    folder = job.output
+    if not state_file(folder).is_file():
+        return
+    # A run of an older version lacks the settings that were added since: it had their defaults.
+    added = dataclasses.asdict(TrainSettings()) | {"select_by": job.task.metrics[0], "stratified": False}
+    before = added | read_json(folder / "config.json")
+    before["source"] = normalize_source(str(before.get("source")))
+    for name, value in before.items():
+        now = job.config.get(name)
+        if name not in FREE_TO_CHANGE and now != value:
+            raise MinipeftError(
+                f"{folder}: the run has {name} {shown(value)}, not {shown(now)}. "
+                "Resume it with the same settings, or choose another --output."
+            )

@@ -1,0 +1,70 @@
+"""What a run prints while it trains: one line per epoch, and warnings about runs that learn nothing."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from minipeft.data.tasks import Task
+
+logger = logging.getLogger("minipeft")
+
+DIVERGED = 10.0  # a loss of so many times that of a constant prediction
+
+
+class EpochTable:
+    """Prints one permanent line per epoch on standard error, above the progress bar where there is one."""
+
+    def __init__(self, figures: Sequence[str], select_by: str, quiet: bool) -> None:
+        self.figures, self.select_by, self.quiet = figures, select_by, quiet
+        self.widths = [max(10, len(name)) for name in self.figures]
+
+    def print_header(self) -> None:
+        names = "".join(f"  {name:>{width}}" for name, width in zip(self.figures, self.widths, strict=True))
+        self._print(f"epoch  train_loss{names}  samples/s  elapsed")
+
+    def print_row(self, row: dict[str, Any], elapsed: float, best: bool) -> None:
+        values = "".join(f"  {row[name]:>{width}.4f}" for name, width in zip(self.figures, self.widths, strict=True))
+        minutes, seconds = divmod(round(elapsed), 60)
+        self._print(
+            f"{row['epoch']:>5}  {row['train_loss']:>10.4f}{values}  {row['samples_per_second']:>9.1f}  "
+            f"{minutes:>4}:{seconds:02}{'  best' if best else ''}"
+        )
+
+    def _print(self, line: str) -> None:
+        if not self.quiet:
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
+
+
+def constant_baseline(labels: Sequence[int] | Sequence[float], task: Task) -> tuple[float, float]:
+    """Return the loss and the accuracy of the best constant prediction; for regression the accuracy is 0."""
+    if task.is_regression:
+        return float(np.var(np.asarray(labels, dtype=np.float64))), 0.0
+    fractions = [count / len(labels) for count in Counter(labels).values()]
+    return -sum(fraction * math.log(fraction) for fraction in fractions), max(fractions)
+
+
+def warn_about_predictions(logits: Tensor, row: dict[str, Any], labels: Sequence[Any], task: Task) -> None:
+    """Warn where every prediction is of one class, and where the loss is far above that of a constant prediction."""
+    epoch = row["epoch"]
+    if not task.is_regression and len(logits) > 1 and len(set(logits.argmax(1).tolist())) == 1:
+        name = task.labels[int(logits[0].argmax())]
+        logger.warning("epoch %d: every validation prediction is of the class %s", epoch, name)
+    loss, _ = constant_baseline(labels, task)
+    largest = max(row["train_loss"], row["eval_loss"])
+    if loss and largest > DIVERGED * loss:
+        logger.warning(
+            "epoch %d: the loss is %.4g, that of a constant prediction is %.4g: the training diverges. Lower --lr.",
+            epoch,
+            largest,
+            loss,
+        )
