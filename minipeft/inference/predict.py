@@ -221,20 +221,23 @@ def load_run(folder: str | Path, device: str = "auto", precision: str | None = N
             f"{folder / 'config.json'}: max_length {shown(settings['max_length'])} is beyond the model's "
             f"{model.config.max_length}; train again"
         )
-    _warn_if_unfinished(folder, task, settings.get("epochs"))
+    _warn_if_unfinished(folder, settings, task)
     cast_frozen(load_adapter(model, folder / "adapter"), dtype)
     device = choose_device(device)
     return LoadedRun(model.to(device).eval(), load_tokenizer(model_folder), task, settings, device)
 
 
-def _warn_if_unfinished(folder: Path, task: Task, epochs: Any) -> None:
+def _warn_if_unfinished(folder: Path, settings: dict[str, Any], task: Task) -> None:
     """Warn that a run was interrupted, with the epoch of its adapter."""
     if (folder / "result.json").is_file():
         return
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [parse_json(line) for line in lines]
-        epoch, done = best_epoch(rows, task)["epoch"], rows[-1]["epoch"]
+        select_by = settings.get("select_by") or task.metrics[0]
+        held_out = f"holdout_{select_by}"
+        best = best_epoch(rows, held_out if held_out in rows[0] else select_by)
+        epoch, done = best["epoch"], rows[-1]["epoch"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # nothing is known of its epochs
         logger.warning("%s: the run is not finished; train.py --resume continues it", folder)
         return
@@ -242,6 +245,6 @@ def _warn_if_unfinished(folder: Path, task: Task, epochs: Any) -> None:
         "%s: the run is not finished (%s of %s epochs): the adapter is from epoch %s; train.py --resume continues it",
         folder,
         done,
-        epochs,
+        settings.get("epochs"),
         epoch,
     )

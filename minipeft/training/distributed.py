@@ -86,15 +86,15 @@ class Processes:
         if self.size == 1:
             return act()
         answer: list[Any] = [None, None]
+        failed: Exception | None = None
         if self.is_main_process:
             try:
                 answer[0] = act()
             except Exception as error:  # the other processes wait for an answer, whatever happens
-                answer[1] = error
-        error, answer[1] = answer[1], answer[1] and first_line(answer[1])
+                failed, answer[1] = error, first_line(error)
         self._communicate(lambda dist: dist.broadcast_object_list(answer, src=0, device=torch.device("cpu")))
         if answer[1] is not None:
-            raise error or ErrorOnRankZero(answer[1])
+            raise failed or ErrorOnRankZero(answer[1])
         value: Answer = answer[0]
         return value
 

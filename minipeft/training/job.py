@@ -132,7 +132,7 @@ def resolve(settings: TrainSettings) -> Job:
     output = processes.on_rank_zero(lambda: choose_output(settings, task, method))
     if (output / "config.json").is_file():  # a run of an earlier version keeps its draw of examples
         task = drawn_as_recorded(task, read_json(output / "config.json"))
-    settings = continue_settings(settings, output)
+    settings = continue_settings(settings, task, output)
     folder, description = processes.on_rank_zero(lambda: resolve_model(settings.model))
     model = Checkpoint(folder, description, load_config(folder))
     data = processes.on_rank_zero(lambda: choose_source(settings, task, custom))
@@ -248,12 +248,14 @@ def choose_output(settings: TrainSettings, task: Task, method: Any) -> Path:
     return folder
 
 
-def continue_settings(settings: TrainSettings, folder: Path) -> TrainSettings:
+def continue_settings(settings: TrainSettings, task: Task, folder: Path) -> TrainSettings:
     """Return the settings of a resumed run: what is not given is as in its config.json."""
     if not state_file(folder).is_file():
         return settings
     before = read_json(folder / "config.json")
     kept: dict[str, Any] = {name: before.get(name) for name in KEPT_BY_RESUME if getattr(settings, name) is None}
+    if kept.get("select_by") not in ("eval_loss", *task.metrics):
+        kept.pop("select_by", None)  # the labels have changed, which is refused later by name
     if settings.precision == "auto":
         kept["precision"] = before.get("precision", "auto")
     return dataclasses.replace(settings, **kept)

@@ -36,7 +36,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_state_that_had_a_finite_one(
         train(**settings)
     good = state(folder) if minutes == 0 else None
     words = "keeps the checkpoint of epoch 1, step 1" if good else "no epoch was finished, so there is no checkpoint"
-    assert "; lower --lr (" in str(caught.value) and words in str(caught.value)
+    assert "Lower --lr (" in str(caught.value) and words in str(caught.value)
     if good:
         assert all(tensor.isfinite().all() for tensor in good["trained"].values())
         with pytest.raises(MinipeftError) as again:  # the same step with the same figures: nothing was lost

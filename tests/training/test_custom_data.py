@@ -164,7 +164,7 @@ def test_resume_with_another_setting_is_refused_by_its_name(
     given = {**COLUMNS, "holdout": 0.25, **change}
     if "validation" in change:
         given["validation"] = str(reviews)
-    with pytest.raises(MinipeftError, match=f"was begun with {name} "):
+    with pytest.raises(MinipeftError, match=f"the run has {name} "):
         train(data=str(reviews), model=str(tiny_checkpoint), output=str(finished), resume=True, **given, **SMALL)
     assert contents(finished) == before
 
@@ -177,11 +177,11 @@ def test_resume_refuses_a_file_whose_labels_have_changed_and_a_run_from_before_t
     path = run / "config.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in record.items() if name != "holdout"}))
-    with pytest.raises(MinipeftError, match=r"was begun with holdout None, not 0\.25"):
+    with pytest.raises(MinipeftError, match=r"the run has holdout None, not 0\.25"):
         train(data=str(reviews), holdout=0.25, **common)
     path.write_text(json.dumps(record | {"source": str(tmp_path / "reviews.csv")}))
     (tmp_path / "reviews.csv").write_text(reviews.read_text() + "80,new,a film\n")
-    with pytest.raises(MinipeftError, match="was begun with labels"):
+    with pytest.raises(MinipeftError, match="the run has labels"):
         train(data=str(tmp_path / "reviews.csv"), holdout=0.25, **common)
 
 
@@ -236,7 +236,7 @@ def test_a_file_of_ones_own_in_real_processes(reviews: Path, tiny_checkpoint: Pa
 
 def test_flags_of_ones_own_data_are_refused_for_glue(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
     for flags in ({"text_column": "a"}, {"label_type": "numbers"}, {"validation": "a.csv"}):
-        with pytest.raises(MinipeftError, match="is for your own data, and rte is GLUE's"):
+        with pytest.raises(MinipeftError, match="is for custom datasets, and rte is GLUE's"):
             train(data=str(small_data), model=str(tiny_checkpoint), output=str(tmp_path / "run"), **flags, **SMALL)
 
 

@@ -149,7 +149,7 @@ def test_a_loss_read_late_stops_the_run_with_its_own_step_and_nothing_saved_afte
         assert not (folder / "adapter").exists() and not (folder / "metrics.jsonl").exists()
         state = folder / "checkpoint" / "state.pt"
         saved.append(torch.load(state, weights_only=True)["progress"]["step"] if state.is_file() else None)
-    assert errors[0] == errors[1] and errors[0].startswith("step 2: loss")
+    assert errors[0] == errors[1] and errors[0].startswith("step 2: the loss is")
     assert saved[0] == saved[1] == (0 if minutes == 0 else None)
 
 

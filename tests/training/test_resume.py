@@ -51,7 +51,7 @@ def test_resume_with_another_setting_is_refused_by_its_name(
     name: str, value: Any, finished: Path, small_data: Path, tiny_checkpoint: Path
 ) -> None:
     before = contents(finished)
-    with pytest.raises(MinipeftError, match=rf"was begun with {name} "):
+    with pytest.raises(MinipeftError, match=rf"the run has {name} "):
         small_run(tiny_checkpoint, small_data, finished, resume=True, **{name: value})
     assert contents(finished) == before
 

@@ -127,7 +127,7 @@ def test_a_run_starts_from_another_runs_adapter(
         ({"alpha": 3.0}, r"alpha 3\.0 would change what it computes"),
         ({"rank": 1}, "rank 1 would change"),
         ({"method_options": {"rslora": True}}, "rslora True would change"),
-        ({"method": "bitfit"}, "holds LoRA.*pass --method lora"),
+        ({"method": "bitfit"}, "holds LoRA.*Pass --method lora"),
         ({"init_adapter": "no/such/run"}, "no/such/run.*is missing"),
     ],
 )
@@ -281,7 +281,7 @@ def test_a_learning_rate_that_blows_up_keeps_the_last_good_epoch(
 ) -> None:
     """One step an epoch, and a warmup: the first step has learning rate 0, the second an absurd one."""
     settings = {"epochs": 4, "batch_size": 48, "grad_accum": 1, "lr": 1e36, "warmup_steps": 10}
-    with pytest.raises(MinipeftError, match=r"step \d+: .*lower --lr .*keeps the checkpoint of epoch 1"):
+    with pytest.raises(MinipeftError, match=r"step \d+: .*Lower --lr .*keeps the checkpoint of epoch 1"):
         small_run(tiny_checkpoint, small_data, tmp_path / "run", **settings)
     assert all(torch.isfinite(tensor).all() for tensor in adapter(tmp_path / "run").values())
     (row,) = rows(tmp_path / "run")
