@@ -13,7 +13,7 @@ from typing import Any
 from minipeft.adapters.adapter import read_start
 from minipeft.adapters.adapter_file import Adapter
 from minipeft.data.custom import CustomData, inspect_custom_data, is_custom
-from minipeft.data.splits import choose_data, count_rows, normalize_source
+from minipeft.data.splits import choose_data, count_rows, drawn_as_recorded, normalize_source
 from minipeft.data.tasks import Task, get_task
 from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision
 from minipeft.errors import MinipeftError, one_of, shown

@@ -133,8 +133,8 @@ def test_what_is_more_special_comes_first() -> None:
         ({"epochs": "1 2"}, "--epochs has 2 values, 1 2; give one"),
         ({"epochs": "rte=1,2"}, "--epochs has 2 values for rte, 1 2; give one"),
         ({"epochs": "rte=1 lora=2"}, "--epochs: rte=1 and lora=2 meet in the runs of rte/lora; add rte/lora=VALUE"),
-        ({"method": "bitfit", "rank": "4"}, "--rank 4 has no meaning for bitfit; leave it out"),
-        ({"method": "lora bitfit", "rank": "bitfit=4"}, "--rank 4 has no meaning for bitfit; leave it out"),
+        ({"method": "bitfit", "rank": "4"}, "--rank 4 has no meaning for bitfit. Leave it out"),
+        ({"method": "lora bitfit", "rank": "bitfit=4"}, "--rank 4 has no meaning for bitfit. Leave it out"),
         ({"method_options": "no_such=1"}, "--method-options no_such=1 has no meaning for lora"),
     ],
 )

@@ -104,7 +104,7 @@ def test_a_lost_worker_ends_the_job_with_one_clear_line(
     assert job.end(30) == 1, job.said()
     (line,) = (line for line in job.lines() if line.startswith("minipeft:"))
     assert f"process {1 - rank} of 2, counted from 0: another process has ended" in line
-    assert "the last checkpoint is kept: go on with --resume" in line
+    assert "The last checkpoint is kept: continue with --resume" in line
     assert_whole(folder)
     job = start_workers(tmp_path / "log", 2, arguments)
     assert job.end() == 0, job.said()
@@ -123,7 +123,7 @@ def test_a_signal_stops_every_worker_at_the_same_step(
     os.kill(job.process.pid if whom == "torchrun" else worker(job, int(whom[-1])), signal.SIGTERM)
     assert job.end(60) != 0
     (line,) = (line for line in job.lines() if line.startswith("minipeft:"))
-    assert re.fullmatch(r"minipeft: interrupted (in step|after epoch) \d+; go on with --resume", line)
+    assert re.fullmatch(r"minipeft: interrupted (in step|after epoch) \d+; continue with --resume", line)
     before = state(folder)["progress"]
     assert 24 <= before["step"] < 192
     job = start_workers(tmp_path / "log", 2, arguments)

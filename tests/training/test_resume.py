@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,24 +132,26 @@ def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(
     places = []
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         more = ["--resume"] if number == signal.SIGTERM else []
+        terminal, errors = pty.openpty()  # a progress bar is shown on a terminal only
         process = subprocess.Popen(
             [sys.executable, "train.py", *arguments("broken"), *more],
             cwd=REPOSITORY,
             env=environment(),
-            stderr=subprocess.PIPE,
+            stderr=errors,
             stdout=subprocess.PIPE,
         )
-        assert process.stderr is not None
+        os.close(errors)
         seen = b""
         while not any(int(done) > (places or [0])[-1] for done in re.findall(rb"(\d+)/%d \[" % steps, seen)):
-            piece = process.stderr.read1(4096)
-            assert piece, seen
-            seen += piece
+            seen += os.read(terminal, 4096)
         process.send_signal(number)
-        error = (seen + process.communicate(timeout=120)[1]).decode()
-        assert process.returncode == status, error
+        with suppress(OSError):  # the end of a terminal
+            while piece := os.read(terminal, 4096):
+                seen += piece
+        error = seen.decode()
+        assert process.wait(timeout=120) == status, error
         last_line = error.strip().splitlines()[-1]
-        assert re.search(r"minipeft: interrupted in step \d+; go on with --resume", last_line), error
+        assert re.search(r"minipeft: interrupted in step \d+; continue with --resume", last_line), error
         assert "Traceback" not in error
         progress = torch.load(tmp_path / "broken" / "checkpoint" / "state.pt", weights_only=True)["progress"]
         places.append(progress["step"])

@@ -50,6 +50,7 @@ RESULT_FIELDS = {
     "train_seconds",
     "samples_per_second",
     "peak_memory_bytes",
+    "precision",
     "seed",
     "versions",
 }
