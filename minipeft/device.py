@@ -1,8 +1,7 @@
-"""Which device and precision a run uses, and how many tokens it computes at a time."""
+"""Which device and precision a run uses, and how many tokens a batch has."""
 
 from __future__ import annotations
 
-import resource
 import sys
 from pathlib import Path
 
@@ -10,28 +9,36 @@ import torch
 
 from minipeft.errors import MinipeftError, one_of
 
-MAX_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}  # of a batch; more fill a larger machine
+MAX_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}  # of a batch; more for a larger machine
 
 
 def choose_device(device: str) -> str:
-    """auto → cuda, mps or cpu; a device that is asked for and absent raises."""
+    """Return cuda, mps or cpu for "auto"; raise MinipeftError for a device that is absent."""
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if present[name])
     one_of("device", device, ("auto", *present))
     if not present[device]:
-        raise MinipeftError(
-            f"device {device} was asked for, but this machine or this torch has none; pass --device cpu"
-        )
+        raise MinipeftError(f"device {device}: this machine or this torch has none. Pass --device cpu.")
     return device
 
 
 def choose_precision(precision: str, device: str) -> str:
-    """auto → bf16 on a CUDA device that has it, else fp32."""
+    """Return bf16 or fp32; "auto" is bf16 where the device multiplies bf16 natively.
+
+    That is CUDA from compute capability 8.0, and CPUs with AVX512-BF16 or AMX.
+    """
     one_of("precision", precision, ("auto", "fp32", "bf16"))
     if precision == "auto":
-        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if _multiplies_bf16(device) else "fp32"
     return precision
+
+
+def _multiplies_bf16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older versions of torch lack some
+    return device == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
 def choose_max_tokens(device: str, precision: str, hidden_size: int) -> int:
@@ -47,22 +54,26 @@ def choose_max_tokens(device: str, precision: str, hidden_size: int) -> int:
 
 
 def check_cuda_graphs(device: str, activation_checkpointing: bool) -> None:
-    """Refuse --cuda-graphs where there can be none."""
+    """Raise where --cuda-graphs is not possible."""
     if device != "cuda":
-        raise MinipeftError(f"--cuda-graphs is for a CUDA device, and this run's is {device}; leave it out")
+        raise MinipeftError(f"--cuda-graphs is for a CUDA device, and this run's is {device}. Leave it out.")
     if activation_checkpointing:
         raise MinipeftError(
-            "--cuda-graphs with --activation-checkpointing: a graph cannot draw a layer's dropout twice; leave one out"
+            "--cuda-graphs with --activation-checkpointing: a graph cannot draw a layer's dropout twice. Leave one out."
         )
 
 
 def peak_memory(device: str) -> int:
-    """The most bytes so far: of the CUDA allocator, or of the whole process."""
+    """Return the peak in bytes: of the CUDA allocator, or of the whole process; 0 where the system does not say."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():  # Linux; ru_maxrss would begin with what the process that started this one had
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,9 +1,10 @@
-"""Files that are whole or not there: written beside, synced, renamed."""
+"""Files that are complete or absent: written under a temporary name, synced, renamed."""
 
 from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,42 +14,44 @@ from safetensors import SafetensorError
 
 from minipeft.errors import MinipeftError, first_line
 
-PARTIAL = ".*.partial"  # what a kill may leave of a file; nothing reads it
+PARTIAL = ".*.partial"  # the temporary files that a kill may leave; nothing reads them
+LEASE = ".lease"  # of a run's folder, see training/lease.py
 LARGEST_SMALL_FILE = 1 << 26  # bytes of a config, an index or a tokenizer; xlm-roberta's tokenizer has 17 MB
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, sync it and rename it: a reader sees the old file or the new one."""
+    """Let `write` fill a temporary file, sync it and rename it to `path`: readers see the old file or the new one."""
     write_together({path: write})
 
 
 def write_together(writers: dict[Path, Callable[[Path], object]]) -> None:
-    """`write_atomically` for files of one folder: the first is renamed only when all are whole and synced."""
-    beside = {path: path.with_name(f".{path.name}.partial") for path in writers}
+    """`write_atomically` for files of one folder: the first is renamed only when all are complete and synced."""
+    unique = uuid.uuid4().hex[:8]  # two processes never write the same temporary file
+    temporary = {path: path.with_name(f".{path.name}.{unique}.partial") for path in writers}
     try:
         for path, write in writers.items():
-            write(beside[path])
-            with open(beside[path], "rb") as file:
+            write(temporary[path])
+            with open(temporary[path], "rb+") as file:  # Windows syncs only files that are open for writing
                 os.fsync(file.fileno())
-            beside[path].chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
+            temporary[path].chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         for path in writers:
-            os.replace(beside[path], path)
+            os.replace(temporary[path], path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise MinipeftError(
-            f"{path}: cannot be written ({first_line(reason)}); the last good state is kept: "
-            "free space or choose another folder"
+            f"{path}: cannot be written ({first_line(reason)}). The last good state is kept: "
+            "free space or choose another folder."
         ) from None
     finally:
-        for left in beside.values():
+        for left in temporary.values():
             with suppress(OSError):
                 left.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
     """Sync a folder's entries: until then a power loss may undo a rename."""
-    with suppress(OSError):  # not every file system can
+    with suppress(OSError):  # Windows and some file systems cannot
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -123,23 +126,31 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 def write_text(path: Path, text: str) -> None:
     """A text file, in UTF-8."""
 
-    def write(beside: Path) -> None:
-        beside.write_text(text, encoding="utf-8")
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
 
     write_atomically(path, write)
 
 
 def check_output(folder: Path, marker: str, kind: str, resume: bool, own: tuple[str, ...] = ()) -> None:
-    """Refuse an --output that would write over another of its `kind`, or into a folder of something else.
+    """Raise for an --output that holds another result of its `kind`, or anything else.
 
-    marker   the file that tells a folder of this kind
-    own      files that may be there without it, beside what a kill left of files
+    Args:
+        folder: the --output.
+        marker: the file by which a folder of this kind is recognized.
+        kind: what the folder holds, for the message.
+        resume: whether the folder may be continued.
+        own: files that may be there without the marker, in addition to temporary files.
     """
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise MinipeftError(f"{above} is no folder that can be written to; choose another --output")
+        raise MinipeftError(f"{above} is not a folder that can be written to. Choose another --output.")
     if (folder / marker).is_file():
         if not resume:
-            raise MinipeftError(f"{folder} already holds a {kind}; pass --resume to go on with it, or another --output")
-    elif folder.is_dir() and any(not path.match(PARTIAL) and path.name not in own for path in folder.iterdir()):
-        raise MinipeftError(f"{folder} is not empty and holds no {kind}; choose another --output")
+            raise MinipeftError(
+                f"{folder} already holds a {kind}. Pass --resume to continue it, or choose another --output."
+            )
+    elif folder.is_dir() and any(
+        not path.match(PARTIAL) and path.name not in (LEASE, *own) for path in folder.iterdir()
+    ):
+        raise MinipeftError(f"{folder} is not empty and holds no {kind}. Choose another --output.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,17 @@ def state_file(folder: Path) -> Path:
 
 
 def save_checkpoint(
-    folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, progress: Progress, train: Encoded
+    folder: Path,
+    model: SequenceClassifier,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    train: Encoded,
+    check_owner: Callable[[], None],
 ) -> None:
-    """Write the trainable tensors, the optimizer's state, the progress and the examples' fingerprint."""
+    """Write the trainable tensors, the optimizer's state, the progress and the examples' fingerprint.
+
+    `check_owner` raises where another process has taken the folder over; it is called last before the rename.
+    """
     state = {
         "trained": {name: tensor.detach() for name, tensor in _changing_tensors(model).items()},
         "optimizer": optimizer.state_dict(),
@@ -58,6 +67,7 @@ def save_checkpoint(
     def write(path: Path) -> None:
         with open(path, "wb") as file:  # torch.save's own file hides the reason why it cannot be written
             torch.save(state, file)
+        check_owner()
 
     write_atomically(state_file(folder), write)
 

@@ -97,6 +97,7 @@ class Job:
     cuda_graphs: bool
     output: Path
     checkpoint_minutes: float
+    resume: bool
     quiet: bool
     config: dict[str, Any]
     processes: Processes
@@ -169,6 +170,7 @@ def resolve(settings: TrainSettings) -> Job:
         cuda_graphs=settings.cuda_graphs,
         output=output,
         checkpoint_minutes=settings.checkpoint_minutes,
+        resume=settings.resume,
         quiet=settings.quiet,
         config={},
         processes=processes,

@@ -116,8 +116,11 @@ def train_loop(
         print(resumed, file=sys.stderr)
 
     def save() -> None:
+        save_checkpoint(folder, model, optimizer, now, train, run_folder.check_owner)
+
+    def publish_epoch() -> None:
         run_folder.check_owner()
-        save_checkpoint(folder, model, optimizer, now, train)
+        publish(folder, model, now, task, schedule.select_by)
 
     saved_at = time.monotonic()
     events = Events(folder / "tensorboard", now.step + 1, processes.is_main_process)
@@ -201,7 +204,7 @@ def train_loop(
             events.add(now.step, {name: value for name, value in row.items() if name not in NOT_IN_EPOCH_EVENTS})
             # The checkpoint comes first: a run that is killed from here on makes adapter/ and metrics.jsonl from it.
             processes.on_rank_zero(save)
-            processes.on_rank_zero(partial(publish, folder, model, now, task, schedule.select_by))
+            processes.on_rank_zero(publish_epoch)
             saved_at = time.monotonic()
             best = best_epoch(now.history, schedule.select_by) is row
             table.print_row(row, sum(past["seconds"] for past in now.history), best)

@@ -8,7 +8,7 @@ import logging
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,7 @@ from minipeft.adapters.adapter import reload_adapter, start_from
 from minipeft.data.splits import read_chunks
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
-from minipeft.files import PARTIAL, make_folder, read_json, write_json
+from minipeft.files import PARTIAL, check_output, make_folder, read_json, write_json
 from minipeft.methods import apply, count_parameters
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.classifier import SequenceClassifier
@@ -29,7 +29,8 @@ from minipeft.training.banner import print_banner, print_result
 from minipeft.training.checkpoint import Progress, best_epoch, state_file
 from minipeft.training.examples import Examples, encode_split, hold_out
 from minipeft.training.graphs import StepGraphs
-from minipeft.training.job import HOLDOUT, Job, resolve
+from minipeft.training.job import HOLDOUT, Job, check_same_settings, resolve
+from minipeft.training.lease import Lease
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.settings import read_settings
 
@@ -77,6 +78,7 @@ def train(**settings: Any) -> Result:
     with open_run(job, examples, model) as folder:
         graphs = StepGraphs(model) if job.cuda_graphs else None
         progress = train_loop(model, examples, job.schedule, folder, job.processes, graphs)
+        job.processes.on_rank_zero(folder.check_owner)
         return write_result(job, examples, model, progress)
 
 
@@ -112,7 +114,7 @@ def build_model(job: Job) -> SequenceClassifier:
 
 @contextmanager
 def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> Iterator[RunFolder]:
-    """Check that all processes agree, print the banner, and write config.json."""
+    """Check that all processes agree, print the banner, take the folder's lease, and write config.json."""
     processes, folder = job.processes, job.output
     if processes.size > 1:
         weights = hashlib.sha256()
@@ -132,14 +134,23 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> Iterato
     if examples.truncated and processes.is_main_process:
         total = sum(map(len, (examples.train, examples.validation, *examples.others.values())))
         logger.warning("%d of %d examples were truncated to %d tokens", examples.truncated, total, job.max_length)
-    processes.on_rank_zero(lambda: _write_config(job))
-    yield RunFolder(folder, job.checkpoint_minutes, job.quiet)
+    with ExitStack() as stack:
+        lease = Lease(folder)
+
+        def write_config() -> None:
+            make_folder(folder)
+            stack.enter_context(lease)
+            check_output(folder, "config.json", "run", job.resume)  # again, now that nobody else can change it
+            check_same_settings(job)
+            _write_config(job)
+
+        processes.on_rank_zero(write_config)
+        yield RunFolder(folder, job.checkpoint_minutes, job.quiet, lease.check)
 
 
 def _write_config(job: Job) -> None:
     """Make the folder a run's, without the temporary files of a killed run."""
     folder = job.output
-    make_folder(folder)
     for path in folder.rglob(PARTIAL):
         path.unlink()
     if not state_file(folder).is_file():
