@@ -24,21 +24,11 @@ def choose_device(device: str) -> str:
 
 
 def choose_precision(precision: str, device: str) -> str:
-    """Return bf16 or fp32; "auto" is bf16 where the device multiplies bf16 natively.
-
-    That is CUDA from compute capability 8.0, and CPUs with AVX512-BF16 or AMX.
-    """
+    """Return bf16 or fp32; "auto" is bf16 on CUDA from compute capability 8.0, else fp32."""
     one_of("precision", precision, ("auto", "fp32", "bf16"))
     if precision == "auto":
-        return "bf16" if _multiplies_bf16(device) else "fp32"
+        return "bf16" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
     return precision
-
-
-def _multiplies_bf16(device: str) -> bool:
-    if device == "cuda":
-        return torch.cuda.get_device_capability() >= (8, 0)
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older versions of torch lack some
-    return device == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
 def choose_max_tokens(device: str, precision: str, hidden_size: int) -> int:

@@ -102,7 +102,7 @@ def shown(value: Any) -> str:
 
 
 def some(names: Sequence[str], most: int = 12) -> str:
-    """Names as a list in words, of which the first few stand for many."""
+    """Return names as a comma-separated list, cut after the first `most`."""
     more = f", … ({len(names):,} in all)" if len(names) > most else ""
     return ", ".join(shown(name)[1:-1] for name in names[:most]) + more
 

@@ -78,7 +78,7 @@ def _evaluate(wanted: dict[str, Any]) -> None:
         _refuse(wanted, "without --input", "text_column", "pair_column", "label_column", "file_format")
         metrics = load_run(wanted["run"], wanted["device"]).evaluate(wanted["split"], wanted["data"])
     else:
-        _refuse(wanted, "beside --input", "split", "data")
+        _refuse(wanted, "together with --input", "split", "data")
         run = load_run(wanted["run"], wanted["device"])
         names = ("text_column", "pair_column", "label_column", "file_format")
         metrics = run.evaluate_file(path, **{name: wanted[name] for name in names})
@@ -93,7 +93,15 @@ def _predict(wanted: dict[str, Any]) -> None:
         from minipeft.inference.glue_test import predict_glue_test
 
         _refuse(
-            wanted, "beside --glue-test", "text", "pair", "input", "output", "text_column", "pair_column", "file_format"
+            wanted,
+            "together with --glue-test",
+            "text",
+            "pair",
+            "input",
+            "output",
+            "text_column",
+            "pair_column",
+            "file_format",
         )
         for path in predict_glue_test(load_run(wanted["run"], wanted["device"]), wanted["glue_test"], wanted["data"]):
             print(path)
@@ -106,7 +114,7 @@ def _predict(wanted: dict[str, Any]) -> None:
         for row in load_run(wanted["run"], wanted["device"]).predict(wanted["text"], wanted["pair"]):
             print(json.dumps(row))
     else:
-        _refuse(wanted, "beside --input", "text", "pair")
+        _refuse(wanted, "together with --input", "text", "pair")
         columns = {name: wanted[name] for name in ("text_column", "pair_column", "file_format")}
         predict_file(wanted["run"], wanted["input"], wanted["output"], device=wanted["device"], **columns)
 

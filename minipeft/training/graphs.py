@@ -2,7 +2,8 @@
 
 A short batch is computed faster than Python can ask for its thousand small operations. A graph asks for all at once.
 It repeats them on the same tensors in the same places, so that a batch is copied into the one that was recorded, and
-gradients are added to tensors that stay. Dropout draws anew: a replay takes its random numbers from torch's generator.
+gradients are added to tensors that stay. Dropout differs in every replay, which takes its random numbers from torch's
+generator.
 """
 
 from __future__ import annotations
@@ -93,14 +94,14 @@ def record_graph(pool: Any, compute: Compute, trained: Sequence[nn.Parameter]) -
     The graphs share the memory of `pool`: none of them leaves anything there that is read once another has run.
     """
     gradients, random = [parameter.grad for parameter in trained], torch.cuda.get_rng_state()
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         for _ in range(WARM_UPS):
             compute()
-    torch.cuda.current_stream().wait_stream(beside)
+    torch.cuda.current_stream().wait_stream(stream)
     for parameter, gradient in zip(trained, gradients, strict=True):
         parameter.grad = gradient
     torch.cuda.set_rng_state(random)

@@ -1,8 +1,8 @@
 """Masked-language-model pretraining after RoBERTa (Liu et al. 2019), on the packed encoder.
 
-Full sentences packed into blocks, masked anew each time they are seen (15% of the tokens: 80% <mask>, 10% a random
+Full sentences packed into blocks, masked dynamically (15% of the tokens: 80% <mask>, 10% a random
 token, 10% kept), no next-sentence prediction; AdamW with beta2 0.98, linear warmup and decay. Every step's blocks,
-masks and dropout are pure functions of (seed, step), so a run that was killed goes on as if nothing had happened.
+masks and dropout are pure functions of (seed, step), so a run that was killed resumes to the same bits.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
             first_step = state["step"]
         except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
             raise MinipeftError(
-                f"{state_file}: not readable as a checkpoint ({type(error).__name__}); remove it to start the run anew"
+                f"{state_file}: the checkpoint cannot be read ({type(error).__name__}). "
+                "Remove it to start the run from scratch."
             ) from None
         history = [row for row in history if row["step"] <= first_step]
     saved_at = time.monotonic()
@@ -118,7 +119,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
                 saved_at = time.monotonic()
             bar.update()
             if received:
-                raise Interrupted(received[0], f"interrupted in step {done}; go on with --resume")
+                raise Interrupted(received[0], f"interrupted in step {done}; continue with --resume")
     save_checkpoint(model, folder, torch.float16)
     result = {"steps": settings.steps, **evaluate_language_model(model, validation, settings.device)}
     write_json(folder / "result.json", result)

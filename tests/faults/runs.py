@@ -21,7 +21,7 @@ from conftest import REPOSITORY, details_of, environment
 from minipeft.cli.cli import main_train
 
 TIMES = ("seconds", "samples_per_second")
-BAR = r"\d+/\d+ \["
+TRAINING = r"epoch +train_loss"  # the header of the table of epochs
 
 
 def training(
@@ -60,7 +60,7 @@ class Process:
         return False
 
     def wait_until_training(self) -> bool:
-        return self.wait_until(lambda: re.search(BAR, self.said()))
+        return self.wait_until(lambda: re.search(TRAINING, self.said()))
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         self.process.send_signal(number)
@@ -79,7 +79,7 @@ class Process:
 def lines(said: str) -> list[str]:
     """What was said, without the progress bar and empty lines."""
     ends = (line.rsplit("\r", 1)[-1] for line in re.split(r"\n|\x1b\[A", said))
-    return [line for line in ends if line.strip() and not re.search(BAR, line)]
+    return [line for line in ends if line.strip() and not re.match(r" *(epoch|\d+)  ", line)]
 
 
 def start(log: Path, arguments: Sequence[str], **variables: str) -> Process:

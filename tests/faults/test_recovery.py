@@ -97,7 +97,7 @@ def test_an_adapter_that_is_not_the_checkpoint_s_best_is_refused(copy: Path, set
     with pytest.raises(MinipeftError, match=r"adapter_model\.safetensors is missing"):
         resume(copy, settings)
     save_file(tensors, weights, metadata={"minipeft": json.dumps(details | {"epoch": best + 1})})
-    with pytest.raises(MinipeftError, match=rf"is epoch {best + 1}'s, but the checkpoint's best is epoch {best}; put"):
+    with pytest.raises(MinipeftError, match=rf"is epoch {best + 1}'s, but the best epoch of the checkpoint is {best}"):
         resume(copy, settings)
     weights.unlink()
     after = contents(copy)
@@ -123,7 +123,7 @@ def test_a_run_without_a_checkpoint_starts_anew_and_says_so(
 ) -> None:
     shutil.rmtree(copy / "checkpoint")
     resume(copy, settings)
-    assert f"{copy} has no checkpoint yet: the run starts anew" in capsys.readouterr().err
+    assert f"{copy} has no checkpoint yet: the run starts from scratch" in capsys.readouterr().err
     assert_same(copy, finished)
 
 
@@ -136,7 +136,7 @@ def test_other_training_examples_are_refused(copy: Path, settings: dict[str, Any
     rows = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*rows[1:], rows[0]]))
     before = contents(folder)
-    with pytest.raises(MinipeftError, match="was begun with other training examples"):
+    with pytest.raises(MinipeftError, match="the run has other training examples"):
         resume(folder, settings, epochs=1, data=str(data))
     after = contents(folder)
     assert {name for name in before if before[name] != after[name]} <= {"config.json"}

@@ -133,7 +133,7 @@ def test_flags_beside_glue_test_are_refused(
     run_of("cola", generated(tmp_path / "data", "cola"), tiny_checkpoint, tmp_path / "run")
     (tmp_path / "data" / "cola" / "test.jsonl").unlink()
     for flags, message in (
-        (["--glue-test", str(tmp_path / "out"), "--text", "a"], "--text has no meaning beside --glue-test"),
+        (["--glue-test", str(tmp_path / "out"), "--text", "a"], "--text has no meaning together with --glue-test"),
         (["--text", "a", "--data", "b"], "--data has no meaning without --glue-test"),
         (["--glue-test", str(tmp_path / "out")], "no test.parquet"),
     ):

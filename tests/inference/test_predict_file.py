@@ -302,7 +302,7 @@ def test_a_bad_file_is_refused_with_its_place(
     [
         ([], "nothing to predict"),
         (["--text", "a", "--output", "b"], "--output has no meaning without --input"),
-        (["--text", "a", "--input", "b"], "--text has no meaning beside --input"),
+        (["--text", "a", "--input", "b"], "--text has no meaning together with --input"),
         (["--input", "absent.txt"], "absent.txt is not a file"),
         (["--input", "-", "--pair-column", "b"], "--pair-column 'b'"),
     ],
