@@ -169,10 +169,10 @@ def test_a_loss_that_is_not_finite_ends_every_worker_and_is_said_once(
 def test_bad_input_is_said_once(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
     finish(training(tiny_checkpoint, small_data, tmp_path / "run", "--quiet", epochs=1))
     for arguments, flags, expected in (
-        (training(tiny_checkpoint, small_data, tmp_path / "run"), [], "already holds a run; pass --resume"),
+        (training(tiny_checkpoint, small_data, tmp_path / "run"), [], "already holds a run. Pass --resume"),
         (training(tiny_checkpoint, small_data, tmp_path / "run", "--resume"), [], "the run has epochs 1, not 8"),
         (training(tiny_checkpoint, tmp_path, tmp_path / "new"), [], "no folder rte"),
-        (training(tiny_checkpoint, small_data, tmp_path / "new"), ["--max-restarts", "2"], "without --resume"),
+        (training(tiny_checkpoint, small_data, tmp_path / "new"), ["--max-restarts", "2"], "needs --resume"),
     ):
         job = start_workers(tmp_path / "log", 2, arguments, *flags)
         assert job.end() == 1
@@ -180,6 +180,24 @@ def test_bad_input_is_said_once(tiny_checkpoint: Path, small_data: Path, tmp_pat
         assert lines and all(expected in line for line in lines), job.said()
         assert len(lines) == 1 + len(flags), job.said()  # a restarted attempt says it again
         assert not (tmp_path / "new").exists()
+
+
+def test_processes_with_other_settings_or_examples_do_not_train_together(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """Rank 1 gets another flag; with the same flags but other rows in its file, it would be the same error."""
+    script = tmp_path / "train_ranks.py"
+    script.write_text(
+        "import os, sys\n"
+        "from minipeft.cli import main_train\n"
+        "sys.exit(main_train(sys.argv[1:] + (['--train-limit', '40'] if os.environ['RANK'] == '1' else [])))\n"
+    )
+    arguments = training(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
+    job = start_workers(tmp_path / "log", 2, [str(script), *arguments[1:]])
+    assert job.end() == 1
+    (line,) = (line for line in job.lines() if line.startswith("minipeft:"))
+    assert "rank 1: the settings differ from those of rank 0" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_step_is_shared_out_by_its_tokens() -> None:
