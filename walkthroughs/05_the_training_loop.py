@@ -26,7 +26,7 @@ import minipeft
 from minipeft.data.batching import split_by_tokens
 from minipeft.data.standin import generate
 from minipeft.device import MAX_TOKENS
-from minipeft.training import loop
+from minipeft.training import checkpoint, loop
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, linear_schedule, parameter_groups, set_learning_rate
 from minipeft.training.recipes import BATCH_SIZE, GRAD_ACCUM, LORA_RECIPES
@@ -367,8 +367,8 @@ piece(loop.train_loop, "optimizer.step()", "bar.update()")
 # adapter, in the two files that `minipeft.save_adapter` writes:
 
 # %%
-piece(loop.train_loop, "evaluated = evaluate(", "workers.first_does(partial(_publish")
-source(loop._publish, loop.best_epoch)
+piece(loop.train_loop, "logits = predict_logits(", "processes.on_rank_zero(publish_epoch)")
+source(checkpoint.publish, checkpoint.best_epoch)
 
 # %% [markdown]
 # ## What choosing the best epoch does to a figure
