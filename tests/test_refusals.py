@@ -225,7 +225,7 @@ def test_an_output_that_holds_a_run_is_refused(
 ) -> None:
     run = shutil.copytree(small_runs["rte"], place.folder / "run")
     line = refused(place.train("--output", str(run)), place.folder, capsys)
-    assert "already holds a run; pass --resume" in line
+    assert "already holds a run. Pass --resume" in line
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["predict", "--text", "a"]])

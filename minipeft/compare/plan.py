@@ -102,7 +102,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
     for name, values in flags.items():
         if "" in values and len(values) == 1 and (name, "") not in used:
             raise MinipeftError(
-                f"--{name.replace('_', '-')} {_shown(values)} has no meaning for {', '.join(methods)}; leave it out"
+                f"--{name.replace('_', '-')} {_shown(values)} has no meaning for {', '.join(methods)}. Leave it out."
             )
     flags = {"task": {"": tasks}, "method": {"": methods}, **flags}
     seeds = [seed for values in flags["seed"].values() for seed in values]

@@ -70,16 +70,19 @@ class Lease:
 
     def _create(self) -> bool:
         """Create the lease's file, unless there is one."""
+        created = False
         try:
-            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            with open(self.path, "x", encoding="utf-8") as file:
+                created = True
+                json.dump({"token": self.token, **_this_process()}, file)
         except FileExistsError:
             return False
-        except OSError as error:
+        except OSError as error:  # such as a full disk
+            if created:
+                self.path.unlink(missing_ok=True)
             raise MinipeftError(
                 f"{self.path}: cannot be written ({error.strerror or error}). Free space or choose another --output."
             ) from None
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"token": self.token, **_this_process()}, file)
         return True
 
     def _wait_for_owner(self) -> None:

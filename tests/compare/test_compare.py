@@ -454,7 +454,7 @@ def test_standard_errors_are_those_of_many_splits() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "already holds a comparison; pass --resume to go on with it"),
+        ([], "already holds a comparison. Pass --resume to continue it"),
         (["--seed", "1", "2", "--resume"], "was started with seed 1 2 3, not 1 2. Resume with the same settings"),
         (["--lr", "2e-3", "--resume"], "was started with lr 0.001 full=0.0001 full=1e-05, not 0.001 0.002 full"),
         (["--train-limit", "sst2=8", "--resume"], "was started with train_limit by default, not sst2=8"),
