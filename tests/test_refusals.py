@@ -123,7 +123,9 @@ def test_a_bad_flag_is_refused(
 def test_cuda_is_refused_where_it_is_absent(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device, so nothing is refused")
-    assert "cuda was asked for" in refused(place.train("--device", "cuda"), place.folder, capsys)
+    assert "device cuda: this machine or this torch has none" in refused(
+        place.train("--device", "cuda"), place.folder, capsys
+    )
 
 
 def drop(name: str) -> Callable[[Place], None]:

@@ -71,7 +71,13 @@ class Tokenizer:
     def encode_full(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
     ) -> list[Encoding]:
-        """Like `encode`, but return `tokenizers.Encoding` objects, with .ids and .type_ids (BERT's token types)."""
+        """Like `encode`, but return `tokenizers.Encoding` objects, with .ids and .type_ids (BERT's token types).
+
+        Args:
+            texts: the texts.
+            pairs: their second texts, or None.
+            max_length: the most tokens of a sequence, special tokens included.
+        """
         special = self.tokenizer.num_special_tokens_to_add(pairs is not None)
         if max_length <= special:
             raise MinipeftError(

@@ -520,7 +520,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tiny: Path, tmp_path: Path)
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE)
     assert process.stderr is not None
     seen = b""
-    while not re.search(rb"[1-9]\d*/192 \[", seen):
+    while not re.search(rb"\n +1 +\d", seen):  # the line of the first epoch
         piece = process.stderr.read1(4096)
         assert piece, seen
         seen += piece
