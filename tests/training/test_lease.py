@@ -107,7 +107,7 @@ def test_a_training_that_stood_still_writes_nothing_when_it_wakes_up(
     assert first.returncode == 2 and f"process {second.pid} on " in error and "stood still" in error, error
     assert taken_over()
     second.terminate()
-    assert "interrupted in step" in second.communicate(timeout=60)[1] and second.returncode == 143
+    assert "minipeft: interrupted " in second.communicate(timeout=60)[1] and second.returncode == 143
     with Lease(output):
         pass
 
