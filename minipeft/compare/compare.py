@@ -31,8 +31,9 @@ from minipeft.device import choose_device, choose_precision
 from minipeft.errors import Interrupted, MinipeftError, whole_number
 from minipeft.files import check_output, make_folder, read_json, write_json, write_text
 from minipeft.hub.hub import resolve_model
+from minipeft.training.choices import choose_source, find_task
 from minipeft.training.interrupt import collect_signals
-from minipeft.training.job import FREE_TO_CHANGE, choose_source, find_task
+from minipeft.training.job import FREE_TO_CHANGE
 from minipeft.training.settings import read_settings
 
 MEMORY_PER_RUN = 4 << 30  # bytes: full fine-tuning of roberta-base in fp32, with AdamW's state
@@ -44,7 +45,7 @@ POLL_INTERVAL = 0.1  # seconds
 class Runner(Protocol):
     """Where runs are executed: LocalRunner, or another class with these methods."""
 
-    jobs: int  # how many runs to execute at a time
+    jobs: int  # how many runs to execute at once
 
     def start(self, run: Run) -> None: ...
     def poll(self) -> dict[str, str | None]: ...
@@ -56,7 +57,7 @@ def compare(output: str, jobs: int | None = None, resume: bool = False, quiet: b
 
     Args:
         output: the comparison's folder.
-        jobs: how many runs to execute at a time. Default: one on an accelerator; on the CPU as many as cores and
+        jobs: how many runs to execute at once. Default: one on an accelerator; on the CPU as many as cores and
             memory allow.
         resume: continue the comparison that `output` holds.
         quiet: show no progress bar.
@@ -178,7 +179,7 @@ def _lock(folder: Path) -> AbstractContextManager[Any]:
 
 
 def _execute(waiting: list[Run], plan: Plan, runner: Runner, quiet: bool) -> dict[str, str]:
-    """Execute runs, `runner.jobs` at a time, and return the errors of those that failed, by name.
+    """Execute runs, `runner.jobs` at once, and return the errors of those that failed, by name.
 
     After SIGINT or SIGTERM the active runs save and end, and Interrupted is raised.
     """

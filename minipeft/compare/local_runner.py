@@ -27,7 +27,7 @@ class LocalRunner:
 
     Args:
         folder: the comparison's folder. Runs are written to runs/<name>, their output to logs/<name>.txt.
-        jobs: how many runs to execute at a time; they share the CPU cores.
+        jobs: how many runs to execute at once; they share the CPU cores.
     """
 
     def __init__(self, folder: Path, jobs: int) -> None:

@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from minipeft.data.find_files import split_file
 from minipeft.data.labels import LABEL_TYPES, NUMBER, find_labels
-from minipeft.data.rows import open_table, split_file
+from minipeft.data.rows import open_table
 from minipeft.data.splits import VALIDATION_FRACTION, drawn_as_recorded
 from minipeft.data.tasks import TASKS, Task
 from minipeft.errors import MinipeftError, one_of, shown, some

@@ -18,7 +18,6 @@ STANDARD_INPUT = "-"
 FORMATS = ("txt", "csv", "tsv", "jsonl")  # of --format; a parquet file is known by its ending
 LONGEST_LINE = 1 << 24  # bytes; a longer line is not text, and is not read into memory
 LARGEST_COLUMN = 1 << 30  # bytes of a column in one row group of a parquet file, uncompressed
-SHARDS = "-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9]"  # as the hub names the files of a split
 
 
 @dataclass(frozen=True)
@@ -112,43 +111,6 @@ def _concatenate(place: str, tables: Sequence[Table]) -> Table:
                 f"{some(tables[0].columns)}; keep only the files of one data set"
             )
     return Table(place, tables[0].columns, lambda names: (row for table in tables for row in table.read(names)))
-
-
-def split_file(folder: Path, split: str, endings: Sequence[str]) -> str | None:
-    """Return the file of a split in a folder: <split>.<ending>, or the hub's <split>-00000-of-00001.<ending>.
-
-    Several shards are one path with a *, which `open_table` takes; None if there is no file. Raises MinipeftError for
-    two files, and for a missing shard.
-    """
-    found = [str(folder / f"{split}.{ending}") for ending in endings if (folder / f"{split}.{ending}").is_file()]
-    for ending in endings:
-        shards = sorted(folder.glob(f"{split}{SHARDS}.{ending}"))
-        by_total: dict[str, list[Path]] = {}
-        for shard in shards:
-            by_total.setdefault(shard.stem[-5:], []).append(shard)
-        for total, files in by_total.items():
-            expected = [f"{split}-{number:05d}-of-{total}.{ending}" for number in range(int(total))]
-            if lacking := sorted({*expected} - {file.name for file in files}):
-                raise MinipeftError(f"{folder}: {lacking[0]} is missing; download the data set again")
-            found.append(str(files[0] if len(files) == 1 else folder / f"{split}-*-of-{total}.{ending}"))
-    if len(found) > 1:
-        names = " and ".join(Path(name).name for name in found[:2])
-        raise MinipeftError(f"{folder} holds {names}; leave one of them there")
-    return found[0] if found else None
-
-
-def files_of(path: str, file_format: str | None = None) -> list[str]:
-    """Return the file itself, or the files of a folder in the order of their names."""
-    folder = Path(path)
-    if path == STANDARD_INPUT or not folder.is_dir():
-        return [path]
-    found = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    for entry in found:
-        if not entry.is_file() or (file_format is None and entry.suffix.lower() not in READERS):
-            raise MinipeftError(f"{entry} is not one of {', '.join(READERS)}; move it out of the folder")
-    if not found:
-        raise MinipeftError(f"{folder}: no file in it; add one of {', '.join(READERS)}")
-    return [str(entry) for entry in found]
 
 
 def _lines(place: str, start: Callable[[], BinaryIO]) -> Iterator[str]:

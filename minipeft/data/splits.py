@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from minipeft.data import standin
 from minipeft.data.batching import random_mask, stratified_mask
+from minipeft.data.find_files import split_file
 from minipeft.data.labels import read_label
-from minipeft.data.rows import Table, open_table, split_file
+from minipeft.data.rows import Table, open_table
 from minipeft.data.tasks import Split, Task
 from minipeft.errors import MinipeftError, first_line, is_unicode, shown
 
@@ -116,7 +117,7 @@ def count_rows(task: Task, split: str, source: str, limit: int) -> int:
         mask = _validation_mask(task)
         rows = sum(mask) if split == task.validation else len(mask) - sum(mask)
     else:
-        rows = sum(1 for _ in _table(task, split, source).read([task.label_column]))
+        rows = sum(1 for _ in islice(_table(task, split, source).read([task.label_column]), limit))
     return min(rows, limit)
 
 

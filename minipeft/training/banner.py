@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,6 +15,7 @@ from minipeft.methods import count_parameters
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.examples import Examples
 from minipeft.training.job import Job
+from minipeft.training.optim import count_steps
 from minipeft.training.report import constant_baseline
 
 logger = logging.getLogger("minipeft")
@@ -25,7 +25,7 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
     """Print what the run trains, on what, and how; a replacement of model or data is printed even if quiet."""
     task, schedule, parameters = job.task, job.schedule, count_parameters(model)
     labels = examples.train.split.labels
-    steps = schedule.epochs * math.ceil(len(examples.train) / schedule.sequences_per_step)
+    steps = count_steps(schedule.epochs, len(examples.train), schedule.sequences_per_step)
     if task.is_regression:
         target = f"(numbers from {min(labels):g} to {max(labels):g})"
     else:

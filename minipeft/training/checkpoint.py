@@ -18,6 +18,8 @@ from minipeft.files import make_folder, write_atomically, write_lines
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.examples import Encoded
 
+HOLDOUT = "holdout"  # the prefix of the figures of held-out examples
+
 
 @dataclass
 class Progress:
@@ -115,6 +117,11 @@ def publish(folder: Path, model: SequenceClassifier, progress: Progress, task: T
         details = {"task": task.name, "metric": task.metrics[0], "score": best[task.metrics[0]]}
         save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
     write_lines(folder / "metrics.jsonl", progress.history)
+
+
+def selected_figure(select_by: str, holdout: bool) -> str:
+    """Return the figure that chooses the best epoch: that of the held-out examples, where there are any."""
+    return f"{HOLDOUT}_{select_by}" if holdout else select_by
 
 
 def best_epoch(history: list[dict[str, Any]], select_by: str) -> dict[str, Any]:

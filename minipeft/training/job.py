@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minipeft.adapters.adapter import read_start
 from minipeft.adapters.adapter_file import Adapter
-from minipeft.data.custom import CustomData, inspect_custom_data, is_custom
-from minipeft.data.splits import choose_data, count_rows, drawn_as_recorded, normalize_source
-from minipeft.data.tasks import Task, get_task
+from minipeft.data.splits import drawn_as_recorded, normalize_source
+from minipeft.data.tasks import Task
 from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision
 from minipeft.errors import MinipeftError, one_of, shown
-from minipeft.files import check_output, read_json
-from minipeft.hub.hub import model_name, resolve_model
-from minipeft.model.config import EncoderConfig
-from minipeft.model.families import load_config
+from minipeft.files import read_json
+from minipeft.hub.hub import model_name
 from minipeft.training.checkpoint import state_file
+from minipeft.training.choices import (
+    ALL_ROWS,
+    Checkpoint,
+    DataSource,
+    choose_figure,
+    choose_max_length,
+    choose_model,
+    choose_output,
+    choose_source,
+    find_task,
+    training_rows,
+)
 from minipeft.training.distributed import Processes, join_processes
 from minipeft.training.loop import Schedule
+from minipeft.training.optim import count_steps
 from minipeft.training.recipes import default_warmup, recipe
 from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method, non_default_options
 
-ALL_ROWS = sys.maxsize
-DEFAULT_MAX_LENGTH = 512  # tokens, where the model takes more
-HOLDOUT = "holdout"
 # Settings that --resume may change. "data" is compared as "source".
 FREE_TO_CHANGE = (
     *("output", "checkpoint_minutes", "resume", "quiet", "data"),
@@ -37,33 +42,6 @@ FREE_TO_CHANGE = (
 )
 # Settings that a resumed run takes from its config.json where they are not given.
 KEPT_BY_RESUME = ("epochs", "lr", "warmup_steps", "max_length", "max_tokens", "select_by")
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """Where a task's splits come from.
-
-    Attributes:
-        task: its columns, labels and metrics.
-        source: for `read_chunks`.
-        description: for people; so is `columns`, the columns that are read.
-        warnings: what may be a mistake, one line each.
-    """
-
-    task: Task
-    source: str
-    description: str
-    columns: str
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A pretrained model on this machine: its folder, what describes it, and its shape."""
-
-    folder: Path
-    description: str
-    config: EncoderConfig
 
 
 @dataclass(frozen=True)
@@ -117,35 +95,38 @@ def resolve(settings: TrainSettings) -> Job:
         MinipeftError: for settings that do not fit together, and for an output folder that cannot take this run.
     """
     task, custom = find_task(settings)
-    initial_adapters: tuple[Adapter, ...] = ()
     if settings.init_adapter is None:
         method = choose_method(settings)
-    else:
-        config = load_config(resolve_model(settings.model)[0])
-        initial_adapters = (read_start(Path(settings.init_adapter), config),)
-        method = choose_method(settings, initial_adapters[0].method)
     device = choose_device(settings.device)
     if settings.cuda_graphs:
         check_cuda_graphs(device, settings.activation_checkpointing)
     one_of("precision", settings.precision, ("auto", "fp32", "bf16"))
     processes = join_processes(device, settings.resume)
 
+    initial_adapters: tuple[Adapter, ...] = ()
+    if settings.init_adapter is not None:  # the adapter has the method, and the model the adapter's shape
+        start = Path(settings.init_adapter)
+        adapter = processes.on_rank_zero(lambda: read_start(start, choose_model(settings.model).config))
+        initial_adapters = (adapter,)
+        method = processes.on_rank_zero(lambda: choose_method(settings, adapter.method))
     output = processes.on_rank_zero(lambda: choose_output(settings, task, method))
     if (output / "config.json").is_file():  # a run of an earlier version keeps its draw of examples
         task = drawn_as_recorded(task, read_json(output / "config.json"))
+        custom = None if custom is None else dataclasses.replace(custom, task=task)
     settings = continue_settings(settings, task, output)
-    folder, description = processes.on_rank_zero(lambda: resolve_model(settings.model))
-    model = Checkpoint(folder, description, load_config(folder))
+    model = processes.on_rank_zero(lambda: choose_model(settings.model))
     data = processes.on_rank_zero(lambda: choose_source(settings, task, custom))
     precision = choose_precision(settings.precision, device)
     defaults = recipe(None if custom is not None else task.name, settings.method, model.config.hidden_size)
     epochs = settings.epochs or defaults.epochs
     sequences_per_step = settings.batch_size * settings.grad_accum
-    steps = epochs * math.ceil(training_rows(settings, data) / sequences_per_step)
+    warmup_steps = settings.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = default_warmup(count_steps(epochs, training_rows(settings, data), sequences_per_step))
     schedule = Schedule(
         epochs=epochs,
         lr=defaults.lr if settings.lr is None else settings.lr,
-        warmup_steps=default_warmup(steps) if settings.warmup_steps is None else settings.warmup_steps,
+        warmup_steps=warmup_steps,
         weight_decay=settings.weight_decay,
         sequences_per_step=sequences_per_step,
         max_tokens=settings.max_tokens or choose_max_tokens(device, precision, model.config.hidden_size),
@@ -180,76 +161,6 @@ def resolve(settings: TrainSettings) -> Job:
     return job
 
 
-def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
-    """Return the task, and for a custom dataset its description.
-
-    Raises:
-        MinipeftError: for an unknown task, and for settings of a custom dataset with one of GLUE's.
-    """
-    given = {name: getattr(settings, name) for name in ("text_column", "pair_column", "label_column", "validation")}
-    if is_custom(settings.task, settings.data):
-        custom = inspect_custom_data(settings.task, settings.data, label_type=settings.label_type, **given)
-        return custom.task, custom
-    task = get_task("rte" if settings.task == "auto" else settings.task)
-    given["label_type"] = None if settings.label_type == "auto" else settings.label_type
-    for name, value in given.items():
-        if value is not None:
-            raise MinipeftError(
-                f"--{name.replace('_', '-')} {value!r} is for custom datasets, and {task.name} is GLUE's. "
-                "Name your file by --data, or leave it out."
-            )
-    return task, None
-
-
-def choose_source(settings: TrainSettings, task: Task, custom: CustomData | None = None) -> DataSource:
-    """Return where a task's splits come from; this may download GLUE."""
-    if custom is not None:
-        return DataSource(task, custom.source, custom.describe(), custom.describe_columns(), custom.warnings)
-    source, description = choose_data(task, settings.data)
-    return DataSource(task, source, description, f"{' and '.join(task.columns)}, labels from {task.label_column}", ())
-
-
-def training_rows(settings: TrainSettings, data: DataSource) -> int:
-    """Return how many examples an epoch has."""
-    rows = count_rows(data.task, "train", data.source, settings.train_limit or ALL_ROWS)
-    return rows - round(rows * (settings.holdout or 0.0))
-
-
-def choose_figure(settings: TrainSettings, task: Task) -> str:
-    """Return the name of the figure that chooses the best epoch: of the held-out examples where there are any."""
-    figure = settings.select_by or task.metrics[0]
-    one_of("--select-by", figure, ("eval_loss", *task.metrics))
-    return f"{HOLDOUT}_{figure}" if settings.holdout else figure
-
-
-def choose_max_length(wanted: int | None, method: Any, longest: int) -> int:
-    """Return --max-length, or 512 tokens or fewer, as the model and the method's virtual tokens allow."""
-    longest -= getattr(method, "num_virtual_tokens", 0)
-    if wanted is not None and wanted > longest:
-        raise MinipeftError(
-            f"--max-length {wanted} is beyond the model's position table. Choose at most {longest} tokens."
-        )
-    return wanted or min(DEFAULT_MAX_LENGTH, longest)
-
-
-def choose_output(settings: TrainSettings, task: Task, method: Any) -> Path:
-    """Return --output, or runs/<task>-<method>…, numbered where that is taken and --resume is not given.
-
-    Raises:
-        MinipeftError: for a folder that cannot take this run.
-    """
-    if settings.output is not None:
-        folder = Path(settings.output)
-    else:
-        rank = f"-r{method.rank}" if hasattr(method, "rank") else ""
-        first = Path("runs") / f"{task.name}-{settings.method}{rank}-seed{settings.seed}"
-        names = [first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))]
-        free = next(number for number, name in enumerate(names) if not name.exists())
-        folder = names[max(0, free - 1)] if settings.resume else names[free]
-    check_output(folder, "config.json", "run", settings.resume)
-    return folder
-
-
 def continue_settings(settings: TrainSettings, task: Task, folder: Path) -> TrainSettings:
     """Return the settings of a resumed run: what is not given is as in its config.json."""
     if not state_file(folder).is_file():
@@ -281,7 +192,7 @@ def config_of(job: Job, settings: TrainSettings) -> dict[str, Any]:
         "method_options": non_default_options(job.method),
         "model": _model_to_reload(settings.model, job.model.folder),
         "init_adapter": str(job.initial_adapters[0].folder.resolve()) if job.initial_adapters else None,
-        "select_by": schedule.select_by.removeprefix(f"{HOLDOUT}_"),
+        "select_by": settings.select_by or task.metrics[0],
         "epochs": schedule.epochs,
         "lr": schedule.lr,
         "warmup_steps": schedule.warmup_steps,

@@ -62,6 +62,9 @@ class Lease:
     def check(self) -> None:
         """Raise MinipeftError where another process has taken the folder over; call it before every write."""
         owner = _read(self.path)
+        if not owner:  # a waiting process that found the lease stale may just be looking at it
+            time.sleep(BEAT_SECONDS)
+            owner = _read(self.path)
         if owner.get("token") != self.token:
             raise MinipeftError(
                 f"{self.folder}: {_describe(owner)} has taken the run over, while this process stood still. "

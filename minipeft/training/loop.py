@@ -36,7 +36,7 @@ from minipeft.training.examples import Examples
 from minipeft.training.graphs import StepGraphs
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.metrics import evaluate, predict_logits, score, sequence_loss
-from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
+from minipeft.training.optim import adamw, count_steps, linear_schedule, set_learning_rate
 from minipeft.training.recipes import CHECKPOINT_MINUTES
 from minipeft.training.report import EpochTable, warn_about_predictions
 
@@ -108,7 +108,7 @@ def train_loop(
     method = METHODS[method_name(model.method)]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = adamw(model, schedule.weight_decay)
-    total_steps = schedule.epochs * math.ceil(len(train) / schedule.sequences_per_step)
+    total_steps = count_steps(schedule.epochs, len(train), schedule.sequences_per_step)
     quiet = run_folder.quiet or not processes.is_main_process
     now = restore_checkpoint(folder, model, optimizer, device, train)
     resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, now, task, schedule.select_by))
@@ -124,7 +124,7 @@ def train_loop(
 
     saved_at = time.monotonic()
     events = Events(folder / "tensorboard", now.step + 1, processes.is_main_process)
-    table = EpochTable([*evaluation_figures(examples)], schedule.select_by, quiet)
+    table = EpochTable(evaluation_figures(examples), quiet)
     no_bar = True if quiet else None  # None: a bar is shown on a terminal only
     with collect_signals() as received, tqdm(total=total_steps, initial=now.step, unit="step", disable=no_bar) as bar:
         if now.epoch < schedule.epochs:

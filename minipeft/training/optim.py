@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What trains, in groups: matrices decay; biases, LayerNorm's vectors and (IA)³'s scales, which start at 1, do not.
+    """Return the trainable parameters in groups.
+
+    Matrices decay; biases, LayerNorm's vectors and (IA)³'s scales, which start at 1, do not.
 
     lr_ratio is the group's learning rate over the run's: LoRA+ gives B a larger one (Hayou et al. 2024, section 4).
     """
@@ -29,7 +32,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def adamw(
     model: nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over what trains; the learning rate is set in every step."""
+    """AdamW (Loshchilov and Hutter 2019) over the trainable parameters; the learning rate is set in every step."""
     groups = parameter_groups(model, weight_decay)
     fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
@@ -38,6 +41,11 @@ def adamw(
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_ratio"]
+
+
+def count_steps(epochs: int, examples: int, sequences_per_step: int) -> int:
+    """Return the optimizer steps of a run; the last step of an epoch may have fewer sequences."""
+    return epochs * math.ceil(examples / sequences_per_step)
 
 
 def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:

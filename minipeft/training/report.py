@@ -23,8 +23,8 @@ DIVERGED = 10.0  # a loss of so many times that of a constant prediction
 class EpochTable:
     """Prints one permanent line per epoch on standard error, above the progress bar where there is one."""
 
-    def __init__(self, figures: Sequence[str], select_by: str, quiet: bool) -> None:
-        self.figures, self.select_by, self.quiet = figures, select_by, quiet
+    def __init__(self, figures: Sequence[str], quiet: bool) -> None:
+        self.figures, self.quiet = figures, quiet
         self.widths = [max(10, len(name)) for name in self.figures]
 
     def print_header(self) -> None:

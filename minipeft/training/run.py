@@ -26,10 +26,10 @@ from minipeft.methods import apply, count_parameters
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.banner import print_banner, print_result
-from minipeft.training.checkpoint import Progress, best_epoch, state_file
+from minipeft.training.checkpoint import HOLDOUT, Progress, best_epoch, state_file
 from minipeft.training.examples import Examples, encode_split, hold_out
 from minipeft.training.graphs import StepGraphs
-from minipeft.training.job import HOLDOUT, Job, check_same_settings, resolve
+from minipeft.training.job import Job, check_same_settings, resolve
 from minipeft.training.lease import Lease
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.settings import read_settings
@@ -152,7 +152,7 @@ def _write_config(job: Job) -> None:
     """Make the folder a run's, without the temporary files of a killed run."""
     folder = job.output
     for path in folder.rglob(PARTIAL):
-        path.unlink()
+        path.unlink(missing_ok=True)
     if not state_file(folder).is_file():
         (folder / "result.json").unlink(missing_ok=True)
         if (folder / "config.json").is_file() and not job.quiet:

@@ -1,0 +1,125 @@
+"""What a run chooses where its settings leave it open: task, data, model, output folder, and single values."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minipeft.data.custom import CustomData, inspect_custom_data, is_custom
+from minipeft.data.splits import choose_data, count_rows
+from minipeft.data.tasks import Task, get_task
+from minipeft.errors import MinipeftError, one_of
+from minipeft.files import check_output
+from minipeft.hub.hub import resolve_model
+from minipeft.model.config import EncoderConfig
+from minipeft.model.families import load_config
+from minipeft.training.checkpoint import selected_figure
+from minipeft.training.settings import TrainSettings
+
+ALL_ROWS = sys.maxsize
+DEFAULT_MAX_LENGTH = 512  # tokens, where the model takes more
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where a task's splits come from.
+
+    Attributes:
+        task: its columns, labels and metrics.
+        source: for `read_chunks`.
+        description: for people; so is `columns`, the columns that are read.
+        warnings: what may be a mistake, one line each.
+    """
+
+    task: Task
+    source: str
+    description: str
+    columns: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pretrained model on this machine: its folder, what describes it, and its shape."""
+
+    folder: Path
+    description: str
+    config: EncoderConfig
+
+
+def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
+    """Return the task, and for a custom dataset its description.
+
+    Raises:
+        MinipeftError: for an unknown task, and for settings of a custom dataset with one of GLUE's.
+    """
+    given = {name: getattr(settings, name) for name in ("text_column", "pair_column", "label_column", "validation")}
+    if is_custom(settings.task, settings.data):
+        custom = inspect_custom_data(settings.task, settings.data, label_type=settings.label_type, **given)
+        return custom.task, custom
+    task = get_task("rte" if settings.task == "auto" else settings.task)
+    given["label_type"] = None if settings.label_type == "auto" else settings.label_type
+    for name, value in given.items():
+        if value is not None:
+            raise MinipeftError(
+                f"--{name.replace('_', '-')} {value!r} is for custom datasets, and {task.name} is GLUE's. "
+                "Name your file by --data, or leave it out."
+            )
+    return task, None
+
+
+def choose_source(settings: TrainSettings, task: Task, custom: CustomData | None = None) -> DataSource:
+    """Return where a task's splits come from; this may download GLUE."""
+    if custom is not None:
+        return DataSource(task, custom.source, custom.describe(), custom.describe_columns(), custom.warnings)
+    source, description = choose_data(task, settings.data)
+    return DataSource(task, source, description, f"{' and '.join(task.columns)}, labels from {task.label_column}", ())
+
+
+def choose_model(name_or_dir: str) -> Checkpoint:
+    """Return the model on this machine; this may download it."""
+    folder, description = resolve_model(name_or_dir)
+    return Checkpoint(folder, description, load_config(folder))
+
+
+def training_rows(settings: TrainSettings, data: DataSource) -> int:
+    """Return how many examples an epoch has."""
+    rows = count_rows(data.task, "train", data.source, settings.train_limit or ALL_ROWS)
+    return rows - round(rows * (settings.holdout or 0.0))
+
+
+def choose_figure(settings: TrainSettings, task: Task) -> str:
+    """Return the name of the figure that chooses the best epoch: of the held-out examples where there are any."""
+    figure = settings.select_by or task.metrics[0]
+    one_of("--select-by", figure, ("eval_loss", *task.metrics))
+    return selected_figure(figure, bool(settings.holdout))
+
+
+def choose_max_length(wanted: int | None, method: Any, longest: int) -> int:
+    """Return --max-length, or 512 tokens or fewer, as the model and the method's virtual tokens allow."""
+    longest -= getattr(method, "num_virtual_tokens", 0)
+    if wanted is not None and wanted > longest:
+        raise MinipeftError(
+            f"--max-length {wanted} is beyond the model's position table. Choose at most {longest} tokens."
+        )
+    return wanted or min(DEFAULT_MAX_LENGTH, longest)
+
+
+def choose_output(settings: TrainSettings, task: Task, method: Any) -> Path:
+    """Return --output, or runs/<task>-<method>…, numbered where that is taken and --resume is not given.
+
+    Raises:
+        MinipeftError: for a folder that cannot take this run.
+    """
+    if settings.output is not None:
+        folder = Path(settings.output)
+    else:
+        rank = f"-r{method.rank}" if hasattr(method, "rank") else ""
+        first = Path("runs") / f"{task.name}-{settings.method}{rank}-seed{settings.seed}"
+        names = [first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))]
+        free = next(number for number, name in enumerate(names) if not name.exists())
+        folder = names[max(0, free - 1)] if settings.resume else names[free]
+    check_output(folder, "config.json", "run", settings.resume)
+    return folder
