@@ -108,7 +108,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_small(path: Path) -> bytes:
-    """What a file holds that has no business being large; ValueError for a larger one, OSError for what is no file."""
+    """Return the content of a small file; raise ValueError for a large one, OSError for a missing one."""
     if path.exists() and not path.is_file():
         raise ValueError("no file")
     with open(path, "rb") as file:

@@ -66,7 +66,7 @@ def command_line() -> Parser:
         "--text", nargs="+", required=True, help='text files, a paragraph a line, or jsonl with a "text"'
     )
     pretrain.add_argument("--output", required=True, help="folder that becomes the checkpoint")
-    pretrain.add_argument("--model", help="checkpoint to go on from [none: a new model and tokenizer]")
+    pretrain.add_argument("--model", help="checkpoint to continue [none: a new model and tokenizer]")
     pretrain.add_argument("--start", default="counts", help="of a new model: word co-occurrence counts, or random")
     pretrain.add_argument("--vocab-size", type=int, default=8192, help="of a new tokenizer [8192]")
     pretrain.add_argument("--hidden-size", type=int, default=256, help="of a new model [256]")
@@ -75,7 +75,9 @@ def command_line() -> Parser:
     pretrain.add_argument("--steps", type=int, default=10_000, help="optimizer steps [10000]")
     pretrain.add_argument("--batch-tokens", type=int, default=8192, help="tokens a step [8192]")
     pretrain.add_argument("--block-length", type=int, default=128, help="tokens a sequence [128]")
-    pretrain.add_argument("--long-block-length", type=int, default=512, help="in the last tenth of the steps [512]")
+    pretrain.add_argument(
+        "--long-block-length", type=int, default=512, help="in the last 10 percent of the steps [512]"
+    )
     pretrain.add_argument("--lr", type=float, default=1e-3, help="peak learning rate [1e-3]")
     pretrain.add_argument("--warmup-steps", type=int, default=500, help="[500]")
     pretrain.add_argument("--weight-decay", type=float, default=0.01, help="[0.01]")
@@ -87,7 +89,7 @@ def command_line() -> Parser:
     pretrain.add_argument("--seed", type=int, default=0, help="[0]")
     pretrain.add_argument("--precision", default="auto", help="auto, fp32 or bf16 [auto]")
     pretrain.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    pretrain.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    pretrain.add_argument("--resume", action="store_true", help="continue the run in --output")
     pretrain.add_argument("--quiet", action="store_true", help="no progress bar")
 
     export = commands.add_parser(
@@ -111,7 +113,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--task",
         default="auto",
-        help="rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli or wnli; or a name for your own data "
+        help="rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli or wnli; or a name for a custom dataset "
         "[auto: rte, or the name of --data's file or folder]",
     )
     flag("--method", default="lora", help="lora, bitfit, dora, ia3, full, head, …: minipeft/methods/ [lora]")
@@ -130,24 +132,24 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--data",
         default="auto",
-        help="folder with <task>/train.parquet, …; or your own csv, tsv, jsonl or parquet file, or a folder with "
-        "train.csv, … and, if need be, validation.csv and test.csv [auto: GLUE, else a generated stand-in]",
+        help="folder with <task>/train.parquet, …; or a custom dataset: a csv, tsv, jsonl or parquet file, or a folder "
+        "with train.csv, … and, optionally, validation.csv, test.csv [auto: GLUE; without a network, synthetic data]",
     )
-    flag("--text-column", help="of your own data: the texts [text]")
-    flag("--pair-column", help="of your own data: the second sentences [none]")
-    flag("--label-column", help="of your own data: the labels, as names or numbers [label]")
+    flag("--text-column", help="of a custom dataset: the texts [text]")
+    flag("--pair-column", help="of a custom dataset: the second texts [none]")
+    flag("--label-column", help="of a custom dataset: the labels, as names or numbers [label]")
     flag(
         "--label-type",
         default="auto",
-        help="of your own data: classes, or numbers for regression [auto: numbers if all are and one has a fraction]",
+        help="of a custom dataset: classes, or numbers (regression) [auto: numbers if all are and one has a fraction]",
     )
-    flag("--validation", metavar="FILE", help="of your own data: the validation split [a tenth of the training rows]")
+    flag("--validation", metavar="FILE", help="of a custom dataset: the validation split [10 percent of the rows]")
     flag(
         "--holdout",
         type=float,
-        metavar="PART",
-        help="hold this part of the training split out and choose the best epoch on it: the validation, which then "
-        "chooses nothing, is reported at that epoch [none: the best epoch on the validation]",
+        metavar="FRACTION",
+        help="hold out this fraction of the training split and choose the best epoch on it; the validation split is "
+        "reported at that epoch and chooses nothing [none: the best epoch on the validation split]",
     )
     flag(
         "--select-by",
@@ -173,7 +175,8 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--max-tokens",
         type=int,
-        help="tokens computed at a time, which bounds the memory [1024 on the CPU, 16384 on CUDA]",
+        help="most tokens of a batch, which bounds the memory "
+        "[CPU: by the hidden size, 768 for roberta-base in fp32; CUDA: 16384]",
     )
     flag("--compile", action="store_true", help="let torch.compile fuse the small operations")
     flag(
@@ -195,7 +198,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
         default=CHECKPOINT_MINUTES,
         help=f"minutes between checkpoints; each epoch ends with one as well [{CHECKPOINT_MINUTES:g}]",
     )
-    flag("--resume", action="store_true", help="go on from the run's last checkpoint")
+    flag("--resume", action="store_true", help="continue from the run's last checkpoint")
     flag("--quiet", action="store_true", help="no banner and no progress bars")
 
 
@@ -228,8 +231,8 @@ def add_compare_flags(commands: Any) -> None:
             "  TASK/METHOD=VALUE  for the runs of both:        --lr stsb/full=1e-4\n"
             "--rank, --lr and --seed take several, as in --lr lora=1e-3,3e-3. Of several learning rates the tables\n"
             "keep the one with the best median over the seeds, for each task, method and rank.\n\n"
-            "DIR gets page.html, table.csv, table.json, plan.json and a folder a run. Exit status: 0 done, 2 wrong\n"
-            "input or a run that failed, 130 or 143 interrupted, with every run saved."
+            "DIR gets page.html, table.csv, table.json, plan.json and a folder for each run. Exit status: 0 done,\n"
+            "2 wrong input or a run that failed, 130 or 143 interrupted, with every run saved."
         ),
     )
     flag = compare.add_argument
@@ -237,6 +240,6 @@ def add_compare_flags(commands: Any) -> None:
     flag("--method", nargs="+", required=True, metavar="METHOD", help="lora, bitfit, full, head, …: minipeft/methods/")
     flag("--seed", nargs="+", action="extend", metavar="VALUE", help="three or more show a spread [1 2 3]")
     flag("--output", required=True, metavar="DIR", help="folder of the comparison")
-    flag("--jobs", type=int, metavar="N", help="runs at a time [CPU: as cores and memory allow, else 1]")
-    flag("--resume", action="store_true", help="go on with the comparison in --output; finished runs are kept")
+    flag("--jobs", type=int, metavar="N", help="runs at once [CPU: as cores and memory allow, else 1]")
+    flag("--resume", action="store_true", help="continue the comparison in --output; finished runs are kept")
     flag("--quiet", action="store_true", help="no progress bar")

@@ -15,7 +15,8 @@ from minipeft.adapters.adapter import load_adapter
 from minipeft.adapters.merging import check_export_folder, merged_copy, save_merged
 from minipeft.data import standin
 from minipeft.data.custom import custom_task
-from minipeft.data.rows import files_of, open_table
+from minipeft.data.find_files import files_of
+from minipeft.data.rows import open_table
 from minipeft.data.splits import choose_data, chunk_examples, drawn_as_recorded, read_chunks, read_examples
 from minipeft.data.tasks import Split, Task, get_task
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer
@@ -25,7 +26,7 @@ from minipeft.files import parse_json, read_json
 from minipeft.hub.hub import resolve_model
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.checkpoint import best_epoch
+from minipeft.training.checkpoint import best_epoch, selected_figure
 from minipeft.training.examples import Encoded, encode_split
 from minipeft.training.metrics import evaluate, predict_logits, score
 
@@ -234,9 +235,8 @@ def _warn_if_unfinished(folder: Path, settings: dict[str, Any], task: Task) -> N
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [parse_json(line) for line in lines]
-        select_by = settings.get("select_by") or task.metrics[0]
-        held_out = f"holdout_{select_by}"
-        best = best_epoch(rows, held_out if held_out in rows[0] else select_by)
+        figure = selected_figure(settings.get("select_by") or task.metrics[0], bool(settings.get("holdout")))
+        best = best_epoch(rows, figure)
         epoch, done = best["epoch"], rows[-1]["epoch"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # nothing is known of its epochs
         logger.warning("%s: the run is not finished; train.py --resume continues it", folder)

@@ -25,7 +25,8 @@ import torch
 from tqdm import tqdm
 
 from minipeft import __version__
-from minipeft.data.rows import STANDARD_INPUT, files_of
+from minipeft.data.find_files import files_of
+from minipeft.data.rows import STANDARD_INPUT
 from minipeft.data.tasks import Split
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import make_folder, read_json, write_atomically, write_json, write_text

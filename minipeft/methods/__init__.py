@@ -118,7 +118,7 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
         method = replace(method, targets=known)
     model.requires_grad_(False)
     METHODS[name].install(model, method)
-    model.train(model.training)  # new layers are in training; a model that predicts goes on without dropout
+    model.train(model.training)  # new layers are in training; a model in evaluation mode stays without dropout
     model.head.requires_grad_(True)
     for parameter in model.parameters():
         if parameter.requires_grad:

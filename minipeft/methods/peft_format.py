@@ -45,7 +45,7 @@ class PeftFormat:
         read: peft's fields and the model's config → the method's config; raises MinipeftError.
         names: The last part of a tensor's name here → in peft's file, where it differs; or the whole name. The head's
             tensors keep theirs.
-        marks: Fields that tell methods of one peft_type apart.
+        marks: Fields that distinguish methods of one peft_type.
         prefix: What peft puts before transformers' names.
     """
 

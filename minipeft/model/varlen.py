@@ -68,7 +68,7 @@ def rows_before_each(batch: PackedBatch, number: int) -> Tensor:
 def put_before_each(first: Tensor, x: Tensor, rows: Tensor) -> Tensor:
     """The rows of `first` (number, …) before each sequence's in x (total_tokens, …), by `rows_before_each`.
 
-    The copies of `first` lie apart, so that its gradient is one sum over the sequences, in a fixed order.
+    The copies of `first` do not overlap, so that its gradient is one sum over the sequences, in a fixed order.
     """
     count = (len(rows) - len(x)) // len(first)
     return torch.cat([first.expand(count, *first.shape).flatten(0, 1), x]).index_select(0, rows)

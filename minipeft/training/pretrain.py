@@ -179,7 +179,7 @@ def _open_folder(folder: Path, settings: PretrainSettings) -> None:
         for name, value in read_json(record).items():
             if wanted.get(name) != value:
                 raise MinipeftError(
-                    f"{folder} was begun with {name} {value!r}, not {wanted.get(name)!r}; resume with the same settings"
+                    f"{folder}: the run has {name} {value!r}, not {wanted.get(name)!r}. Resume with the same settings."
                 )
     elif folder.is_dir() and any(folder.iterdir()):
         raise MinipeftError(f"{folder} is not empty and holds no pretraining run; choose another --output")

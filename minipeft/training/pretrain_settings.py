@@ -33,7 +33,7 @@ class PretrainSettings:
     steps: int = 10_000
     batch_tokens: int = 8192
     block_length: int = 128
-    long_block_length: int = 512  # for the last tenth of the steps, as in Devlin et al. 2019, A.2
+    long_block_length: int = 512  # for the last 10 percent of the steps, as in Devlin et al. 2019, A.2
     lr: float = 1e-3
     warmup_steps: int = 500
     weight_decay: float = 0.01

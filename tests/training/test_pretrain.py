@@ -202,7 +202,7 @@ def test_a_run_ended_in_the_middle_goes_on_to_the_same_bits(
     before = contents(tmp_path)
     with pytest.raises(MinipeftError, match="already holds a run"):
         pretrain(wanted)
-    with pytest.raises(MinipeftError, match=r"was begun with lr 0\.003, not 0\.004"):
+    with pytest.raises(MinipeftError, match=r"the run has lr 0\.003, not 0\.004"):
         pretrain(replace(wanted, lr=0.004, resume=True))
     assert contents(tmp_path) == before
     late = {"step": state["step"] + 1, "eval_loss": 9.9}  # as if it had been evaluated after the last checkpoint
