@@ -16,12 +16,25 @@ from minipeft.training.recipes import (
     WEIGHT_DECAY,
 )
 
+TASKS = "rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, with one line for bad input."""
 
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", Formatter)
+        super().__init__(**options)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"minipeft: {message}; see {self.prog} --help\n")
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's, with more room for the flags, so that most of them take one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36)
 
 
 def command_line() -> Parser:
@@ -59,38 +72,9 @@ def command_line() -> Parser:
             command.add_argument("--label-column", help="column of the labels in --input [the run's]")
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
 
-    pretrain = commands.add_parser(
-        "pretrain", help="masked-language-model pretraining, from nothing or from a checkpoint"
+    add_pretrain_flags(
+        commands.add_parser("pretrain", help="masked-language-model pretraining, from nothing or from a checkpoint")
     )
-    pretrain.add_argument(
-        "--text", nargs="+", required=True, help='text files, a paragraph a line, or jsonl with a "text"'
-    )
-    pretrain.add_argument("--output", required=True, help="folder that becomes the checkpoint")
-    pretrain.add_argument("--model", help="checkpoint to continue [none: a new model and tokenizer]")
-    pretrain.add_argument("--start", default="counts", help="of a new model: word co-occurrence counts, or random")
-    pretrain.add_argument("--vocab-size", type=int, default=8192, help="of a new tokenizer [8192]")
-    pretrain.add_argument("--hidden-size", type=int, default=256, help="of a new model [256]")
-    pretrain.add_argument("--num-hidden-layers", type=int, default=6, help="of a new model [6]")
-    pretrain.add_argument("--num-attention-heads", type=int, default=4, help="of a new model [4]")
-    pretrain.add_argument("--steps", type=int, default=10_000, help="optimizer steps [10000]")
-    pretrain.add_argument("--batch-tokens", type=int, default=8192, help="tokens a step [8192]")
-    pretrain.add_argument("--block-length", type=int, default=128, help="tokens a sequence [128]")
-    pretrain.add_argument(
-        "--long-block-length", type=int, default=512, help="in the last 10 percent of the steps [512]"
-    )
-    pretrain.add_argument("--lr", type=float, default=1e-3, help="peak learning rate [1e-3]")
-    pretrain.add_argument("--warmup-steps", type=int, default=500, help="[500]")
-    pretrain.add_argument("--weight-decay", type=float, default=0.01, help="[0.01]")
-    pretrain.add_argument(
-        "--dropout", type=float, default=0.0, help="a new model keeps it in config.json, --model its own [0]"
-    )
-    pretrain.add_argument("--evaluate-every", type=int, default=500, help="steps [500]")
-    pretrain.add_argument("--checkpoint-minutes", type=float, default=5.0, help="minutes between checkpoints [5]")
-    pretrain.add_argument("--seed", type=int, default=0, help="[0]")
-    pretrain.add_argument("--precision", default="auto", help="auto, fp32 or bf16 [auto]")
-    pretrain.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    pretrain.add_argument("--resume", action="store_true", help="continue the run in --output")
-    pretrain.add_argument("--quiet", action="store_true", help="no progress bar")
 
     export = commands.add_parser(
         "export",
@@ -108,120 +92,135 @@ def command_line() -> Parser:
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `minipeft train` and of train.py."""
-    flag = parser.add_argument
-    flag(
-        "--task",
-        default="auto",
-        help="rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli or wnli; or a name for a custom dataset "
-        "[auto: rte, or the name of --data's file or folder]",
-    )
-    flag("--method", default="lora", help="lora, bitfit, dora, ia3, full, head, …: minipeft/methods/ [lora]")
-    flag("--rank", type=int, help=f"LoRA's rank [{RANK}]")
-    flag("--alpha", type=float, help=f"LoRA's alpha; alpha / rank scales the update [{ALPHA:g}]")
-    flag("--dropout", type=float, help=f"on LoRA's input [{DROPOUT:g}]")
-    flag("--targets", nargs="+", help="LoRA's layers: query key value output intermediate ffn_output [query value]")
-    flag(
-        "--method-options",
-        nargs="+",
-        metavar="NAME=VALUE",
-        help="the method's other settings, such as rslora=true or init=pissa: minipeft/methods/",
-    )
-    flag("--init-adapter", metavar="RUN", help="start from another run's adapter; a new head where the labels differ")
-    flag("--model", default="auto", help="a name or a folder [auto: roberta-base, else the bundled roberta-mini]")
+    """The flags of `minipeft train` and of train.py: one line a flag, with its choices and its [default]."""
+    flag = parser.add_argument_group("task and data").add_argument
+    flag("--task", default="auto", help=f"{TASKS}, or a name for a custom dataset [auto: rte, or --data's name]")
     flag(
         "--data",
         default="auto",
-        help="folder with <task>/train.parquet, …; or a custom dataset: a csv, tsv, jsonl or parquet file, or a folder "
-        "with train.csv, … and, optionally, validation.csv, test.csv [auto: GLUE; without a network, synthetic data]",
+        help="GLUE's folder, or a custom csv, tsv, jsonl or parquet file or folder [auto: GLUE]",
     )
-    flag("--text-column", help="of a custom dataset: the texts [text]")
-    flag("--pair-column", help="of a custom dataset: the second texts [none]")
-    flag("--label-column", help="of a custom dataset: the labels, as names or numbers [label]")
-    flag(
-        "--label-type",
-        default="auto",
-        help="of a custom dataset: classes, or numbers (regression) [auto: numbers if all are and one has a fraction]",
-    )
+    flag("--text-column", metavar="COLUMN", help="of a custom dataset: the texts [text]")
+    flag("--pair-column", metavar="COLUMN", help="of a custom dataset: the second texts [none]")
+    flag("--label-column", metavar="COLUMN", help="of a custom dataset: the labels, as names or numbers [label]")
+    flag("--label-type", default="auto", help="of a custom dataset: classes, or numbers for regression [auto]")
     flag("--validation", metavar="FILE", help="of a custom dataset: the validation split [10 percent of the rows]")
-    flag(
-        "--holdout",
-        type=float,
-        metavar="FRACTION",
-        help="hold out this fraction of the training split and choose the best epoch on it; the validation split is "
-        "reported at that epoch and chooses nothing [none: the best epoch on the validation split]",
-    )
-    flag(
-        "--select-by",
-        metavar="METRIC",
-        help="the metric, or eval_loss, that chooses the best epoch [the task's first metric]",
-    )
-    flag("--epochs", type=int, help="[by task: rte 25, sst2 5, …: training/recipes.py]")
+    flag("--holdout", type=float, metavar="FRACTION", help="of the training split, to choose the best epoch on [none]")
+    flag("--max-length", type=int, metavar="N", help="tokens; longer sequences are truncated [512, or the model's]")
+    flag("--train-limit", type=int, metavar="N", help="train on the first N examples [all]")
+    flag("--eval-limit", type=int, metavar="N", help="evaluate on the first N examples [all]")
+
+    flag = parser.add_argument_group("model").add_argument
+    flag("--model", default="auto", help="a name or a folder [auto: roberta-base, else the bundled roberta-mini]")
+    flag("--init-adapter", metavar="RUN", help="start from another run's adapter; a new head for other labels [none]")
+
+    flag = parser.add_argument_group("method").add_argument
+    flag("--method", default="lora", help="lora, bitfit, dora, ia3, full, head, …: minipeft/methods/ [lora]")
+    flag("--rank", type=int, metavar="N", help=f"LoRA's rank [{RANK}]")
+    flag("--alpha", type=float, help=f"LoRA's alpha; alpha / rank scales the update [{ALPHA:g}]")
+    flag("--dropout", type=float, help=f"on LoRA's input [{DROPOUT:g}]")
+    flag("--targets", nargs="+", help="query key value output intermediate ffn_output [query value]")
+    flag("--method-options", nargs="+", metavar="NAME=VALUE", help="other settings of the method: rslora=true … [none]")
+
+    flag = parser.add_argument_group("optimization").add_argument
+    flag("--epochs", type=int, metavar="N", help="[by task: rte 25, sst2 5, …: training/recipes.py]")
     flag("--lr", type=float, help="peak learning rate [by task and method: training/recipes.py]")
-    flag("--batch-size", type=int, default=BATCH_SIZE, help=f"sequences [{BATCH_SIZE}]")
-    flag("--grad-accum", type=int, default=GRAD_ACCUM, help=f"batches in an optimizer step [{GRAD_ACCUM}]")
-    flag(
-        "--warmup-steps",
-        type=int,
-        help=f"steps of linear warmup [{WARMUP_STEPS}, or 10 percent of a run of fewer than {9 * WARMUP_STEPS} steps]",
-    )
+    flag("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"sequences [{BATCH_SIZE}]")
+    flag("--grad-accum", type=int, default=GRAD_ACCUM, metavar="N", help=f"batches in a step [{GRAD_ACCUM}]")
+    flag("--warmup-steps", type=int, metavar="N", help=f"[{WARMUP_STEPS}, or 10 percent of fewer than 900 steps]")
     flag("--weight-decay", type=float, default=WEIGHT_DECAY, help=f"AdamW's, on matrices [{WEIGHT_DECAY:g}]")
-    flag(
-        "--max-length", type=int, help="tokens of a sequence; longer ones are truncated [512, or what the model takes]"
-    )
+    flag("--select-by", metavar="METRIC", help="a metric, or eval_loss, to choose the best epoch [the task's first]")
     flag("--seed", type=int, default=42, help="of the head, LoRA's A, the order and dropout [42]")
-    flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 on CUDA, else fp32]")
+
+    flag = parser.add_argument_group("hardware").add_argument
     flag("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    flag(
-        "--max-tokens",
-        type=int,
-        help="most tokens of a batch, which bounds the memory "
-        "[CPU: by the hidden size, 768 for roberta-base in fp32; CUDA: 16384]",
-    )
-    flag("--compile", action="store_true", help="let torch.compile fuse the small operations")
-    flag(
-        "--activation-checkpointing",
-        action="store_true",
-        help="compute each layer a second time rather than keep what it computed: less memory, more time",
-    )
-    flag(
-        "--cuda-graphs",
-        action="store_true",
-        help="on CUDA, record a batch's operations and ask for all of them at once: faster where batches are short",
-    )
-    flag("--train-limit", type=int, help="train on the first N examples [all]")
-    flag("--eval-limit", type=int, help="evaluate on the first N examples [all]")
-    flag("--output", help="folder of the run [runs/<task>-<method>…]")
-    flag(
-        "--checkpoint-minutes",
-        type=float,
-        default=CHECKPOINT_MINUTES,
-        help=f"minutes between checkpoints; each epoch ends with one as well [{CHECKPOINT_MINUTES:g}]",
-    )
-    flag("--resume", action="store_true", help="continue from the run's last checkpoint")
-    flag("--quiet", action="store_true", help="no banner and no progress bars")
+    flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 on CUDA, else fp32]")
+    flag("--max-tokens", type=int, metavar="N", help="most tokens of a batch, which bounds the memory [by hidden size]")
+    flag("--compile", action="store_true", help="let torch.compile fuse the small operations [off]")
+    flag("--activation-checkpointing", action="store_true", help="compute layers twice: less memory, more time [off]")
+    flag("--cuda-graphs", action="store_true", help="record and replay a batch's CUDA operations: less overhead [off]")
+
+    flag = parser.add_argument_group("output").add_argument
+    flag("--output", metavar="DIR", help="folder of the run [runs/<task>-<method>…]")
+    flag("--checkpoint-minutes", type=float, default=CHECKPOINT_MINUTES, help=f"between two [{CHECKPOINT_MINUTES:g}]")
+    flag("--resume", action="store_true", help="continue from the run's last checkpoint [off]")
+    flag("--quiet", action="store_true", help="no banner and no progress bars [off]")
+
+
+def add_pretrain_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `minipeft pretrain`."""
+    flag = parser.add_argument_group("task and data").add_argument
+    flag("--text", nargs="+", required=True, help='text files, a paragraph a line, or jsonl with a "text"')
+    flag("--block-length", type=int, default=128, help="tokens a sequence [128]")
+    flag("--long-block-length", type=int, default=512, help="in the last 10 percent of the steps [512]")
+
+    flag = parser.add_argument_group("model").add_argument
+    flag("--model", help="checkpoint to continue [none: a new model and tokenizer]")
+    flag("--start", default="counts", help="of a new model: word co-occurrence counts, or random [counts]")
+    flag("--vocab-size", type=int, default=8192, help="of a new tokenizer [8192]")
+    flag("--hidden-size", type=int, default=256, help="of a new model [256]")
+    flag("--num-hidden-layers", type=int, default=6, help="of a new model [6]")
+    flag("--num-attention-heads", type=int, default=4, help="of a new model [4]")
+    flag("--dropout", type=float, default=0.0, help="a new model keeps it in config.json, --model its own [0]")
+
+    flag = parser.add_argument_group("optimization").add_argument
+    flag("--steps", type=int, default=10_000, help="optimizer steps [10000]")
+    flag("--batch-tokens", type=int, default=8192, help="tokens a step [8192]")
+    flag("--lr", type=float, default=1e-3, help="peak learning rate [1e-3]")
+    flag("--warmup-steps", type=int, default=500, help="steps of linear warmup [500]")
+    flag("--weight-decay", type=float, default=0.01, help="AdamW's, on matrices [0.01]")
+    flag("--seed", type=int, default=0, help="of the weights, the order, the masks and dropout [0]")
+
+    flag = parser.add_argument_group("hardware").add_argument
+    flag("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 on CUDA, else fp32]")
+
+    flag = parser.add_argument_group("output").add_argument
+    flag("--output", required=True, help="folder that becomes the checkpoint")
+    flag("--evaluate-every", type=int, default=500, help="steps between evaluations [500]")
+    flag("--checkpoint-minutes", type=float, default=5.0, help="minutes between checkpoints [5]")
+    flag("--resume", action="store_true", help="continue the run in --output [off]")
+    flag("--quiet", action="store_true", help="no progress bar [off]")
 
 
 class SeveralValues(Parser):
-    """Takes the flags of `train` for `compare`: each that has a value has several, kept as the words they are."""
+    """Take the flags of `train` for `compare`: each that has a value has several, kept as the words they are."""
 
-    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        if options.get("action") != "store_true":
-            options = {"help": options["help"], "metavar": "VALUE", "nargs": "+", "action": "extend"}
-        return super().add_argument(*names, **options)
+    def add_argument_group(self, *names: Any, **options: Any) -> Any:
+        group = super().add_argument_group(*names, **options)
+        add_argument = group.add_argument
+
+        def add_several(name: str, **options: Any) -> argparse.Action | None:
+            if name in COMPARE_FLAGS:
+                return None
+            if options.get("action") != "store_true":
+                options = {"help": options["help"], "metavar": "VALUE", "nargs": "+", "action": "extend"}
+            return add_argument(name, **options)
+
+        group.add_argument = add_several  # type: ignore[method-assign, assignment]
+        return group
+
+
+COMPARE_FLAGS = ("--task", "--method", "--seed", "--output", "--resume", "--quiet")  # where compare has its own
 
 
 def add_compare_flags(commands: Any) -> None:
-    """`minipeft compare`: the flags of `train`, and in place of some its own."""
-    settings = SeveralValues(add_help=False)
+    """`minipeft compare`: its own flags, and the flags of `train`."""
+    own, settings = Parser(add_help=False), SeveralValues(add_help=False)
+    flag = own.add_argument_group("comparison").add_argument
+    flag("--task", nargs="+", required=True, metavar="TASK", help=TASKS)
+    flag("--method", nargs="+", required=True, metavar="METHOD", help="lora, bitfit, full, head, …: minipeft/methods/")
+    flag("--seed", nargs="+", action="extend", metavar="VALUE", help="three or more show a spread [1 2 3]")
+    flag("--output", required=True, metavar="DIR", help="folder of the comparison")
+    flag("--jobs", type=int, metavar="N", help="runs at once [CPU: as cores and memory allow, else 1]")
+    flag("--resume", action="store_true", help="continue the comparison in --output; finished runs are kept [off]")
+    flag("--quiet", action="store_true", help="no progress bar [off]")
     add_train_flags(settings)
-    compare = commands.add_parser(
+    commands.add_parser(
         "compare",
         help="several runs side by side: tasks, methods, ranks, learning rates, seeds → tables and a page",
         usage="minipeft compare --task TASK ... --method METHOD ... --output DIR [settings of train]",
-        parents=[settings],
-        conflict_handler="resolve",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[own, settings],
         description="Train every combination of tasks, methods, ranks, learning rates and seeds, and compare them.",
         epilog=(
             "every flag with a VALUE takes it for all runs, or for some:\n"
@@ -235,11 +234,3 @@ def add_compare_flags(commands: Any) -> None:
             "2 wrong input or a run that failed, 130 or 143 interrupted, with every run saved."
         ),
     )
-    flag = compare.add_argument
-    flag("--task", nargs="+", required=True, metavar="TASK", help="rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli")
-    flag("--method", nargs="+", required=True, metavar="METHOD", help="lora, bitfit, full, head, …: minipeft/methods/")
-    flag("--seed", nargs="+", action="extend", metavar="VALUE", help="three or more show a spread [1 2 3]")
-    flag("--output", required=True, metavar="DIR", help="folder of the comparison")
-    flag("--jobs", type=int, metavar="N", help="runs at once [CPU: as cores and memory allow, else 1]")
-    flag("--resume", action="store_true", help="continue the comparison in --output; finished runs are kept")
-    flag("--quiet", action="store_true", help="no progress bar")
