@@ -24,7 +24,7 @@ import minipeft
 from minipeft.device import choose_device
 from minipeft.model.checkpoint import cast_frozen
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.roberta import initialise
+from minipeft.model.roberta import init_weights
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw
 
@@ -58,7 +58,7 @@ class Case:
         )
         torch.manual_seed(0)
         model = SequenceClassifier(config)
-        initialise(model, 0.02)
+        init_weights(model, 0.02)
         minipeft.apply(model, minipeft.LoRA(rank=case["rank"]))
         self.model = cast_frozen(model, dtype).to(device).train()
         self.optimizer = adamw(self.model, 0.01)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from minipeft.errors import MinipeftError, one_of
+from minipeft.errors import MinipeftError, check_choice
 
 MAX_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}  # of a batch; more for a larger machine
 
@@ -17,7 +17,7 @@ def choose_device(device: str) -> str:
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if present[name])
-    one_of("device", device, ("auto", *present))
+    check_choice("device", device, ("auto", *present))
     if not present[device]:
         raise MinipeftError(f"device {device}: this machine or this torch has none. Pass --device cpu.")
     return device
@@ -25,7 +25,7 @@ def choose_device(device: str) -> str:
 
 def choose_precision(precision: str, device: str) -> str:
     """Return bf16 or fp32; "auto" is bf16 on CUDA from compute capability 8.0, else fp32."""
-    one_of("precision", precision, ("auto", "fp32", "bf16"))
+    check_choice("precision", precision, ("auto", "fp32", "bf16"))
     if precision == "auto":
         return "bf16" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
     return precision

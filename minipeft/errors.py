@@ -40,7 +40,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def whole_number(name: str, value: Any, least: int = 1) -> int:
+def check_int(name: str, value: Any, least: int = 1) -> int:
     """`value` as an int of `least` or more; anything else raises under `name`."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -51,7 +51,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
-def finite_number(name: str, value: Any, least: float = -math.inf) -> float:
+def check_float(name: str, value: Any, least: float = -math.inf) -> float:
     """`value` as a finite float of `least` or more; anything else raises under `name`."""
     try:
         number = math.nan if isinstance(value, (bool, str)) or not hasattr(value, "__float__") else float(value)
@@ -59,27 +59,27 @@ def finite_number(name: str, value: Any, least: float = -math.inf) -> float:
         number = math.nan
     if not math.isfinite(number) or number < least:
         more = "" if least == -math.inf else f" of {least:g} or more"
-        raise MinipeftError(f"{name} {shown(value)} is not a finite number{more}")
+        raise MinipeftError(f"{name} {short_repr(value)} is not a finite number{more}")
     return number
 
 
-def probability(name: str, value: Any) -> float:
+def check_probability(name: str, value: Any) -> float:
     """`value` as a float from 0 to below 1, what a dropout may be; anything else raises under `name`."""
-    if not 0 <= (number := finite_number(name, value)) < 1:
+    if not 0 <= (number := check_float(name, value)) < 1:
         raise MinipeftError(f"{name} {number!r} is not a probability below 1")
     return number
 
 
-def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raise unless `value` is one of the choices; the message lists them."""
     if value not in (known := tuple(choices)):
-        raise MinipeftError(f"unknown {name} {shown(value)}; one of {', '.join(known)}")
+        raise MinipeftError(f"unknown {name} {short_repr(value)}; one of {', '.join(known)}")
 
 
 def check_seed(value: Any, name: str = "--seed") -> int:
     """A seed that every random generator takes."""
     try:
-        if (seed := whole_number(name, value, least=0)) < 2**32:
+        if (seed := check_int(name, value, least=0)) < 2**32:
             return seed
     except MinipeftError:
         pass
@@ -90,21 +90,21 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def first_of_torchrun() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process speaks for its job: torchrun's rank 0, and a process of no torchrun."""
     return not under_torchrun() or os.environ["RANK"] == "0"
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value as Python writes it, cut to what fits into a message."""
     text = repr(value[:100] if isinstance(value, (str, bytes)) else value)
     return text if len(text) <= 100 else f"{text[:80]}…"
 
 
-def some(names: Sequence[str], most: int = 12) -> str:
+def format_names(names: Sequence[str], most: int = 12) -> str:
     """Return names as a comma-separated list, cut after the first `most`."""
     more = f", … ({len(names):,} in all)" if len(names) > most else ""
-    return ", ".join(shown(name)[1:-1] for name in names[:most]) + more
+    return ", ".join(short_repr(name)[1:-1] for name in names[:most]) + more
 
 
 def is_unicode(text: str) -> bool:

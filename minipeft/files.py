@@ -77,10 +77,10 @@ def make_folder(folder: Path) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """One JSON object, indented."""
-    write_text(path, in_json(content))
+    write_text(path, json_text(content))
 
 
-def in_json(content: dict[str, Any]) -> str:
+def json_text(content: dict[str, Any]) -> str:
     """The text of `write_json`."""
     return json.dumps(content, indent=2) + "\n"
 

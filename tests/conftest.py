@@ -118,7 +118,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from minipeft.data.tokenizer import train_tokenizer
     from minipeft.model.checkpoint import save_checkpoint
     from minipeft.model.config import EncoderConfig
-    from minipeft.model.roberta import MaskedLanguageModel, initialise
+    from minipeft.model.roberta import MaskedLanguageModel, init_weights
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"
     train_tokenizer([*generate("rte", "train")["sentence1"], *generate("sst2", "train")["sentence"]], 500, folder)
@@ -132,7 +132,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(0)
     model = MaskedLanguageModel(config)
-    initialise(model, 0.2)
+    init_weights(model, 0.2)
     save_checkpoint(model, folder)
     return folder
 

@@ -25,13 +25,13 @@ import torch
 from showing import picture, piece, source
 
 import minipeft
-from minipeft.adapters.adapter import read_start, start_from
+from minipeft.adapters.adapter import initialize_from_adapter, read_initial_adapter
 from minipeft.cli import main
 from minipeft.compare import table as rule
 from minipeft.compare.formatting import describe_differences, format_text, join_names
 from minipeft.data.batching import epoch_order
 from minipeft.data.standin import generate
-from minipeft.model.roberta import ClassificationHead, initialise
+from minipeft.model.roberta import ClassificationHead, init_weights
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, set_learning_rate
 
@@ -116,7 +116,7 @@ def train_head(seed, lr):
     """Train a head → which validation rows it gets right after each epoch (epochs, rows)."""
     torch.manual_seed(seed)
     head = ClassificationHead(config)
-    initialise(head, config.initializer_range)
+    init_weights(head, config.initializer_range)
     optimizer, right = adamw(head, weight_decay=0.01), []
     set_learning_rate(optimizer, lr)
     for epoch in range(epochs):
@@ -260,8 +260,8 @@ false = {}
 for k in (3, 5):
     for spread in (0.25, 0.5, 1.0, 2.0):
         false[k, spread] = 2 * called_apart(k, 0.0, spread)
-    shown = ", ".join(f"{false[k, spread]:.3f} at {spread:g}" for spread in (0.25, 0.5, 1.0, 2.0))
-    print(f"equal methods, {k} seeds, apart either way, by the seeds' spread: {shown}")
+    line = ", ".join(f"{false[k, spread]:.3f} at {spread:g}" for spread in (0.25, 0.5, 1.0, 2.0))
+    print(f"equal methods, {k} seeds, apart either way, by the seeds' spread: {line}")
 assert false[3, 0.25] < 0.01 < false[3, 2.0] < 0.11 and all(false[5, s] <= false[3, s] for s in (0.5, 1.0, 2.0))
 
 differences, found = np.linspace(0, 5, 21), {}
@@ -457,7 +457,7 @@ if not ranked:
 # `--init-adapter RUN` is that start. This is all of it:
 
 # %%
-piece(start_from, "labels, own =", "tensor.copy_(found[name])")
+piece(initialize_from_adapter, "labels, own =", "tensor.copy_(found[name])")
 
 # %% [markdown]
 # $A$ and $B$ are taken over. The head is taken where the labels are the same, and new where they differ, as with MNLI's
@@ -471,8 +471,8 @@ for labels_there in (["negative", "positive"], ["entailment", "not_entailment"])
     model = minipeft.apply(minipeft.load_pretrained("roberta-mini"), minipeft.LoRA(rank=2))
     model.config = model.config.with_labels(labels_there)
     new = model.head.dense.weight.detach().clone()
-    start = read_start(parent, model.config)
-    print(start_from(model, start).replace(str(parent), "…"))
+    start = read_initial_adapter(parent, model.config)
+    print(initialize_from_adapter(model, start).replace(str(parent), "…"))
     query = model.encoder.layers[0].query
     theirs = next(t for name, t in start.state.items() if "layer.0.attention.self.query.lora_B" in name)
     assert torch.equal(query.lora_B, theirs) and theirs.abs().max() > 0

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import minipeft
 from minipeft.methods import METHODS, Row
-from minipeft.methods.adapted import AdaptedLinear, check_targets, targeted
+from minipeft.methods.adapted import AdaptedLinear, check_targets, target_modules_of
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.roberta import Linear
 
@@ -73,7 +73,7 @@ class DiagonalLinear(AdaptedLinear):
 
 
 def install(model: SequenceClassifier, method: Diagonal) -> None:
-    for place in targeted(model, method.targets):
+    for place in target_modules_of(model, method.targets):
         model.encoder.set_submodule(place.path, DiagonalLinear(place.linear))
 
 

@@ -24,11 +24,11 @@ from minipeft.adapters.adapter_file import (
     Adapter,
     adapter_content,
     adapter_tensors,
-    base_of,
+    base_model_fields,
     read_adapter,
 )
 from minipeft.errors import MinipeftError, first_line
-from minipeft.files import in_json, make_folder, write_together
+from minipeft.files import json_text, make_folder, write_together
 from minipeft.methods import apply
 from minipeft.methods.adapted import adapted_layers
 from minipeft.model.classifier import SequenceClassifier
@@ -59,11 +59,11 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
     config = model.config
     content = adapter_content(model)
     # The config travels in the weights too: a kill between the two renames is then seen when the adapter is loaded.
-    details = {"labels": list(config.id2label.values()), "base": base_of(config), "config": content} | details
+    details = {"labels": list(config.id2label.values()), "base": base_model_fields(config), "config": content} | details
     metadata = {"minipeft": json.dumps(details)}  # one entry: safetensors orders several at random
     write_together(
         {
-            folder / CONFIG: lambda path: path.write_text(in_json(content), encoding="utf-8"),
+            folder / CONFIG: lambda path: path.write_text(json_text(content), encoding="utf-8"),
             folder / WEIGHTS: lambda path: save_file(state, path, metadata=metadata),
         }
     )
@@ -92,7 +92,7 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
     except (MinipeftError, RuntimeError, OverflowError) as error:  # torch's, for sizes that no tensor can have
         raise MinipeftError(f"{folder / CONFIG}: {first_line(error)}") from None
     names = adapter_tensors(shape)
-    own = _head_of_the_model(model, shape, adapter)
+    own = _model_head_tensors(model, shape, adapter)
     _check_tensors({theirs: tensor for theirs, tensor in names.items() if theirs not in own}, state, folder)
     apply(model, method)
     _fill(model, state | own)
@@ -108,13 +108,13 @@ def reload_adapter(model: SequenceClassifier, folder: Path) -> None:
     _fill(model, adapter.state)
 
 
-def read_start(run: Path, config: EncoderConfig) -> Adapter:
+def read_initial_adapter(run: Path, config: EncoderConfig) -> Adapter:
     """The adapter of a run, or of an adapter folder, for a model of shape `config`."""
     folder = run / "adapter" if (run / "adapter" / CONFIG).is_file() else run
     return read_adapter(folder, config)
 
 
-def start_from(model: SequenceClassifier, start: Adapter) -> str:
+def initialize_from_adapter(model: SequenceClassifier, start: Adapter) -> str:
     """Give a model that has the method an adapter's values, head included where the labels are the same.
 
     Returns one line that says what was taken.
@@ -139,7 +139,7 @@ def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], folder
     """Every tensor that the model has is in the file with its shape, and no other is."""
     for name, tensor in expected.items():
         if name not in state:
-            remedy = _other_layers(expected, state) or "the file is not whole"
+            remedy = _describe_layer_mismatch(expected, state) or "the file is not whole"
             raise MinipeftError(f"{folder / WEIGHTS}: tensor {name} is missing; {remedy}")
         if state[name].shape != tensor.shape:
             raise MinipeftError(
@@ -151,11 +151,11 @@ def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], folder
     if unused := sorted(set(state) - set(expected)):
         raise MinipeftError(
             f"{folder / WEIGHTS}: nothing uses tensor {unused[0]} (and {len(unused) - 1} more); "
-            f"{_other_layers(expected, state) or 'the adapter belongs to another model or method'}"
+            f"{_describe_layer_mismatch(expected, state) or 'the adapter belongs to another model or method'}"
         )
 
 
-def _other_layers(expected: Iterable[str], state: Iterable[str]) -> str:
+def _describe_layer_mismatch(expected: Iterable[str], state: Iterable[str]) -> str:
     """What to say where a file's tensors end at another layer than the model's; nothing where they do not."""
     asked, found = (
         max((int(number) for name in names for number in re.findall(r"\.layers?\.(\d+)\.", name)), default=-1) + 1
@@ -172,7 +172,7 @@ def _fill(model: SequenceClassifier, state: dict[str, Tensor]) -> None:
         tensor.copy_(state[name])
 
 
-def _head_of_the_model(model: SequenceClassifier, shape: SequenceClassifier, adapter: Adapter) -> dict[str, Tensor]:
+def _model_head_tensors(model: SequenceClassifier, shape: SequenceClassifier, adapter: Adapter) -> dict[str, Tensor]:
     """The parts of the head that peft did not save, because its modules_to_save do not name them, from the model."""
     tensors = dict(model.head.named_parameters())
     modules = family_of(model.config).head_modules

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minipeft.errors import MinipeftError, first_line, shown
+from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.files import parse_json, read_json
 from minipeft.methods import METHODS, Row, method_name
 from minipeft.methods.adapted import AdaptedLinear
@@ -47,10 +47,12 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     content = read_json(folder / CONFIG)
     state, details = _read_tensors(folder / WEIGHTS)
     base = details.get("base")
-    if isinstance(base, dict) and (of_adapter := base_of(config) | base) != base_of(config):  # older files say less
+    if isinstance(base, dict) and (of_adapter := base_model_fields(config) | base) != base_model_fields(
+        config
+    ):  # older files say less
         raise MinipeftError(
             f"{folder}: the adapter was trained on {_describe(of_adapter)}, but the model is "
-            f"{_describe(base_of(config))}; load the model that it belongs to"
+            f"{_describe(base_model_fields(config))}; load the model that it belongs to"
         )
     try:
         method = _method(content, config)
@@ -61,9 +63,10 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     except (MinipeftError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise MinipeftError(f"{folder / CONFIG}: no usable config of a method ({first_line(error)})") from None
     if of_weights != method:
-        name, one, other = _first_difference(method, of_weights)
+        name, one, other = _first_differing_setting(method, of_weights)
         raise MinipeftError(
-            f"{folder}: {name} is {shown(one)} in {CONFIG}, but {shown(other)} in {WEIGHTS}; save the adapter again"
+            f"{folder}: {name} is {short_repr(one)} in {CONFIG}, but {short_repr(other)} in {WEIGHTS}; "
+            "save the adapter again"
         )
     # With bias="all", peft writes the biases of modules_to_save again, under its wrappers' names.
     again = re.compile(r"\.(modules_to_save|original_module)\.(.*\.)?bias$")
@@ -71,7 +74,7 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     return Adapter(folder, method, state, details, saved_modules)
 
 
-def _first_difference(method: Any, other: Any) -> tuple[str, Any, Any]:
+def _first_differing_setting(method: Any, other: Any) -> tuple[str, Any, Any]:
     if type(method) is type(other):
         for name in (f.name for f in fields(method)):
             if getattr(method, name) != getattr(other, name):
@@ -91,7 +94,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, details if isinstance(details, dict) else {}
 
 
-def base_of(config: EncoderConfig) -> dict[str, Any]:
+def base_model_fields(config: EncoderConfig) -> dict[str, Any]:
     names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size")
     return {name: getattr(config, name) for name in names}
 
@@ -114,7 +117,7 @@ def adapter_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in checkpoint and not tensor.requires_grad:
             continue
-        module = next((ours for ours in _above(name) if ours in modules), "")
+        module = next((ours for ours in _parent_modules(name) if ours in modules), "")
         leaf = name.removeprefix(module).removeprefix(".")
         if name in renamed:  # a tensor of the whole model
             state[renamed[name]] = tensor
@@ -127,7 +130,7 @@ def adapter_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
     return state
 
 
-def _above(name: str) -> Iterable[str]:
+def _parent_modules(name: str) -> Iterable[str]:
     """The modules that hold a tensor, from the innermost."""
     while "." in name:
         name = name.rpartition(".")[0]

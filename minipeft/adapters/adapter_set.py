@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from minipeft.adapters.adapter import load_adapter
 from minipeft.adapters.adapter_file import CONFIG, read_adapter
 from minipeft.data.batching import PackedBatch, reorder
-from minipeft.errors import MinipeftError, finite_number
-from minipeft.methods.adapted import targeted
+from minipeft.errors import MinipeftError, check_float
+from minipeft.methods.adapted import target_modules_of
 from minipeft.methods.lora import LoRA, LoRALinear
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.families import family_of
@@ -24,7 +24,7 @@ from minipeft.model.roberta import Linear
 
 
 @dataclass
-class Route:
+class AdapterAssignment:
     """Which adapter each row belongs to, as runs of neighbours: (name, sequences, tokens); None is the base alone."""
 
     runs: tuple[tuple[str | None, int, int], ...] = ()
@@ -46,16 +46,16 @@ class GroupedLoRALinear(Linear):
     x: (rows, in_features) → (rows, out_features); an adapter that leaves the layer as it is has no A and B here.
     """
 
-    def __init__(self, frozen: Linear, route: Route) -> None:
+    def __init__(self, frozen: Linear, assignment: AdapterAssignment) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = frozen.in_features, frozen.out_features
         self.weight, self.bias = frozen.weight, frozen.bias
-        self.route = route
+        self.assignment = assignment
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()  # B carries the scaling
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        for name, start, stop in self.route.rows(len(x)):
+        for name, start, stop in self.assignment.rows(len(x)):
             if name is not None and name in self.lora_A:
                 low = x[start:stop] @ self.lora_A[name].to(x.dtype).T  # (rows of the adapter, rank)
                 y[start:stop].addmm_(low, self.lora_B[name].to(x.dtype).T)
@@ -90,10 +90,10 @@ class AdapterSet(nn.Module):
         self.labels: dict[str, list[str]] = {}
         self.active: str | None = None
         self._own_config, self._own_head = model.config, model.head
-        self._route = Route()
+        self._assignment = AdapterAssignment()
         self._places = [
-            (place.path, place.linear, GroupedLoRALinear(place.linear, self._route))
-            for place in targeted(model, family_of(model.config).linears)
+            (place.path, place.linear, GroupedLoRALinear(place.linear, self._assignment))
+            for place in target_modules_of(model, family_of(model.config).linears)
         ]
         for path, _, grouped in self._places:
             model.encoder.set_submodule(path, grouped)
@@ -148,7 +148,7 @@ class AdapterSet(nn.Module):
             raise MinipeftError("no weights; give some adapters theirs")
         for part, weight in weights.items():
             self._check_known(part)
-            finite_number(f"weight of {part!r}", weight)
+            check_float(f"weight of {part!r}", weight)
             if self.labels[part] != self.labels[next(iter(weights))]:
                 raise MinipeftError(f"{part!r} has the labels {', '.join(self.labels[part])}, the first one others")
         for _, _, layer in self._places:
@@ -194,7 +194,7 @@ class AdapterSet(nn.Module):
         for name, members in groupby(order, key=lambda i: names[i]):
             of_name = list(members)
             runs.append((name, len(of_name), sum(batch.lengths[i] for i in of_name)))
-        self._route.runs = tuple(runs)
+        self._assignment.runs = tuple(runs)
         hidden = self.model.encoder.pooled(reorder(batch, order))  # (num_sequences, hidden_size)
         heads = [self._own_head if name is None else self.heads[name] for name, _, _ in runs]
         outputs = [head(part) for head, part in zip(heads, hidden.split([count for _, count, _ in runs]), strict=True)]

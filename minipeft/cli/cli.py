@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minipeft.cli.flags import Parser, add_train_flags, command_line
-from minipeft.errors import ErrorOnRankZero, Interrupted, MinipeftError, WorkerError, first_of_torchrun
+from minipeft.errors import ErrorOnRankZero, Interrupted, MinipeftError, WorkerError, is_rank_zero
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,15 +33,15 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
     try:
         command(wanted)
     except MinipeftError as error:
-        if first_of_torchrun():
+        if is_rank_zero():
             print(f"minipeft: {error}", file=sys.stderr)
         elif isinstance(error, WorkerError):  # a main process that was killed leaves its progress bar on a line
             print(f"\nminipeft: {error}", file=sys.stderr)
-        elif not isinstance(error, ErrorOnRankZero) and _joined():
+        elif not isinstance(error, ErrorOnRankZero) and _is_distributed():
             print(f"minipeft: rank {os.environ['RANK']}: {error}", file=sys.stderr)
         return 2
     except Interrupted as error:
-        if first_of_torchrun():
+        if is_rank_zero():
             print(f"minipeft: {error}", file=sys.stderr)
         return 128 + error.signal_number
     except KeyboardInterrupt:
@@ -53,7 +53,7 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
     return 0
 
 
-def _joined() -> bool:
+def _is_distributed() -> bool:
     """Whether this process trains with others; before that, all of them raise the same errors, and rank 0 prints."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and bool(distributed.is_initialized())
@@ -75,10 +75,10 @@ def _evaluate(wanted: dict[str, Any]) -> None:
     from minipeft.inference.predict import load_run
 
     if (path := wanted["input"]) is None:
-        _refuse(wanted, "without --input", "text_column", "pair_column", "label_column", "file_format")
+        _reject_flags(wanted, "without --input", "text_column", "pair_column", "label_column", "file_format")
         metrics = load_run(wanted["run"], wanted["device"]).evaluate(wanted["split"], wanted["data"])
     else:
-        _refuse(wanted, "together with --input", "split", "data")
+        _reject_flags(wanted, "together with --input", "split", "data")
         run = load_run(wanted["run"], wanted["device"])
         names = ("text_column", "pair_column", "label_column", "file_format")
         metrics = run.evaluate_file(path, **{name: wanted[name] for name in names})
@@ -92,7 +92,7 @@ def _predict(wanted: dict[str, Any]) -> None:
     if wanted["glue_test"] is not None:
         from minipeft.inference.glue_test import predict_glue_test
 
-        _refuse(
+        _reject_flags(
             wanted,
             "together with --glue-test",
             "text",
@@ -106,20 +106,20 @@ def _predict(wanted: dict[str, Any]) -> None:
         for path in predict_glue_test(load_run(wanted["run"], wanted["device"]), wanted["glue_test"], wanted["data"]):
             print(path)
         return
-    _refuse(wanted, "without --glue-test", "data")
+    _reject_flags(wanted, "without --glue-test", "data")
     if wanted["input"] is None:
         if wanted["text"] is None:
             raise MinipeftError("nothing to predict; give --text, or --input with a file")
-        _refuse(wanted, "without --input", "output", "text_column", "pair_column", "file_format")
+        _reject_flags(wanted, "without --input", "output", "text_column", "pair_column", "file_format")
         for row in load_run(wanted["run"], wanted["device"]).predict(wanted["text"], wanted["pair"]):
             print(json.dumps(row))
     else:
-        _refuse(wanted, "together with --input", "text", "pair")
+        _reject_flags(wanted, "together with --input", "text", "pair")
         columns = {name: wanted[name] for name in ("text_column", "pair_column", "file_format")}
         predict_file(wanted["run"], wanted["input"], wanted["output"], device=wanted["device"], **columns)
 
 
-def _refuse(wanted: dict[str, Any], where: str, *names: str) -> None:
+def _reject_flags(wanted: dict[str, Any], where: str, *names: str) -> None:
     for name in names:
         if wanted[name] is not None:
             flag = "format" if name == "file_format" else name.replace("_", "-")

@@ -28,7 +28,7 @@ from minipeft.compare.table import comparison_table
 from minipeft.data.splits import read_chunks
 from minipeft.data.tasks import Task
 from minipeft.device import choose_device, choose_precision
-from minipeft.errors import Interrupted, MinipeftError, whole_number
+from minipeft.errors import Interrupted, MinipeftError, check_int
 from minipeft.files import check_output, make_folder, read_json, write_json, write_text
 from minipeft.hub.hub import resolve_model
 from minipeft.training.choices import choose_source, find_task
@@ -137,7 +137,7 @@ def _check_runs(runs: list[Run]) -> str:
 def _choose_jobs(jobs: int | None, device: str, runs: int) -> int:
     """Return --jobs or its default."""
     if jobs is not None:
-        return whole_number("--jobs", jobs)
+        return check_int("--jobs", jobs)
     memory = memory_size()
     if device != "cpu" or memory is None:
         return 1

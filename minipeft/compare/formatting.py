@@ -26,8 +26,8 @@ def describe_differences(task: Table, which: str) -> list[str]:
     rows = [row for row in task["rows"] if row[which]]
     pairs, seeds = len(rows) * (len(rows) - 1) // 2, min((row[which]["seeds"] for row in rows), default=0)
     if seeds < MIN_SEEDS:
-        some = sum(row[which]["seeds"] >= MIN_SEEDS for row in rows)
-        if some < 2:
+        several_seeds = sum(row[which]["seeds"] >= MIN_SEEDS for row in rows)
+        if several_seeds < 2:
             return [f"No statement about differences is possible: it takes {MIN_SEEDS} seeds or more."]
     apart = task["apart"][which]
     lines = [

@@ -68,7 +68,7 @@ class Plan:
         words = ["minipeft compare"]
         for name, values in self.flags.items():
             flag = f"--{name.replace('_', '-')}"
-            words.append(flag if values == {"": [True]} else f"{flag} {_shown(values)}")
+            words.append(flag if values == {"": [True]} else f"{flag} {_format_values(values)}")
         return " ".join(words)
 
 
@@ -91,7 +91,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
         for name, values in flags.items():
             where, chosen = value_for(name, values, task, method)
             if where == "":
-                chosen = _taken(name, chosen, fields[method])
+                chosen = _accepted_values(name, chosen, fields[method])
             if chosen:
                 used.add((name, where))
                 choices[name] = [chosen] if name in LISTS else chosen
@@ -102,7 +102,8 @@ def make_plan(given: dict[str, Any]) -> Plan:
     for name, values in flags.items():
         if "" in values and len(values) == 1 and (name, "") not in used:
             raise MinipeftError(
-                f"--{name.replace('_', '-')} {_shown(values)} has no meaning for {', '.join(methods)}. Leave it out."
+                f"--{name.replace('_', '-')} {_format_values(values)} has no meaning for {', '.join(methods)}. "
+                "Leave it out."
             )
     flags = {"task": {"": tasks}, "method": {"": methods}, **flags}
     seeds = [seed for values in flags["seed"].values() for seed in values]
@@ -111,11 +112,11 @@ def make_plan(given: dict[str, Any]) -> Plan:
 
 def _names(name: str, words: list[str]) -> list[str]:
     names = [part for word in words for part in word.split(",") if part]
-    _refuse_twice(name, names)
+    _check_unique(name, names)
     return names
 
 
-def _refuse_twice(name: str, values: list[Any]) -> None:
+def _check_unique(name: str, values: list[Any]) -> None:
     for value in values:
         if values.count(value) > 1:
             raise MinipeftError(f"--{name.replace('_', '-')} {value} is given twice; give it once")
@@ -134,8 +135,8 @@ def read_values(name: str, words: list[str], tasks: list[str], methods: list[str
     for where, chosen in values.items():
         if len(chosen) > 1 and name not in SWEPT + LISTS:
             of = f" for {where}" if where else ""
-            raise MinipeftError(f"{flag} has {len(chosen)} values{of}, {_shown({'': chosen})}; give one")
-        _refuse_twice(name, chosen)
+            raise MinipeftError(f"{flag} has {len(chosen)} values{of}, {_format_values({'': chosen})}; give one")
+        _check_unique(name, chosen)
     return values
 
 
@@ -176,7 +177,7 @@ def value_for(name: str, values: Values, task: str, method: str) -> tuple[str, l
     return where, values.get(where, [])
 
 
-def _taken(name: str, values: list[Any], fields: set[str]) -> list[Any]:
+def _accepted_values(name: str, values: list[Any], fields: set[str]) -> list[Any]:
     """Of values for every run, those that a method with these fields has a use for."""
     if name == "method_options":
         return [option for option in values if str(option).partition("=")[0].replace("-", "_") in fields]
@@ -188,7 +189,7 @@ def _name(settings: dict[str, Any]) -> str:
     return f"{settings['task']}-{settings['method']}{rank}{lr}-seed{settings['seed']}"
 
 
-def _shown(values: Values) -> str:
+def _format_values(values: Values) -> str:
     """A flag's values as the command line has them."""
     return " ".join(f"{where}={value}" if where else str(value) for where, chosen in values.items() for value in chosen)
 
@@ -199,5 +200,5 @@ def changed_flags(
     """(flag with the value before, value now) of each that two plans differ in, but for those free to change."""
     for name in FIELDS:
         if name not in free and before.get(name) != now.get(name):
-            one, other = (_shown(flags[name]) if name in flags else "by default" for flags in (before, now))
+            one, other = (_format_values(flags[name]) if name in flags else "by default" for flags in (before, now))
             yield f"{name} {one}", other

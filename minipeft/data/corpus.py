@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minipeft.data.batching import PackedBatch
-from minipeft.data.rows import lines_of
+from minipeft.data.rows import iterate_lines
 from minipeft.data.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.files import parse_json
@@ -23,7 +23,7 @@ MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
 def read_lines(paths: Sequence[str]) -> Iterator[str]:
     """Yield the lines of text files, or the field "text" of each line of jsonl files, without empty ones."""
     for path in paths:
-        for number, line in enumerate(lines_of(path), 1):
+        for number, line in enumerate(iterate_lines(path), 1):
             text = line.strip()
             if path.endswith(".jsonl"):
                 try:

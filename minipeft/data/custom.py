@@ -13,9 +13,9 @@ from typing import Any
 from minipeft.data.find_files import split_file
 from minipeft.data.labels import LABEL_TYPES, NUMBER, find_labels
 from minipeft.data.rows import open_table
-from minipeft.data.splits import VALIDATION_FRACTION, drawn_as_recorded
+from minipeft.data.splits import VALIDATION_FRACTION, with_recorded_split
 from minipeft.data.tasks import TASKS, Task
-from minipeft.errors import MinipeftError, one_of, shown, some
+from minipeft.errors import MinipeftError, check_choice, format_names, short_repr
 
 ENDINGS = ("csv", "tsv", "jsonl", "parquet")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
@@ -55,12 +55,12 @@ class CustomData:
             stratified = ", stratified by class" if self.task.stratified and self.class_counts else ""
             validation = f"of which {VALIDATION_FRACTION:.0%} are for validation{stratified}, the same for every seed"
         counts = [f"{name} {count:,}" for name, count in self.class_counts.items()]
-        kind = f"{len(counts):,} classes ({some(counts)})" if counts else "labels that are numbers"
+        kind = f"{len(counts):,} classes ({format_names(counts)})" if counts else "labels that are numbers"
         return f"{files['train']}: {self.rows:,} rows, {validation}; {kind}"
 
     def describe_columns(self) -> str:
         """Return the columns that are read, and those that are not, in one line."""
-        unread = f"; not read: {some(self.unread_columns)}" if self.unread_columns else ""
+        unread = f"; not read: {format_names(self.unread_columns)}" if self.unread_columns else ""
         return f"{' and '.join(self.task.columns)}, labels from {self.task.label_column}{unread}"
 
 
@@ -99,7 +99,7 @@ def inspect_custom_data(
             f"--data {data} is a file, but --task {task} reads GLUE's columns from a folder {task}/; "
             "leave --task out for a custom dataset"
         )
-    one_of("--label-type", label_type, LABEL_TYPES)
+    check_choice("--label-type", label_type, LABEL_TYPES)
     path = Path(data).resolve()
     name = task if task != "auto" else path.stem if path.is_file() else path.name
     if not name or name != Path(name).name:
@@ -160,19 +160,19 @@ def custom_task(settings: Mapping[str, Any]) -> Task | None:
     texts = ["task", "source", "text_column", "label_column", *(["pair_column"] if settings.get("pair_column") else [])]
     for name in texts:
         if not isinstance(settings.get(name), str):
-            raise MinipeftError(f"{name} {shown(settings.get(name))} is not a text")
+            raise MinipeftError(f"{name} {short_repr(settings.get(name))} is not a text")
     labels, validation = settings.get("labels"), settings.get("validation")
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or len(labels) == 1:
-        raise MinipeftError(f"labels {shown(labels)} are not a list of names")
+        raise MinipeftError(f"labels {short_repr(labels)} are not a list of names")
     if not isinstance(validation, (str, type(None))):
-        raise MinipeftError(f"validation {shown(validation)} is not a text")
+        raise MinipeftError(f"validation {short_repr(validation)} is not a text")
     columns = (settings["text_column"], *([settings["pair_column"]] if settings.get("pair_column") else []))
     source = Path(settings["source"])
     try:
         files = _files(source, validation, VALIDATION_NAMES[:1])  # another validation file is recorded
     except MinipeftError:  # the data were moved or deleted; only evaluating on them needs them
         files = {"train": str(source)}
-    return drawn_as_recorded(
+    return with_recorded_split(
         _task(settings["task"], columns, tuple(labels), settings["label_column"], files), dict(settings)
     )
 

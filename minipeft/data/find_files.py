@@ -34,7 +34,7 @@ def split_file(folder: Path, split: str, endings: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def files_of(path: str, file_format: str | None = None) -> list[str]:
+def list_files(path: str, file_format: str | None = None) -> list[str]:
     """Return the file itself, or the files of a folder in the order of their names."""
     folder = Path(path)
     if path == STANDARD_INPUT or not folder.is_dir():

@@ -10,7 +10,7 @@ from typing import Any
 
 from minipeft.data.rows import Table
 from minipeft.data.tasks import Task
-from minipeft.errors import MinipeftError, is_unicode, shown, some
+from minipeft.errors import MinipeftError, format_names, is_unicode, short_repr
 
 LABEL_TYPES = ("auto", "classes", "numbers")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -29,7 +29,7 @@ def class_name(value: Any, place: str) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)
     raise MinipeftError(
-        f"{place}: label {shown(value)} is neither a name of up to {LONGEST_NAME:,} characters nor a number; "
+        f"{place}: label {short_repr(value)} is neither a name of up to {LONGEST_NAME:,} characters nor a number; "
         "fix or remove the row"
     )
 
@@ -41,7 +41,7 @@ def read_label(task: Task, label: Any, place: str) -> Any:
     if task.is_custom and not task.is_regression:
         if (found := task.numbers.get(class_name(label, place))) is None:
             raise MinipeftError(
-                f"{place}: label {shown(label)} is not one of the training file's ({some(task.labels)}); "
+                f"{place}: label {short_repr(label)} is not one of the training file's ({format_names(task.labels)}); "
                 "fix or remove the row"
             )
         return found
@@ -54,14 +54,14 @@ def read_label(task: Task, label: Any, place: str) -> Any:
         with suppress(OverflowError):  # an integer too large for a float
             if isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label):
                 return float(label)
-        raise MinipeftError(f"{place}: label {shown(label)} is not a finite number, which {task.name} needs")
+        raise MinipeftError(f"{place}: label {short_repr(label)} is not a finite number, which {task.name} needs")
     if isinstance(label, str) and label in task.numbers:
         return task.numbers[label]
     if isinstance(label, (int, float)) and label in range(len(task.labels)):
         return int(label)
     hidden = " (GLUE hides the labels of its test split)" if label == -1 else ""
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(task.labels))
-    raise MinipeftError(f"{place}: label {shown(label)} is not one of {task.name}'s: {classes}{hidden}")
+    raise MinipeftError(f"{place}: label {short_repr(label)} is not one of {task.name}'s: {classes}{hidden}")
 
 
 def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, int], int]:
@@ -93,13 +93,15 @@ def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, i
         if len(counts) <= MOST_CLASSES or name in counts:
             counts[name] += 1
         if NUMBER.fullmatch(name) is None or isinstance(value, bool):
-            text = text or f"{shown(value)} ({place})"
+            text = text or f"{short_repr(value)} ({place})"
         elif not float(name).is_integer():
-            fraction = fraction or f"{shown(value)} ({place})"
+            fraction = fraction or f"{short_repr(value)} ({place})"
     if rows == 0:
         raise MinipeftError(f"{table.place}: the file is empty; it needs at least one row")
     if len(counts) == 1:
-        raise MinipeftError(f"{table.place}: every {column} is {shown(value)}; at least two different ones are needed")
+        raise MinipeftError(
+            f"{table.place}: every {column} is {short_repr(value)}; at least two different ones are needed"
+        )
     if text and label_type == "numbers":
         raise MinipeftError(f"{table.place}: label {text} is not a number; fix the row, or pass --label-type classes")
     if text and fraction and label_type == "auto":

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from minipeft.errors import MinipeftError, first_line, shown, some
+from minipeft.errors import MinipeftError, first_line, format_names, short_repr
 from minipeft.files import parse_json
 
 STANDARD_INPUT = "-"
@@ -44,7 +44,9 @@ class Table:
         """Return the error for a column that is not there; it says so if the file seems to have no header."""
         no_header = any(len(name) > 60 or re.fullmatch(r"[\d.]*", name) for name in self.columns)
         hint = "; is the header line missing?" if no_header else ""
-        return MinipeftError(f"{self.place}: no column {column!r} (there are {some(self.columns)}){hint}; {remedy}")
+        return MinipeftError(
+            f"{self.place}: no column {column!r} (there are {format_names(self.columns)}){hint}; {remedy}"
+        )
 
 
 def open_table(path: str | Path, file_format: str | None = None) -> Table:
@@ -75,7 +77,7 @@ def open_table(path: str | Path, file_format: str | None = None) -> Table:
         raise MinipeftError(f"{path}: unknown ending {ending or 'none'!r}; use {', '.join(READERS)}, or pass --format")
     if path.stat().st_size == 0:
         raise MinipeftError(f"{path}: the file is empty; it needs at least one row")
-    return READERS[ending](str(path), lines_of(str(path)))
+    return READERS[ending](str(path), iterate_lines(str(path)))
 
 
 def _standard_input(file_format: str | None) -> Table:
@@ -86,10 +88,10 @@ def _standard_input(file_format: str | None) -> Table:
         raise MinipeftError("standard input is empty; it needs at least one row")
     if file_format is None:
         file_format = "jsonl" if first.lstrip().startswith("{") else "txt"
-        if file_format == "txt" and _may_be_header(_stripped(first)):
+        if file_format == "txt" and _may_be_header(_strip_line_end(first)):
             raise MinipeftError(
-                f"standard input: the first line, {_stripped(first)[:80]!r}, may be the header of a csv or tsv file; "
-                "pass --format csv or tsv, or --format txt for one text per line"
+                f"standard input: the first line, {_strip_line_end(first)[:80]!r}, may be the header of a csv or tsv "
+                "file; pass --format csv or tsv, or --format txt for one text per line"
             )
     return READERS[f".{file_format}"]("standard input", chain([first], lines))
 
@@ -107,8 +109,8 @@ def _concatenate(place: str, tables: Sequence[Table]) -> Table:
     for table in tables[1:]:
         if table.columns != tables[0].columns:
             raise MinipeftError(
-                f"{table.place}: the columns are {some(table.columns)}, but {tables[0].place} has "
-                f"{some(tables[0].columns)}; keep only the files of one data set"
+                f"{table.place}: the columns are {format_names(table.columns)}, but {tables[0].place} has "
+                f"{format_names(tables[0].columns)}; keep only the files of one data set"
             )
     return Table(place, tables[0].columns, lambda names: (row for table in tables for row in table.read(names)))
 
@@ -134,14 +136,14 @@ def _lines(place: str, start: Callable[[], BinaryIO]) -> Iterator[str]:
         raise MinipeftError(f"{place}: cannot be read ({error.strerror or error}); check the file") from None
 
 
-def lines_of(path: str) -> Iterator[str]:
+def iterate_lines(path: str) -> Iterator[str]:
     """Yield a file's lines with their line ends, one in memory at once; an error names the line that is not text."""
     return _lines(path, lambda: open(path, "rb"))
 
 
 def _text_table(place: str, lines: Iterable[str]) -> Table:
     """Every line is a text, including an empty one: line i of the output belongs to line i."""
-    rows = ((f"{place}, line {number}", [_stripped(line)]) for number, line in enumerate(lines, 1))
+    rows = ((f"{place}, line {number}", [_strip_line_end(line)]) for number, line in enumerate(lines, 1))
     return Table(place, ("text",), lambda names: rows)
 
 
@@ -173,13 +175,17 @@ def _json_table(place: str, lines: Iterable[str]) -> Table:
 
 def _delimited_table(place: str, lines: Iterable[str], quoted: bool) -> Table:
     """A header line, then fields: comma-separated with quotes (csv), or tab-separated without (tsv)."""
-    rows = _csv_rows(place, lines) if quoted else ((n, _stripped(line).split("\t")) for n, line in enumerate(lines, 1))
+    rows = (
+        _csv_rows(place, lines)
+        if quoted
+        else ((n, _strip_line_end(line).split("\t")) for n, line in enumerate(lines, 1))
+    )
     _, header = next(rows, (0, [""]))
     for separator, name in ((";", "semicolons"), ("\t" if quoted else ",", "tabs" if quoted else "commas")):
         if len(header) == 1 and separator in header[0]:
             raise MinipeftError(
-                f"{place}: the header {shown(header[0])} is separated by {name}; a {'csv' if quoted else 'tsv'} file "
-                f"needs {'commas' if quoted else 'tabs'}: save it with them, or pass a file of another format"
+                f"{place}: the header {short_repr(header[0])} is separated by {name}; a {'csv' if quoted else 'tsv'} "
+                f"file needs {'commas' if quoted else 'tabs'}: save it with them, or pass a file of another format"
             )
 
     def read(names: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
@@ -256,7 +262,7 @@ def _values(column: Any) -> list[Any]:
     return [by_index.get(index) for index in indices]
 
 
-def _stripped(line: str) -> str:
+def _strip_line_end(line: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 

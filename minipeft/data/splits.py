@@ -15,7 +15,7 @@ from minipeft.data.find_files import split_file
 from minipeft.data.labels import read_label
 from minipeft.data.rows import Table, open_table
 from minipeft.data.tasks import Split, Task
-from minipeft.errors import MinipeftError, first_line, is_unicode, shown
+from minipeft.errors import MinipeftError, first_line, is_unicode, short_repr
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -190,11 +190,12 @@ def read_examples(
     for place, values in table.read(wanted):
         for name, text in zip(columns, values, strict=False):
             if not isinstance(text, str):
-                what = "null" if text is None else shown(text)
+                what = "null" if text is None else short_repr(text)
                 raise MinipeftError(f"{place}: {name} is {what}, not a text; fix or remove the row")
             if not is_unicode(text):
                 raise MinipeftError(
-                    f"{place}: {name} is {shown(text)}, not valid Unicode (half a character); fix or remove the row"
+                    f"{place}: {name} is {short_repr(text)}, not valid Unicode (half a character); "
+                    "fix or remove the row"
                 )
             if len(text) > LONGEST_TEXT:
                 raise MinipeftError(
@@ -283,6 +284,6 @@ def _datasets_offline() -> bool:
     return os.environ.get("HF_DATASETS_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def drawn_as_recorded(task: Task, settings: dict[str, Any]) -> Task:
+def with_recorded_split(task: Task, settings: dict[str, Any]) -> Task:
     """Return the task with the kind of draw of a recorded config.json: earlier versions did not stratify."""
     return replace(task, stratified=bool(settings.get("stratified", False)))

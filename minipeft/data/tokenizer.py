@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Tokenizer
 
-from minipeft.errors import MinipeftError, first_line, is_unicode, shown
+from minipeft.errors import MinipeftError, first_line, is_unicode, short_repr
 from minipeft.files import read_small
 
 ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -89,7 +89,9 @@ class Tokenizer:
                 raise MinipeftError(f"{what} is one string, {sentences[:40]!r}; give a list of strings")
             for number, sentence in enumerate(sentences):
                 if not isinstance(sentence, str) or not is_unicode(sentence):
-                    raise MinipeftError(f"{what}[{number}] is {shown(sentence)}, not valid Unicode; fix or remove it")
+                    raise MinipeftError(
+                        f"{what}[{number}] is {short_repr(sentence)}, not valid Unicode; fix or remove it"
+                    )
         if pairs is not None and len(pairs) != len(texts):
             raise MinipeftError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs one pair")
         self.tokenizer.no_padding()

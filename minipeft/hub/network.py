@@ -56,14 +56,14 @@ def hub_reachable() -> bool:
         return False
     if address not in _reachable:
         answers: list[bool] = []  # from a thread, because no timeout covers a name server that hangs
-        probe = threading.Thread(target=lambda: answers.append(_answers(address)), daemon=True)
+        probe = threading.Thread(target=lambda: answers.append(_responds(address)), daemon=True)
         probe.start()
         probe.join(PROBE_SECONDS)
         _reachable[address] = answers == [True]
     return _reachable[address]
 
 
-def _answers(address: str) -> bool:
+def _responds(address: str) -> bool:
     from http.client import HTTPException
     from ssl import SSLCertVerificationError
     from urllib.error import HTTPError

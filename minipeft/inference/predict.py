@@ -15,18 +15,18 @@ from minipeft.adapters.adapter import load_adapter
 from minipeft.adapters.merging import check_export_folder, merged_copy, save_merged
 from minipeft.data import standin
 from minipeft.data.custom import custom_task
-from minipeft.data.find_files import files_of
+from minipeft.data.find_files import list_files
 from minipeft.data.rows import open_table
-from minipeft.data.splits import choose_data, chunk_examples, drawn_as_recorded, read_chunks, read_examples
+from minipeft.data.splits import choose_data, chunk_examples, read_chunks, read_examples, with_recorded_split
 from minipeft.data.tasks import Split, Task, get_task
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer
 from minipeft.device import choose_device
-from minipeft.errors import MinipeftError, shown, whole_number
+from minipeft.errors import MinipeftError, check_int, short_repr
 from minipeft.files import parse_json, read_json
 from minipeft.hub.hub import resolve_model
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.checkpoint import best_epoch, selected_figure
+from minipeft.training.checkpoint import best_epoch, selection_metric
 from minipeft.training.examples import Encoded, encode_split
 from minipeft.training.metrics import evaluate, predict_logits, score
 
@@ -135,7 +135,7 @@ class LoadedRun:
             task = replace(task, label_column=label_column)
 
         def examples() -> Iterator[tuple[str, str | None, Any]]:
-            for name in files_of(path, file_format):
+            for name in list_files(path, file_format):
                 table = open_table(name, file_format)
                 columns = [
                     chosen or (column if column in table.columns or usual not in table.columns else usual)
@@ -172,7 +172,7 @@ class LoadedRun:
         if not logits.isfinite().all():
             row = int((~logits.isfinite()).any(1).nonzero()[0])
             raise MinipeftError(
-                f"the model gives {logits[row].tolist()} for the text {shown(texts[row])}: "
+                f"the model gives {logits[row].tolist()} for the text {short_repr(texts[row])}: "
                 "its weights are damaged; train or fetch them again"
             )
         return logits
@@ -201,14 +201,16 @@ def load_run(folder: str | Path, device: str = "auto", precision: str | None = N
         raise MinipeftError(f"{folder / 'config.json'}: {missing[0]} is missing; name the folder of a run")
     for name in ("task", "model", "precision", "source"):
         if not isinstance(settings[name], str):
-            raise MinipeftError(f"{folder / 'config.json'}: {name} {shown(settings[name])} is not a text; train again")
+            raise MinipeftError(
+                f"{folder / 'config.json'}: {name} {short_repr(settings[name])} is not a text; train again"
+            )
     for name in ("max_length", "max_tokens"):
         try:
-            whole_number(name, settings[name])
+            check_int(name, settings[name])
         except MinipeftError as error:
             raise MinipeftError(f"{folder / 'config.json'}: {error}; train again") from None
     try:
-        task = custom_task(settings) or drawn_as_recorded(get_task(settings["task"]), settings)
+        task = custom_task(settings) or with_recorded_split(get_task(settings["task"]), settings)
     except MinipeftError as error:
         raise MinipeftError(f"{folder / 'config.json'}: {error}; train again") from None
     model_folder, _ = resolve_model(settings["model"])
@@ -219,7 +221,7 @@ def load_run(folder: str | Path, device: str = "auto", precision: str | None = N
     logger.setLevel(level)
     if settings["max_length"] > model.config.max_length:
         raise MinipeftError(
-            f"{folder / 'config.json'}: max_length {shown(settings['max_length'])} is beyond the model's "
+            f"{folder / 'config.json'}: max_length {short_repr(settings['max_length'])} is beyond the model's "
             f"{model.config.max_length}; train again"
         )
     _warn_if_unfinished(folder, settings, task)
@@ -235,7 +237,7 @@ def _warn_if_unfinished(folder: Path, settings: dict[str, Any], task: Task) -> N
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [parse_json(line) for line in lines]
-        figure = selected_figure(settings.get("select_by") or task.metrics[0], bool(settings.get("holdout")))
+        figure = selection_metric(settings.get("select_by") or task.metrics[0], bool(settings.get("holdout")))
         best = best_epoch(rows, figure)
         epoch, done = best["epoch"], rows[-1]["epoch"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # nothing is known of its epochs

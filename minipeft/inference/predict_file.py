@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from minipeft import __version__
-from minipeft.data.find_files import files_of
+from minipeft.data.find_files import list_files
 from minipeft.data.rows import STANDARD_INPUT
 from minipeft.data.tasks import Split
 from minipeft.errors import Interrupted, MinipeftError
@@ -73,7 +73,7 @@ def predict_file(
     if target is not None and (target.exists() or not target.absolute().parent.is_dir()):
         reason = "is there already" if target.exists() else f"has no folder {target.parent}"
         raise MinipeftError(f"{target} {reason}; choose another --output")
-    files = files_of(path, file_format)
+    files = list_files(path, file_format)
     run = load_run(folder, device)
     if run.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -104,17 +104,17 @@ def predict_file(
         quiet = True if rank else None  # None: a bar is shown on a terminal only
         with tqdm(desc=str(target), total=rows or None, unit=" rows", disable=quiet) as bar:
             for count, chunk in enumerate(chunks, 1):
-                part = _part(parts, count - 1)
+                part = _part_file(parts, count - 1)
                 if (count - 1) % processes == rank and not part.exists():
                     write_text(part, lines(chunk))
                 written += len(chunk)
                 bar.update(len(chunk))
         if rank == 0:
-            names = [_part(parts, number) for number in range(count)]
+            names = [_part_file(parts, number) for number in range(count)]
             for name in names:
                 _wait(name.exists, "")
             header = _csv_header(run.task.labels) if as_csv else ""
-            write_atomically(target, lambda temporary: _join(names, temporary, header))
+            write_atomically(target, lambda temporary: _concatenate_parts(names, temporary, header))
             shutil.rmtree(parts)
             print(f"{target}: {written:,} predictions", file=sys.stderr)
 
@@ -155,7 +155,7 @@ def _read_plan(parts: Path) -> dict[str, Any] | None:
         return None
 
 
-def _part(parts: Path, number: int) -> Path:
+def _part_file(parts: Path, number: int) -> Path:
     return parts / f"{number:09d}.jsonl"
 
 
@@ -175,7 +175,7 @@ def _csv_line(fields: list[Any]) -> str:
     return line.getvalue()
 
 
-def _join(parts: list[Path], target: Path, header: str) -> None:
+def _concatenate_parts(parts: list[Path], target: Path, header: str) -> None:
     with open(target, "wb") as out:
         out.write(header.encode())
         for part in parts:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minipeft.errors import MinipeftError, one_of
+from minipeft.errors import MinipeftError, check_choice
 from minipeft.methods import (
     adalora,
     bitfit,
@@ -83,7 +83,7 @@ class ParameterCount:
 
 def get_method(name: str) -> type[Any]:
     """A method's config class; an unknown name raises with the valid ones."""
-    one_of("method", name, METHODS)
+    check_choice("method", name, METHODS)
     return METHODS[name].config
 
 

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, finite_number, one_of, probability, whole_number
+from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_probability
 from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
     check_rank,
     check_targets,
-    targeted,
+    target_modules_of,
     train_biases,
-    train_whole,
+    train_modules,
 )
 from minipeft.methods.lora import BIASES
 from minipeft.methods.peft_format import PeftFormat, check_fields, linear_modules, read_targets, write_targets
@@ -75,24 +75,24 @@ class AdaLoRA:
 
     def __post_init__(self) -> None:
         for name, least in (("target_rank", 1), ("init_rank", 1), ("tinit", 0), ("tfinal", 0), ("delta_t", 1)):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+            object.__setattr__(self, name, check_int(name, getattr(self, name), least))
         if self.target_rank > self.init_rank:
             raise MinipeftError(f"target_rank {self.target_rank} is more than init_rank {self.init_rank}; lower it")
-        object.__setattr__(self, "dropout", probability("dropout", self.dropout))
+        object.__setattr__(self, "dropout", check_probability("dropout", self.dropout))
         for name in ("alpha", "beta1", "beta2", "orth_weight"):
-            object.__setattr__(self, name, finite_number(name, getattr(self, name), least=0))
+            object.__setattr__(self, name, check_float(name, getattr(self, name), least=0))
         if self.alpha == 0:
             raise MinipeftError("alpha 0 would leave nothing to train; give a number above 0")
         for name in ("beta1", "beta2"):
             if not 0 < getattr(self, name) < 1:
                 raise MinipeftError(f"{name} {getattr(self, name)!r} is not between 0 and 1")
         object.__setattr__(self, "targets", check_targets(self.targets))
-        one_of("bias", self.bias, BIASES)
+        check_choice("bias", self.bias, BIASES)
         object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
         if not isinstance(self.rank_pattern, dict):
             raise MinipeftError(f'rank_pattern {self.rank_pattern!r} is not a table; write it like {{"11.query": 5}}')
         for key, rank in self.rank_pattern.items():
-            if whole_number(f"rank_pattern[{key!r}]", rank, least=0) > self.init_rank:
+            if check_int(f"rank_pattern[{key!r}]", rank, least=0) > self.init_rank:
                 raise MinipeftError(f"rank_pattern[{key!r}] {rank} is more than init_rank {self.init_rank}")
 
 
@@ -147,13 +147,13 @@ class AdaLoRALinear(AdaptedLinear):
 
 
 def install(model: SequenceClassifier, method: AdaLoRA) -> None:
-    places = targeted(model, method.targets)
+    places = target_modules_of(model, method.targets)
     keys = [f"{place.layer}.{place.target}" for place in places]
     if unknown := [key for key in method.rank_pattern if key not in keys]:
         raise MinipeftError(f"rank_pattern: {unknown[0]!r} fits no target. Write a key like {keys[-1]!r}")
     for place in places:
         check_rank(method.init_rank, place)
-    train_whole(model, method.modules_to_save, [place.path for place in places])
+    train_modules(model, method.modules_to_save, [place.path for place in places])
     scaling = method.alpha / (method.init_rank + 1e-5)  # peft's, so that a file gives the same logits here and there
     for key, place in zip(keys, places, strict=True):
         rank = method.rank_pattern.get(key, method.init_rank)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, one_of
+from minipeft.errors import MinipeftError, check_choice
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.families import FAMILIES, family_of, modules_named
 from minipeft.model.roberta import Linear
@@ -81,7 +81,7 @@ def check_targets(targets: Any) -> tuple[str, ...]:
     if not names:
         raise MinipeftError(f"no targets; name some of {', '.join(LINEAR_NAMES)}")
     for name in names:
-        one_of("target", name, LINEAR_NAMES)
+        check_choice("target", name, LINEAR_NAMES)
     return tuple(names)
 
 
@@ -94,11 +94,11 @@ def targets_of(model: SequenceClassifier, targets: tuple[str, ...]) -> tuple[str
     family = family_of(model.config)
     names = tuple(dict.fromkeys(family.aliases.get(target, target) for target in targets))
     for name in names:
-        one_of(f"target of a {model.config.model_type} encoder:", name, family.linears)
+        check_choice(f"target of a {model.config.model_type} encoder:", name, family.linears)
     return names
 
 
-class Place(NamedTuple):
+class TargetModule(NamedTuple):
     """A linear layer of the encoder.
 
     Attributes:
@@ -114,18 +114,18 @@ class Place(NamedTuple):
     linear: Linear
 
 
-def targeted(model: SequenceClassifier, targets: Collection[str]) -> list[Place]:
+def target_modules_of(model: SequenceClassifier, targets: Collection[str]) -> list[TargetModule]:
     """Return the linear layers that `targets` name, of all layers."""
     places = []
     for (layer, target), (path, _) in family_of(model.config).linear_paths(model.config).items():
         if target in targets:
             linear = model.encoder.get_submodule(path)
             assert isinstance(linear, Linear)
-            places.append(Place(layer, target, path, linear))
+            places.append(TargetModule(layer, target, path, linear))
     return places
 
 
-def check_rank(rank: int, place: Place) -> None:
+def check_rank(rank: int, place: TargetModule) -> None:
     """Raise for a rank above the smaller dimension of a linear layer, which would only add parameters."""
     if rank > (most := min(place.linear.in_features, place.linear.out_features)):
         raise MinipeftError(
@@ -146,7 +146,7 @@ def check_modules(modules: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in modules if name not in HEADS))
 
 
-def train_whole(model: SequenceClassifier, modules: tuple[str, ...], adapted: Collection[str]) -> None:
+def train_modules(model: SequenceClassifier, modules: tuple[str, ...], adapted: Collection[str]) -> None:
     """Make whole modules of the encoder trainable.
 
     Args:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.errors import one_of, whole_number
-from minipeft.methods.adapted import AdaptedLinear, targeted
+from minipeft.errors import check_choice, check_int
+from minipeft.methods.adapted import AdaptedLinear, target_modules_of
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.roberta import LayerNorm, Linear
 
@@ -66,8 +66,8 @@ class Pfeiffer:
 
 
 def _check(method: Houlsby | Pfeiffer) -> None:
-    object.__setattr__(method, "size", whole_number("size", method.size))
-    one_of("activation", method.activation, ACTIVATIONS)
+    object.__setattr__(method, "size", check_int("size", method.size))
+    check_choice("activation", method.activation, ACTIVATIONS)
 
 
 class Bottleneck(nn.Module):
@@ -119,7 +119,7 @@ class BottleneckLayerNorm(LayerNorm):
 
 
 def install_houlsby(model: SequenceClassifier, method: Houlsby) -> None:
-    for place in targeted(model, ("output", "ffn_output")):
+    for place in target_modules_of(model, ("output", "ffn_output")):
         model.encoder.set_submodule(place.path, BottleneckLinear(place.linear, method.size, method.activation))
     for part in model.encoder.modules():
         if isinstance(part, LayerNorm):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError
-from minipeft.methods.adapted import AdaptedLinear, check_modules, check_targets, targeted, train_whole
+from minipeft.methods.adapted import AdaptedLinear, check_modules, check_targets, target_modules_of, train_modules
 from minipeft.methods.peft_format import (
     PeftFormat,
     check_fields,
@@ -81,8 +81,8 @@ class IA3Linear(AdaptedLinear):
 
 
 def install(model: SequenceClassifier, method: IA3) -> None:
-    places = targeted(model, method.targets)
-    train_whole(model, method.modules_to_save, [place.path for place in places])
+    places = target_modules_of(model, method.targets)
+    train_modules(model, method.modules_to_save, [place.path for place in places])
     for place in places:
         model.encoder.set_submodule(place.path, IA3Linear(place.linear, place.target in method.feedforward))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.errors import MinipeftError, one_of
-from minipeft.methods.peft_format import PeftFormat, Targets, check_fields, in_every_layer, named_by_targets
+from minipeft.errors import MinipeftError, check_choice
+from minipeft.methods.peft_format import PeftFormat, Targets, check_fields, in_every_layer, match_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import FAMILIES, LAYER_NORMS, family_of
@@ -36,14 +36,14 @@ class LayerNormTuning:
         if not isinstance(given, (tuple, list)) or not given:
             raise MinipeftError(f"layer_norms {given!r} names no LayerNorm; name some of {', '.join(NAMES)}")
         for name in given:
-            one_of("LayerNorm", name, NAMES)
+            check_choice("LayerNorm", name, NAMES)
         object.__setattr__(self, "layer_norms", tuple(name for name in NAMES if name in given))
 
 
 def install(model: SequenceClassifier, method: LayerNormTuning) -> None:
     layer_norms = family_of(model.config).layer_norms
     for name in method.layer_norms:
-        one_of(f"LayerNorm of a {model.config.model_type} encoder:", name, layer_norms)
+        check_choice(f"LayerNorm of a {model.config.model_type} encoder:", name, layer_norms)
     for layer, name in _paths(model.config):
         if name in method.layer_norms:
             model.encoder.get_submodule(layer_norms[name].replace("{i}", str(layer))).requires_grad_(True)
@@ -73,7 +73,7 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> LayerNormTuning
     """The config that peft's LNTuningConfig fields describe."""
     check_fields(content, {"target_modules", "exclude_modules"})
     paths = _paths(config)
-    return LayerNormTuning(in_every_layer(named_by_targets(content, paths, "LayerNorm"), paths))
+    return LayerNormTuning(in_every_layer(match_targets(content, paths, "LayerNorm"), paths))
 
 
 PEFT = PeftFormat(

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, finite_number, one_of, probability, whole_number
+from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_probability
 from minipeft.methods.adapted import (
     AdaptedLinear,
-    Place,
+    TargetModule,
     check_modules,
     check_rank,
     check_targets,
-    targeted,
+    target_modules_of,
     train_biases,
-    train_whole,
+    train_modules,
 )
 from minipeft.methods.peft_format import (
     PeftFormat,
@@ -78,23 +78,23 @@ class LoRA:
     modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rank", whole_number("rank", self.rank))
-        object.__setattr__(self, "alpha", finite_number("alpha", self.alpha))
-        probability("dropout", self.dropout)
+        object.__setattr__(self, "rank", check_int("rank", self.rank))
+        object.__setattr__(self, "alpha", check_float("alpha", self.alpha))
+        check_probability("dropout", self.dropout)
         object.__setattr__(self, "targets", check_targets(self.targets))
         if not isinstance(self.rslora, bool):
             raise MinipeftError(f"rslora {self.rslora!r} is neither True nor False")
-        one_of("init", self.init, INITIALISATIONS)
-        one_of("bias", self.bias, BIASES)
-        if finite_number("lr_ratio", self.lr_ratio) <= 0:
+        check_choice("init", self.init, INITIALISATIONS)
+        check_choice("bias", self.bias, BIASES)
+        if check_float("lr_ratio", self.lr_ratio) <= 0:
             raise MinipeftError(f"lr_ratio {self.lr_ratio!r} is not above 0; 1 gives A and B the same learning rate")
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), dict):
                 raise MinipeftError(f'{name} {getattr(self, name)!r} is not a table; write it like {{"11.query": 16}}')
         for key, value in self.rank_pattern.items():
-            whole_number(f"rank_pattern[{key!r}]", value, least=0)
+            check_int(f"rank_pattern[{key!r}]", value, least=0)
         for key, alpha in self.alpha_pattern.items():
-            finite_number(f"alpha_pattern[{key!r}]", alpha)
+            check_float(f"alpha_pattern[{key!r}]", alpha)
         object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
 
     def rank_of(self, layer: int, target: str) -> int:
@@ -145,7 +145,7 @@ class LoRALinear(AdaptedLinear):
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         if init == "pissa" and device.type != "meta":
-            self._start_at_the_principal_part()
+            self._init_pissa()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (tokens, in_features) → (tokens, out_features); merged, by the one weight alone."""
@@ -161,7 +161,7 @@ class LoRALinear(AdaptedLinear):
         return self.weight.float() + self.scaling * (self.lora_B @ self.lora_A)
 
     @torch.no_grad()
-    def _start_at_the_principal_part(self) -> None:
+    def _init_pissa(self) -> None:
         """PiSSA: W = U Σ Vᵀ; s · B A is its first `rank` terms, √Σ on each side, and the frozen weight is the rest."""
         rank = len(self.lora_A)
         u, sigma, v = torch.linalg.svd(self.weight.float(), full_matrices=False)
@@ -179,17 +179,17 @@ def install(model: SequenceClassifier, method: LoRA) -> None:
 
 def install_low_rank(model: SequenceClassifier, method: LoRA, kind: type[LoRALinear]) -> None:
     """Replace the targets by layers of `kind`, and let the biases and modules train that `method` names."""
-    places = targeted(model, method.targets)
+    places = target_modules_of(model, method.targets)
     _check_patterns(method, places)
     adapted = [place for place in places if method.rank_of(place.layer, place.target)]
-    train_whole(model, method.modules_to_save, [place.path for place in adapted])
+    train_modules(model, method.modules_to_save, [place.path for place in adapted])
     for layer, target, path, frozen in adapted:
         rank, alpha = method.rank_of(layer, target), method.alpha_of(layer, target)
         model.encoder.set_submodule(path, kind(frozen, rank, alpha, method.dropout, method.rslora, method.init))
     train_biases(model, method.bias)
 
 
-def _check_patterns(method: LoRA, places: list[Place]) -> None:
+def _check_patterns(method: LoRA, places: list[TargetModule]) -> None:
     """Raise for a key that fits no targeted layer, a rank above a layer's size, and where nothing would be adapted."""
     keys = [(f"{place.layer}.{place.target}", place.target, str(place.layer)) for place in places]
     known = {key for of_place in keys for key in of_place}

@@ -105,10 +105,10 @@ def read_targets(content: dict[str, Any], config: EncoderConfig) -> Targets:
     family = family_of(config)
     # peft's "all-linear" names the head's layers too, and leaves them out where modules_to_save has them.
     head = (*family.head_names.values(), *family.head_modules, "score")
-    return named_by_targets(content, linear_modules(config), "linear layer", head)
+    return match_targets(content, linear_modules(config), "linear layer", head)
 
 
-def named_by_targets(content: dict[str, Any], every: Targets, kind: str, ignored: Collection[str] = ()) -> Targets:
+def match_targets(content: dict[str, Any], every: Targets, kind: str, ignored: Collection[str] = ()) -> Targets:
     """Those of `every` that peft's target_modules name: a list of suffixes, or one regular expression.
 
     A name that fits neither one of them nor one of the paths `ignored` raises MinipeftError.

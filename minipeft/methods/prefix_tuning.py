@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.data.batching import PackedBatch
-from minipeft.errors import whole_number
+from minipeft.errors import check_int
 from minipeft.methods.peft_format import PeftFormat
-from minipeft.methods.virtual_tokens import check_number, check_room, read_fields, write_fields
+from minipeft.methods.virtual_tokens import check_length, check_number, read_fields, write_fields
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.grouped import Prefix
@@ -37,7 +37,7 @@ class PrefixTuning:
     num_virtual_tokens: int = 20
 
     def __post_init__(self) -> None:
-        number = whole_number("num_virtual_tokens", self.num_virtual_tokens)
+        number = check_int("num_virtual_tokens", self.num_virtual_tokens)
         object.__setattr__(self, "num_virtual_tokens", number)
 
 
@@ -56,7 +56,7 @@ class LayerPrefixes(nn.Module):
     def forward(self, batch: PackedBatch, words: Tensor, prefixes: Any) -> tuple[PackedBatch, Tensor, list[Prefix]]:
         """The batch, its positions moved on, and a pair (num_virtual_tokens, hidden_size) for each layer."""
         number = len(self.prompt_embeddings)
-        check_room(batch, number, self.config)
+        check_length(batch, number, self.config)
         batch = dataclasses.replace(batch, position_ids=batch.position_ids + number)
         parts = self.prompt_embeddings.unflatten(1, (-1, self.config.hidden_size)).unbind(1)  # key, value, key, …
         return batch, words, list(zip(parts[::2], parts[1::2], strict=True))

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.data.batching import PackedBatch
-from minipeft.errors import MinipeftError, one_of, whole_number
+from minipeft.errors import MinipeftError, check_choice, check_int
 from minipeft.methods.peft_format import PeftFormat
-from minipeft.methods.virtual_tokens import check_number, check_room, read_fields, write_fields
+from minipeft.methods.virtual_tokens import check_length, check_number, read_fields, write_fields
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.varlen import put_before_each, rows_before_each
+from minipeft.model.varlen import prefix_rows, prepend_to_each
 
 INITIALISATIONS = ("random", "vocabulary")
 
@@ -42,9 +42,9 @@ class PromptTuning:
     init: str = "random"
 
     def __post_init__(self) -> None:
-        number = whole_number("num_virtual_tokens", self.num_virtual_tokens)
+        number = check_int("num_virtual_tokens", self.num_virtual_tokens)
         object.__setattr__(self, "num_virtual_tokens", number)
-        one_of("init", self.init, INITIALISATIONS)
+        check_choice("init", self.init, INITIALISATIONS)
 
 
 class Prompt(nn.Module):
@@ -58,22 +58,22 @@ class Prompt(nn.Module):
     def forward(self, batch: PackedBatch, words: Tensor, prefixes: Any) -> tuple[PackedBatch, Tensor, Any]:
         """The longer batch and its embeddings (total_tokens + num_sequences · num_virtual_tokens, hidden_size)."""
         number = len(self.prompt_embeddings)
-        check_room(batch, number, self.config)
+        check_length(batch, number, self.config)
         no_words = batch.input_ids.new_zeros(number)  # virtual tokens have no id; nothing looks these up
         positions = torch.arange(number, device=words.device) + self.config.position_offset
         sequences = torch.arange(len(batch) + 1, dtype=torch.int32, device=words.device)
-        rows = rows_before_each(batch, number)
+        rows = prefix_rows(batch, number)
         types = batch.token_type_ids
         longer = dataclasses.replace(
             batch,
-            input_ids=put_before_each(no_words, batch.input_ids, rows),
-            position_ids=put_before_each(positions, batch.position_ids + number, rows),
-            token_type_ids=None if types is None else put_before_each(no_words, types, rows),
+            input_ids=prepend_to_each(no_words, batch.input_ids, rows),
+            position_ids=prepend_to_each(positions, batch.position_ids + number, rows),
+            token_type_ids=None if types is None else prepend_to_each(no_words, types, rows),
             cu_seqlens=batch.cu_seqlens + number * sequences,
             max_seqlen=batch.max_seqlen + number,
             lengths=tuple(length + number for length in batch.lengths),
         )
-        return longer, put_before_each(self.prompt_embeddings.to(words.dtype), words, rows), prefixes
+        return longer, prepend_to_each(self.prompt_embeddings.to(words.dtype), words, rows), prefixes
 
 
 def install(model: SequenceClassifier, method: PromptTuning) -> None:

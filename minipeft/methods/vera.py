@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, check_seed, finite_number, one_of, probability, whole_number
+from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_probability, check_seed
 from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
     check_targets,
-    targeted,
+    target_modules_of,
     train_biases,
-    train_whole,
+    train_modules,
 )
 from minipeft.methods.peft_format import (
     PeftFormat,
@@ -65,14 +65,14 @@ class VeRA:
     modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rank", whole_number("rank", self.rank))
-        object.__setattr__(self, "d_initial", finite_number("d_initial", self.d_initial))
-        probability("dropout", self.dropout)
+        object.__setattr__(self, "rank", check_int("rank", self.rank))
+        object.__setattr__(self, "d_initial", check_float("d_initial", self.d_initial))
+        check_probability("dropout", self.dropout)
         object.__setattr__(self, "targets", check_targets(self.targets))
         object.__setattr__(self, "seed", check_seed(self.seed, "seed"))
         if not isinstance(self.save_projection, bool):
             raise MinipeftError(f"save_projection {self.save_projection!r} is neither True nor False")
-        one_of("bias", self.bias, BIASES)
+        check_choice("bias", self.bias, BIASES)
         object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
 
 
@@ -129,8 +129,8 @@ class VeRALinear(AdaptedLinear):
 
 
 def install(model: SequenceClassifier, method: VeRA) -> None:
-    places = targeted(model, method.targets)
-    train_whole(model, method.modules_to_save, [place.path for place in places])
+    places = target_modules_of(model, method.targets)
+    train_modules(model, method.modules_to_save, [place.path for place in places])
     frozen_layers = [place.linear for place in places]
     projections = Projections(
         max(frozen.in_features for frozen in frozen_layers),

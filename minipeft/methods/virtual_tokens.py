@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from minipeft.data.batching import PackedBatch
-from minipeft.errors import MinipeftError, whole_number
+from minipeft.errors import MinipeftError, check_int
 from minipeft.methods.peft_format import check_fields
 from minipeft.model.config import EncoderConfig
 
@@ -20,7 +20,7 @@ def check_number(num_virtual_tokens: int, config: EncoderConfig) -> None:
         )
 
 
-def check_room(batch: PackedBatch, num_virtual_tokens: int, config: EncoderConfig) -> None:
+def check_length(batch: PackedBatch, num_virtual_tokens: int, config: EncoderConfig) -> None:
     """Refuse a batch with a sequence that does not fit the position table behind the virtual tokens."""
     room = config.max_length - num_virtual_tokens
     if batch.max_seqlen > room:
@@ -43,7 +43,7 @@ def write_fields(num_virtual_tokens: int, config: EncoderConfig) -> dict[str, An
 
 def read_fields(content: dict[str, Any], config: EncoderConfig, known: Collection[str]) -> int:
     """num_virtual_tokens; a shape other than the model's, and a field that is not among `known`, is refused."""
-    number = whole_number("num_virtual_tokens", content.get("num_virtual_tokens"))
+    number = check_int("num_virtual_tokens", content.get("num_virtual_tokens"))
     expected = write_fields(number, config)
     check_fields(content, {*expected, *known})
     for name, value in expected.items():

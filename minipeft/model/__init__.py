@@ -24,8 +24,8 @@ bfloat16 weights and run the fastest product of the machine. Both work without a
 
     linear layers       attributes of each layer: `query`, `key`, `value`, `output` (after attention), `intermediate`
                         and `ffn_output` (the feed-forward network), or `qkv` where one layer computes all three.
-                        `targeted` (methods/adapted.py) finds them; `encoder.set_submodule(place.path, ...)` replaces
-                        one. ELECTRA's `embeddings_project` is one too, and counts to layer 0.
+                        `target_modules_of` (methods/adapted.py) finds them; `encoder.set_submodule(place.path, ...)`
+                        replaces one. ELECTRA's `embeddings_project` is one too, and counts to layer 0.
     biases              parameters whose name ends in "bias"; BitFit raises where there are none
     LayerNorms          Family.layer_norms: "embeddings", "attention" and "output" → our module
     bottlenecks         after `output` and `ffn_output` (Houlsby), and in `output_layer_norm` (Pfeiffer), which must be

@@ -20,7 +20,7 @@ from torch import Tensor
 from minipeft.data.batching import PackedBatch
 from minipeft.errors import first_line
 from minipeft.model.grouped import Groups, Prefix, attend_grouped, group_by_length
-from minipeft.model.varlen import Varlen, attend_varlen, plan_varlen, varlen_takes
+from minipeft.model.varlen import Varlen, attend_varlen, plan_varlen, varlen_supports
 
 logger = logging.getLogger("minipeft")
 
@@ -64,7 +64,7 @@ Plan = Groups | Varlen
 def plan_attention(batch: PackedBatch, dtype: torch.dtype, head_size: int, num_virtual_tokens: int = 0) -> Plan:
     """For `attend`, once a batch: variable-length kernels on CUDA, groups of near-equal length elsewhere."""
     device = batch.cu_seqlens.device
-    if device.type == "cuda" and varlen_takes(head_size) and varlen_agrees(device, dtype, head_size):
+    if device.type == "cuda" and varlen_supports(head_size) and varlen_agrees(device, dtype, head_size):
         return plan_varlen(batch, num_virtual_tokens)
     return group_by_length(batch.lengths, device, dtype)
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, first_line, shown
+from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.files import parse_json, read_small, write_atomically, write_json
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of, load_config, tensor_names
-from minipeft.model.roberta import MaskedLanguageModel, initialise
+from minipeft.model.roberta import MaskedLanguageModel, init_weights
 
 logger = logging.getLogger("minipeft")
 
@@ -140,7 +140,7 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, ignored: tuple[str, .
         part = nn.Module() if name == "bias" else model.get_submodule(name)
         if name == "bias":
             model.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        initialise(part.to_empty(device="cpu"), config.initializer_range)
+        init_weights(part.to_empty(device="cpu"), config.initializer_range)
     if new:
         from minipeft.hub.hub import model_name
 
@@ -190,7 +190,7 @@ def _shards(index: Path) -> list[Path]:
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     """Read a file of torch.save that holds tensors only; nothing else in it is unpickled."""
     try:
-        _refuse_compressed(path)
+        _check_uncompressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
         raise MinipeftError(
@@ -203,12 +203,12 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise MinipeftError(
-                f"{path}: {shown(name)} claims more numbers than the file holds; use a checkpoint in safetensors"
+                f"{path}: {short_repr(name)} claims more numbers than the file holds; use a checkpoint in safetensors"
             )
     return content
 
 
-def _refuse_compressed(path: Path) -> None:
+def _check_uncompressed(path: Path) -> None:
     """torch never compresses what it saves; what would grow on reading may grow beyond the memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from minipeft.errors import MinipeftError, one_of, shown
+from minipeft.errors import MinipeftError, check_choice, short_repr
 
 # Upper bounds on the sizes in a config.json; no published model comes near them.
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 10
@@ -93,23 +93,25 @@ class EncoderConfig:
         for name in self.SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise MinipeftError(f"{name} {shown(value)} in the model's config is not a whole number of 1 or more")
+                raise MinipeftError(
+                    f"{name} {short_repr(value)} in the model's config is not a whole number of 1 or more"
+                )
             if value > (most := MOST_LAYERS if name == "num_hidden_layers" else LARGEST_SIZE):
-                raise MinipeftError(f"{name} {shown(value)} in the model's config is beyond any model's, {most}")
+                raise MinipeftError(f"{name} {short_repr(value)} in the model's config is beyond any model's, {most}")
         for name in self.PROBABILITIES:
             value = getattr(self, name)
             if value is None and name == "classifier_dropout":
                 continue
             if not (isinstance(value, (int, float)) and 0 <= value < 1):
-                raise MinipeftError(f"{name} {shown(value)} in the model's config is not a probability below 1")
+                raise MinipeftError(f"{name} {short_repr(value)} in the model's config is not a probability below 1")
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max):
-                raise MinipeftError(f"{name} {shown(value)} in the model's config is not a number of 0 or more")
-        one_of("hidden_act", self.hidden_act, HIDDEN_ACTIVATIONS)
+                raise MinipeftError(f"{name} {short_repr(value)} in the model's config is not a number of 0 or more")
+        check_choice("hidden_act", self.hidden_act, HIDDEN_ACTIVATIONS)
         if list(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise MinipeftError(
-                f"id2label {shown(self.id2label)} in the model's config does not count its classes from 0"
+                f"id2label {short_repr(self.id2label)} in the model's config does not count its classes from 0"
             )
         if self.hidden_size % self.num_attention_heads:
             raise MinipeftError(
@@ -117,7 +119,7 @@ class EncoderConfig:
             )
         if not isinstance(self.pad_token_id, int) or not 0 <= self.pad_token_id < self.vocab_size:
             raise MinipeftError(
-                f"pad_token_id {shown(self.pad_token_id)} lies outside the vocabulary of {self.vocab_size}"
+                f"pad_token_id {short_repr(self.pad_token_id)} lies outside the vocabulary of {self.vocab_size}"
             )
         if self.max_length < 1:
             raise MinipeftError(
@@ -167,11 +169,11 @@ class EncoderConfig:
         """
         for name, value in cls.SUPPORTED.items():
             if content.get(name, value) != value:
-                raise MinipeftError(f"{name} {shown(content[name])} is not supported; {value!r} is")
+                raise MinipeftError(f"{name} {short_repr(content[name])} is not supported; {value!r} is")
         known = defaults | {ours: content[theirs] for ours, theirs in cls._json_names().items() if theirs in content}
         labels = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         if not isinstance(labels, dict):
-            raise MinipeftError(f"id2label {shown(labels)} is not a table of numbers and names")
+            raise MinipeftError(f"id2label {short_repr(labels)} is not a table of numbers and names")
         known["id2label"] = {int(number): str(name) for number, name in sorted(labels.items(), key=lambda x: int(x[0]))}
         return cls(**known)
 

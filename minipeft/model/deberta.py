@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.data.batching import PackedBatch
-from minipeft.errors import MinipeftError, one_of, shown
+from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.config import HIDDEN_ACTIVATIONS, EncoderConfig
 from minipeft.model.disentangled import RelativePlan, attend_disentangled, bucket
@@ -71,9 +71,11 @@ class DebertaConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("pooler_hidden_act", self.pooler_hidden_act, HIDDEN_ACTIVATIONS)
+        check_choice("pooler_hidden_act", self.pooler_hidden_act, HIDDEN_ACTIVATIONS)
         if not isinstance(self.max_relative_positions, int):
-            raise MinipeftError(f"max_relative_positions {shown(self.max_relative_positions)} is not a whole number")
+            raise MinipeftError(
+                f"max_relative_positions {short_repr(self.max_relative_positions)} is not a whole number"
+            )
         if not 2 <= self.position_buckets < 2 * (self.largest_distance - 1):
             raise MinipeftError(
                 f"position_buckets {self.position_buckets} is less than 2, or too large for the "
@@ -99,7 +101,7 @@ class DebertaConfig(EncoderConfig):
             "attention_head_size": config.hidden_size // config.num_attention_heads,
         }.items():
             if content.get(name, value) != value:
-                raise MinipeftError(f"{name} {shown(content[name])} is not supported; {value} is")
+                raise MinipeftError(f"{name} {short_repr(content[name])} is not supported; {value} is")
         return config
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, first_line, shown
+from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.files import parse_json, read_small
 from minipeft.model import deberta, distilbert, electra
 from minipeft.model.bert import BertHead
@@ -210,7 +210,9 @@ def family_of(config: EncoderConfig) -> Family:
         MinipeftError: for a model_type that the registry lacks.
     """
     if not isinstance(config.model_type, str) or config.model_type not in FAMILIES:
-        raise MinipeftError(f"model_type {shown(config.model_type)} is not supported; one of {', '.join(FAMILIES)} is")
+        raise MinipeftError(
+            f"model_type {short_repr(config.model_type)} is not supported; one of {', '.join(FAMILIES)} is"
+        )
     return FAMILIES[config.model_type]
 
 
@@ -237,7 +239,9 @@ def load_config(folder: Path) -> EncoderConfig:
     model_type = content["model_type"]
     try:
         if not isinstance(model_type, str) or model_type not in FAMILIES:
-            raise MinipeftError(f"model_type {shown(model_type)} is not supported; one of {', '.join(FAMILIES)} is")
+            raise MinipeftError(
+                f"model_type {short_repr(model_type)} is not supported; one of {', '.join(FAMILIES)} is"
+            )
         family = FAMILIES[model_type]
         return family.config.from_dict(content, family.defaults)
     except (TypeError, ValueError, AttributeError) as error:

@@ -169,7 +169,7 @@ def attend_grouped(
         q, k, v = (x.view(group.count, num_heads, -1, head_size) for x in (q, k, v))
         mask = group.mask
         if prefix is not None:
-            k, v = (_behind(before, x) for before, x in zip(prefix, (k, v), strict=True))
+            k, v = (_prepend(before, x) for before, x in zip(prefix, (k, v), strict=True))
             mask = None if mask is None else F.pad(mask, (len(prefix[0]), 0))  # 0: every token sees the prefix
         outputs.append(
             _attend(q, k, v, mask, dropout, scores).reshape(-1, query.shape[-1] if first_only else head_size)
@@ -180,7 +180,7 @@ def attend_grouped(
     return _rearrange(output, slot_of_row, row_of_slot).view(query.shape)
 
 
-def _behind(prefix: Tensor, x: Tensor) -> Tensor:
+def _prepend(prefix: Tensor, x: Tensor) -> Tensor:
     """(num_virtual_tokens, hidden_size) before x (count, heads, longest, head_size), along the tokens."""
     count, num_heads = x.shape[:2]
     heads = prefix.to(x.dtype).unflatten(-1, (num_heads, -1)).transpose(0, 1)  # (heads, num_virtual_tokens, head_size)

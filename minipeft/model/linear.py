@@ -20,12 +20,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     every call, which is done once here for the frozen ones. Elsewhere it is F.linear, and so it is for other dtypes and
     while torch.compile traces. torch.backends.mkldnn.flags(enabled=False) turns oneDNN off.
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and onednn_serves(x.dtype):
-        return _Linear.apply(x, weight, bias, _layouts_of(weight))  # type: ignore[no-untyped-call]
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and uses_onednn(x.dtype):
+        return _Linear.apply(x, weight, bias, _prepacked_weights_of(weight))  # type: ignore[no-untyped-call]
     return F.linear(x, weight, bias)
 
 
-def onednn_serves(dtype: torch.dtype) -> bool:
+def uses_onednn(dtype: torch.dtype) -> bool:
     """Whether products of that dtype go through oneDNN on the CPU."""
     return torch._C._get_mkldnn_enabled() and _has_product(dtype)
 
@@ -36,7 +36,7 @@ def _has_product(dtype: torch.dtype) -> bool:
         return False
     try:  # operators that torch.compile itself uses, but that no release promises
         x, weight = torch.ones(2, 3, dtype=dtype), torch.ones(4, 3, dtype=dtype)
-        products = _product(x, weight.t().contiguous().t(), None), _product(x, _laid_out(weight), None)
+        products = _product(x, weight.t().contiguous().t(), None), _product(x, _prepacked(weight), None)
     except (AttributeError, RuntimeError):
         return False
     return all(torch.equal(product, torch.full((2, 4), 3.0, dtype=dtype)) for product in products)
@@ -47,12 +47,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def _laid_out(weight: Tensor) -> Tensor:
+def _prepacked(weight: Tensor) -> Tensor:
     """A copy in the blocks that oneDNN's product reads; it is good for no other operation."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
 
 
-class _Layouts:
+class _PrepackedWeights:
     """A frozen weight laid out for x Wᵀ and, transposed, for its gradient; each from its first use on."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -60,11 +60,11 @@ class _Layouts:
 
     @cached_property
     def forward(self) -> Tensor:
-        return _laid_out(self.weight)
+        return _prepacked(self.weight)
 
     @cached_property
     def backward(self) -> Tensor:
-        return _laid_out(self.weight.t())
+        return _prepacked(self.weight.t())
 
 
 def _state(weight: Tensor) -> tuple[int, int, torch.dtype]:
@@ -75,20 +75,20 @@ def _state(weight: Tensor) -> tuple[int, int, torch.dtype]:
 _LAYOUTS = WeakIdKeyDictionary()  # Parameter → _Layouts, while the parameter lives
 
 
-def _layouts_of(weight: Tensor) -> _Layouts | None:
+def _prepacked_weights_of(weight: Tensor) -> _PrepackedWeights | None:
     """For frozen bfloat16 parameters; in float32 they gain little compared with the memory they take."""
     frozen = isinstance(weight, nn.Parameter) and not weight.requires_grad
     if not frozen or weight.dtype != torch.bfloat16 or weight.is_inference():  # which has no version to look at
         return None
     found = _LAYOUTS.get(weight)
     if found is None or found.state != _state(weight):
-        found = _LAYOUTS[weight] = _Layouts(weight)
+        found = _LAYOUTS[weight] = _PrepackedWeights(weight)
     return found
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layouts: _Layouts | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layouts: _PrepackedWeights | None) -> Tensor:
         ctx.layouts = layouts
         used = weight if x.requires_grad and layouts is None else None
         ctx.save_for_backward(x if weight.requires_grad else None, used)

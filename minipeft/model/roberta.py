@@ -199,7 +199,7 @@ class MaskedLanguageModel(nn.Module):
         return F.linear(x, self.encoder.word_embeddings.weight.to(x.dtype), self.bias.to(x.dtype)).float()
 
 
-def initialise(module: nn.Module, std: float) -> None:
+def init_weights(module: nn.Module, std: float) -> None:
     """BERT's initialization: weights normal with `std`, biases 0, LayerNorm 1 and 0."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):

@@ -35,7 +35,7 @@ class Varlen:
     key_rows: Tensor | None = None
 
 
-def varlen_takes(head_size: int) -> bool:
+def varlen_supports(head_size: int) -> bool:
     """Whether the kernels know heads of that size; torch would go on without them, and wait for the device."""
     return head_size % 8 == 0 and head_size <= 256
 
@@ -47,11 +47,11 @@ def plan_varlen(batch: PackedBatch, num_virtual_tokens: int = 0) -> Varlen:
         return Varlen(batch.cu_seqlens, firsts, batch.cu_seqlens, batch.max_seqlen, batch.max_seqlen)
     keys = batch.cu_seqlens + num_virtual_tokens * firsts
     longest_keys = batch.max_seqlen + num_virtual_tokens
-    rows = rows_before_each(batch, num_virtual_tokens)
+    rows = prefix_rows(batch, num_virtual_tokens)
     return Varlen(batch.cu_seqlens, firsts, keys, batch.max_seqlen, longest_keys, rows)
 
 
-def rows_before_each(batch: PackedBatch, number: int) -> Tensor:
+def prefix_rows(batch: PackedBatch, number: int) -> Tensor:
     """Rows of [`number` rows for every sequence; the tokens] such that each sequence's stand before its tokens.
 
     Returns (total_tokens + num_sequences · number,) int64, each row once.
@@ -65,8 +65,8 @@ def rows_before_each(batch: PackedBatch, number: int) -> Tensor:
     return torch.where(offsets < number, number * sequences + offsets, own)
 
 
-def put_before_each(first: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    """The rows of `first` (number, …) before each sequence's in x (total_tokens, …), by `rows_before_each`.
+def prepend_to_each(first: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+    """The rows of `first` (number, …) before each sequence's in x (total_tokens, …), by `prefix_rows`.
 
     The copies of `first` do not overlap, so that its gradient is one sum over the sequences, in a fixed order.
     """
@@ -88,7 +88,7 @@ def attend_varlen(
     if prefix is not None:
         assert plan.key_rows is not None
         key, value = (
-            put_before_each(before.to(x.dtype), x, plan.key_rows)
+            prepend_to_each(before.to(x.dtype), x, plan.key_rows)
             for before, x in zip(prefix, (key, value), strict=True)
         )
     starts, longest = (plan.firsts, 1) if first_only else (plan.tokens, plan.longest)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.data.tasks import Task
-from minipeft.errors import some
+from minipeft.errors import format_names
 from minipeft.methods import count_parameters
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.examples import Examples
@@ -30,7 +30,7 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
         target = f"(numbers from {min(labels):g} to {max(labels):g})"
     else:
         counts = Counter(task.labels[int(label)] for label in labels)
-        target = f"({some([f'{name} {count:,}' for name, count in counts.most_common()])})"
+        target = f"({format_names([f'{name} {count:,}' for name, count in counts.most_common()])})"
     splits = {"training": examples.train, "validation": examples.validation, **examples.others}
     rows = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     processes = f", {job.processes.size} processes" if job.processes.size > 1 else ""

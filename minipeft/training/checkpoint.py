@@ -119,7 +119,7 @@ def publish(folder: Path, model: SequenceClassifier, progress: Progress, task: T
     write_lines(folder / "metrics.jsonl", progress.history)
 
 
-def selected_figure(select_by: str, holdout: bool) -> str:
+def selection_metric(select_by: str, holdout: bool) -> str:
     """Return the figure that chooses the best epoch: that of the held-out examples, where there are any."""
     return f"{HOLDOUT}_{select_by}" if holdout else select_by
 

@@ -10,12 +10,12 @@ from typing import Any
 from minipeft.data.custom import CustomData, inspect_custom_data, is_custom
 from minipeft.data.splits import choose_data, count_rows
 from minipeft.data.tasks import Task, get_task
-from minipeft.errors import MinipeftError, one_of
+from minipeft.errors import MinipeftError, check_choice
 from minipeft.files import check_output
 from minipeft.hub.hub import resolve_model
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import load_config
-from minipeft.training.checkpoint import selected_figure
+from minipeft.training.checkpoint import selection_metric
 from minipeft.training.settings import TrainSettings
 
 ALL_ROWS = sys.maxsize
@@ -90,11 +90,11 @@ def training_rows(settings: TrainSettings, data: DataSource) -> int:
     return rows - round(rows * (settings.holdout or 0.0))
 
 
-def choose_figure(settings: TrainSettings, task: Task) -> str:
+def choose_selection_metric(settings: TrainSettings, task: Task) -> str:
     """Return the name of the figure that chooses the best epoch: of the held-out examples where there are any."""
     figure = settings.select_by or task.metrics[0]
-    one_of("--select-by", figure, ("eval_loss", *task.metrics))
-    return selected_figure(figure, bool(settings.holdout))
+    check_choice("--select-by", figure, ("eval_loss", *task.metrics))
+    return selection_metric(figure, bool(settings.holdout))
 
 
 def choose_max_length(wanted: int | None, method: Any, longest: int) -> int:

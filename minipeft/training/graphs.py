@@ -31,7 +31,7 @@ Record = Callable[[Compute, Sequence[nn.Parameter]], Compute]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class CapturedStep:
     """batch, count and loss stay where they are; `replay` computes the loss of what has been copied into the others."""
 
     batch: PackedBatch
@@ -56,7 +56,7 @@ class StepGraphs:
         self.device = self.trained[0].device
         for parameter in self.trained:
             parameter.grad = torch.zeros_like(parameter)
-        self.recorded: dict[tuple[int, int, int], Recorded] = {}
+        self.recorded: dict[tuple[int, int, int], CapturedStep] = {}
 
     def add_gradients(self, batch: PackedBatch, count: int) -> Tensor:
         """Add the gradients of a batch's loss / count → that loss (), which the next call overwrites."""
@@ -76,10 +76,10 @@ class StepGraphs:
         graph.replay()
         return graph.loss
 
-    def _record(self, filled: PackedBatch) -> Recorded:
+    def _record(self, filled: PackedBatch) -> CapturedStep:
         moved = filled.to(self.device)
         count, loss = torch.ones((), device=self.device), torch.zeros((), device=self.device)
-        return Recorded(moved, count, loss, self.record(partial(self._compute, moved, count, loss), self.trained))
+        return CapturedStep(moved, count, loss, self.record(partial(self._compute, moved, count, loss), self.trained))
 
     def _compute(self, batch: PackedBatch, count: Tensor, loss: Tensor) -> None:
         assert batch.labels is not None

@@ -30,7 +30,7 @@ LARGEST_VOCABULARY = 16_384  # the table of counts has its square, 1 GiB
 
 
 @torch.no_grad()
-def start_from_counts(model: MaskedLanguageModel, tokens: np.ndarray[Any, Any]) -> None:
+def init_from_counts(model: MaskedLanguageModel, tokens: np.ndarray[Any, Any]) -> None:
     """Give a model that has BERT's initialisation its start; `tokens` is the training text's ids, end to end."""
     encoder, config = model.encoder, model.config
     for part in model.modules():
@@ -47,14 +47,14 @@ def start_from_counts(model: MaskedLanguageModel, tokens: np.ndarray[Any, Any]) 
     encoder.position_embeddings.weight.copy_(EMBEDDING_STD * sinusoids.repeat(1, heads))
     # Turning the sinusoids of position i by frequency · distance gives those of position i + distance, so that the
     # product of query and key is largest there.
-    turns = [turn(frequencies, distance) for distance in (sign * n for n in range(1, heads) for sign in (-1, 1))]
+    turns = [rotation(frequencies, distance) for distance in (sign * n for n in range(1, heads) for sign in (-1, 1))]
     for layer in list(encoder.layers)[:NEIGHBOUR_LAYERS]:
         assert isinstance(layer, EncoderLayer)
         layer.query.weight.copy_(SHARPNESS * torch.block_diag(*turns[:heads]))
         layer.key.weight.copy_(SHARPNESS * torch.eye(config.hidden_size))
 
 
-def turn(frequencies: Tensor, distance: int) -> Tensor:
+def rotation(frequencies: Tensor, distance: int) -> Tensor:
     """The rotation (2 · pairs, 2 · pairs) that moves sinusoids by `distance` tokens."""
     cos, sin = (frequencies * distance).cos(), (frequencies * distance).sin()
     return torch.block_diag(*(torch.tensor([[c, -s], [s, c]]) for c, s in zip(cos.tolist(), sin.tolist(), strict=True)))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minipeft.adapters.adapter import read_start
+from minipeft.adapters.adapter import read_initial_adapter
 from minipeft.adapters.adapter_file import Adapter
-from minipeft.data.splits import drawn_as_recorded, normalize_source
+from minipeft.data.splits import normalize_source, with_recorded_split
 from minipeft.data.tasks import Task
 from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision
-from minipeft.errors import MinipeftError, one_of, shown
+from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.files import read_json
 from minipeft.hub.hub import model_name
 from minipeft.training.checkpoint import state_file
@@ -21,10 +21,10 @@ from minipeft.training.choices import (
     ALL_ROWS,
     Checkpoint,
     DataSource,
-    choose_figure,
     choose_max_length,
     choose_model,
     choose_output,
+    choose_selection_metric,
     choose_source,
     find_task,
     training_rows,
@@ -100,18 +100,18 @@ def resolve(settings: TrainSettings) -> Job:
     device = choose_device(settings.device)
     if settings.cuda_graphs:
         check_cuda_graphs(device, settings.activation_checkpointing)
-    one_of("precision", settings.precision, ("auto", "fp32", "bf16"))
+    check_choice("precision", settings.precision, ("auto", "fp32", "bf16"))
     processes = join_processes(device, settings.resume)
 
     initial_adapters: tuple[Adapter, ...] = ()
     if settings.init_adapter is not None:  # the adapter has the method, and the model the adapter's shape
         start = Path(settings.init_adapter)
-        adapter = processes.on_rank_zero(lambda: read_start(start, choose_model(settings.model).config))
+        adapter = processes.on_rank_zero(lambda: read_initial_adapter(start, choose_model(settings.model).config))
         initial_adapters = (adapter,)
         method = processes.on_rank_zero(lambda: choose_method(settings, adapter.method))
     output = processes.on_rank_zero(lambda: choose_output(settings, task, method))
     if (output / "config.json").is_file():  # a run of an earlier version keeps its draw of examples
-        task = drawn_as_recorded(task, read_json(output / "config.json"))
+        task = with_recorded_split(task, read_json(output / "config.json"))
         custom = None if custom is None else dataclasses.replace(custom, task=task)
     settings = continue_settings(settings, task, output)
     model = processes.on_rank_zero(lambda: choose_model(settings.model))
@@ -131,7 +131,7 @@ def resolve(settings: TrainSettings) -> Job:
         sequences_per_step=sequences_per_step,
         max_tokens=settings.max_tokens or choose_max_tokens(device, precision, model.config.hidden_size),
         seed=settings.seed,
-        select_by=choose_figure(settings, task),
+        select_by=choose_selection_metric(settings, task),
     )
     job = Job(
         data=data,
@@ -229,6 +229,6 @@ def check_same_settings(job: Job) -> None:
         now = job.config.get(name)
         if name not in FREE_TO_CHANGE and now != value:
             raise MinipeftError(
-                f"{folder}: the run has {name} {shown(value)}, not {shown(now)}. "
+                f"{folder}: the run has {name} {short_repr(value)}, not {short_repr(now)}. "
                 "Resume it with the same settings, or choose another --output."
             )

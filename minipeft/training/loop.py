@@ -124,7 +124,7 @@ def train_loop(
 
     saved_at = time.monotonic()
     events = Events(folder / "tensorboard", now.step + 1, processes.is_main_process)
-    table = EpochTable(evaluation_figures(examples), quiet)
+    table = EpochTable(evaluation_metrics(examples), quiet)
     no_bar = True if quiet else None  # None: a bar is shown on a terminal only
     with collect_signals() as received, tqdm(total=total_steps, initial=now.step, unit="step", disable=no_bar) as bar:
         if now.epoch < schedule.epochs:
@@ -215,7 +215,7 @@ def train_loop(
     return now
 
 
-def evaluation_figures(examples: Examples) -> list[str]:
+def evaluation_metrics(examples: Examples) -> list[str]:
     """The names of the figures of an evaluation, as metrics.jsonl has them."""
     names = ["eval_loss", *examples.train.split.task.metrics]
     return names + [f"{other}_{name}" for other in examples.others for name in names]

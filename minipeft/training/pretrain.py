@@ -33,8 +33,8 @@ from minipeft.files import make_folder, read_json, write_atomically, write_json,
 from minipeft.hub.hub import resolve_model
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
 from minipeft.model.config import EncoderConfig
-from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, initialise
-from minipeft.training.init_weights import start_from_counts
+from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, init_weights
+from minipeft.training.init_weights import init_from_counts
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 from minipeft.training.pretrain_settings import HELD_OUT_EVERY, PretrainSettings, check_settings, new_config
@@ -54,7 +54,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     model = _model(settings, tokenizer)
     if settings.model is None and settings.start == "counts" and not state_file.is_file():
-        start_from_counts(model, train_text.tokens)
+        init_from_counts(model, train_text.tokens)
     model = model.to(settings.device)
     model.encoder.dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     optimizer = adamw(model, settings.weight_decay, betas=(0.9, 0.98), eps=1e-6)
@@ -233,7 +233,7 @@ def _model(settings: PretrainSettings, tokenizer: Tokenizer) -> MaskedLanguageMo
     else:
         config = new_config(settings, tokenizer.vocab_size)
         model = MaskedLanguageModel(config)
-        initialise(model, config.initializer_range)
+        init_weights(model, config.initializer_range)
     # The dropout of pretraining; model.config, which is saved, keeps a given checkpoint's own for fine-tuning.
     for part in model.encoder.modules():
         if isinstance(part, (Encoder, EncoderLayer)):

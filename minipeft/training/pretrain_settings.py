@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minipeft.data.corpus import read_lines
 from minipeft.data.tokenizer import ROBERTA_SPECIALS, load_tokenizer
-from minipeft.errors import MinipeftError, check_seed, finite_number, probability, under_torchrun, whole_number
+from minipeft.errors import MinipeftError, check_float, check_int, check_probability, check_seed, under_torchrun
 from minipeft.hub.hub import resolve_model
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import load_config
@@ -62,11 +62,11 @@ def check_settings(settings: PretrainSettings) -> None:
         "long_block_length",
         "evaluate_every",
     ):
-        whole_number(f"--{name.replace('_', '-')}", getattr(settings, name))
+        check_int(f"--{name.replace('_', '-')}", getattr(settings, name))
     for name in ("lr", "warmup_steps", "weight_decay", "checkpoint_minutes"):
-        finite_number(f"--{name.replace('_', '-')}", getattr(settings, name), least=0.0)
+        check_float(f"--{name.replace('_', '-')}", getattr(settings, name), least=0.0)
     check_seed(settings.seed)
-    probability("--dropout", settings.dropout)
+    check_probability("--dropout", settings.dropout)
     if settings.model is None:
         if settings.vocab_size < SMALLEST_VOCABULARY:
             raise MinipeftError(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from minipeft import __version__
-from minipeft.adapters.adapter import reload_adapter, start_from
+from minipeft.adapters.adapter import initialize_from_adapter, reload_adapter
 from minipeft.data.splits import read_chunks
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
@@ -102,7 +102,7 @@ def build_model(job: Job) -> SequenceClassifier:
     model.config = model.config.with_labels(list(job.task.labels) or ["score"])
     apply(model, job.method)
     for adapter in job.initial_adapters:
-        taken = start_from(model, adapter)
+        taken = initialize_from_adapter(model, adapter)
         if job.processes.is_main_process and not job.quiet:
             print(taken, file=sys.stderr)
     cast_frozen(model, torch.bfloat16 if job.precision == "bf16" else torch.float32).to(job.device)

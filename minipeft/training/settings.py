@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.errors import MinipeftError, check_seed, finite_number, whole_number
+from minipeft.errors import MinipeftError, check_float, check_int, check_seed
 from minipeft.methods import get_method, method_name
 from minipeft.training.recipes import (
     ALPHA,
@@ -109,16 +109,16 @@ def _seed(flag: str, value: Any) -> int:
     return check_seed(value)
 
 
-def _from_zero(flag: str, value: Any) -> int:
-    return whole_number(flag, value, least=0)
+def _non_negative_int(flag: str, value: Any) -> int:
+    return check_int(flag, value, least=0)
 
 
 def _positive(flag: str, value: Any) -> float:
-    return finite_number(flag, value, least=0.0)
+    return check_float(flag, value, least=0.0)
 
 
 def _fraction(flag: str, value: Any) -> float:
-    if not 0 < (number := finite_number(flag, value, least=0.0)) < 1:
+    if not 0 < (number := check_float(flag, value, least=0.0)) < 1:
         raise MinipeftError(f"{flag} {value!r} is not a fraction of the training split. Choose one such as 0.1.")
     return number
 
@@ -147,10 +147,10 @@ def _options(flag: str, value: Any) -> dict[str, Any]:
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("task", "method", "model", "data", "precision", "device", "output", "init_adapter"), _text),
     **dict.fromkeys(("text_column", "pair_column", "label_column", "label_type", "validation", "select_by"), _text),
-    **dict.fromkeys(("epochs", "batch_size", "grad_accum", "max_length", "max_tokens"), whole_number),
-    **dict.fromkeys(("train_limit", "eval_limit"), whole_number),
+    **dict.fromkeys(("epochs", "batch_size", "grad_accum", "max_length", "max_tokens"), check_int),
+    **dict.fromkeys(("train_limit", "eval_limit"), check_int),
     **dict.fromkeys(("lr", "weight_decay", "checkpoint_minutes"), _positive),
-    "warmup_steps": _from_zero,
+    "warmup_steps": _non_negative_int,
     "holdout": _fraction,
     "seed": _seed,
     "method_options": _options,

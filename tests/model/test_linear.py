@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minipeft import BitFit, Full, LoRA, apply, load_pretrained, pack
 from minipeft.model import linear as module
-from minipeft.model.linear import linear, onednn_serves
+from minipeft.model.linear import linear, uses_onednn
 from minipeft.training.metrics import sequence_loss
 
 HAS_ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -84,7 +84,7 @@ def test_onednn_can_be_turned_off_and_serves_two_dtypes_on_the_cpu_alone(monkeyp
     for dtype in (torch.float32, torch.bfloat16):
         linear(*(tensor.to(dtype) for tensor in (x, weight, bias)))
     served = len(calls)
-    assert served == sum(onednn_serves(dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert served == sum(uses_onednn(dtype) for dtype in (torch.float32, torch.bfloat16))
     for dtype, device in ((torch.float64, "cpu"), (torch.float16, "cpu"), (torch.float32, "meta")):
         linear(*(tensor.to(device, dtype) for tensor in (x, weight, bias)))
     with torch.backends.mkldnn.flags(enabled=False):
@@ -101,7 +101,7 @@ def test_a_machine_without_the_product_is_served_by_torchs(monkeypatch: pytest.M
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     module._has_product.cache_clear()
     try:
-        assert not onednn_serves(torch.float32)
+        assert not uses_onednn(torch.float32)
         x, weight, bias = torch.randn(5, 3), torch.randn(4, 3), torch.randn(4)
         assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
     finally:
@@ -120,7 +120,7 @@ def test_a_frozen_weight_that_is_laid_out_gives_the_plain_product(tokens: int, s
     torch.manual_seed(0)
     weight, bias = frozen(sizes[1], sizes[0]), frozen(sizes[1])
     x, grad = torch.randn(tokens, sizes[0]).bfloat16().requires_grad_(), torch.randn(tokens, sizes[1]).bfloat16()
-    layouts = module._layouts_of(weight)
+    layouts = module._prepacked_weights_of(weight)
     assert layouts is not None
     found = module._Linear.apply(x, weight, bias, layouts)  # type: ignore[no-untyped-call]
     exact = F.linear(x.double(), weight.double(), bias.double())
@@ -136,8 +136,8 @@ def test_a_layout_follows_its_weight_and_ends_with_it() -> None:
     weight, bias, x = frozen(4, 3), frozen(4), torch.randn(5, 3).bfloat16()
 
     def agrees(weight: nn.Parameter) -> bool:
-        layouts = module._layouts_of(weight)
-        assert layouts is not None and layouts is module._layouts_of(weight)
+        layouts = module._prepacked_weights_of(weight)
+        assert layouts is not None and layouts is module._prepacked_weights_of(weight)
         found = module._Linear.apply(x, weight, bias, layouts)  # type: ignore[no-untyped-call]
         return torch.equal(found, F.linear(x, weight, bias))
 
@@ -155,11 +155,11 @@ def test_a_layout_follows_its_weight_and_ends_with_it() -> None:
 
 def test_only_frozen_bfloat16_parameters_are_laid_out() -> None:
     weight = frozen(4, 3)
-    assert module._layouts_of(nn.Parameter(weight.float(), requires_grad=False)) is None
-    assert module._layouts_of(nn.Parameter(weight.detach())) is None
-    assert module._layouts_of(weight.detach().clone()) is None  # a product of the moment, such as a cast
+    assert module._prepacked_weights_of(nn.Parameter(weight.float(), requires_grad=False)) is None
+    assert module._prepacked_weights_of(nn.Parameter(weight.detach())) is None
+    assert module._prepacked_weights_of(weight.detach().clone()) is None  # a product of the moment, such as a cast
     with torch.inference_mode():
-        assert module._layouts_of(frozen(4, 3)) is None  # nobody could tell whether it was written to
+        assert module._prepacked_weights_of(frozen(4, 3)) is None  # nobody could tell whether it was written to
 
 
 @pytest.mark.parametrize("method", [LoRA(targets=("query", "value", "intermediate")), BitFit(), Full()], ids=repr)

@@ -18,7 +18,7 @@ from minipeft import IA3, BitFit, Full, LoRA, PrefixTuning, PromptTuning, apply,
 from minipeft.data.batching import PackedBatch
 from minipeft.model import roberta
 from minipeft.model.attention import attend, attend_plain
-from minipeft.model.varlen import Varlen, plan_varlen, put_before_each, rows_before_each
+from minipeft.model.varlen import Varlen, plan_varlen, prefix_rows, prepend_to_each
 from minipeft.training.metrics import sequence_loss
 
 RAGGED = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -59,7 +59,7 @@ def test_rows_stand_before_each_sequence(lengths: list[int], number: int) -> Non
     batch = batch_of(lengths)
     first, own = -1 - torch.arange(number), torch.arange(batch.total_tokens)
     expected = torch.cat([part for piece in own.split(lengths) for part in (first, piece)])
-    assert torch.equal(put_before_each(first, own, rows_before_each(batch, number)), expected)
+    assert torch.equal(prepend_to_each(first, own, prefix_rows(batch, number)), expected)
 
 
 @pytest.mark.parametrize("virtual", [0, 3])

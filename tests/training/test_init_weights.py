@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from minipeft import EncoderConfig, pack
-from minipeft.model.roberta import MaskedLanguageModel, initialise
-from minipeft.training.init_weights import NEIGHBOUR_LAYERS, start_from_counts, word_vectors
+from minipeft.model.roberta import MaskedLanguageModel, init_weights
+from minipeft.training.init_weights import NEIGHBOUR_LAYERS, init_from_counts, word_vectors
 
 CONFIG = EncoderConfig(
     vocab_size=70,
@@ -36,8 +36,8 @@ def text(length: int = 6000) -> np.ndarray:  # type: ignore[type-arg]
 def model() -> MaskedLanguageModel:
     torch.manual_seed(0)
     model = MaskedLanguageModel(CONFIG)
-    initialise(model, CONFIG.initializer_range)
-    start_from_counts(model, text())
+    init_weights(model, CONFIG.initializer_range)
+    init_from_counts(model, text())
     return model.eval()
 
 
@@ -72,7 +72,7 @@ def test_the_start_is_a_function_of_the_seed_and_the_text() -> None:
     for _ in range(2):
         torch.manual_seed(5)
         models.append(MaskedLanguageModel(CONFIG))
-        initialise(models[-1], CONFIG.initializer_range)
-        start_from_counts(models[-1], text())
+        init_weights(models[-1], CONFIG.initializer_range)
+        init_from_counts(models[-1], text())
     one, other = (one.state_dict() for one in models)
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -24,7 +24,7 @@ from minipeft import (
 )
 from minipeft.methods import METHODS
 from minipeft.model.checkpoint import save_checkpoint
-from minipeft.model.roberta import initialise
+from minipeft.model.roberta import init_weights
 from minipeft.training.examples import Encoded
 from minipeft.training.metrics import predict_logits
 
@@ -266,7 +266,7 @@ def test_compiled_layers_train_to_the_same_losses(tiny_checkpoint: Path, small_d
             hidden_dropout_prob=0.0,
         )
     )
-    initialise(model, 0.2)
+    init_weights(model, 0.2)
     save_checkpoint(model, checkpoint)
     settings = {"epochs": 1, "dropout": 0.0}
     small_run(checkpoint, small_data, tmp_path / "plain", **settings)
