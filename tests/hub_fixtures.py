@@ -27,6 +27,7 @@ def server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setenv("HF_ENDPOINT", running.url)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(network, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(network, "_probes", {})  # an earlier test's server may have had the same port
     proxies = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", *proxies):
         monkeypatch.delenv(variable, raising=False)

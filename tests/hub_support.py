@@ -4,9 +4,11 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -54,6 +56,14 @@ def place(folder: Path, files: dict[str, bytes]) -> Path:
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (folder / name).write_bytes(files[name])
     return folder
+
+
+@contextmanager
+def refused_address() -> Iterator[str]:
+    """An address that refuses connections: its port is bound, so that nobody else gets it, but not listened on."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
 def error_of(call: Callable[..., object], *args: object) -> str:

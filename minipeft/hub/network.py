@@ -6,6 +6,7 @@ HF_ENDPOINT, HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE and HF_TOKEN are read at each 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import re
@@ -22,10 +23,11 @@ ATTEMPTS = 6
 FIRST_WAIT_SECONDS = 1.0  # before the second attempt; each further wait is twice as long
 LONGEST_WAIT_SECONDS = 120.0  # a server that asks for more ends the retries
 PROBE_SECONDS = 4.0  # longer than a slow hub takes, and less than the five seconds in which "auto" decides
+PROBE_VALID_SECONDS = 10.0  # model and data are decided by one probe; a network may come or go later
 TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 T = TypeVar("T")
-_reachable: dict[str, bool] = {}  # by endpoint, for this process
+_probes: dict[str, tuple[float, bool]] = {}  # by endpoint: when it was probed, and whether it answered
 
 
 def endpoint() -> str:
@@ -50,17 +52,23 @@ def is_offline() -> bool:
 
 
 def hub_reachable() -> bool:
-    """Return whether the hub answers at all; decided once per endpoint, in less than five seconds."""
+    """Return whether the hub answers at all, decided in less than five seconds and valid for ten.
+
+    A refused connection and a name that cannot be resolved mean that there is no network. A hub that has answered
+    is reachable: a download that fails afterwards is an error.
+    """
     address = endpoint()
     if is_offline():
         return False
-    if address not in _reachable:
+    probed, reachable = _probes.get(address, (-math.inf, False))
+    if time.monotonic() - probed > PROBE_VALID_SECONDS:
         answers: list[bool] = []  # from a thread, because no timeout covers a name server that hangs
         probe = threading.Thread(target=lambda: answers.append(_responds(address)), daemon=True)
         probe.start()
         probe.join(PROBE_SECONDS)
-        _reachable[address] = answers == [True]
-    return _reachable[address]
+        reachable = answers == [True]
+        _probes[address] = time.monotonic(), reachable
+    return reachable
 
 
 def _responds(address: str) -> bool:

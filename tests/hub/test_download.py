@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ import huggingface_hub
 import pytest
 import torch
 from hub_server import COMMIT, Failure, HubServer, git_sha1
-from hub_support import ROBERTA, checkpoint, error_of, start_python
+from hub_support import ROBERTA, checkpoint, error_of, refused_address, start_python
 from safetensors.torch import load_file, save
 
 from minipeft.errors import MinipeftError
@@ -306,9 +305,10 @@ def test_a_login_page_is_not_a_hub(server: HubServer, checkout: ModuleType) -> N
 def test_a_closed_port_names_the_host_and_the_remedy(
     server: HubServer, checkout: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", closed_port())
-    message = error_of(checkout.fetch, "roberta-base")
-    assert os.environ["HF_ENDPOINT"] in message and "--model DIR" in message
+    with refused_address() as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        message = error_of(checkout.fetch, "roberta-base")
+    assert address in message and "--model DIR" in message
 
 
 def test_a_process_that_started_offline_reports_it_in_one_line(server: HubServer, cache: Path) -> None:
@@ -341,8 +341,9 @@ def test_hub_reachable_follows_the_endpoint_and_the_offline_variables(
         monkeypatch.setenv(variable, "1")
         assert network.is_offline() and not network.hub_reachable()
         monkeypatch.delenv(variable)
-    monkeypatch.setenv("HF_ENDPOINT", closed_port())
-    assert not network.is_offline() and not network.hub_reachable()
+    with refused_address() as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        assert not network.is_offline() and not network.hub_reachable()
 
 
 def test_a_slow_hub_and_one_that_is_overloaded_are_reachable(
@@ -380,8 +381,3 @@ def test_with_retries_returns_at_once_after_an_error_of_another_kind(caplog: pyt
     with caplog.at_level(logging.WARNING), pytest.raises(MinipeftError):
         network.with_retries(fail)
     assert calls == [None] and not caplog.text
-
-
-def closed_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
