@@ -65,7 +65,7 @@ def _compare(wanted: dict[str, Any]) -> None:
     compare(**wanted)
 
 
-def _train(wanted: dict[str, object]) -> None:
+def _train(wanted: dict[str, Any]) -> None:
     from minipeft.training.run import train
 
     train(**wanted)

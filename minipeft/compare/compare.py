@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from minipeft.compare.formatting import format_csv, format_text
 from minipeft.compare.local_runner import LocalRunner, count_cores, memory_size

@@ -19,31 +19,30 @@ from minipeft.data.find_files import list_files
 from minipeft.data.rows import open_table
 from minipeft.data.splits import choose_data, chunk_examples, read_chunks, read_examples, with_recorded_split
 from minipeft.data.tasks import Split, Task, get_task
-from minipeft.data.tokenizer import Tokenizer, load_tokenizer
+from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, check_int, short_repr
 from minipeft.files import parse_json, read_json
 from minipeft.hub.hub import resolve_model
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
-from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.checkpoint import best_epoch, selection_metric
 from minipeft.training.examples import Encoded, encode_split
 from minipeft.training.metrics import evaluate, predict_logits, score
+from minipeft.training.predictor import Predictor
 
 logger = logging.getLogger("minipeft")
 
 COMPARED_TEXTS = 256  # on which the logits of an export are compared
 
 
-@dataclass(frozen=True)
-class LoadedRun:
+@dataclass(frozen=True, repr=False)
+class LoadedRun(Predictor):
     """A run, reloaded: the model with its best adapter, the tokenizer, the task and the settings."""
 
-    model: SequenceClassifier
-    tokenizer: Tokenizer
-    task: Task
-    settings: dict[str, Any]
-    device: str
+    def __repr__(self) -> str:
+        named = {"task": self.task.name, "method": self.settings.get("method"), "labels": list(self.task.labels)}
+        values = [f"{name}={value!r}" for name, value in named.items() if value]
+        return f"LoadedRun({', '.join(values)}, device={self.device!r})"
 
     def evaluate(self, split: str | None = None, data: str | None = None, limit: int | None = None) -> dict[str, float]:
         """Return the loss and metrics on a split; the default is the task's validation splits."""
@@ -104,7 +103,7 @@ class LoadedRun:
         labels: list[Any] = []
         label_column = label_column or self.task.label_column
         for chunk in self.read_chunks(path, text_column, pair_column, label_column, file_format):
-            logits.append(self._logits(chunk.texts, chunk.pairs))
+            logits.append(self.predict_logits(chunk.texts, chunk.pairs))
             labels += chunk.labels
         return score(torch.cat(logits), labels, self.task)
 
@@ -146,36 +145,6 @@ class LoadedRun:
                 yield from read_examples(task, table, columns, remedy, label_column is not None)
 
         return chunk_examples(self.task, examples())
-
-    def predict(self, texts: list[str], pairs: list[str] | None = None) -> list[dict[str, Any]]:
-        """Return the class name and all probabilities of each text, or its score for regression, with six digits."""
-        if (pairs is not None) != (len(self.task.columns) == 2):
-            columns = " and ".join(self.task.columns)
-            raise MinipeftError(
-                f"{self.task.name} takes {columns}: give {'each text a pair' if pairs is None else 'no pair'}"
-            )
-        logits = self._logits(texts, pairs)
-        if self.task.is_regression:
-            return [{"score": round(value, 6)} for value in logits[:, 0].tolist()]
-        names = list(self.model.config.id2label.values())
-        probabilities = logits.softmax(1).double().round(decimals=6)
-        return [
-            {"label": names[best], "probabilities": dict(zip(names, row, strict=True))}
-            for best, row in zip(logits.argmax(1).tolist(), probabilities.tolist(), strict=True)
-        ]
-
-    def _logits(self, texts: list[str], pairs: list[str] | None) -> Tensor:
-        """Return the logits, (num_texts, num_labels), of at least one text; raise if one is not finite."""
-        sequences = self.tokenizer.encode_full(texts, pairs, self.settings["max_length"])
-        examples = Encoded.unlabelled(self.task, sequences)
-        logits = predict_logits(self.model, examples, self.settings["max_tokens"], self.device)
-        if not logits.isfinite().all():
-            row = int((~logits.isfinite()).any(1).nonzero()[0])
-            raise MinipeftError(
-                f"the model gives {logits[row].tolist()} for the text {short_repr(texts[row])}: "
-                "its weights are damaged; train or fetch them again"
-            )
-        return logits
 
 
 def load_run(folder: str | Path, device: str = "auto", precision: str | None = None) -> LoadedRun:

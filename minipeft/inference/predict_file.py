@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from minipeft import __version__
 from minipeft.data.find_files import list_files
@@ -31,6 +31,7 @@ from minipeft.data.tasks import Split
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import make_folder, read_json, write_atomically, write_json, write_text
 from minipeft.inference.predict import load_run
+from minipeft.training.report import disable_bar
 
 logger = logging.getLogger("minipeft")
 PLAN = "plan.json"
@@ -101,8 +102,7 @@ def predict_file(
         else:
             _wait(lambda: _read_plan(parts) == plan, f"{parts}: rank 0 has not started", LONGEST_WAIT)
         count = written = 0
-        quiet = True if rank else None  # None: a bar is shown on a terminal only
-        with tqdm(desc=str(target), total=rows or None, unit=" rows", disable=quiet) as bar:
+        with tqdm(desc=str(target), total=rows or None, unit=" rows", disable=disable_bar(rank > 0)) as bar:
             for count, chunk in enumerate(chunks, 1):
                 part = _part_file(parts, count - 1)
                 if (count - 1) % processes == rank and not part.exists():

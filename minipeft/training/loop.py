@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from minipeft.data.batching import epoch_order, split_by_tokens
 from minipeft.data.buckets import pad_to_bucket
@@ -38,7 +38,7 @@ from minipeft.training.interrupt import collect_signals
 from minipeft.training.metrics import evaluate, predict_logits, score, sequence_loss
 from minipeft.training.optim import adamw, count_steps, linear_schedule, set_learning_rate
 from minipeft.training.recipes import CHECKPOINT_MINUTES
-from minipeft.training.report import EpochTable, warn_about_predictions
+from minipeft.training.report import EpochTable, disable_bar, warn_about_predictions
 
 MAX_GRAD_NORM = 1.0
 NOT_IN_EPOCH_EVENTS = ("epoch", "step", "learning_rate")  # TensorBoard has the learning rate of every step
@@ -125,8 +125,8 @@ def train_loop(
     saved_at = time.monotonic()
     events = Events(folder / "tensorboard", now.step + 1, processes.is_main_process)
     table = EpochTable(evaluation_metrics(examples), quiet)
-    no_bar = True if quiet else None  # None: a bar is shown on a terminal only
-    with collect_signals() as received, tqdm(total=total_steps, initial=now.step, unit="step", disable=no_bar) as bar:
+    bar_settings = {"total": total_steps, "initial": now.step, "unit": "step", "disable": disable_bar(quiet)}
+    with collect_signals() as received, tqdm(**bar_settings) as bar:
         if now.epoch < schedule.epochs:
             table.print_header()
         while now.epoch < schedule.epochs:

@@ -11,13 +11,19 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from minipeft.data.tasks import Task
 
 logger = logging.getLogger("minipeft")
 
 DIVERGED = 10.0  # a loss of so many times that of a constant prediction
+
+
+def disable_bar(quiet: bool) -> bool | None:
+    """Return tqdm's argument `disable`: a bar is shown on a terminal and in a notebook, whose stderr is no terminal."""
+    in_notebook = "ipykernel" in sys.modules
+    return True if quiet else False if in_notebook else None
 
 
 class EpochTable:

@@ -7,13 +7,14 @@ import hashlib
 import logging
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from minipeft import __version__
@@ -32,12 +33,13 @@ from minipeft.training.graphs import StepGraphs
 from minipeft.training.job import Job, check_same_settings, resolve
 from minipeft.training.lease import Lease
 from minipeft.training.loop import RunFolder, train_loop
-from minipeft.training.settings import read_settings
+from minipeft.training.predictor import Predictor
+from minipeft.training.settings import TrainSettings, keywords_of, read_settings
 
 logger = logging.getLogger("minipeft")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a run leaves.
 
@@ -46,24 +48,42 @@ class Result:
             train_seconds, samples_per_second, peak_memory_bytes, seed and versions.
         model: the model with the best epoch's adapter, in evaluation mode.
         output: the run's folder.
+        predictor: the model with its tokenizer, behind `predict` and `predict_proba`.
     """
 
     content: dict[str, Any]
     model: SequenceClassifier
     output: Path
+    predictor: Predictor
+
+    def __repr__(self) -> str:
+        content, best = self.content, self.content["best"]
+        return (
+            f"Result(task={content['task']!r}, method={content['method']!r}, "
+            f"{content['metric']}={best['value']:.4f}, epoch={best['epoch']}, output={str(self.output)!r})"
+        )
 
     @property
     def best(self) -> float:
         """The best epoch's value of the task's metric."""
         return float(self.content["best"]["value"])
 
+    def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Return the class name and all probabilities of each text, or its score for regression, with six digits."""
+        return self.predictor.predict(texts, pairs)
 
+    def predict_proba(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray[Any, Any]:
+        """Return the probabilities, (num_texts, num_labels), as a NumPy array."""
+        return self.predictor.predict_proba(texts, pairs)
+
+
+@keywords_of(TrainSettings)
 def train(**settings: Any) -> Result:
     """Fine-tune a pretrained encoder and write the run's folder.
 
     Args:
-        settings: train.py's flags by name, `TrainSettings`: task="rte", epochs=3, …; method is a name or a config,
-            such as LoRA(rank=2). What is not given is the recipe's.
+        settings: train.py's flags by name: task="rte", epochs=3, …; method is a name or a config, such as
+            LoRA(rank=2). What is not given, or None, is the recipe's.
 
     Returns:
         The result, with the best epoch's model.
@@ -179,7 +199,8 @@ def write_result(job: Job, examples: Examples, model: SequenceClassifier, progre
     content = job.processes.on_rank_zero(write)
     if job.processes.is_main_process and not job.quiet:
         print_result(content, folder)
-    return Result(content, model, folder)
+    predictor = Predictor(model, load_tokenizer(job.model.folder), job.task, job.config, job.device)
+    return Result(content, model, folder, predictor)
 
 
 def result_content(job: Job, examples: Examples, model: SequenceClassifier, progress: Progress) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from minipeft.errors import MinipeftError, check_float, check_int, check_seed
 from minipeft.methods import get_method, method_name
@@ -20,18 +21,21 @@ from minipeft.training.recipes import (
     WEIGHT_DECAY,
 )
 
+Keywords = ParamSpec("Keywords")
+Answer = TypeVar("Answer")
+
 METHOD_FLAGS = ("rank", "alpha", "dropout", "targets")  # flags of their own; the other options are --method-options
 REPORT = {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT}  # the defaults of lora and dora
 # Settings of an initial adapter that a run may change: they do not change what the adapter computes.
 FREE_OF_ADAPTER = ("dropout", "lr_ratio")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """What the user asked for: the keywords of `minipeft.train` and the flags of train.py. None: not given."""
 
     task: str = "auto"
-    method: str = "lora"
+    method: str | Any = "lora"  # a name; to minipeft.train, also a config such as LoRA(rank=2)
     rank: int | None = None
     alpha: float | None = None
     dropout: float | None = None
@@ -67,6 +71,18 @@ class TrainSettings:
     checkpoint_minutes: float = CHECKPOINT_MINUTES
     resume: bool = False
     quiet: bool = False
+
+
+def keywords_of(settings: Callable[Keywords, Any]) -> Callable[[Callable[..., Answer]], Callable[Keywords, Answer]]:
+    """Give a function that takes **settings the settings' signature, for help(), completion and type checkers."""
+
+    def decorate(function: Callable[..., Answer]) -> Callable[Keywords, Answer]:
+        answer = inspect.signature(function, eval_str=True).return_annotation
+        signature = inspect.signature(settings, eval_str=True).replace(return_annotation=answer)
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def read_settings(given: dict[str, Any]) -> TrainSettings:

@@ -1,0 +1,95 @@
+"""minipeft.train as a Python function: its signature, its result, and what prediction takes."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minipeft
+from minipeft import MinipeftError, Result, load_run, train
+from minipeft.training.report import disable_bar
+from minipeft.training.settings import TrainSettings
+
+TEXTS = ["a good film", "a bad film", "what is there to say about a long, long film"]
+
+
+@pytest.fixture(scope="module")
+def result(tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Result]:
+    yield train(
+        task="sst2",
+        model=str(tiny_checkpoint),
+        data=str(small_data),
+        method="head",
+        epochs=1,
+        precision="fp32",
+        device="cpu",
+        quiet=True,
+        output=str(tmp_path_factory.mktemp("python") / "run"),
+    )
+
+
+def test_the_signature_of_train_is_its_settings_by_name_type_and_default() -> None:
+    parameters = inspect.signature(train).parameters
+    types = typing.get_type_hints(TrainSettings)
+    assert list(parameters) == [field.name for field in fields(TrainSettings)]
+    for field in fields(TrainSettings):
+        parameter = parameters[field.name]
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert (parameter.default, parameter.annotation) == (field.default, types[field.name]), field.name
+    assert inspect.signature(train).return_annotation is Result
+
+
+def test_a_result_predicts_what_its_reloaded_run_does(result: Result) -> None:
+    run = load_run(result.output, "cpu")
+    assert result.predict(TEXTS) == run.predict(TEXTS)
+    assert (result.predict_proba(TEXTS) == run.predict_proba(TEXTS)).all()
+
+
+def test_probabilities_are_an_array_of_the_probabilities_by_name(result: Result) -> None:
+    values = result.predict_proba(np.array(TEXTS))
+    assert values.shape == (3, 2) and values.dtype == np.float64
+    assert np.abs(values.sum(1) - 1).max() < 1e-12
+    for row, prediction in zip(values, result.predict(iter(TEXTS)), strict=True):
+        assert list(prediction["probabilities"]) == ["negative", "positive"]
+        assert np.abs(row - list(prediction["probabilities"].values())).max() < 1e-6
+    assert result.predict([]) == [] and result.predict_proba([]).shape == (0, 2)
+
+
+def test_what_is_not_a_list_of_texts_is_refused(result: Result) -> None:
+    for given, message in (
+        (("one text",), "texts: 'one text' is one text. Pass a list"),
+        ((["a", 3],), "texts: number 1 is 3, not a text"),
+        ((["a"], ["b"]), "give no pair"),
+    ):
+        with pytest.raises(MinipeftError, match=message):
+            result.predict(*given)
+
+
+def test_pairs_must_be_as_many_as_the_texts(small_runs: dict[str, Path]) -> None:
+    run = load_run(small_runs["rte"], "cpu")
+    with pytest.raises(MinipeftError, match="2 texts and 1 pairs"):
+        run.predict(["a", "b"], ["c"])
+
+
+def test_results_and_runs_print_as_one_short_line(result: Result) -> None:
+    best = result.content["best"]
+    assert repr(result) == (
+        f"Result(task='sst2', method='head', accuracy={best['value']:.4f}, epoch=1, output={str(result.output)!r})"
+    )
+    assert repr(load_run(result.output, "cpu")) == (
+        "LoadedRun(task='sst2', method='head', labels=['negative', 'positive'], device='cpu')"
+    )
+
+
+def test_a_bar_is_shown_on_a_terminal_and_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    assert disable_bar(True) is True and disable_bar(False) is None
+    monkeypatch.setitem(sys.modules, "ipykernel", minipeft)
+    assert disable_bar(True) is True and disable_bar(False) is False
