@@ -89,10 +89,13 @@ class Browser:
     session: str | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
 
-    def open(self, page: Path, size: tuple[int, int] = PHONE, dark: bool = False) -> list[str]:
+    def open(
+        self, page: Path, size: tuple[int, int] = PHONE, dark: bool = False, site: Path | None = None
+    ) -> list[str]:
         """Open a page from a file in a window of `size` CSS pixels and return its problems.
 
-        Wrong are errors on the console, requests for anything but the page itself, and a page wider than the window.
+        Wrong are errors on the console, requests for anything but the page itself and, if given, files below `site`,
+        and a page wider than the window.
         """
         self.session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -115,7 +118,7 @@ class Browser:
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._read(time.monotonic() + 60)
         wide = self.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-        wrong = [text for event in self.events if (text := _complaint(event, page.resolve().as_uri()))]
+        wrong = [text for event in self.events if (text := _complaint(event, (site or page).resolve().as_uri()))]
         return wrong + ([f"the page is {wide[0]} pixels wide, the window {width}"] if max(wide) > width else [])
 
     def evaluate(self, expression: str) -> Any:
@@ -157,8 +160,8 @@ class Browser:
         return message
 
 
-def _complaint(event: dict[str, Any], page: str) -> str | None:
-    """Describe the problem that an event reports, if any."""
+def _complaint(event: dict[str, Any], allowed: str) -> str | None:
+    """Describe the problem that an event reports, if any; `allowed` is a page's address, or a folder's."""
     method, details = event["method"], event.get("params", {})
     if method == "Runtime.exceptionThrown":
         return f"exception: {details['exceptionDetails'].get('text')}"
@@ -170,6 +173,6 @@ def _complaint(event: dict[str, Any], page: str) -> str | None:
         return f"failed request: {details['errorText']}"
     if method == "Network.requestWillBeSent":
         url = details["request"]["url"]
-        if url.split("#")[0] != page and not url.startswith("data:"):
+        if url.split("#")[0] != allowed and not url.startswith((f"{allowed}/", "data:")):
             return f"request: {url}"
     return None

@@ -1,20 +1,15 @@
-"""The walkthroughs run from top to bottom, each in a process of its own; the rendered pages belong to them."""
+"""The walkthroughs run from top to bottom, each in a process of its own; the notebooks belong to them."""
 
 from __future__ import annotations
 
-import html
 import importlib
-import inspect
+import json
 import re
 import sys
-import textwrap
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from browser import DESKTOP, OVERLAPS, PHONE, chromium
 from conftest import REPOSITORY, run_command
 
 import minipeft
@@ -22,8 +17,6 @@ import minipeft
 FOLDER = REPOSITORY / "walkthroughs"
 PAGES = sorted(FOLDER.glob("[0-9]*.py"))
 SHORT = [page for page in PAGES if page.stem.startswith(("04", "08"))]  # a few seconds each
-RENDERED = sorted((FOLDER / "html").glob("*.html"))
-RERENDER = "run python walkthroughs/render.py"
 MOST_BYTES = 400 * 1024
 
 
@@ -32,13 +25,12 @@ def of_stem(path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def render() -> ModuleType:
-    """The renderer, which is a script and no part of the package."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module("render")
-    finally:
-        sys.path.remove(str(FOLDER))
+def notebooks() -> ModuleType:
+    """The script that writes the notebooks, which is no part of the package."""
+    pytest.importorskip("jupytext", reason="notebooks need the extra docs: pip install -e '.[docs]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(FOLDER), *sys.path])
+        return importlib.import_module("notebooks")
 
 
 @pytest.mark.parametrize(
@@ -53,88 +45,42 @@ def test_a_walkthrough_runs_and_leaves_no_temporary_files(page: Path, tmp_path: 
     assert not list(temporary.iterdir())
 
 
-def test_there_are_walkthroughs() -> None:
-    assert PAGES
-
-
 def test_every_public_name_appears_in_a_walkthrough() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert set(minipeft.__all__) <= set(re.findall(r"\bminipeft\.(\w+)", text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of_stem)
-def test_a_rendered_page_belongs_to_its_source(page: Path, render: ModuleType) -> None:
-    text = (FOLDER / "html" / f"{page.stem}.html").read_text(encoding="utf-8")
-    source = re.findall(r'<meta name="source" content="(\w+)">', text)
-    assert source == [render.fingerprint(page.read_text(encoding="utf-8"))], f"the page has changed: {RERENDER}"
+def test_a_notebook_has_the_scripts_text_and_code_and_quotes_the_present_code(
+    page: Path, notebooks: ModuleType
+) -> None:
+    assert notebooks.stale(page) == "", "run python walkthroughs/notebooks.py"
+    written = json.loads(page.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    wanted = json.loads(notebooks.write(notebooks.of_script(page)))
+    for cell in [*written["cells"], *wanted["cells"]]:
+        cell.pop("outputs", None), cell.pop("execution_count", None)
+    assert written["cells"] == wanted["cells"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of_stem)
-def test_a_rendered_page_quotes_the_code_as_it_is(page: Path, render: ModuleType) -> None:
-    text = (FOLDER / "html" / f"{page.stem}.html").read_text(encoding="utf-8")
-    for name, code in re.findall(r'data-name="([^"]+)" data-code="(\w+)"', text):
-        now = textwrap.dedent(inspect.getsource(named(name)))
-        assert render.fingerprint(now) == code, f"{name} has changed since: {RERENDER}"
+def test_a_notebook_holds_its_outputs_and_nothing_of_the_machine(page: Path) -> None:
+    path = page.with_suffix(".ipynb")
+    assert path.stat().st_size < MOST_BYTES
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"/(home|root|work|Users|tmp)/", text)
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        pictures = [output["data"].get("image/svg+xml") for output in cell["outputs"] if "data" in output]
+        assert any(pictures) == bool(re.search(r"^ *picture\(", "".join(cell["source"]), re.MULTILINE))
+        for picture in filter(None, pictures):
+            (label,) = re.findall(r'<svg [^>]*?aria-label="([^"]*)"', "".join(picture))
+            assert len(label.split()) > 5, "a picture's label describes it"
 
 
-def named(path: str) -> Any:
-    """What stands under a dotted name: a module's, a class's or a method."""
-    parts = path.split(".")
-    for end in range(len(parts), 0, -1):
-        try:
-            thing: Any = importlib.import_module(".".join(parts[:end]))
-        except ImportError:
-            continue
-        for part in parts[end:]:
-            thing = getattr(thing, part)
-        return thing
-    raise AssertionError(f"nothing is called {path}")
-
-
-@pytest.mark.parametrize("page", RENDERED, ids=of_stem)
-def test_a_rendered_page_is_whole_by_itself(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    assert page.stat().st_size < MOST_BYTES
-    assert not re.search(r"<(script|iframe|img)\b", text)
-    assert re.findall(r"<link [^>]*>", text) == ['<link rel="icon" href="data:,">']
-    for label in re.findall(r'<svg [^>]*?aria-label="([^"]*)"', text):
-        assert len(label.split()) > 5, "a picture says in words what is to be seen"
-    assert text.count("<svg ") == text.count('<svg role="img" aria-label=')
-
-
-@pytest.mark.parametrize("page", RENDERED, ids=of_stem)
-def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    for link in re.findall(r'<a [^>]*href="([^"]+)"', text):
-        file, _, anchor = html.unescape(link).partition("#")
-        assert not link.startswith("http") and (page.parent / file).exists(), f"{page.name} links to {link}"
-        assert not anchor or f'id="{anchor}"' in (page.parent / (file or page.name)).read_text(encoding="utf-8")
-
-
-def test_a_reader_gets_from_page_to_page_in_order() -> None:
-    index = (FOLDER / "html" / "index.html").read_text(encoding="utf-8")
-    assert re.findall(r'<li><a href="(\w+)\.html">', index) == [page.stem for page in PAGES], RERENDER
-    for before, after in pairwise(PAGES):
-        text = (FOLDER / "html" / f"{before.stem}.html").read_text(encoding="utf-8")
-        assert f'rel="next" href="{after.stem}.html"' in text, RERENDER
-        text = (FOLDER / "html" / f"{after.stem}.html").read_text(encoding="utf-8")
-        assert f'rel="prev" href="{before.stem}.html"' in text, RERENDER
-
-
-def test_pages_show_without_an_error_on_a_phone_and_a_desktop_in_light_and_dark() -> None:
-    with chromium() as browser:
-        for page in RENDERED:
-            for size, dark in ((PHONE, False), (PHONE, True), (DESKTOP, False)):
-                assert browser.open(page, size, dark) == [], page.name
-                shown = browser.evaluate("[...document.querySelectorAll('svg')].map(svg => svg.clientHeight)")
-                assert all(height > 100 for height in shown), page.name
-                assert browser.evaluate(OVERLAPS) == [], page.name
-
-
-def test_rendering_shows_text_mathematics_code_and_pictures_the_same_each_time(
-    render: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_notebook_is_the_same_each_time_and_stale_after_a_change(
+    notebooks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("jupytext", reason="rendering needs the extra docs: pip install -e '.[docs]'")
     page = tmp_path / "01_small.py"
     page.write_text(
         "# %% [markdown]\n# # A small page\n#\n# Says $x^2$ and <s>.\n\n# %%\n"
@@ -143,21 +89,15 @@ def test_rendering_shows_text_mathematics_code_and_pictures_the_same_each_time(
         "picture(figure, 'a line from one to two & back')\nprint('at the end')\n",
         encoding="utf-8",
     )
-    monkeypatch.setattr(render, "pages", lambda: [page])
-    monkeypatch.setattr(render, "HTML", tmp_path)
-    texts = []
-    for _ in range(2):
-        monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
-        render.render(page)
-        texts.append((tmp_path / "01_small.html").read_text(encoding="utf-8"))
+    texts = [notebooks.write(notebooks.executed(page)) for _ in range(2)]
     assert texts[0] == texts[1]
-    wanted = (
-        "<h1",
-        "<math",
-        'output">first &lt; second',
-        'data-name="minipeft.methods.apply"',
-        'aria-label="a line from one to two &amp; back"',
-        "at the end<",
-    )
-    places = [texts[0].index(part) for part in wanted]
+    outputs = texts[0][texts[0].index('"outputs"') :]
+    wanted = ("first < second", "```python", "a line from one to two &amp; back", "at the end")
+    places = [outputs.index(part) for part in wanted]
     assert places == sorted(places)
+    page.with_suffix(".ipynb").write_text(texts[0], encoding="utf-8")
+    assert notebooks.stale(page) == ""
+    monkeypatch.setattr(notebooks, "_named", lambda name: of_stem)
+    assert "minipeft.methods.apply has changed" in notebooks.stale(page)
+    page.write_text(page.read_text(encoding="utf-8") + "\n# %%\nprint('more')\n", encoding="utf-8")
+    assert "01_small.py has changed" in notebooks.stale(page)

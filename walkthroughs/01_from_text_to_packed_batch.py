@@ -179,7 +179,7 @@ print("equal on all", len(examples), "sentences")
 # ## Special tokens
 #
 # RoBERTa puts `<s>` before every text and `</s>` behind it. `<s>` stands for no word. It attends to all the others, and
-# after the last layer the classifier reads its vector and nothing else; the [next page](02_roberta_in_300_lines.py)
+# after the last layer the classifier reads its vector and nothing else; the [next page](02_roberta_in_300_lines.ipynb)
 # shows that. A *pair*, such as the premise and the hypothesis of RTE, is one sequence with `</s></s>` in between.
 
 # %%
@@ -409,4 +409,4 @@ assert sorted(index for part in parts for index in part) == list(range(32))
 # - A padded batch costs longest over mean. A packed batch costs its tokens, and `cu_seqlens` is all that attention has
 #   to know about it.
 #
-# The next page takes the packed batch through the encoder: [RoBERTa in 300 lines](02_roberta_in_300_lines.py).
+# The next page takes the packed batch through the encoder: [RoBERTa in 300 lines](02_roberta_in_300_lines.ipynb).

@@ -5,7 +5,7 @@
 # BERT, takes one sentence through the real modules and looks at the shape of every tensor on the way, computes one
 # attention head by hand, and compares the result with Hugging Face's.
 #
-# It assumes that you have read [From text to packed batch](01_from_text_to_packed_batch.py): the input is a packed
+# It assumes that you have read [From text to packed batch](01_from_text_to_packed_batch.ipynb): the input is a packed
 # batch, sequences end to end without padding. Everything here runs on the bundled roberta-mini, which has the
 # architecture of roberta-base and is only smaller.
 
@@ -375,4 +375,4 @@ else:
 # - The classifier reads `<s>`, so the last layer computes little else.
 #
 # Training all of it for each task means a copy of all of it for each task. The next page trains a tiny part instead:
-# [LoRA](03_lora.py).
+# [LoRA](03_lora.ipynb).

@@ -6,7 +6,7 @@
 # where it is put and how it is merged, how many parameters it has; and in the end it trains one and looks at what was
 # learnt.
 #
-# You need to know which linear layers an encoder has; [RoBERTa in 300 lines](02_roberta_in_300_lines.py) shows them.
+# You need to know which linear layers an encoder has; [RoBERTa in 300 lines](02_roberta_in_300_lines.ipynb) shows them.
 
 # %%
 import copy
@@ -382,4 +382,4 @@ assert torch.allclose(apart, together, atol=1e-4) and torch.equal(apart, again)
 # - $\alpha / r$ is a scale. With Adam it acts much like the learning rate.
 # - Merged, it costs nothing in use.
 #
-# There is an even smaller change one can make to a linear layer, and it has no matrix at all: [BitFit](04_bitfit.py).
+# There is an even smaller change to a linear layer, which has no matrix at all: [BitFit](04_bitfit.ipynb).

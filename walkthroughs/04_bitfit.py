@@ -6,8 +6,8 @@
 # surprising. This page counts the biases, asks what they can do and what they cannot, proves that an eleventh of
 # the parameters of each layer is there in vain, and looks at which biases move in a training.
 #
-# The last page, [LoRA](03_lora.py), is not needed for it; the names of the layers are
-# ([RoBERTa in 300 lines](02_roberta_in_300_lines.py)).
+# The last page, [LoRA](03_lora.ipynb), is not needed for it; the names of the layers are
+# ([RoBERTa in 300 lines](02_roberta_in_300_lines.ipynb)).
 
 # %%
 import copy
@@ -333,4 +333,4 @@ print(adapter.method, minipeft.count_parameters(adapter))
 # - A bias that moved is not yet a bias that mattered.
 #
 # How these numbers are moved, step by step, is the subject of the next page: [the training
-# loop](05_the_training_loop.py).
+# loop](05_the_training_loop.ipynb).

@@ -547,4 +547,4 @@ for wrong in ({"output": str(output)}, {"output": str(output), "lr": -1.0}, {"ta
 #   divided by the count of the whole step.
 # - The best of many epochs on few rows is an inflated figure. Report the last epoch's next to it.
 #
-# Next: [where the time goes](06_where_the_time_goes.py).
+# Next: [where the time goes](06_where_the_time_goes.ipynb).

@@ -289,7 +289,7 @@ assert differences[4] == 1 and found[3, 0.5][4] < 0.5 and found[5, 1.0][8] <= fo
 #
 # ## Choosing flatters
 #
-# [The training loop](05_the_training_loop.py) showed that the best of many epochs reads too high even if nothing was
+# [The training loop](05_the_training_loop.ipynb) showed that the best of many epochs reads too high even if nothing was
 # learned. A grid of learning rates adds another choice on the same rows. Our toy has 3 × 8 candidates per seed. Take
 # 277 rows as the validation, pick the best candidate on them, and ask the same candidate on other rows:
 
@@ -442,7 +442,7 @@ if not ranked:
 
 # %% [markdown]
 # One more thing that no table shows: what *else* changed. With `--alpha` left alone, the factor alpha / rank on LoRA's
-# update ([page 3](03_lora.py)) falls as the rank grows, so a study of ranks with one alpha and one learning rate is
+# update ([page 3](03_lora.ipynb)) falls as the rank grows, so a study of ranks with one alpha and one learning rate is
 # also a study of step sizes. The command above tells whether it was so.
 #
 # ## The LoRA paper's MNLI start
