@@ -1,11 +1,9 @@
-"""Which device and precision a run uses, and how many tokens a batch has."""
+"""Which device and precision a run uses, and how many tokens a batch has. torch is imported where it is needed."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-
-import torch
 
 from minipeft.errors import MinipeftError, check_choice
 
@@ -14,6 +12,8 @@ MAX_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}  # of a batch; more for a 
 
 def choose_device(device: str) -> str:
     """Return cuda, mps or cpu for "auto"; raise MinipeftError for a device that is absent."""
+    import torch
+
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if present[name])
@@ -25,6 +25,8 @@ def choose_device(device: str) -> str:
 
 def choose_precision(precision: str, device: str) -> str:
     """Return bf16 or fp32; "auto" is bf16 on CUDA from compute capability 8.0, else fp32."""
+    import torch
+
     check_choice("precision", precision, ("auto", "fp32", "bf16"))
     if precision == "auto":
         return "bf16" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
@@ -56,6 +58,8 @@ def check_cuda_graphs(device: str, activation_checkpointing: bool) -> None:
 def peak_memory(device: str) -> int:
     """Return the peak in bytes: of the CUDA allocator, or of the whole process; 0 where the system does not say."""
     if device == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():  # Linux; ru_maxrss would begin with what the process that started this one had

@@ -6,6 +6,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -73,7 +74,13 @@ def check_probability(name: str, value: Any) -> float:
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raise unless `value` is one of the choices; the message lists them."""
     if value not in (known := tuple(choices)):
-        raise MinipeftError(f"unknown {name} {short_repr(value)}; one of {', '.join(known)}")
+        raise MinipeftError(f"unknown {name} {short_repr(value)}; one of {', '.join(known)}{nearest(value, known)}")
+
+
+def nearest(value: Any, choices: Iterable[str]) -> str:
+    """Return a question that names the choice most similar to `value`, or "" where none is similar."""
+    found = get_close_matches(str(value).lower(), list(choices), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def check_seed(value: Any, name: str = "--seed") -> int:

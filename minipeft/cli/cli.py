@@ -9,20 +9,31 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minipeft.cli.flags import Parser, add_train_flags, command_line
+from minipeft import __version__
+from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_train_flags, command_line
 from minipeft.errors import ErrorOnRankZero, Interrupted, MinipeftError, WorkerError, is_rank_zero
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`minipeft COMMAND …` → the exit status: 0 done, 2 bad input, 130 or 143 interrupted after saving."""
-    wanted = vars(command_line().parse_args(arguments))
+    parser = command_line(arguments)
+    wanted = vars(parser.parse_args(arguments))
+    if wanted["command"] is None:
+        parser.print_help()
+        return 0
     return run(COMMANDS[wanted.pop("command")], wanted)
 
 
 def main_train(arguments: Sequence[str] | None = None) -> int:
     """`train.py …`: the command `train` by itself."""
-    parser = Parser(prog="train.py", description="Fine-tune an encoder of the RoBERTa family on a task.")
-    add_train_flags(parser)
+    parser = Parser(
+        prog="train.py",
+        usage="%(prog)s [flags]",
+        description="Fine-tune an encoder on a task.",
+        epilog=TRAIN_EXAMPLES.format(prog="python train.py"),
+    )
+    parser.add_argument("--version", action="version", version=f"minipeft {__version__}")
+    add_train_flags(parser, sys.argv[1:] if arguments is None else arguments)
     return run(_train, vars(parser.parse_args(arguments)))
 
 
@@ -102,6 +113,7 @@ def _predict(wanted: dict[str, Any]) -> None:
             "text_column",
             "pair_column",
             "file_format",
+            "echo",
         )
         for path in predict_glue_test(load_run(wanted["run"], wanted["device"]), wanted["glue_test"], wanted["data"]):
             print(path)
@@ -110,12 +122,13 @@ def _predict(wanted: dict[str, Any]) -> None:
     if wanted["input"] is None:
         if wanted["text"] is None:
             raise MinipeftError("nothing to predict; give --text, or --input with a file")
-        _reject_flags(wanted, "without --input", "output", "text_column", "pair_column", "file_format")
+        _reject_flags(wanted, "without --input", "output", "echo", "text_column", "pair_column", "file_format")
         for row in load_run(wanted["run"], wanted["device"]).predict(wanted["text"], wanted["pair"]):
             print(json.dumps(row))
     else:
         _reject_flags(wanted, "together with --input", "text", "pair")
         columns = {name: wanted[name] for name in ("text_column", "pair_column", "file_format")}
+        columns["echo"] = wanted["echo"] or ()
         predict_file(wanted["run"], wanted["input"], wanted["output"], device=wanted["device"], **columns)
 
 
@@ -149,9 +162,16 @@ def _fetch(wanted: dict[str, object]) -> None:
     print(fetch(str(wanted["name"])))
 
 
-COMMANDS = {
+def _methods(wanted: dict[str, Any]) -> None:
+    from minipeft.cli.describe import describe_methods
+
+    print(describe_methods(wanted["name"]))
+
+
+COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": _train,
     "compare": _compare,
+    "methods": _methods,
     "evaluate": _evaluate,
     "predict": _predict,
     "pretrain": _pretrain,

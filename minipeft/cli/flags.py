@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from minipeft import __version__
+from minipeft.cli.describe import choose_defaults
+from minipeft.data.tasks import TASKS
+from minipeft.device import MAX_TOKENS
+from minipeft.errors import nearest
 from minipeft.training.recipes import (
     ALPHA,
     BATCH_SIZE,
@@ -15,8 +23,28 @@ from minipeft.training.recipes import (
     WARMUP_STEPS,
     WEIGHT_DECAY,
 )
+from minipeft.training.setting_names import nearest_setting
 
-TASKS = "rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"
+METHODS = (  # minipeft.methods.METHODS, which imports torch
+    "lora, dora, adalora, vera, bitfit, layernorm, ia3, houlsby, pfeiffer, prefix_tuning, prompt_tuning, head, full"
+)
+TRAIN_EXAMPLES = """examples:
+  {prog} --task rte --method lora --rank 2
+  {prog} --data reviews.csv --text-column review --label-column stars --output runs/reviews
+  {prog} --task sst2 --method bitfit --model roberta-base --epochs 3 --lr 1e-3 --holdout 0.1
+
+`minipeft methods` lists the methods with their options. --help after other flags shows the defaults of their recipe:
+{prog} --task sst2 --method full --help"""
+PREDICT_EXAMPLES = """examples:
+  minipeft predict runs/rte-lora-r2-seed42 --text "It rains." --pair "The street is wet."
+  minipeft predict runs/reviews --input new.csv --echo id text --output labels.csv
+  minipeft predict runs/sst2 --glue-test submission"""
+COMPARE_EXAMPLES = """examples:
+  minipeft compare --task rte sst2 --method lora bitfit --output comparisons/two
+  minipeft compare --task rte --method lora --rank 1 2 8 --lr 3e-4 1e-3 --seed 1 2 3 --output comparisons/ranks
+  minipeft compare --task rte mrpc --method lora full --epochs rte=20 mrpc=10 --jobs 2 --output comparisons/epochs
+
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,7 +54,16 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", Formatter)
         super().__init__(**options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            meant = nearest_setting(unknown[0], self._option_string_actions) if unknown[0].startswith("-") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return namespace, unknown
+
     def error(self, message: str) -> NoReturn:
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += nearest(choice[1], re.findall(r"[\w-]+", choice[2]))
         self.exit(2, f"minipeft: {message}; see {self.prog} --help\n")
 
 
@@ -37,23 +74,36 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=36)
 
 
-def command_line() -> Parser:
-    parser = Parser(prog="minipeft", description="Parameter-efficient fine-tuning of RoBERTa in plain PyTorch.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    add_train_flags(commands.add_parser("train", help="fine-tune on a task"))
+def command_line(arguments: Sequence[str] | None = None) -> Parser:
+    """Return the parser of `minipeft`; its help states the defaults of the task and method that `arguments` name."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = Parser(prog="minipeft", description="Parameter-efficient fine-tuning of encoders in plain PyTorch.")
+    parser.add_argument("--version", action="version", version=f"minipeft {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    train = commands.add_parser(
+        "train",
+        help="fine-tune on a task",
+        epilog=TRAIN_EXAMPLES.format(prog="minipeft train"),
+        usage="%(prog)s [flags]",
+    )
+    add_train_flags(train, arguments)
 
-    add_compare_flags(commands)
+    add_compare_flags(commands, arguments)
+
+    methods = commands.add_parser("methods", help="the methods: options, defaults, parameters, paper, peft")
+    methods.add_argument("name", nargs="?", help="one method, with an explanation of its options [all]")
 
     evaluate = commands.add_parser("evaluate", help="loss and metrics of a run's best adapter")
     evaluate.add_argument("run", help="folder of a finished run")
     evaluate.add_argument("--split", help="split to evaluate [the task's validation split]")
     evaluate.add_argument("--data", help="folder with <task>/<split>.parquet [the run's own data]")
 
-    predict = commands.add_parser("predict", help="label and probabilities of texts")
+    predict = commands.add_parser("predict", help="label and probabilities of texts", epilog=PREDICT_EXAMPLES)
     predict.add_argument("run", help="folder of a finished run")
     predict.add_argument("--text", action="append", help="a text; may be given several times")
     predict.add_argument("--pair", action="append", help="its second sentence, for tasks on pairs")
-    predict.add_argument("--output", help="new file for the predictions of --input [standard output]")
+    predict.add_argument("--output", help="new file for the predictions of --input, csv or jsonl [standard output]")
+    predict.add_argument("--echo", nargs="+", metavar="COLUMN", help="columns of --input to repeat: id, text, … [none]")
     predict.add_argument(
         "--glue-test", metavar="FOLDER", help="predict GLUE's test split into FOLDER/RTE.tsv, …, as its server takes it"
     )
@@ -91,10 +141,19 @@ def command_line() -> Parser:
     return parser
 
 
-def add_train_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `minipeft train` and of train.py: one line a flag, with its choices and its [default]."""
+def add_train_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] = ()) -> None:
+    """The flags of `minipeft train` and of train.py: one line a flag, with its choices and its [default].
+
+    The defaults of the recipe are those of the task, method and model that `arguments` name.
+    """
+    recipe = choose_defaults(arguments)
+    tokens = f"CPU {recipe.max_tokens['fp32']}, in bf16 {recipe.max_tokens['bf16']}; CUDA {MAX_TOKENS['cuda']}"
     flag = parser.add_argument_group("task and data").add_argument
-    flag("--task", default="auto", help=f"{TASKS}, or a name for a custom dataset [auto: rte, or --data's name]")
+    flag(
+        "--task",
+        default="auto",
+        help=f"{', '.join(TASKS)}, or a name for a custom dataset [auto: rte, or --data's name]",
+    )
     flag(
         "--data",
         default="auto",
@@ -115,7 +174,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--init-adapter", metavar="RUN", help="start from another run's adapter; a new head for other labels [none]")
 
     flag = parser.add_argument_group("method").add_argument
-    flag("--method", default="lora", help="lora, bitfit, dora, ia3, full, head, …: minipeft/methods/ [lora]")
+    flag("--method", default="lora", help=f"{METHODS} [lora]")
     flag("--rank", type=int, metavar="N", help=f"LoRA's rank [{RANK}]")
     flag("--alpha", type=float, help=f"LoRA's alpha; alpha / rank scales the update [{ALPHA:g}]")
     flag("--dropout", type=float, help=f"on LoRA's input [{DROPOUT:g}]")
@@ -123,11 +182,11 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag("--method-options", nargs="+", metavar="NAME=VALUE", help="other settings of the method: rslora=true … [none]")
 
     flag = parser.add_argument_group("optimization").add_argument
-    flag("--epochs", type=int, metavar="N", help="[by task: rte 25, sst2 5, …: training/recipes.py]")
-    flag("--lr", type=float, help="peak learning rate [by task and method: training/recipes.py]")
+    flag("--epochs", type=int, metavar="N", help=f"passes over the data [{recipe.epochs} for {recipe.choice}]")
+    flag("--lr", type=float, help=f"peak learning rate [{recipe.lr:g} for {recipe.choice}]")
     flag("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"sequences [{BATCH_SIZE}]")
     flag("--grad-accum", type=int, default=GRAD_ACCUM, metavar="N", help=f"batches in a step [{GRAD_ACCUM}]")
-    flag("--warmup-steps", type=int, metavar="N", help=f"[{WARMUP_STEPS}, or 10 percent of fewer than 900 steps]")
+    flag("--warmup-steps", type=int, metavar="N", help=f"linear [{WARMUP_STEPS}; of fewer than 900, 10 percent]")
     flag("--weight-decay", type=float, default=WEIGHT_DECAY, help=f"AdamW's, on matrices [{WEIGHT_DECAY:g}]")
     flag("--select-by", metavar="METRIC", help="a metric, or eval_loss, to choose the best epoch [the task's first]")
     flag("--seed", type=int, default=42, help="of the head, LoRA's A, the order and dropout [42]")
@@ -135,7 +194,7 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("hardware").add_argument
     flag("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 on CUDA, else fp32]")
-    flag("--max-tokens", type=int, metavar="N", help="most tokens of a batch, which bounds the memory [by hidden size]")
+    flag("--max-tokens", type=int, metavar="N", help=f"tokens of a batch; bounds the memory [{tokens}]")
     flag("--compile", action="store_true", help="let torch.compile fuse the small operations [off]")
     flag("--activation-checkpointing", action="store_true", help="compute layers twice: less memory, more time [off]")
     flag("--cuda-graphs", action="store_true", help="record and replay a batch's CUDA operations: less overhead [off]")
@@ -204,25 +263,26 @@ class SeveralValues(Parser):
 COMPARE_FLAGS = ("--task", "--method", "--seed", "--output", "--resume", "--quiet")  # where compare has its own
 
 
-def add_compare_flags(commands: Any) -> None:
+def add_compare_flags(commands: Any, arguments: Sequence[str]) -> None:
     """`minipeft compare`: its own flags, and the flags of `train`."""
     own, settings = Parser(add_help=False), SeveralValues(add_help=False)
     flag = own.add_argument_group("comparison").add_argument
-    flag("--task", nargs="+", required=True, metavar="TASK", help=TASKS)
-    flag("--method", nargs="+", required=True, metavar="METHOD", help="lora, bitfit, full, head, …: minipeft/methods/")
+    flag("--task", nargs="+", required=True, metavar="TASK", help=", ".join(TASKS))
+    flag("--method", nargs="+", required=True, metavar="METHOD", help=METHODS)
     flag("--seed", nargs="+", action="extend", metavar="VALUE", help="three or more show a spread [1 2 3]")
     flag("--output", required=True, metavar="DIR", help="folder of the comparison")
     flag("--jobs", type=int, metavar="N", help="runs at once [CPU: as cores and memory allow, else 1]")
     flag("--resume", action="store_true", help="continue the comparison in --output; finished runs are kept [off]")
     flag("--quiet", action="store_true", help="no progress bar [off]")
-    add_train_flags(settings)
+    add_train_flags(settings, arguments)
     commands.add_parser(
         "compare",
         help="several runs side by side: tasks, methods, ranks, learning rates, seeds → tables and a page",
         usage="minipeft compare --task TASK ... --method METHOD ... --output DIR [settings of train]",
         parents=[own, settings],
         description="Train every combination of tasks, methods, ranks, learning rates and seeds, and compare them.",
-        epilog=(
+        epilog=COMPARE_EXAMPLES
+        + (
             "every flag with a VALUE takes it for all runs, or for some:\n"
             "  VALUE              for every run that can take it: --rank 4 goes to the methods that have a rank\n"
             "  TASK=VALUE         for the runs of a task:      --epochs sst2=1 mrpc=3\n"

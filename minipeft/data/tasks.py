@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, nearest
 
 
 @dataclass(frozen=True)
@@ -98,5 +98,6 @@ class Split:
 def get_task(name: str) -> Task:
     """Return a task of GLUE by name. Raises MinipeftError that lists the names."""
     if name not in TASKS:
-        raise MinipeftError(f"unknown task {name!r}; one of {', '.join(TASKS)}, or name a custom dataset by --data")
+        known = f"one of {', '.join(TASKS)}, or name a custom dataset by --data"
+        raise MinipeftError(f"unknown task {name!r}; {known}{nearest(name, TASKS)}")
     return TASKS[name]

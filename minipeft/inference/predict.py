@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from minipeft.adapters.merging import check_export_folder, merged_copy, save_mer
 from minipeft.data import standin
 from minipeft.data.custom import custom_task
 from minipeft.data.find_files import list_files
-from minipeft.data.rows import open_table
+from minipeft.data.rows import Table, open_table
 from minipeft.data.splits import choose_data, chunk_examples, read_chunks, read_examples, with_recorded_split
 from minipeft.data.tasks import Split, Task, get_task
 from minipeft.data.tokenizer import load_tokenizer
@@ -114,6 +114,8 @@ class LoadedRun(Predictor):
         pair_column: str | None = None,
         label_column: str | None = None,
         file_format: str | None = None,
+        echo: Sequence[str] = (),
+        echoed: list[Sequence[Any]] | None = None,
     ) -> Iterator[Split]:
         """Read a file, the files of a folder in the order of their names, or standard input ("-"), as a stream.
 
@@ -123,6 +125,8 @@ class LoadedRun(Predictor):
             pair_column: Column of the second texts; the default is the task's, else "pair".
             label_column: Column of the labels; None to read no labels.
             file_format: "txt", "csv", "tsv" or "jsonl", whatever the file's ending is.
+            echo: Further columns, whose values are appended to `echoed`, a tuple per row.
+            echoed: A list that holds the values of the rows so far.
         """
         if pair_column is not None and len(self.task.columns) == 1:
             raise MinipeftError(f"{self.task.name} takes one text per row; leave --pair-column {pair_column!r} out")
@@ -142,9 +146,27 @@ class LoadedRun(Predictor):
                         self.task.columns, ("text", "pair"), (text_column, pair_column), strict=False
                     )
                 ]
+                if echoed is not None:
+                    table = _echo_columns(table, echo, echoed)
                 yield from read_examples(task, table, columns, remedy, label_column is not None)
 
         return chunk_examples(self.task, examples())
+
+
+def _echo_columns(table: Table, echo: Sequence[str], echoed: list[Sequence[Any]]) -> Table:
+    """Return the same table; whenever a row is read, its values in the columns `echo` are appended to `echoed`."""
+    for name in echo:
+        if name not in table.columns:
+            raise table.missing(name, "--echo can name another")
+
+    def read(names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+        columns = list(dict.fromkeys([*names, *echo]))
+        for place, values in table.read(columns):
+            row = dict(zip(columns, values, strict=True))
+            echoed.append([row[name] for name in echo])
+            yield place, [row[name] for name in names]
+
+    return replace(table, read=read)
 
 
 def load_run(folder: str | Path, device: str = "auto", precision: str | None = None) -> LoadedRun:

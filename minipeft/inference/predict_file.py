@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def predict_file(
     text_column: str | None = None,
     pair_column: str | None = None,
     file_format: str | None = None,
+    echo: Sequence[str] = (),
     device: str = "auto",
 ) -> None:
     """Predict every row of a file, a folder of files or standard input ("-"), in their order.
@@ -61,6 +62,7 @@ def predict_file(
         text_column: Column of the texts.
         pair_column: Column of the second texts.
         file_format: "txt", "csv", "tsv" or "jsonl", whatever the ending of the input is.
+        echo: Columns of the input that each prediction repeats, such as an id.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
@@ -74,6 +76,9 @@ def predict_file(
     if target is not None and (target.exists() or not target.absolute().parent.is_dir()):
         reason = "is there already" if target.exists() else f"has no folder {target.parent}"
         raise MinipeftError(f"{target} {reason}; choose another --output")
+    for name in echo:
+        if name in ("label", "probabilities", "score"):
+            raise MinipeftError(f"--echo {name}: a prediction has a field {name} already; rename the column")
     files = list_files(path, file_format)
     run = load_run(folder, device)
     if run.device == "cuda":
@@ -81,21 +86,28 @@ def predict_file(
         run.model.to(run.device)
     columns = {"text_column": text_column, "pair_column": pair_column, "file_format": file_format}
     rows = 0
+    echoed: list[Sequence[Any]] = []  # of the present chunk
     if path != STANDARD_INPUT:  # an invalid row is reported now, not after hours
-        rows = sum(len(chunk) for chunk in run.read_chunks(path, **columns))
-    chunks = run.read_chunks(path, **columns)
+        for chunk in run.read_chunks(path, **columns, echo=echo, echoed=echoed):
+            rows += len(chunk)
+            echoed.clear()
+    chunks = run.read_chunks(path, **columns, echo=echo, echoed=echoed)
     as_csv = target is not None and target.suffix.lower() == ".csv"
 
     def lines(chunk: Split) -> str:
-        predictions = run.predict(chunk.texts, chunk.pairs)
-        return _csv_lines(predictions) if as_csv else "".join(json.dumps(row) + "\n" for row in predictions)
+        predictions = [
+            dict(zip(echo, values, strict=True)) | prediction
+            for values, prediction in zip(echoed, run.predict(chunk.texts, chunk.pairs), strict=True)
+        ]
+        return _csv_lines(predictions, echo) if as_csv else "".join(json.dumps(row) + "\n" for row in predictions)
 
     if target is None:
         for chunk in chunks:
             _print(lines(chunk))
+            echoed.clear()
         return
     parts = target.with_name(f".{target.name}.parts")
-    plan = _plan(Path(folder), run.model.folder, files, {**columns, "device": run.device})
+    plan = _plan(Path(folder), run.model.folder, files, {**columns, "echo": list(echo), "device": run.device})
     with _raise_on_signals(target, parts if path == STANDARD_INPUT else None):
         if rank == 0:
             _prepare(parts, plan)
@@ -107,14 +119,15 @@ def predict_file(
                 part = _part_file(parts, count - 1)
                 if (count - 1) % processes == rank and not part.exists():
                     write_text(part, lines(chunk))
+                echoed.clear()
                 written += len(chunk)
                 bar.update(len(chunk))
         if rank == 0:
             names = [_part_file(parts, number) for number in range(count)]
-            for name in names:
-                _wait(name.exists, "")
-            header = _csv_header(run.task.labels) if as_csv else ""
-            write_atomically(target, lambda temporary: _concatenate_parts(names, temporary, header))
+            for part in names:
+                _wait(part.exists, "")
+            header = _csv_header(run.task.labels, echo) if as_csv else ""
+            write_atomically(target, lambda temporary: (names, temporary, header))
             shutil.rmtree(parts)
             print(f"{target}: {written:,} predictions", file=sys.stderr)
 
@@ -159,13 +172,17 @@ def _part_file(parts: Path, number: int) -> Path:
     return parts / f"{number:09d}.jsonl"
 
 
-def _csv_header(labels: tuple[str, ...]) -> str:
-    """The header of predictions as csv: the label and the probability of each class, or the score."""
-    return _csv_line(["label", *(f"probability_{label}" for label in labels)] if labels else ["score"])
+def _csv_header(labels: tuple[str, ...], echo: Sequence[str]) -> str:
+    """The header of predictions as csv: the echoed columns, the label and each class's probability, or the score."""
+    return _csv_line([*echo, *(["label", *(f"probability_{label}" for label in labels)] if labels else ["score"])])
 
 
-def _csv_lines(predictions: list[dict[str, Any]]) -> str:
-    rows = ([row["score"]] if "score" in row else [row["label"], *row["probabilities"].values()] for row in predictions)
+def _csv_lines(predictions: list[dict[str, Any]], echo: Sequence[str]) -> str:
+    rows = (
+        [row[name] for name in echo]
+        + ([row["score"]] if "score" in row else [row["label"], *row["probabilities"].values()])
+        for row in predictions
+    )
     return "".join(map(_csv_line, rows))
 
 

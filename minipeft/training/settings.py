@@ -20,6 +20,7 @@ from minipeft.training.recipes import (
     RANK,
     WEIGHT_DECAY,
 )
+from minipeft.training.setting_names import nearest_setting
 
 Keywords = ParamSpec("Keywords")
 Answer = TypeVar("Answer")
@@ -91,9 +92,10 @@ def read_settings(given: dict[str, Any]) -> TrainSettings:
     Raises:
         MinipeftError: for an unknown name, and for a value of the wrong kind.
     """
-    unknown = sorted(set(given) - {f.name for f in dataclasses.fields(TrainSettings)})
-    if unknown:
-        raise MinipeftError(f"unknown setting {unknown[0]!r}. The settings are train.py's flags.")
+    known = [field.name for field in dataclasses.fields(TrainSettings)]
+    if unknown := sorted(set(given) - set(known)):
+        meant = nearest_setting(unknown[0], known)
+        raise MinipeftError(f"unknown setting {unknown[0]!r}{meant}. The settings are train.py's flags.")
     method = given.get("method")
     if method is not None and not isinstance(method, str):
         fields = dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {}  # type: ignore[arg-type]

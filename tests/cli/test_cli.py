@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -11,10 +13,18 @@ import pytest
 import torch
 from conftest import REPOSITORY, contents, run_command
 
+import minipeft
 from minipeft.cli.cli import main
+from minipeft.cli.flags import command_line
+from minipeft.data.tasks import TASKS
+from minipeft.device import choose_max_tokens
+from minipeft.files import write_json
+from minipeft.methods import METHODS
+from minipeft.training.recipes import recipe
+from minipeft.training.settings import TrainSettings, choose_method
 
 SMALL = ["--epochs", 1, "--train-limit", 32, "--eval-limit", 16, "--batch-size", 8]
-COMMANDS = ("train", "evaluate", "predict", "pretrain", "export", "merge", "fetch")
+COMMANDS = ("train", "compare", "methods", "evaluate", "predict", "pretrain", "export", "merge", "fetch")
 
 
 def test_train_py_says_what_it_trains_and_leaves_a_result(
@@ -54,7 +64,15 @@ def test_help_and_every_import_need_neither_torch_nor_transformers() -> None:
     assert "minipeft.training.pretrain" in modules
     script = f"""
 import importlib, sys
+import minipeft
 from minipeft.cli.cli import main
+from minipeft.cli.flags import command_line
+from minipeft.data.tasks import TASKS
+from minipeft.device import choose_max_tokens
+from minipeft.files import write_json
+from minipeft.methods import METHODS
+from minipeft.training.recipes import recipe
+from minipeft.training.settings import TrainSettings, choose_method
 try:
     main(["train", "--help"])
 except SystemExit as stop:
@@ -70,16 +88,12 @@ assert not {{"transformers", "peft", "accelerate"}} & set(sys.modules)
 
 
 def test_the_flags_are_the_settings_with_the_same_defaults() -> None:
-    from minipeft.cli.flags import command_line
-    from minipeft.training.settings import TrainSettings
-
     flags = vars(command_line().parse_args(["train"]))
     assert flags.pop("command") == "train"
     assert flags == {f.name: f.default for f in fields(TrainSettings)}
 
 
 def test_the_pretraining_flags_are_its_settings_with_the_same_defaults() -> None:
-    from minipeft.cli.flags import command_line
     from minipeft.training.pretrain_settings import PretrainSettings
 
     flags = vars(command_line().parse_args(["pretrain", "--text", "a", "--output", "b"]))
@@ -96,6 +110,131 @@ def test_every_command_has_its_help(command: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0 and "usage: minipeft" in capsys.readouterr().out
+
+
+def help_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--help"])
+    assert stop.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_minipeft_alone_prints_its_help_and_version_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "usage: minipeft" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"minipeft {minipeft.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "pretrain"])
+def test_every_flag_is_in_a_group_with_its_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of([command], capsys)
+    for group in ("task and data:", "model:", "method:", "optimization:", "hardware:", "output:"):
+        assert group in text or (command, group) == ("pretrain", "method:")
+    commands = next(action for action in command_line([])._actions if action.dest == "command")
+    for action in commands.choices[command]._actions:  # type: ignore[index, union-attr, call-overload]
+        if action.dest != "help" and not action.required:
+            assert re.search(r"\[.+\]$", action.help or ""), f"{action.option_strings} without a default"
+
+
+def test_the_help_of_train_names_every_method_and_task(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(["train"], capsys)
+    for name in (*METHODS, *TASKS):
+        assert re.search(rf"\b{name}\b", text), name
+    assert text.count("minipeft train --") >= 3  # examples
+
+
+@pytest.mark.parametrize("task", ["rte", "sst2"])
+@pytest.mark.parametrize("method", ["lora", "bitfit", "full"])
+def test_the_help_states_the_defaults_of_the_chosen_model(
+    task: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for hidden_size in (256, 1024):
+        write_json(tmp_path / "config.json", {"hidden_size": hidden_size})
+        text = help_of(["train", "--task", task, "--model", str(tmp_path), "--method", method], capsys)
+        chosen = recipe(task, method, hidden_size)
+        assert f"[{chosen.epochs} for {task}, {method}, " in text and f"[{chosen.lr:g} for {task}, " in text
+        assert f"CPU {choose_max_tokens('cpu', 'fp32', hidden_size)}," in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["train", "--learning-rate", "1e-3"], "did you mean --lr?"),
+        (["train", "--ouput", "x"], "did you mean --output?"),
+        (["trian"], "did you mean train?"),
+        (["compare", "--task", "rte", "--method", "lora", "--output", "x", "--epoch-count", "3"], "--epochs?"),
+    ],
+)
+def test_an_unknown_flag_or_command_names_the_nearest(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    written = capsys.readouterr().err
+    assert meant in written and len(written.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("flag", "value", "meant"), [("--task", "rtee", "rte"), ("--method", "lorra", "lora")])
+def test_an_unknown_task_or_method_names_the_nearest(
+    flag: str, value: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", flag, value]) == 2
+    assert f"(did you mean {meant}?)" in capsys.readouterr().err
+
+
+def test_an_unknown_setting_in_python_names_the_nearest() -> None:
+    for name, meant in (("learning_rate", "lr"), ("epoch", "epochs"), ("target_modules", "targets")):
+        with pytest.raises(minipeft.MinipeftError, match=rf"unknown setting '{name}' \(did you mean {meant}\?\)"):
+            minipeft.train(**{name: 1})
+
+
+def test_methods_lists_each_with_what_its_config_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    listed = capsys.readouterr().out
+    for name, row in METHODS.items():
+        assert main(["methods", name]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"{name}: ")
+        assert all(f"\n    {fact}" in shown for fact in ("formula", "options", "parameters", "paper", "peft"))
+        assert shown.splitlines()[0] in listed
+        method = choose_method(TrainSettings(method=name))
+        for field in fields(row.config):
+            assert re.search(rf"\b{field.name}[ =]", shown), field.name
+            value = getattr(method, field.name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                assert re.search(rf"\b{field.name}[ =]{value:g}\b", " ".join(shown.split())), field.name
+        assert (row.peft is not None) == ("reads and writes its adapters" in shown)
+        assert "paper       none" not in shown or name == "head"
+
+
+def test_predict_repeats_columns_of_the_input(
+    small_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.csv").write_text("id,text,label\n7,a film,x\n8,a café,y\n")
+    call = ["predict", str(small_runs["sst2"]), "--input", str(tmp_path / "in.csv"), "--echo", "id", "text"]
+    assert main(call) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [("7", "a film"), ("8", "a café")]
+    assert all(value == round(value, 6) for row in rows for value in row["probabilities"].values())
+    assert main([*call, "--output", str(tmp_path / "out.csv")]) == 0
+    assert f"{tmp_path / 'out.csv'}: 2 predictions" in capsys.readouterr().err
+    with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    assert list(written[0]) == ["id", "text", "label", "probability_negative", "probability_positive"]
+    assert [row["id"] for row in written] == ["7", "8"]
+    assert [row["label"] for row in written] == [row["label"] for row in rows]
+    for columns, message in ((["ID"], "no column 'ID'"), (["label"], "has a field label already")):
+        assert main([*call[:-2], *columns]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_an_unknown_split_lists_the_splits(small_runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(small_runs["rte"]), "--split", "dev"]) == 2
+    written = capsys.readouterr().err
+    assert "train" in written and "validation" in written
 
 
 def test_predict_prints_a_line_of_json_a_text(small_runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
