@@ -97,9 +97,10 @@ def _describe_method(name: str, explained: bool) -> list[str]:
         "peft": peft + ("" if row.merges else "; it cannot be merged"),
         "encoders": f"all but {', '.join(without)}" if without else "all",
     }
+    wrap = textwrap.TextWrapper(112, initial_indent="    ", subsequent_indent=" " * 16, break_on_hyphens=False).wrap
     lines = [f"{name}: {title[2] or title[0]}"]
     for fact, text in facts.items():
-        lines += textwrap.wrap(f"{fact:<12}{text}", 112, initial_indent="    ", subsequent_indent=" " * 16)
+        lines += wrap(f"{fact:<12}{text}")
     explanation = re.search(r"^Args:\n(.*?)\n\n", about + "\n\n", re.DOTALL | re.MULTILINE)
     if explained and explanation:
         lines += ["", *explanation[1].splitlines()]

@@ -127,7 +127,7 @@ def predict_file(
             for part in names:
                 _wait(part.exists, "")
             header = _csv_header(run.task.labels, echo) if as_csv else ""
-            write_atomically(target, lambda temporary: (names, temporary, header))
+            write_atomically(target, lambda temporary: _concatenate_parts(names, temporary, header))
             shutil.rmtree(parts)
             print(f"{target}: {written:,} predictions", file=sys.stderr)
 

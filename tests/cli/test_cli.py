@@ -64,15 +64,7 @@ def test_help_and_every_import_need_neither_torch_nor_transformers() -> None:
     assert "minipeft.training.pretrain" in modules
     script = f"""
 import importlib, sys
-import minipeft
 from minipeft.cli.cli import main
-from minipeft.cli.flags import command_line
-from minipeft.data.tasks import TASKS
-from minipeft.device import choose_max_tokens
-from minipeft.files import write_json
-from minipeft.methods import METHODS
-from minipeft.training.recipes import recipe
-from minipeft.training.settings import TrainSettings, choose_method
 try:
     main(["train", "--help"])
 except SystemExit as stop:
@@ -164,7 +156,7 @@ def test_the_help_states_the_defaults_of_the_chosen_model(
         (["train", "--learning-rate", "1e-3"], "did you mean --lr?"),
         (["train", "--ouput", "x"], "did you mean --output?"),
         (["trian"], "did you mean train?"),
-        (["compare", "--task", "rte", "--method", "lora", "--output", "x", "--epoch-count", "3"], "--epochs?"),
+        (["compare", "--task", "rte", "--method", "lora", "--output", "x", "--eopchs", "3"], "--epochs?"),
     ],
 )
 def test_an_unknown_flag_or_command_names_the_nearest(
