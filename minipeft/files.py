@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from safetensors import SafetensorError
 from minipeft.errors import MinipeftError, first_line
 
 PARTIAL = ".*.partial"  # the temporary files that a kill may leave; nothing reads them
-LEASE = ".lease"  # of a run's folder, see training/lease.py
+LEASE = ".owner"  # in a run's folder, see training/lease.py
+OWNERSHIP_CHECKS: dict[Path, Callable[[], None]] = {}  # of the folders that this process holds a lease of
 LARGEST_SMALL_FILE = 1 << 26  # bytes of a config, an index or a tokenizer; xlm-roberta's tokenizer has 17 MB
 
 
@@ -25,7 +27,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_together(writers: dict[Path, Callable[[Path], object]]) -> None:
-    """`write_atomically` for files of one folder: the first is renamed only when all are complete and synced."""
+    """`write_atomically` for files of one folder: the first is renamed only when all are complete and synced.
+
+    In a folder that this process has a lease of, it must hold it still; that is checked last before the rename.
+    """
     unique = uuid.uuid4().hex[:8]  # two processes never write the same temporary file
     temporary = {path: path.with_name(f".{path.name}.{unique}.partial") for path in writers}
     try:
@@ -34,6 +39,9 @@ def write_together(writers: dict[Path, Callable[[Path], object]]) -> None:
             with open(temporary[path], "rb+") as file:  # Windows syncs only files that are open for writing
                 os.fsync(file.fileno())
             temporary[path].chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
+        for path, (folder, check) in product(writers, list(OWNERSHIP_CHECKS.items())):
+            if folder in path.absolute().parents:
+                check()
         for path in writers:
             os.replace(temporary[path], path)
         _sync_folder(path.parent)

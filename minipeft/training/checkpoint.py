@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,12 +51,8 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     train: Encoded,
-    check_owner: Callable[[], None],
 ) -> None:
-    """Write the trainable tensors, the optimizer's state, the progress and the examples' fingerprint.
-
-    `check_owner` raises where another process has taken the folder over; it is called last before the rename.
-    """
+    """Write the trainable tensors, the optimizer's state, the progress and the examples' fingerprint."""
     state = {
         "trained": {name: tensor.detach() for name, tensor in _changing_tensors(model).items()},
         "optimizer": optimizer.state_dict(),
@@ -69,7 +64,6 @@ def save_checkpoint(
     def write(path: Path) -> None:
         with open(path, "wb") as file:  # torch.save's own file hides the reason why it cannot be written
             torch.save(state, file)
-        check_owner()
 
     write_atomically(state_file(folder), write)
 

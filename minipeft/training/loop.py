@@ -6,7 +6,6 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,13 +75,11 @@ class RunFolder:
         path: the run's folder.
         checkpoint_minutes: minutes between checkpoints; every epoch ends with one as well.
         quiet: print nothing.
-        check_owner: called before every save; raises where another process has taken the folder over.
     """
 
     path: Path
     checkpoint_minutes: float = CHECKPOINT_MINUTES
     quiet: bool = False
-    check_owner: Callable[[], None] = lambda: None
 
 
 def train_loop(
@@ -116,10 +113,9 @@ def train_loop(
         print(resumed, file=sys.stderr)
 
     def save() -> None:
-        save_checkpoint(folder, model, optimizer, now, train, run_folder.check_owner)
+        save_checkpoint(folder, model, optimizer, now, train)
 
     def publish_epoch() -> None:
-        run_folder.check_owner()
         publish(folder, model, now, task, schedule.select_by)
 
     saved_at = time.monotonic()

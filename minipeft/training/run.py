@@ -8,7 +8,7 @@ import logging
 import platform
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from minipeft.adapters.adapter import initialize_from_adapter, reload_adapter
 from minipeft.data.splits import read_chunks
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
-from minipeft.files import PARTIAL, check_output, make_folder, read_json, write_json
+from minipeft.files import PARTIAL, check_output, read_json, write_json
 from minipeft.methods import apply, count_parameters
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.classifier import SequenceClassifier
@@ -93,13 +93,27 @@ def train(**settings: Any) -> Result:
             written, with the last checkpoint kept.
     """
     job = resolve(read_settings(settings))
-    examples = load_examples(job)
-    model = build_model(job)
-    with open_run(job, examples, model) as folder:
+    with hold_folder(job):
+        examples = load_examples(job)
+        model = build_model(job)
+        folder = open_run(job, examples, model)
         graphs = StepGraphs(model) if job.cuda_graphs else None
         progress = train_loop(model, examples, job.schedule, folder, job.processes, graphs)
-        job.processes.on_rank_zero(folder.check_owner)
         return write_result(job, examples, model, progress)
+
+
+@contextmanager
+def hold_folder(job: Job) -> Iterator[None]:
+    """Take the lease of the run's folder on rank 0."""
+    with ExitStack() as stack:
+
+        def take_lease() -> None:
+            stack.enter_context(Lease(job.output))
+            check_output(job.output, "config.json", "run", job.resume)  # again, now that nobody else can change it
+            check_same_settings(job)
+
+        job.processes.on_rank_zero(take_lease)
+        yield
 
 
 def load_examples(job: Job) -> Examples:
@@ -132,10 +146,9 @@ def build_model(job: Job) -> SequenceClassifier:
     return model
 
 
-@contextmanager
-def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> Iterator[RunFolder]:
-    """Check that all processes agree, print the banner, take the folder's lease, and write config.json."""
-    processes, folder = job.processes, job.output
+def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFolder:
+    """Check that all processes agree, print the banner, and write config.json."""
+    processes = job.processes
     if processes.size > 1:
         weights = hashlib.sha256()
         for parameter in model.parameters():
@@ -154,25 +167,16 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> Iterato
     if examples.truncated and processes.is_main_process:
         total = sum(map(len, (examples.train, examples.validation, *examples.others.values())))
         logger.warning("%d of %d examples were truncated to %d tokens", examples.truncated, total, job.max_length)
-    with ExitStack() as stack:
-        lease = Lease(folder)
-
-        def write_config() -> None:
-            make_folder(folder)
-            stack.enter_context(lease)
-            check_output(folder, "config.json", "run", job.resume)  # again, now that nobody else can change it
-            check_same_settings(job)
-            _write_config(job)
-
-        processes.on_rank_zero(write_config)
-        yield RunFolder(folder, job.checkpoint_minutes, job.quiet, lease.check)
+    processes.on_rank_zero(lambda: _write_config(job))
+    return RunFolder(job.output, job.checkpoint_minutes, job.quiet)
 
 
 def _write_config(job: Job) -> None:
     """Make the folder a run's, without the temporary files of a killed run."""
     folder = job.output
     for path in folder.rglob(PARTIAL):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder: of another process that is trying to take the lease
+            path.unlink()
     if not state_file(folder).is_file():
         (folder / "result.json").unlink(missing_ok=True)
         if (folder / "config.json").is_file() and not job.quiet:
