@@ -25,17 +25,15 @@ from tqdm.auto import tqdm
 from minipeft.data.batching import PackedBatch, epoch_order, pack
 from minipeft.data.corpus import TokenizedText, mask, read_lines, tokenize_lines
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from minipeft.errors import (
-    Interrupted,
-    MinipeftError,
-)
-from minipeft.files import make_folder, read_json, write_atomically, write_json, write_lines
+from minipeft.errors import Interrupted, MinipeftError
+from minipeft.files import check_output, make_folder, read_json, write_atomically, write_json, write_lines
 from minipeft.hub.hub import resolve_model
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, init_weights
 from minipeft.training.init_weights import init_from_counts
 from minipeft.training.interrupt import collect_signals
+from minipeft.training.lease import Lease
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 from minipeft.training.pretrain_settings import HELD_OUT_EVERY, PretrainSettings, check_settings, new_config
 
@@ -44,11 +42,21 @@ IGNORED = ("resume", "quiet", "checkpoint_minutes", "device")  # a resumed run m
 
 
 def pretrain(settings: PretrainSettings) -> dict[str, Any]:
-    """Pretrain; returns validation loss and perplexity. `settings.output` becomes a checkpoint folder."""
-    folder = Path(settings.output)
-    state_file = folder / "checkpoint" / "state.pt"
+    """Pretrain; returns validation loss and perplexity. `settings.output` becomes a checkpoint folder.
+
+    Raises:
+        MinipeftError: for bad input, before anything is written; and where another process holds the folder.
+        Interrupted: after a signal, with the state saved.
+    """
     check_settings(settings)
-    _open_folder(folder, settings)
+    folder = Path(settings.output)
+    with Lease(folder):
+        _open_folder(folder, settings)
+        return _train(folder, settings)
+
+
+def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
+    state_file = folder / "checkpoint" / "state.pt"
     tokenizer = _tokenizer(folder, settings)
     train_text, validation_text = _tokens(folder, settings, tokenizer)
     torch.manual_seed(settings.seed)
@@ -173,16 +181,13 @@ def _open_folder(folder: Path, settings: PretrainSettings) -> None:
     wanted = {name: value for name, value in asdict(settings).items() if name not in IGNORED}
     wanted["text"] = list(settings.text)
     record = folder / "pretrain.json"
+    check_output(folder, record.name, "pretraining run", settings.resume)
     if record.is_file():
-        if not settings.resume:
-            raise MinipeftError(f"{folder} already holds a run; pass --resume to go on with it, or another --output")
         for name, value in read_json(record).items():
             if wanted.get(name) != value:
                 raise MinipeftError(
                     f"{folder}: the run has {name} {value!r}, not {wanted.get(name)!r}. Resume with the same settings."
                 )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise MinipeftError(f"{folder} is not empty and holds no pretraining run; choose another --output")
     make_folder(folder / "checkpoint")
     write_json(record, wanted)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from minipeft import MinipeftError, load_pretrained, load_tokenizer, pack
 from minipeft.data.standin import generate
 from minipeft.model.checkpoint import load_language_model
 from minipeft.model.config import EncoderConfig
+from minipeft.training.lease import Lease
 from minipeft.training.pretrain import TokenizedText, mask, pretrain
 from minipeft.training.pretrain_settings import PretrainSettings
 
@@ -200,7 +202,7 @@ def test_a_run_ended_in_the_middle_goes_on_to_the_same_bits(
     state = torch.load(state_file, weights_only=True)
     assert 0 < state["step"] < wanted.steps
     before = contents(tmp_path)
-    with pytest.raises(MinipeftError, match="already holds a run"):
+    with pytest.raises(MinipeftError, match="already holds a pretraining run"):
         pretrain(wanted)
     with pytest.raises(MinipeftError, match=r"the run has lr 0\.003, not 0\.004"):
         pretrain(replace(wanted, lr=0.004, resume=True))
@@ -217,6 +219,12 @@ def test_a_run_ended_in_the_middle_goes_on_to_the_same_bits(
         for folder in (tmp_path / "model", unbroken)
     )
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_folder_that_another_process_holds_is_refused(text: Path, tmp_path: Path) -> None:
+    with Lease(tmp_path / "model"), pytest.raises(MinipeftError, match=f"is in use by process {os.getpid()} on"):
+        pretrain(settings(text, tmp_path / "model"))
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_damaged_state_is_refused(text: Path, unbroken: Path, tmp_path: Path) -> None:
