@@ -49,6 +49,31 @@ DISTILBERT_FIELDS = {
     "num_hidden_layers": "n_layers",
     "num_attention_heads": "n_heads",
 }
+MODERNBERT_FIELDS = {
+    "hidden_act": "hidden_activation",
+    "layer_norm_eps": "norm_eps",
+    "hidden_dropout_prob": "mlp_dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+}
+OTHER_NAMES = {"distilbert": DISTILBERT_FIELDS, "modernbert": MODERNBERT_FIELDS}
+# What the config.json of every published DeBERTa-v3 says.
+DEBERTA_V3: dict[str, Any] = {
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "max_relative_positions": -1,
+    "max_position_embeddings": 512,
+    "layer_norm_eps": 1e-7,
+    "type_vocab_size": 0,
+    "pad_token_id": 0,
+}
+# A small window, so that short texts reach beyond it; the special tokens of the small vocabulary.
+SMALL_MODERNBERT = {"local_attention": 32, **dict.fromkeys((f"{name}_token_id" for name in ("bos", "cls")), 1)}
+SMALL_MODERNBERT |= dict.fromkeys((f"{name}_token_id" for name in ("eos", "sep")), 2)
+FAMILY_FIELDS: dict[str, dict[str, Any]] = {"deberta-v2": DEBERTA_V3, "modernbert": SMALL_MODERNBERT}
 
 
 def shared(*parts: str) -> Path:
@@ -73,10 +98,10 @@ def reference_model(
         "pad_token_id": 1 if roberta else 0,
         "type_vocab_size": 1 if roberta else 2,
         **({} if roberta else {"max_position_embeddings": 512}),
+        **FAMILY_FIELDS.get(model_type, {}),
         **shape,
     }
-    if model_type == "distilbert":
-        fields = {DISTILBERT_FIELDS.get(name, name): value for name, value in fields.items()}
+    fields = {OTHER_NAMES.get(model_type, {}).get(name, name): value for name, value in fields.items()}
     config = AutoConfig.for_model(model_type, **fields)
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForMaskedLM
     model = auto.from_config(config, attn_implementation="eager").eval()

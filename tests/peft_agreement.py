@@ -23,6 +23,7 @@ HEADS = {
     "bert": ["pooler", "classifier"],
     "distilbert": ["pre_classifier", "classifier"],
     "electra": ["classifier"],
+    "modernbert": ["head", "classifier"],
 }
 
 

@@ -27,7 +27,8 @@ bfloat16 weights and run the fastest product of the machine. Both work without a
                         `target_modules_of` (methods/adapted.py) finds them; `encoder.set_submodule(place.path, ...)`
                         replaces one. ELECTRA's `embeddings_project` is one too, and counts to layer 0.
     biases              parameters whose name ends in "bias"; BitFit raises where there are none
-    LayerNorms          Family.layer_norms: "embeddings", "attention" and "output" → our module
+    LayerNorms          Family.layer_norms: "embeddings", "attention" and "output" → our module; some families have
+                        one more, "relative" (DeBERTa) or "final" (ModernBERT)
     bottlenecks         after `output` and `ffn_output` (Houlsby), and in `output_layer_norm` (Pfeiffer), which must be
                         the LayerNorm after the feed-forward network's residual sum
     prompts             `encoder.virtual_tokens`, called between the word embeddings and `embed`, may prepend rows

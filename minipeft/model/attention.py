@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ def attend_plain(
     dropout: float = 0.0,
     first_only: bool = False,
     prefix: Prefix | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Every sequence by itself, written as the equation.
 
@@ -41,6 +42,7 @@ def attend_plain(
         query: (tokens, hidden_size), or (num_sequences, hidden_size) with first_only: the first token's alone.
         key, value: (tokens, hidden_size).
         prefix: Keys and values (num_virtual_tokens, hidden_size) before those of each sequence.
+        window: Largest distance between a query and a key that it sees; None without a limit. Not with a prefix.
 
     Returns:
         A tensor of the query's shape.
@@ -52,6 +54,9 @@ def attend_plain(
             k, v = (torch.cat([before.to(x.dtype), x]) for before, x in zip(prefix, (k, v), strict=True))
         q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(0, 1) for x in (q, k, v))  # (heads, length, head_size)
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if window is not None:
+            distance = torch.arange(q.shape[1])[:, None] - torch.arange(k.shape[1])
+            scores = scores.masked_fill(distance.abs().to(scores.device) > window, -math.inf)
         weights = F.dropout(torch.softmax(scores, dim=-1), dropout)
         outputs.append((weights @ v).transpose(0, 1).flatten(1))
     return torch.cat(outputs)
@@ -61,12 +66,23 @@ def attend_plain(
 Plan = Groups | Varlen
 
 
-def plan_attention(batch: PackedBatch, dtype: torch.dtype, head_size: int, num_virtual_tokens: int = 0) -> Plan:
-    """For `attend`, once a batch: variable-length kernels on CUDA, groups of near-equal length elsewhere."""
+def plan_attention(
+    batch: PackedBatch,
+    dtype: torch.dtype,
+    head_size: int,
+    num_virtual_tokens: int = 0,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Plan:
+    """For `attend`, once a batch: variable-length kernels on CUDA, groups of near-equal length elsewhere.
+
+    The kernel for a window has no dropout.
+    """
     device = batch.cu_seqlens.device
-    if device.type == "cuda" and varlen_supports(head_size) and varlen_agrees(device, dtype, head_size):
-        return plan_varlen(batch, num_virtual_tokens)
-    return group_by_length(batch.lengths, device, dtype)
+    fits = varlen_supports(head_size) and (window is None or dropout == 0)
+    if device.type == "cuda" and fits and varlen_agrees(device, dtype, head_size, window is not None):
+        return plan_varlen(batch, num_virtual_tokens, window)
+    return group_by_length(batch.lengths, device, dtype, window)
 
 
 def attend(
@@ -86,13 +102,13 @@ def attend(
 
 
 @cache
-def varlen_agrees(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+def varlen_agrees(device: torch.device, dtype: torch.dtype, head_size: int, in_window: bool = False) -> bool:
     """Whether `attend_varlen` gives the plain result and gradients there; tried once, on three short sequences.
 
     The plain version computes in float32, so that only one side's rounding counts: up to 0.007 of the largest number
     in bfloat16. Sequences that are cut in a wrong place, or scores a tenth too large, make 0.1 and more.
     """
-    lengths, tolerance = [5, 1, 9], 1e-3 if dtype == torch.float32 else 0.03
+    lengths, tolerance, window = [5, 1, 9], 1e-3 if dtype == torch.float32 else 0.03, 2 if in_window else None
 
     def computed(attention: Callable[..., Tensor], plan: Any, computes_in: torch.dtype) -> Tensor:
         drawn = torch.randn(3, 15, 2 * head_size, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -104,12 +120,13 @@ def varlen_agrees(device: torch.device, dtype: torch.dtype, head_size: int) -> b
     try:
         with torch.inference_mode(False), torch.enable_grad():
             starts = torch.tensor([0, 5, 6, 15], dtype=torch.int32, device=device)
-            plan = Varlen(starts, torch.arange(4, dtype=torch.int32, device=device), starts, 9, 9)
-            plain = computed(attend_plain, lengths, torch.float32)
+            plan = Varlen(starts, torch.arange(4, dtype=torch.int32, device=device), starts, 9, 9, window=window)
+            plain = computed(partial(attend_plain, window=window), lengths, torch.float32)
             difference = float((computed(attend_varlen, plan, dtype) - plain).abs().max() / plain.abs().max())
         why = "" if difference <= tolerance else f"differ by {difference}"  # NaN differs too
     except RuntimeError as error:
         why = first_line(error)
     if why:
-        logger.warning("%s in %s: no variable-length attention (%s); slower groups instead", device, dtype, why)
+        kind = "variable-length attention" + " in windows" * in_window
+        logger.warning("%s in %s: no %s (%s); slower groups instead", device, dtype, kind, why)
     return not why

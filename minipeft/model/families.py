@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.files import parse_json, read_small
-from minipeft.model import deberta, distilbert, electra
+from minipeft.model import deberta, distilbert, electra, modernbert
 from minipeft.model.bert import BertHead
 from minipeft.model.config import EncoderConfig
 from minipeft.model.roberta import ClassificationHead, Encoder
@@ -191,6 +191,24 @@ DEBERTA = Family(
     layer_norms=LAYER_NORMS | {"relative": "relative_layer_norm"},
     unsupported={"prefix_tuning": "its attention needs a position for each key, which a prefix does not have"},
 )
+MODERNBERT = Family(
+    architecture="ModernBert",
+    prefix="model.",
+    names=modernbert.NAMES,
+    head_names={"dense": "head.dense", "norm": "head.norm", "out_proj": "classifier"},
+    head_modules=("head", "classifier"),
+    ignored=("decoder.",),
+    config=modernbert.ModernBertConfig,
+    encoder=modernbert.ModernBertEncoder,
+    head=modernbert.ModernBertHead,
+    layer_norms=LAYER_NORMS | {"final": "final_layer_norm"},
+    absent=("layers.0.attention_layer_norm",),
+    aliases={"query": "qkv", "key": "qkv", "value": "qkv"},
+    unsupported={
+        "pfeiffer": "its layers normalize their input, so that there is no LayerNorm after the residual sum",
+        "prefix_tuning": "its attention rotates each key by its position, which a prefix does not have",
+    },
+)
 
 FAMILIES: dict[str, Family] = {
     "roberta": ROBERTA,
@@ -200,6 +218,7 @@ FAMILIES: dict[str, Family] = {
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
     "deberta-v2": DEBERTA,
+    "modernbert": MODERNBERT,
 }
 
 

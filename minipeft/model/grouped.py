@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minipeft.data.buckets import round_up
 from minipeft.model.dropout import dropout
+from minipeft.model.windows import attend_window
 
 # Keys and values (num_virtual_tokens, hidden_size) that all tokens attend to, in addition to their sequence's.
 Prefix = tuple[Tensor, Tensor]
@@ -52,6 +53,7 @@ class Groups:
         token_of_slot: (slots,); a padding slot repeats its sequence's first token, and is masked.
         slot_of_token: (tokens,).
         sequence_order: (num_sequences,); sequences in the order of the groups, and place_of_sequence its inverse.
+        window: Largest distance that a token sees; None without a limit.
     """
 
     groups: tuple[Group, ...]
@@ -59,6 +61,7 @@ class Groups:
     slot_of_token: Tensor
     sequence_order: Tensor
     place_of_sequence: Tensor
+    window: int | None = None
     _by_head: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def by_head(self, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +84,9 @@ class Groups:
         return self._by_head[num_heads]
 
 
-def group_by_length(lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> Groups:
+def group_by_length(
+    lengths: Sequence[int], device: torch.device, dtype: torch.dtype, window: int | None = None
+) -> Groups:
     """Plan the groups of a batch, once for all of its layers; computed on the host from `lengths`."""
     few_shapes = device.type == "cpu" and dtype == torch.bfloat16
     padded = [round_up(length, LENGTH_STEP) for length in lengths] if few_shapes else lengths
@@ -112,6 +117,7 @@ def group_by_length(lengths: Sequence[int], device: torch.device, dtype: torch.d
         slot_of_token.to(device),
         sequence_order.to(device),
         torch.argsort(sequence_order).to(device),
+        window,
     )
 
 
@@ -171,9 +177,11 @@ def attend_grouped(
         if prefix is not None:
             k, v = (_prepend(before, x) for before, x in zip(prefix, (k, v), strict=True))
             mask = None if mask is None else F.pad(mask, (len(prefix[0]), 0))  # 0: every token sees the prefix
-        outputs.append(
-            _attend(q, k, v, mask, dropout, scores).reshape(-1, query.shape[-1] if first_only else head_size)
-        )
+        if groups.window is not None and group.longest > groups.window + 1:
+            attended = attend_window(q, k, v, mask, groups.window, dropout)
+        else:
+            attended = _attend(q, k, v, mask, dropout, scores)
+        outputs.append(attended.reshape(-1, query.shape[-1] if first_only else head_size))
     output = torch.cat(outputs)
     if first_only:
         return _rearrange(output, groups.place_of_sequence, groups.sequence_order)

@@ -25,6 +25,7 @@ class Varlen:
         firsts: (num_sequences + 1,), int32, of one query a sequence.
         longest, longest_keys: Bounds on the lengths, known on the host.
         key_rows: (total keys,); for each key its row in [the prefix once a sequence; the tokens].
+        window: Largest distance that a token sees; None without a limit.
     """
 
     tokens: Tensor
@@ -33,6 +34,7 @@ class Varlen:
     longest: int
     longest_keys: int
     key_rows: Tensor | None = None
+    window: int | None = None
 
 
 def varlen_supports(head_size: int) -> bool:
@@ -40,11 +42,11 @@ def varlen_supports(head_size: int) -> bool:
     return head_size % 8 == 0 and head_size <= 256
 
 
-def plan_varlen(batch: PackedBatch, num_virtual_tokens: int = 0) -> Varlen:
+def plan_varlen(batch: PackedBatch, num_virtual_tokens: int = 0, window: int | None = None) -> Varlen:
     """Plan a batch once for all of its layers."""
     firsts = torch.arange(len(batch) + 1, dtype=torch.int32, device=batch.cu_seqlens.device)
     if num_virtual_tokens == 0:
-        return Varlen(batch.cu_seqlens, firsts, batch.cu_seqlens, batch.max_seqlen, batch.max_seqlen)
+        return Varlen(batch.cu_seqlens, firsts, batch.cu_seqlens, batch.max_seqlen, batch.max_seqlen, window=window)
     keys = batch.cu_seqlens + num_virtual_tokens * firsts
     longest_keys = batch.max_seqlen + num_virtual_tokens
     rows = prefix_rows(batch, num_virtual_tokens)
@@ -91,11 +93,29 @@ def attend_varlen(
             prepend_to_each(before.to(x.dtype), x, plan.key_rows)
             for before, x in zip(prefix, (key, value), strict=True)
         )
+    if plan.window is not None:
+        return _attend_window(query, key, value, plan, num_heads, first_only)
     starts, longest = (plan.firsts, 1) if first_only else (plan.tokens, plan.longest)
     q = _nested(query, starts, longest, num_heads)
     k, v = (_nested(x, plan.keys, plan.longest_keys, num_heads) for x in (key, value))
     output = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # (num_sequences, heads, ragged, head_size)
     return output.transpose(1, 2).values().flatten(1)
+
+
+def _attend_window(query: Tensor, key: Tensor, value: Tensor, plan: Varlen, num_heads: int, first_only: bool) -> Tensor:
+    """Attention within a window through the kernel that torch has from 2.10 on: bfloat16, without dropout."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    firsts = plan.tokens[:-1]
+    if first_only:  # the kernel counts distances from the last key, so that it needs as many queries as keys
+        query = torch.zeros_like(key).index_copy(0, firsts.long(), query)
+    q, k, v = (x.contiguous().unflatten(-1, (num_heads, -1)) for x in (query, key, value))  # (tokens, heads, head_size)
+    bounds = plan.tokens, plan.tokens, plan.longest, plan.longest
+    assert plan.window is not None
+    output = varlen_attn(q, k, v, *bounds, window_size=(plan.window, plan.window))
+    assert isinstance(output, Tensor)  # it is a pair where its auxiliary result is asked for
+    output = output.flatten(1)
+    return output.index_select(0, firsts) if first_only else output
 
 
 def _nested(x: Tensor, starts: Tensor, longest: int, num_heads: int) -> Tensor:
