@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.data.batching import PackedBatch
-from minipeft.errors import MinipeftError, one_of, short_repr
+from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.attention import Plan, attend, plan_attention
 from minipeft.model.config import HIDDEN_ACTIVATIONS, EncoderConfig
@@ -89,8 +89,8 @@ class ModernBertConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("classifier_pooling", self.classifier_pooling, ("cls", "mean"))
-        one_of("classifier_activation", self.classifier_activation, HIDDEN_ACTIVATIONS)
+        check_choice("classifier_pooling", self.classifier_pooling, ("cls", "mean"))
+        check_choice("classifier_activation", self.classifier_activation, HIDDEN_ACTIVATIONS)
         for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"):
             if not isinstance(getattr(self, name), bool):
                 raise MinipeftError(f"{name} {short_repr(getattr(self, name))} is not true or false")
