@@ -16,9 +16,13 @@ from minipeft.errors import nearest
 from minipeft.training.recipes import (
     ALPHA,
     BATCH_SIZE,
+    BETA1,
+    BETA2,
     CHECKPOINT_MINUTES,
     DROPOUT,
+    EPSILON,
     GRAD_ACCUM,
+    MAX_GRAD_NORM,
     RANK,
     WARMUP_STEPS,
     WEIGHT_DECAY,
@@ -184,11 +188,20 @@ def add_train_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] = 
     flag = parser.add_argument_group("optimization").add_argument
     flag("--epochs", type=int, metavar="N", help=f"passes over the data [{recipe.epochs} for {recipe.choice}]")
     flag("--lr", type=float, help=f"peak learning rate [{recipe.lr:g} for {recipe.choice}]")
+    flag("--steps", type=int, metavar="N", help="optimizer steps, in place of --epochs [those of the epochs]")
+    flag("--lr-schedule", default="linear", help="linear, cosine or constant after the warmup [linear]")
     flag("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"sequences [{BATCH_SIZE}]")
     flag("--grad-accum", type=int, default=GRAD_ACCUM, metavar="N", help=f"batches in a step [{GRAD_ACCUM}]")
     flag("--warmup-steps", type=int, metavar="N", help=f"linear [{WARMUP_STEPS}; of fewer than 900, 10 percent]")
+    flag("--warmup-ratio", type=float, metavar="X", help="warmup as a fraction of the steps [--warmup-steps]")
     flag("--weight-decay", type=float, default=WEIGHT_DECAY, help=f"AdamW's, on matrices [{WEIGHT_DECAY:g}]")
+    flag("--beta1", type=float, default=BETA1, metavar="X", help=f"AdamW's [{BETA1:g}]")
+    flag("--beta2", type=float, default=BETA2, metavar="X", help=f"AdamW's [{BETA2:g}]")
+    flag("--epsilon", type=float, default=EPSILON, metavar="X", help=f"AdamW's [{EPSILON:g}]")
+    flag("--max-grad-norm", type=float, default=MAX_GRAD_NORM, help=f"0: no clipping [{MAX_GRAD_NORM:g}]")
     flag("--select-by", metavar="METRIC", help="a metric, or eval_loss, to choose the best epoch [the task's first]")
+    flag("--patience", type=int, metavar="EPOCHS", help="stop after so many without a better --select-by [none]")
+    flag("--eval-every", type=int, metavar="STEPS", help="evaluate within epochs too [only at the end of each]")
     flag("--seed", type=int, default=42, help="of the head, LoRA's A, the order and dropout [42]")
 
     flag = parser.add_argument_group("hardware").add_argument

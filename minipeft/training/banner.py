@@ -15,7 +15,6 @@ from minipeft.methods import count_parameters
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.examples import Examples
 from minipeft.training.job import Job
-from minipeft.training.optim import count_steps
 from minipeft.training.report import constant_baseline
 
 logger = logging.getLogger("minipeft")
@@ -25,7 +24,7 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
     """Print what the run trains, on what, and how; a replacement of model or data is printed even if quiet."""
     task, schedule, parameters = job.task, job.schedule, count_parameters(model)
     labels = examples.train.split.labels
-    steps = count_steps(schedule.epochs, len(examples.train), schedule.sequences_per_step)
+    steps = schedule.total_steps(len(examples.train))
     if task.is_regression:
         target = f"(numbers from {min(labels):g} to {max(labels):g})"
     else:
@@ -41,8 +40,9 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
         f"model   {job.model.description}",
         f"method  {describe_method(job.method)}: {parameters.method:,} trainable parameters, "
         f"{parameters.head:,} in the head",
-        f"train   {schedule.epochs} epochs, {steps:,} steps of {job.batch_size} x "
-        f"{schedule.sequences_per_step // job.batch_size} sequences, lr {schedule.lr:g} after "
+        f"train   {'at most ' if schedule.patience else ''}{schedule.epochs} epochs, {steps:,} steps of "
+        f"{job.batch_size} x {schedule.sequences_per_step // job.batch_size} sequences, lr {schedule.lr:g} "
+        f"{'' if schedule.lr_schedule == 'linear' else f'({schedule.lr_schedule}) '}after "
         f"{schedule.warmup_steps} warmup steps, seed {schedule.seed}",
         f"device  {job.device}, {job.precision}{processes}",
     ]

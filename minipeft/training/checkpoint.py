@@ -28,14 +28,16 @@ class Progress:
         epoch: the current epoch, from 0.
         place: examples of this epoch that are done.
         step: optimizer steps done.
-        loss_sum: summed over the sequences of this epoch so far.
-        seconds: training time of this epoch so far.
+        samples: examples since the last evaluation.
+        loss_sum: summed over them.
+        seconds: training time since the last evaluation.
         history: one row per evaluation: the lines of metrics.jsonl.
     """
 
     epoch: int = 0
     place: int = 0
     step: int = 0
+    samples: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -87,11 +89,10 @@ def restore_checkpoint(
             for name, tensor in state["trained"].items():
                 tensors[name].copy_(tensor)
         optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(**state["progress"])
+        # A checkpoint of an earlier version, which evaluated at the end of epochs only, has no samples.
+        progress = Progress(**{"samples": state["progress"]["place"], **state["progress"]})
     except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
-        raise MinipeftError(
-            f"{path}: the checkpoint cannot be read ({type(error).__name__}). Remove it to start the run from scratch."
-        ) from None
+        raise _unreadable(folder, error) from None
     if not same:
         raise MinipeftError(
             f"{folder}: the run has other training examples. Pass the same data, or choose another --output."
@@ -106,7 +107,7 @@ def _changing_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
 
 
 def publish(folder: Path, model: SequenceClassifier, progress: Progress, task: Task, select_by: str) -> None:
-    """Write metrics.jsonl after an epoch and, if the epoch is the best, adapter/."""
+    """Write metrics.jsonl after an evaluation and, if it is the best, adapter/."""
     if (best := best_epoch(progress.history, select_by)) is progress.history[-1]:
         details = {"task": task.name, "metric": task.metrics[0], "score": best[task.metrics[0]]}
         save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
@@ -127,7 +128,7 @@ def best_epoch(history: list[dict[str, Any]], select_by: str) -> dict[str, Any]:
 def complete_epoch(folder: Path, model: SequenceClassifier, progress: Progress, task: Task, select_by: str) -> str:
     """Make adapter/ and metrics.jsonl those of the checkpoint, and describe where the run continues.
 
-    A run may be killed between the checkpoint of an epoch and the files that follow from it.
+    A run may be killed between the checkpoint of an evaluation and the files that follow from it.
     """
     if not state_file(folder).is_file():
         return ""
@@ -135,7 +136,7 @@ def complete_epoch(folder: Path, model: SequenceClassifier, progress: Progress, 
     if progress.history:
         epoch = best_epoch(progress.history, select_by)["epoch"]
         adapter = f"the adapter is epoch {epoch}'s"
-        if progress.place == 0:
+        if progress.samples == 0:
             publish(folder, model, progress, task, select_by)
         if (found := read_adapter(folder / "adapter", model.config).details.get("epoch")) != epoch:
             raise MinipeftError(
@@ -147,11 +148,26 @@ def complete_epoch(folder: Path, model: SequenceClassifier, progress: Progress, 
 
 def describe_checkpoint(folder: Path) -> str:
     """Describe the last checkpoint, for the message of a run that cannot continue."""
-    path = state_file(folder)
-    if not path.is_file():
+    if not state_file(folder).is_file():
         return "no epoch was finished, so there is no checkpoint"
-    progress = torch.load(path, map_location="cpu", weights_only=True)["progress"]
+    progress = read_progress(folder)
     return f"{folder} keeps the checkpoint of epoch {_current_epoch(progress)}, step {progress['step']}"
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """Return the fields of the last checkpoint's Progress."""
+    try:
+        progress: dict[str, Any] = torch.load(state_file(folder), map_location="cpu", weights_only=True)["progress"]
+    except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
+        raise _unreadable(folder, error) from None
+    return progress
+
+
+def _unreadable(folder: Path, error: Exception) -> MinipeftError:
+    return MinipeftError(
+        f"{state_file(folder)}: the checkpoint cannot be read ({type(error).__name__}). "
+        "Remove it to start the run from scratch."
+    )
 
 
 def _current_epoch(progress: dict[str, Any]) -> int:

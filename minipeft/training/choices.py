@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from minipeft.hub.hub import resolve_model
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import load_config
 from minipeft.training.checkpoint import selection_metric
+from minipeft.training.optim import count_steps
+from minipeft.training.recipes import Recipe, default_warmup
+from minipeft.training.schedule import Schedule
 from minipeft.training.settings import TrainSettings
 
 ALL_ROWS = sys.maxsize
@@ -84,10 +88,37 @@ def choose_model(name_or_dir: str) -> Checkpoint:
     return Checkpoint(folder, description, load_config(folder))
 
 
-def training_rows(settings: TrainSettings, data: DataSource) -> int:
-    """Return how many examples an epoch has."""
-    rows = count_rows(data.task, "train", data.source, settings.train_limit or ALL_ROWS)
-    return rows - round(rows * (settings.holdout or 0.0))
+def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe, max_tokens: int) -> Schedule:
+    """Return what the loop computes; the training rows are counted where the settings depend on their number."""
+    sequences_per_step = settings.batch_size * settings.grad_accum
+    epochs, warmup_steps = settings.epochs or defaults.epochs, settings.warmup_steps
+    if settings.steps is not None or warmup_steps is None:
+        rows = count_rows(data.task, "train", data.source, settings.train_limit or ALL_ROWS)
+        rows -= round(rows * (settings.holdout or 0.0))
+        steps_per_epoch = max(1, count_steps(1, rows, sequences_per_step))
+        epochs = epochs if settings.steps is None else -(-settings.steps // steps_per_epoch)
+        steps = settings.steps or epochs * steps_per_epoch
+        if warmup_steps is None and settings.warmup_ratio is not None:
+            warmup_steps = math.ceil(settings.warmup_ratio * steps)  # as the Trainer of transformers rounds
+        elif warmup_steps is None:
+            warmup_steps = default_warmup(steps)
+    return Schedule(
+        epochs=epochs,
+        lr=defaults.lr if settings.lr is None else settings.lr,
+        warmup_steps=warmup_steps,
+        weight_decay=settings.weight_decay,
+        sequences_per_step=sequences_per_step,
+        max_tokens=max_tokens,
+        seed=settings.seed,
+        select_by=choose_selection_metric(settings, data.task),
+        lr_schedule=settings.lr_schedule,
+        betas=(settings.beta1, settings.beta2),
+        epsilon=settings.epsilon,
+        max_grad_norm=settings.max_grad_norm,
+        steps=settings.steps or 0,
+        eval_every=settings.eval_every or 0,
+        patience=settings.patience or 0,
+    )
 
 
 def choose_selection_metric(settings: TrainSettings, task: Task) -> str:

@@ -16,7 +16,8 @@ from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens,
 from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.files import read_json
 from minipeft.hub.hub import model_name
-from minipeft.training.checkpoint import state_file
+from minipeft.methods import METHODS
+from minipeft.training.checkpoint import read_progress, state_file
 from minipeft.training.choices import (
     ALL_ROWS,
     Checkpoint,
@@ -24,15 +25,13 @@ from minipeft.training.choices import (
     choose_max_length,
     choose_model,
     choose_output,
-    choose_selection_metric,
+    choose_schedule,
     choose_source,
     find_task,
-    training_rows,
 )
 from minipeft.training.distributed import Processes, join_processes
-from minipeft.training.loop import Schedule
-from minipeft.training.optim import count_steps
-from minipeft.training.recipes import default_warmup, recipe
+from minipeft.training.recipes import recipe
+from minipeft.training.schedule import Schedule
 from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method, non_default_options
 
 # Settings that --resume may change. "data" is compared as "source".
@@ -41,7 +40,7 @@ FREE_TO_CHANGE = (
     *("device", "compile", "activation_checkpointing", "cuda_graphs"),
 )
 # Settings that a resumed run takes from its config.json where they are not given.
-KEPT_BY_RESUME = ("epochs", "lr", "warmup_steps", "max_length", "max_tokens", "select_by")
+KEPT_BY_RESUME = ("epochs", "steps", "lr", "warmup_steps", "warmup_ratio", "max_length", "max_tokens", "select_by")
 
 
 @dataclass(frozen=True)
@@ -118,21 +117,8 @@ def resolve(settings: TrainSettings) -> Job:
     data = processes.on_rank_zero(lambda: choose_source(settings, task, custom))
     precision = choose_precision(settings.precision, device)
     defaults = recipe(None if custom is not None else task.name, settings.method, model.config.hidden_size)
-    epochs = settings.epochs or defaults.epochs
-    sequences_per_step = settings.batch_size * settings.grad_accum
-    warmup_steps = settings.warmup_steps
-    if warmup_steps is None:
-        warmup_steps = default_warmup(count_steps(epochs, training_rows(settings, data), sequences_per_step))
-    schedule = Schedule(
-        epochs=epochs,
-        lr=defaults.lr if settings.lr is None else settings.lr,
-        warmup_steps=warmup_steps,
-        weight_decay=settings.weight_decay,
-        sequences_per_step=sequences_per_step,
-        max_tokens=settings.max_tokens or choose_max_tokens(device, precision, model.config.hidden_size),
-        seed=settings.seed,
-        select_by=choose_selection_metric(settings, task),
-    )
+    max_tokens = settings.max_tokens or choose_max_tokens(device, precision, model.config.hidden_size)
+    schedule = choose_schedule(settings, data, defaults, max_tokens)
     job = Job(
         data=data,
         model=model,
@@ -167,6 +153,9 @@ def continue_settings(settings: TrainSettings, task: Task, folder: Path) -> Trai
         return settings
     before = read_json(folder / "config.json")
     kept: dict[str, Any] = {name: before.get(name) for name in KEPT_BY_RESUME if getattr(settings, name) is None}
+    for one, other in (("epochs", "steps"), ("steps", "epochs")):
+        if getattr(settings, one) is not None:
+            kept.pop(other, None)
     if kept.get("select_by") not in ("eval_loss", *task.metrics):
         kept.pop("select_by", None)  # the labels have changed, which is refused later by name
     if settings.precision == "auto":
@@ -194,6 +183,7 @@ def config_of(job: Job, settings: TrainSettings) -> dict[str, Any]:
         "init_adapter": str(job.initial_adapters[0].folder.resolve()) if job.initial_adapters else None,
         "select_by": settings.select_by or task.metrics[0],
         "epochs": schedule.epochs,
+        "steps": schedule.steps or None,
         "lr": schedule.lr,
         "warmup_steps": schedule.warmup_steps,
         "max_tokens": schedule.max_tokens,
@@ -216,19 +206,58 @@ def _model_to_reload(wanted: str, folder: Path) -> str:
     return str(folder.resolve()) if Path(wanted).expanduser().is_dir() else wanted
 
 
-def check_same_settings(job: Job) -> None:
-    """Raise where a resumed run would change; a run without a checkpoint starts from scratch."""
+def check_same_settings(job: Job) -> str:
+    """Raise where a resumed run would change; a run without a checkpoint starts from scratch.
+
+    Returns:
+        What the learning rate does, where the run had ended and now has more epochs or steps; else "".
+    """
     folder = job.output
     if not state_file(folder).is_file():
-        return
+        return ""
     # A run of an older version lacks the settings that were added since: it had their defaults.
     added = dataclasses.asdict(TrainSettings()) | {"select_by": job.task.metrics[0], "stratified": False}
     before = added | read_json(folder / "config.json")
     before["source"] = normalize_source(str(before.get("source")))
+    extension = describe_extension(job, before)
     for name, value in before.items():
         now = job.config.get(name)
-        if name not in FREE_TO_CHANGE and now != value:
+        if name not in FREE_TO_CHANGE and now != value and not (extension and name in ("epochs", "steps")):
             raise MinipeftError(
                 f"{folder}: the run has {name} {short_repr(value)}, not {short_repr(now)}. "
                 "Resume it with the same settings, or choose another --output."
             )
+    return extension
+
+
+def describe_extension(job: Job, before: dict[str, Any]) -> str:
+    """Return what the learning rate does where a finished run continues with more epochs or steps; else "".
+
+    A run with a constant learning rate continues as if it had had more epochs from the start. A linear decay starts
+    again on the line of a run with more epochs.
+
+    Raises:
+        MinipeftError: for a run whose last steps depend on their total number in another way.
+    """
+    folder, schedule = job.output, job.schedule
+    unit = "steps" if before["steps"] else "epochs"
+    old, new = before[unit], job.config[unit]
+    if not (isinstance(old, int) and isinstance(new, int) and new > old) or (unit == "epochs" and schedule.steps):
+        return ""
+    progress = read_progress(folder)
+    if (progress["step"] if unit == "steps" else progress["epoch"]) < old:
+        return ""  # it was interrupted, or stopped early
+    reason = ""
+    if METHODS[job.config["method"]].after_step is not None:
+        reason = f"{job.config['method']} distributes its ranks over the run's steps"
+    elif schedule.lr_schedule not in ("linear", "constant"):
+        reason = f"the {schedule.lr_schedule} learning rate has reached 0"
+    if reason:
+        raise MinipeftError(
+            f"{folder}: {reason}, so the run's {old} {unit} cannot become {new}. Start a new run with --{unit} {new} "
+            f"and another --output, or with --init-adapter {folder}."
+        )
+    total_steps = new if unit == "steps" else new * progress["step"] // old
+    rate = schedule.learning_rate(progress["step"], total_steps)
+    does = f"starts again at {rate:g} and decays to 0" if schedule.lr_schedule == "linear" else f"stays {rate:g}"
+    return f"{folder} continues from {old} to {new} {unit}: the {schedule.lr_schedule} learning rate {does}"

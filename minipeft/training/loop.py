@@ -35,36 +35,13 @@ from minipeft.training.examples import Examples
 from minipeft.training.graphs import StepGraphs
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.metrics import evaluate, predict_logits, score, sequence_loss
-from minipeft.training.optim import adamw, count_steps, linear_schedule, set_learning_rate
+from minipeft.training.optim import adamw, set_learning_rate
 from minipeft.training.recipes import CHECKPOINT_MINUTES
 from minipeft.training.report import EpochTable, disable_bar, warn_about_predictions
+from minipeft.training.schedule import Schedule
 
-MAX_GRAD_NORM = 1.0
 NOT_IN_EPOCH_EVENTS = ("epoch", "step", "learning_rate")  # TensorBoard has the learning rate of every step
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What a training computes.
-
-    Attributes:
-        epochs: passes over the training examples.
-        lr: peak learning rate, after `warmup_steps` steps of linear warmup.
-        weight_decay: AdamW's, on matrices.
-        sequences_per_step: sequences of an optimizer step, in batches of at most `max_tokens` tokens.
-        seed: of the order and of dropout.
-        select_by: the figure that chooses the best epoch, such as "accuracy" or "holdout_accuracy".
-    """
-
-    epochs: int
-    lr: float
-    warmup_steps: int
-    weight_decay: float
-    sequences_per_step: int
-    max_tokens: int
-    seed: int
-    select_by: str
 
 
 @dataclass(frozen=True)
@@ -90,10 +67,10 @@ def train_loop(
     processes: Processes = SINGLE_PROCESS,
     graphs: StepGraphs | None = None,
 ) -> Progress:
-    """Train the trainable parameters, evaluate every epoch, and keep the best epoch's adapter in the run's folder.
+    """Train the trainable parameters, evaluate every epoch, and keep the best evaluation's adapter in the run's folder.
 
     The loss of a step is the mean over its sequences; how they are divided into batches and among processes, and
-    whether `graphs` computes them, changes only the time. The state is saved after every epoch, and within an epoch
+    whether `graphs` computes them, changes only the time. The state is saved after every evaluation, and between two
     when `checkpoint_minutes` have passed.
 
     Raises:
@@ -104,8 +81,8 @@ def train_loop(
     task, device = train.split.task, next(model.parameters()).device.type
     method = METHODS[method_name(model.method)]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = adamw(model, schedule.weight_decay)
-    total_steps = count_steps(schedule.epochs, len(train), schedule.sequences_per_step)
+    optimizer = adamw(model, schedule.weight_decay, schedule.betas, schedule.epsilon)
+    total_steps = schedule.total_steps(len(train))
     quiet = run_folder.quiet or not processes.is_main_process
     now = restore_checkpoint(folder, model, optimizer, device, train)
     resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, now, task, schedule.select_by))
@@ -123,18 +100,19 @@ def train_loop(
     table = EpochTable(evaluation_metrics(examples), quiet)
     bar_settings = {"total": total_steps, "initial": now.step, "unit": "step", "disable": disable_bar(quiet)}
     with collect_signals() as received, tqdm(**bar_settings) as bar:
-        if now.epoch < schedule.epochs:
+        if now.step < total_steps:
             table.print_header()
-        while now.epoch < schedule.epochs:
+        while now.step < total_steps and not schedule.out_of_patience(now.history, len(train)):
             model.train()
             order = epoch_order(len(train), schedule.seed, now.epoch)
             before: StepScalars | None = None  # the last step's, not read yet
-            while now.place < len(train):
+            next_evaluation = schedule.next_evaluation(now.step, now.epoch, len(train))
+            while now.step < next_evaluation:
                 began = time.perf_counter()
                 chosen = order[now.place : now.place + schedule.sequences_per_step]
                 # Dropout is a function of the step, for --resume, and of the rank.
                 torch.manual_seed(schedule.seed * 1_000_003 + now.step + (processes.rank << 53))
-                learning_rate = schedule.lr * linear_schedule(now.step, schedule.warmup_steps, total_steps)
+                learning_rate = schedule.learning_rate(now.step, total_steps)
                 set_learning_rate(optimizer, learning_rate)
                 step_loss = torch.zeros((), device=device)
                 if method.penalty is not None and processes.is_main_process:
@@ -151,7 +129,7 @@ def train_loop(
                     loss.backward()
                     step_loss += loss.detach()
                 processes.all_reduce_gradients(trained, step_loss)
-                norm = clip_grad_norm_(trained, MAX_GRAD_NORM)
+                norm = clip_grad_norm_(trained, schedule.max_grad_norm or math.inf)
                 scalars = StepScalars(now.step + 1, learning_rate, len(chosen), step_loss, norm)
                 _add_step(before, now, events, folder)
                 due = time.monotonic() - saved_at >= 60 * run_folder.checkpoint_minutes
@@ -171,6 +149,7 @@ def train_loop(
                 before = scalars
                 now.step += 1
                 now.place += len(chosen)
+                now.samples += len(chosen)
                 now.seconds += time.perf_counter() - began
                 bar.update()
 
@@ -187,16 +166,18 @@ def train_loop(
                     f"step {now.step}: the validation loss is {evaluated['eval_loss']}. Lower --lr "
                     f"({describe_checkpoint(folder)})."
                 )
+            ended = now.place == len(train)
             row = {
-                "epoch": now.epoch + 1,
+                "epoch": now.epoch + 1 if ended else round(now.epoch + now.place / len(train), 6),
                 "step": now.step,
-                "train_loss": now.loss_sum / len(train),
+                "train_loss": now.loss_sum / now.samples,
                 **evaluated,
-                "learning_rate": schedule.lr * linear_schedule(now.step - 1, schedule.warmup_steps, total_steps),
+                "learning_rate": schedule.learning_rate(now.step - 1, total_steps),
                 "seconds": now.seconds,
-                "samples_per_second": len(train) / now.seconds,
+                "samples_per_second": now.samples / now.seconds,
             }
-            now = Progress(now.epoch + 1, 0, now.step, history=[*now.history, row])
+            history = [*now.history, row]
+            now = Progress(now.epoch + ended, 0 if ended else now.place, now.step, history=history)
             events.add(now.step, {name: value for name, value in row.items() if name not in NOT_IN_EPOCH_EVENTS})
             # The checkpoint comes first: a run that is killed from here on makes adapter/ and metrics.jsonl from it.
             processes.on_rank_zero(save)
@@ -207,7 +188,9 @@ def train_loop(
             if processes.is_main_process:
                 warn_about_predictions(logits, row, validation.split.labels, task)
             if reason := processes.all_reduce_max(received[0] if received else 0):
-                raise Interrupted(reason, f"interrupted after epoch {now.epoch}; continue with --resume")
+                raise Interrupted(reason, f"interrupted after epoch {row['epoch']}; continue with --resume")
+        if now.step < total_steps:
+            table.print_early_stop(now.history, schedule.select_by)
     return now
 
 

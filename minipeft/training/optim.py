@@ -1,8 +1,9 @@
-"""AdamW's parameter groups, and linear warmup and decay as a pure function of the step."""
+"""AdamW's parameter groups, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,3 +54,26 @@ def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
     if step < warmup_steps:
         return step / warmup_steps
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+
+def cosine_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
+    """The factor on the learning rate: 0 up to 1 over the warmup, then half a cosine down to 0.
+
+    Reference: Loshchilov and Hutter 2017, equation 5, without restarts.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))))
+
+
+def constant_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
+    """The factor on the learning rate: 0 up to 1 over the warmup, then 1."""
+    return step / warmup_steps if step < warmup_steps else 1.0
+
+
+# --lr-schedule: the learning rate after the warmup, as (step, warmup_steps, total_steps) → its factor.
+LR_SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
+    "linear": linear_schedule,
+    "cosine": cosine_schedule,
+    "constant": constant_schedule,
+}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 # report
 BATCH_SIZE, GRAD_ACCUM, WARMUP_STEPS, WEIGHT_DECAY = 16, 4, 100, 0.01
 RANK, ALPHA, DROPOUT = 2, 8.0, 0.01
+BETA1, BETA2, EPSILON, MAX_GRAD_NORM = 0.9, 0.999, 1e-8, 1.0  # AdamW's in torch; the norm is the Trainer's
 
 CHECKPOINT_MINUTES = 5.0
 

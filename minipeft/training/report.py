@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minipeft.data.tasks import Task
+from minipeft.training.checkpoint import best_epoch
 
 logger = logging.getLogger("minipeft")
 
@@ -41,8 +42,15 @@ class EpochTable:
         values = "".join(f"  {row[name]:>{width}.4f}" for name, width in zip(self.figures, self.widths, strict=True))
         minutes, seconds = divmod(round(elapsed), 60)
         self._print(
-            f"{row['epoch']:>5}  {row['train_loss']:>10.4f}{values}  {row['samples_per_second']:>9.1f}  "
+            f"{row['epoch']:>5.4g}  {row['train_loss']:>10.4f}{values}  {row['samples_per_second']:>9.1f}  "
             f"{minutes:>4}:{seconds:02}{'  best' if best else ''}"
+        )
+
+    def print_early_stop(self, history: list[dict[str, Any]], select_by: str) -> None:
+        best, last = best_epoch(history, select_by), history[-1]
+        self._print(
+            f"stopped after epoch {last['epoch']:g}: the best {select_by}, {best[select_by]:.4f}, is epoch "
+            f"{best['epoch']:g}'s (--patience)"
         )
 
     def _print(self, line: str) -> None:
@@ -64,12 +72,12 @@ def warn_about_predictions(logits: Tensor, row: dict[str, Any], labels: Sequence
     epoch = row["epoch"]
     if not task.is_regression and len(logits) > 1 and len(set(logits.argmax(1).tolist())) == 1:
         name = task.labels[int(logits[0].argmax())]
-        logger.warning("epoch %d: every validation prediction is of the class %s", epoch, name)
+        logger.warning("epoch %g: every validation prediction is of the class %s", epoch, name)
     loss, _ = constant_baseline(labels, task)
     largest = max(row["train_loss"], row["eval_loss"])
     if loss and largest > DIVERGED * loss:
         logger.warning(
-            "epoch %d: the loss is %.4g, that of a constant prediction is %.4g: the training diverges. Lower --lr.",
+            "epoch %g: the loss is %.4g, that of a constant prediction is %.4g: the training diverges. Lower --lr.",
             epoch,
             largest,
             loss,

@@ -172,8 +172,8 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
 
 
 def _write_config(job: Job) -> None:
-    """Make the folder a run's, without the temporary files of a killed run."""
-    folder = job.output
+    """Make the folder a run's, without the temporary files of a killed run, or the result of a run that is extended."""
+    folder, extension = job.output, check_same_settings(job)
     for path in folder.rglob(PARTIAL):
         with suppress(OSError):  # a folder: of another process that is trying to take the lease
             path.unlink()
@@ -181,6 +181,10 @@ def _write_config(job: Job) -> None:
         (folder / "result.json").unlink(missing_ok=True)
         if (folder / "config.json").is_file() and not job.quiet:
             print(f"{folder} has no checkpoint yet: the run starts from scratch", file=sys.stderr)
+    if extension:
+        (folder / "result.json").unlink(missing_ok=True)
+        if not job.quiet:
+            print(extension, file=sys.stderr)
     write_json(folder / "config.json", job.config)
 
 
@@ -227,7 +231,7 @@ def result_content(job: Job, examples: Examples, model: SequenceClassifier, prog
         },
         "parameters": dataclasses.asdict(count_parameters(model)),
         "train_seconds": seconds,
-        "samples_per_second": len(history) * len(examples.train) / seconds,
+        "samples_per_second": sum(row["samples_per_second"] * row["seconds"] for row in history) / seconds,
         "peak_memory_bytes": peak_memory(job.device),
         "seed": job.schedule.seed,
         "versions": {

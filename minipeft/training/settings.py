@@ -9,14 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from minipeft.errors import MinipeftError, check_float, check_int, check_seed
+from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_seed
 from minipeft.methods import get_method, method_name
+from minipeft.training.optim import LR_SCHEDULES
 from minipeft.training.recipes import (
     ALPHA,
     BATCH_SIZE,
+    BETA1,
+    BETA2,
     CHECKPOINT_MINUTES,
     DROPOUT,
+    EPSILON,
     GRAD_ACCUM,
+    MAX_GRAD_NORM,
     RANK,
     WEIGHT_DECAY,
 )
@@ -29,6 +34,7 @@ METHOD_FLAGS = ("rank", "alpha", "dropout", "targets")  # flags of their own; th
 REPORT = {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT}  # the defaults of lora and dora
 # Settings of an initial adapter that a run may change: they do not change what the adapter computes.
 FREE_OF_ADAPTER = ("dropout", "lr_ratio")
+EXCLUSIVE = (("epochs", "steps"), ("warmup_steps", "warmup_ratio"))  # settings of which a user gives one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +58,21 @@ class TrainSettings:
     validation: str | None = None
     holdout: float | None = None
     select_by: str | None = None
+    patience: int | None = None
+    eval_every: int | None = None
     epochs: int | None = None
+    steps: int | None = None
     lr: float | None = None
+    lr_schedule: str = "linear"
     batch_size: int = BATCH_SIZE
     grad_accum: int = GRAD_ACCUM
     warmup_steps: int | None = None
+    warmup_ratio: float | None = None
     weight_decay: float = WEIGHT_DECAY
+    beta1: float = BETA1
+    beta2: float = BETA2
+    epsilon: float = EPSILON
+    max_grad_norm: float = MAX_GRAD_NORM
     max_length: int | None = None
     seed: int = 42
     precision: str = "auto"
@@ -112,7 +127,12 @@ def read_settings(given: dict[str, Any]) -> TrainSettings:
         name: defaults[name] if (value := getattr(settings, name)) is None else check(_flag(name), value)
         for name, check in CHECKS.items()
     }
-    return dataclasses.replace(settings, **checked)
+    settings = dataclasses.replace(settings, **checked)
+    for one, other in EXCLUSIVE:
+        first, second = getattr(settings, one), getattr(settings, other)
+        if first is not None and second is not None:
+            raise MinipeftError(f"{_flag(one)} {first} and {_flag(other)} {second} exclude each other. Leave one out.")
+    return settings
 
 
 def _flag(name: str) -> str:
@@ -141,6 +161,23 @@ def _fraction(flag: str, value: Any) -> float:
     return number
 
 
+def _below_one(flag: str, value: Any) -> float:
+    if not (number := check_float(flag, value, least=0.0)) < 1:
+        raise MinipeftError(f"{flag} {value!r} is not a number from 0 to below 1. Choose a smaller one.")
+    return number
+
+
+def _above_zero(flag: str, value: Any) -> float:
+    if not (number := check_float(flag, value, least=0.0)) > 0:
+        raise MinipeftError(f"{flag} {value!r} is not above 0. Choose a larger one.")
+    return number
+
+
+def _lr_schedule(flag: str, value: Any) -> str:
+    check_choice(flag, value, LR_SCHEDULES)
+    return str(value)
+
+
 def parse_options(options: Any, flag: str = "--method-options") -> dict[str, Any]:
     """Return a method's options as a dict, from one or from NAME=VALUE texts; the value is JSON where it can be."""
     if options is None or isinstance(options, dict):
@@ -165,9 +202,13 @@ def _options(flag: str, value: Any) -> dict[str, Any]:
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("task", "method", "model", "data", "precision", "device", "output", "init_adapter"), _text),
     **dict.fromkeys(("text_column", "pair_column", "label_column", "label_type", "validation", "select_by"), _text),
-    **dict.fromkeys(("epochs", "batch_size", "grad_accum", "max_length", "max_tokens"), check_int),
+    **dict.fromkeys(("epochs", "steps", "batch_size", "grad_accum", "max_length", "max_tokens"), check_int),
+    **dict.fromkeys(("patience", "eval_every"), check_int),
     **dict.fromkeys(("train_limit", "eval_limit"), check_int),
-    **dict.fromkeys(("lr", "weight_decay", "checkpoint_minutes"), _positive),
+    **dict.fromkeys(("lr", "weight_decay", "checkpoint_minutes", "max_grad_norm"), _positive),
+    **dict.fromkeys(("beta1", "beta2", "warmup_ratio"), _below_one),
+    "epsilon": _above_zero,
+    "lr_schedule": _lr_schedule,
     "warmup_steps": _non_negative_int,
     "holdout": _fraction,
     "seed": _seed,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import padded, ragged, reference_model
+from conftest import padded, reference_model
 from safetensors import safe_open
+from small import COUNT, EPOCHS, LR, PER_STEP, WARMUP, encoded
+from small import run_loop as run
 from torch.nn.utils import clip_grad_norm_
-from transformers import get_linear_schedule_with_warmup
+from transformers import get_scheduler
 
 from minipeft import (
     IA3,
@@ -22,22 +23,17 @@ from minipeft import (
     LayerNormTuning,
     LoRA,
     MinipeftError,
-    SequenceClassifier,
     VeRA,
     apply,
     load_adapter,
     load_pretrained,
 )
 from minipeft.data.batching import epoch_order
-from minipeft.data.tasks import Split, get_task
 from minipeft.model.families import tensor_names
-from minipeft.training.checkpoint import Progress
-from minipeft.training.examples import Encoded, Examples
-from minipeft.training.loop import RunFolder, Schedule, train_loop
 from minipeft.training.metrics import evaluate
+from minipeft.training.schedule import Schedule
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-COUNT, PER_STEP, EPOCHS, LR, WARMUP = 20, 8, 2, 1e-3, 2  # the last step of an epoch is a short one
 METHODS = [
     Full(),
     Head(),
@@ -50,36 +46,29 @@ METHODS = [
 ]
 
 
-def encoded(count: int, seed: int = 0, flip: bool = False, task: str = "sst2") -> Encoded:
-    """Random sequences of ragged lengths, each starting with <s>; the label can be learnt from the next token."""
-    sequences = [[0, *row] for row in ragged([1 + (7 * number + seed) % 23 for number in range(count)], seed=seed)]
-    labels = [int(row[1] % 2 == 0) ^ flip for row in sequences]
-    return Encoded(Split(get_task(task), [""] * count, None, labels), sequences, [len(row) for row in sequences])
+OPTIONS = {"lr_schedule": "cosine", "betas": (0.7, 0.9), "epsilon": 1e-3, "max_grad_norm": 0.5}
 
 
-def run(model: SequenceClassifier, train: Encoded, validation: Encoded, folder: Path, **changes: Any) -> Progress:
-    folder.mkdir(exist_ok=True)
-    metric = train.split.task.metrics[0]
-    schedule = Schedule(EPOCHS, LR, WARMUP, 0.1, PER_STEP, max_tokens=64, seed=3, select_by=metric)
-    minutes, graphs = changes.pop("checkpoint_minutes", 5.0), changes.pop("graphs", None)
-    schedule, place = replace(schedule, **changes), RunFolder(folder, minutes, quiet=True)
-    return train_loop(model, Examples(train, validation), schedule, place, graphs=graphs)
-
-
-def test_full_fine_tuning_is_that_of_transformers_in_padded_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, OPTIONS, {"lr_schedule": "constant", "max_grad_norm": 0.0}], ids=len)
+def test_full_fine_tuning_is_that_of_transformers_in_padded_batches(options: dict[str, Any], tmp_path: Path) -> None:
     """One large padded batch a step, against packed batches of at most 64 tokens; losses 1e-5, weights 1e-4."""
     reference = reference_model(**NO_DROPOUT)
     reference.save_pretrained(tmp_path / "checkpoint")
     model = apply(load_pretrained(tmp_path / "checkpoint"), Full())
     train, validation = encoded(COUNT), encoded(6, seed=1)
-    done = run(model, train, validation, tmp_path / "run")
+    done = run(model, train, validation, tmp_path / "run", **options)
+    schedule = Schedule(EPOCHS, LR, WARMUP, 0.1, PER_STEP, 64, 3, "accuracy", **options)
 
     decayed = [p for n, p in reference.named_parameters() if not n.endswith("bias") and "LayerNorm" not in n]
     others = [p for n, p in reference.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=LR
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=LR,
+        betas=schedule.betas,
+        eps=schedule.epsilon,
     )
-    scheduler = get_linear_schedule_with_warmup(optimizer, WARMUP, 3 * EPOCHS)
+    kind = "constant_with_warmup" if schedule.lr_schedule == "constant" else schedule.lr_schedule
+    scheduler = get_scheduler(kind, optimizer, WARMUP, 3 * EPOCHS)
     reference.train()
     norms = []
     for epoch in range(EPOCHS):
@@ -90,7 +79,8 @@ def test_full_fine_tuning_is_that_of_transformers_in_padded_batches(tmp_path: Pa
             loss = reference(**padded([train.sequences[index] for index in chosen]), labels=labels).loss
             optimizer.zero_grad()
             loss.backward()
-            norms.append(clip_grad_norm_(reference.parameters(), 1.0).item())
+            if schedule.max_grad_norm:
+                norms.append(clip_grad_norm_(reference.parameters(), schedule.max_grad_norm).item())
             learning_rate = scheduler.get_last_lr()[0]
             optimizer.step()
             scheduler.step()
@@ -99,7 +89,7 @@ def test_full_fine_tuning_is_that_of_transformers_in_padded_batches(tmp_path: Pa
         assert row["train_loss"] == pytest.approx(sum(losses) / COUNT, abs=1e-5)
         assert row["learning_rate"] == pytest.approx(learning_rate, rel=1e-9)
         assert (row["epoch"], row["step"]) == (epoch + 1, 3 * (epoch + 1))
-    assert max(norms) > 1.0, "no step was clipped, so this test would not see clipping"
+    assert not norms or max(norms) > schedule.max_grad_norm, "no step was clipped, so this test would not see clipping"
     with torch.no_grad():
         logits = reference.eval()(**padded(validation.sequences)).logits
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(validation.split.labels)).item()

@@ -164,7 +164,8 @@ def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_d
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert set(config) == {f.name for f in fields(TrainSettings)} | {"source", "labels", "stratified"}
     own = {"text_column", "pair_column", "label_column", "validation"}
-    assert {name for name, value in config.items() if value is None} == {"init_adapter", "holdout"} | own  # none given
+    optional = {"init_adapter", "holdout", "patience", "eval_every", "steps", "warmup_ratio"}
+    assert {name for name, value in config.items() if value is None} == optional | own  # none given
 
 
 def test_a_method_given_as_its_config_is_the_method_given_by_flags(
