@@ -100,7 +100,7 @@ class HubServer:
         siblings += [{"rfilename": name, "size": 1, "blobId": git_sha1(b"x")} for name in self.extra_names]
         return {
             "_id": "0",
-            "id": repo,
+            "id": repo.removeprefix("datasets/"),
             "modelId": repo,
             "sha": self.commit,
             "private": False,
@@ -143,7 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/":
             return self._answer(200, b"a hub")
         for old, canonical in hub.renamed.items():
-            if path.startswith((f"/api/models/{old}/", f"/{old}/resolve/")) or path == f"/api/models/{old}":
+            api = f"/api/{old}" if old.startswith("datasets/") else f"/api/models/{old}"
+            if path.startswith((f"{api}/", f"/{old}/resolve/")) or path == api:
                 return self._answer(307, b"", {"Location": self.path.replace(old, canonical, 1)})
         if api := re.fullmatch(r"/api/(models|datasets)/(.+?)(?:/(revision|tree)/([^/]+)/?(.*))?", path):
             repo = api[2] if api[1] == "models" else f"datasets/{api[2]}"

@@ -108,6 +108,8 @@ def test_no_file_imports_transformers_peft_or_accelerate(path: Path) -> None:
         "tensorboard",
         "numpy",
         "pyarrow",
+        "fsspec",  # of datasets
+        "aiohttp",  # of the extra `remote`
         "filelock",
         "jinja2",
         "markupsafe",  # of jinja2

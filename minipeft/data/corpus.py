@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minipeft.data.batching import PackedBatch
-from minipeft.data.rows import iterate_lines
+from minipeft.data.lines import ending_of, iterate_lines
 from minipeft.data.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.files import parse_json
@@ -25,7 +25,7 @@ def read_lines(paths: Sequence[str]) -> Iterator[str]:
     for path in paths:
         for number, line in enumerate(iterate_lines(path), 1):
             text = line.strip()
-            if path.endswith(".jsonl"):
+            if ending_of(path) == ".jsonl":
                 try:
                     text = parse_json(line)["text"].strip()
                 except (ValueError, KeyError, TypeError, AttributeError):

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.data.find_files import split_file
+from minipeft.data.hub_data import find_dataset, hub_split, is_hub_name, is_hub_source, is_hub_split, open_split
 from minipeft.data.labels import LABEL_TYPES, NUMBER, find_labels
-from minipeft.data.rows import open_table
+from minipeft.data.lines import stem_of
+from minipeft.data.remote import is_remote
 from minipeft.data.splits import VALIDATION_FRACTION, with_recorded_split
 from minipeft.data.tasks import TASKS, Task
 from minipeft.errors import MinipeftError, check_choice, format_names, short_repr
 
-ENDINGS = ("csv", "tsv", "jsonl", "parquet")
+ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
 TEXT_COLUMN, LABEL_COLUMN = "text", "label"
 SECOND_TEXTS = re.compile(r"(sentence|text|question|input)_?[2b]|pair|hypothesis|claim|answer|context", re.IGNORECASE)
@@ -32,7 +34,8 @@ class CustomData:
 
     Attributes:
         task: Its columns, classes and files.
-        source: The file or folder.
+        source: The file, folder, address or data set of the hub.
+        origin: Where a data set of the hub comes from; "" for files.
         rows: Number of rows of the training file.
         class_counts: Number of rows of each class, in the order of the class indices; empty for regression.
         unread_columns: Columns of the training file that are not read.
@@ -41,6 +44,7 @@ class CustomData:
 
     task: Task
     source: str
+    origin: str
     rows: int
     class_counts: dict[str, int]
     unread_columns: tuple[str, ...]
@@ -56,7 +60,7 @@ class CustomData:
             validation = f"of which {VALIDATION_FRACTION:.0%} are for validation{stratified}, the same for every seed"
         counts = [f"{name} {count:,}" for name, count in self.class_counts.items()]
         kind = f"{len(counts):,} classes ({format_names(counts)})" if counts else "labels that are numbers"
-        return f"{files['train']}: {self.rows:,} rows, {validation}; {kind}"
+        return f"{files['train']}{self.origin}: {self.rows:,} rows, {validation}; {kind}"
 
     def describe_columns(self) -> str:
         """Return the columns that are read, and those that are not, in one line."""
@@ -65,9 +69,15 @@ class CustomData:
 
 
 def is_custom(task: str, data: str) -> bool:
-    """Whether --data is a custom dataset: a file, or a folder with a training file if --task is not one of GLUE's."""
+    """Whether --data is a custom dataset.
+
+    It is a file or an address; and if --task is not one of GLUE's, a folder with a training file, or a data set of the
+    hub.
+    """
     path = Path(data)
-    return path.is_file() or (task not in TASKS and path.is_dir() and "train" in _files_in(path))
+    if is_remote(data) or path.is_file():
+        return True
+    return task not in TASKS and (is_hub_name(data) or (path.is_dir() and "train" in _files_in(path)))
 
 
 def inspect_custom_data(
@@ -83,13 +93,13 @@ def inspect_custom_data(
     """Inspect a custom dataset; the labels of the whole training file are read once.
 
     Args:
-        task: A name for the task; "auto" for the name of the file or folder.
-        data: The file or folder.
+        task: A name for the task; "auto" for the name of the file, folder or data set.
+        data: The file, folder, address, or data set of the hub, which may be downloaded.
         text_column: Column of the texts; the default is "text".
         pair_column: Column of the second texts; None if there is none.
         label_column: Column of the labels; the default is "label".
         label_type: "auto", "classes" or "numbers" (regression).
-        validation: The validation file.
+        validation: The validation file, or a split of the data set of the hub.
 
     Raises:
         MinipeftError: for data that cannot be trained on. The message names the file, the row and the remedy.
@@ -100,26 +110,26 @@ def inspect_custom_data(
             "leave --task out for a custom dataset"
         )
     check_choice("--label-type", label_type, LABEL_TYPES)
+    source, origin, files = _find(data, validation)
     path = Path(data).resolve()
-    name = task if task != "auto" else path.stem if path.is_file() else path.name
+    name = task if task != "auto" else _task_name(source)
     if not name or name != Path(name).name:
         raise MinipeftError(f"--task {name!r} cannot be the name of a folder; choose a plain name")
-    files = _files(path, validation, VALIDATION_NAMES)
     columns = (text_column or TEXT_COLUMN, *([pair_column] if pair_column else []))
     label = label_column or LABEL_COLUMN
     flags = dict(zip(columns, ("--text-column", "--pair-column"), strict=False)) | {label: "--label-column"}
     for split in ("train", "validation"):
-        table = open_table(files.get(split, files["train"]))
+        table = open_split(files.get(split, files["train"]))
         for column, flag in flags.items():
             if column not in table.columns:
                 raise table.missing(column, f"{flag} names another")
-    class_counts, rows = find_labels(open_table(files["train"]), label, label_type)
+    class_counts, rows = find_labels(open_split(files["train"]), label, label_type)
     if "validation" not in files and rows < FEWEST_ROWS:
         raise MinipeftError(
             f"{files['train']}: {rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "
             "add rows, or name a validation file by --validation"
         )
-    unread = tuple(column for column in open_table(files["train"]).columns if column not in flags)
+    unread = tuple(column for column in open_split(files["train"]).columns if column not in flags)
     custom = _task(name, columns, tuple(class_counts), label, files)
     warnings = _column_warnings(files["train"], columns, unread)
     if (
@@ -128,12 +138,38 @@ def inspect_custom_data(
         and (unused := _validation_file(path.parent)) not in (None, str(path))
     ):
         warnings += (f"{unused} is not used; pass --validation {unused} to validate on it",)
-    return CustomData(custom, str(path), rows, class_counts, unread, warnings)
+    return CustomData(custom, source, origin, rows, class_counts, unread, warnings)
+
+
+def _find(data: str, validation: str | None) -> tuple[str, str, dict[str, str]]:
+    """Return the source of a custom dataset, where it comes from if not from a file, and the file of each split."""
+    if not is_hub_name(data):
+        source = data if is_remote(data) else str(Path(data).resolve())
+        return source, "", _files(source, validation, VALIDATION_NAMES)
+    source, splits, commit = find_dataset(data)
+    if "train" not in splits:
+        raise MinipeftError(f"{source}: no split train (there are {', '.join(splits)}); choose another data set")
+    if validation is None:
+        validation = next((name for name in VALIDATION_NAMES if name in splits), None)
+    elif validation not in splits and not is_remote(validation) and not Path(validation).is_file():
+        raise MinipeftError(
+            f"--validation {validation}: no split of {source} (there are {', '.join(splits)}), and no such file; "
+            "name another"
+        )
+    origin = f" (Hugging Face hub{f', commit {commit[:12]}' if commit else ''})"
+    return source, origin, _files(source, hub_split(source, validation) if validation in splits else validation, ())
+
+
+def _task_name(source: str) -> str:
+    """Return the name of a source without folders, owner, config and endings."""
+    if is_hub_source(source):
+        return source.split(":")[0].split("/")[-1]
+    return Path(source).name if Path(source).is_dir() else stem_of(source)
 
 
 def _column_warnings(file: str, columns: tuple[str, ...], unread: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse a text column of numbers, and warn of an unread column that may be the second text."""
-    texts = [str(values[0]) for _, values in islice(open_table(file).read(columns[:1]), SAMPLE_ROWS)]
+    texts = [str(values[0]) for _, values in islice(open_split(file).read(columns[:1]), SAMPLE_ROWS)]
     if all(NUMBER.fullmatch(text) for text in texts):
         raise MinipeftError(
             f"{file}: column {columns[0]!r} holds numbers, such as {texts[0]}; name the texts by --text-column"
@@ -142,7 +178,7 @@ def _column_warnings(file: str, columns: tuple[str, ...], unread: tuple[str, ...
         return ()
     second = [column for column in unread if SECOND_TEXTS.fullmatch(column)]
     with suppress(MinipeftError):  # a column that cannot be read need not be
-        sample = list(islice(open_table(file).read(unread), SAMPLE_ROWS)) if unread else []
+        sample = list(islice(open_split(file).read(unread), SAMPLE_ROWS)) if unread else []
         for place, column in enumerate(unread):
             words = [len(values[place].split()) for _, values in sample if isinstance(values[place], str)]
             if column not in second and words and sum(words) >= FEWEST_WORDS * len(words):
@@ -167,11 +203,11 @@ def custom_task(settings: Mapping[str, Any]) -> Task | None:
     if not isinstance(validation, (str, type(None))):
         raise MinipeftError(f"validation {short_repr(validation)} is not a text")
     columns = (settings["text_column"], *([settings["pair_column"]] if settings.get("pair_column") else []))
-    source = Path(settings["source"])
+    source = settings["source"]
     try:
         files = _files(source, validation, VALIDATION_NAMES[:1])  # another validation file is recorded
     except MinipeftError:  # the data were moved or deleted; only evaluating on them needs them
-        files = {"train": str(source)}
+        files = {"train": source}
     return with_recorded_split(
         _task(settings["task"], columns, tuple(labels), settings["label_column"], files), dict(settings)
     )
@@ -182,13 +218,17 @@ def _task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], label: s
     return Task(name, columns, labels, metrics, label_column=label, files=tuple(files.items()))
 
 
-def _files(source: Path, validation: str | None, names: tuple[str, ...]) -> dict[str, str]:
+def _files(source: str, validation: str | None, names: tuple[str, ...]) -> dict[str, str]:
     """The file of each split; `names` are those that a validation file may have."""
-    files = {"train": str(source)} if source.is_file() else _files_in(source, names)
+    if is_hub_source(source):
+        files = {"train": hub_split(source, "train")}
+    else:
+        files = _files_in(Path(source), names) if Path(source).is_dir() else {"train": source}
     if "train" not in files:
         raise MinipeftError(f"{source}: no train.csv, train.tsv, train.jsonl or train.parquet in it; add one")
     if validation is not None:
-        files["validation"] = str(Path(validation).resolve())
+        is_path = not is_remote(validation) and not is_hub_split(validation)
+        files["validation"] = str(Path(validation).resolve()) if is_path else validation
     return files
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from minipeft.data.lines import DECOMPRESS, ending_of
+from minipeft.data.remote import is_remote
 from minipeft.data.rows import READERS, STANDARD_INPUT
 from minipeft.errors import MinipeftError
 
@@ -14,15 +16,19 @@ SHARDS = "-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9]"  # as the hub
 def split_file(folder: Path, split: str, endings: Sequence[str]) -> str | None:
     """Return the file of a split in a folder: <split>.<ending>, or the hub's <split>-00000-of-00001.<ending>.
 
+    A file that is not parquet may be compressed: <split>.<ending>.gz.
     Several shards are one path with a *, which `open_table` takes; None if there is no file. Raises MinipeftError for
     two files, and for a missing shard.
     """
+    endings = [
+        ending + packed for ending in endings for packed in ("", *DECOMPRESS) if ending != "parquet" or not packed
+    ]
     found = [str(folder / f"{split}.{ending}") for ending in endings if (folder / f"{split}.{ending}").is_file()]
     for ending in endings:
         shards = sorted(folder.glob(f"{split}{SHARDS}.{ending}"))
         by_total: dict[str, list[Path]] = {}
         for shard in shards:
-            by_total.setdefault(shard.stem[-5:], []).append(shard)
+            by_total.setdefault(shard.name.removesuffix(f".{ending}")[-5:], []).append(shard)
         for total, files in by_total.items():
             expected = [f"{split}-{number:05d}-of-{total}.{ending}" for number in range(int(total))]
             if lacking := sorted({*expected} - {file.name for file in files}):
@@ -35,13 +41,13 @@ def split_file(folder: Path, split: str, endings: Sequence[str]) -> str | None:
 
 
 def list_files(path: str, file_format: str | None = None) -> list[str]:
-    """Return the file itself, or the files of a folder in the order of their names."""
+    """Return the file or address itself, or the files of a folder in the order of their names."""
     folder = Path(path)
-    if path == STANDARD_INPUT or not folder.is_dir():
+    if path == STANDARD_INPUT or is_remote(path) or not folder.is_dir():
         return [path]
     found = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     for entry in found:
-        if not entry.is_file() or (file_format is None and entry.suffix.lower() not in READERS):
+        if not entry.is_file() or (file_format is None and ending_of(str(entry)) not in READERS):
             raise MinipeftError(f"{entry} is not one of {', '.join(READERS)}; move it out of the folder")
     if not found:
         raise MinipeftError(f"{folder}: no file in it; add one of {', '.join(READERS)}")

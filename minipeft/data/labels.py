@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import Any
 
-from minipeft.data.rows import Table
+from minipeft.data.table import Table
 from minipeft.data.tasks import Task
 from minipeft.errors import MinipeftError, format_names, is_unicode, short_repr
 
@@ -68,7 +68,7 @@ def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, i
     """Find the classes of a label column.
 
     With "auto" the labels are numbers (regression) if all are numbers and at least one has a fraction. Classes that
-    are whole numbers are sorted as numbers, others as text.
+    are whole numbers are sorted as numbers, others as text. A data set that declares its classes keeps their order.
 
     Args:
         table: The training file.
@@ -122,5 +122,7 @@ def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, i
             f"{table.place}: {column} has {len(counts):,} classes in {rows:,} rows; {remedy} "
             "(--label-type classes trains on it as it is)"
         )
+    if declared := table.classes.get(column):
+        return {name: counts[name] for name in declared}, rows
     names = sorted(counts) if text else sorted(counts, key=lambda name: (float(name), name))
     return {name: counts[name] for name in names}, rows

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minipeft.data import standin
 from minipeft.data.batching import random_mask, stratified_mask
 from minipeft.data.find_files import split_file
+from minipeft.data.hub_data import (
+    DownloadError,
+    cached_splits,
+    dataset_table,
+    hub_split,
+    is_hub_name,
+    is_hub_source,
+    open_split,
+    read_split_rows,
+)
 from minipeft.data.labels import read_label
-from minipeft.data.rows import Table, open_table
+from minipeft.data.rows import open_table
+from minipeft.data.table import Table, numbered
 from minipeft.data.tasks import Split, Task
-from minipeft.errors import MinipeftError, first_line, is_unicode, short_repr
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from minipeft.errors import MinipeftError, is_unicode, short_repr
 
 HUB_NAME = "nyu-mll/glue"
 ENDINGS = ("parquet", "jsonl", "tsv")
@@ -35,8 +42,8 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
 
     Args:
         task: A task of GLUE.
-        data: A folder, "standin" (synthetic data), or "auto": the cache of `datasets`, else the Hub, else, without a
-            network, synthetic data.
+        data: A folder, "standin" (synthetic data), "nyu-mll/glue" (the cache of `datasets`, else the hub), or "auto":
+            as nyu-mll/glue, and without a network synthetic data.
 
     Returns:
         (source, description). The source is for `read_split`.
@@ -44,13 +51,14 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
     Raises:
         MinipeftError: for a folder without the task, and if the Hub answers but the download fails.
     """
-    from minipeft.hub.network import hub_reachable, offline_variable
+    from minipeft.hub.network import datasets_offline_variable, hub_reachable
 
     if data == "standin" and task.name in standin.TASKS:
         return "standin", f"synthetic data for {task.name} (stand-in): not GLUE, not a benchmark"
-    if data != "auto":
+    if data not in ("auto", HUB_NAME):
         if not Path(data).exists():
-            raise MinipeftError(f"--data {data}: no such file or folder; check the path")
+            other = f", or leave --task {task.name} out for a data set of the hub" if is_hub_name(data) else ""
+            raise MinipeftError(f"--data {data}: no such file or folder; check the path{other}")
         if _file(_folder(task, data), "train") is None and not (Path(data) / task.name).is_dir():
             raise MinipeftError(
                 f"{data}: no folder {task.name} in it; --data needs <task>/train.parquet "
@@ -58,14 +66,14 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
             )
         folder = _folder(task, data)
         return str(Path(data).resolve()), f"{data}/{task.name}" if folder.name == task.name else data
-    if _cached(task):
+    if cached_splits(HUB_NAME, task.name):
         return HUB_NAME, f"{HUB_NAME} ({task.name}), from the local cache"
-    offline = offline_variable() or ("HF_DATASETS_OFFLINE" if _datasets_offline() else None)
+    offline = datasets_offline_variable()
     if offline is None and hub_reachable():
-        _from_hub(task, None)
+        _glue(task, task.validation)
         return HUB_NAME, f"{HUB_NAME} ({task.name})"
     reason = "no answer from the hub" if offline is None else f"{offline} is set"
-    if task.name in standin.TASKS:
+    if task.name in standin.TASKS and data == "auto":
         return "standin", f"synthetic data for {task.name} (stand-in): not GLUE, not a benchmark ({reason})"
     raise MinipeftError(f"no data for {task.name}: {reason}; pass --data with a folder that holds it")
 
@@ -123,7 +131,7 @@ def count_rows(task: Task, split: str, source: str, limit: int) -> int:
 
 def _validation_mask(task: Task) -> bytearray:
     """1 for the rows of the training file that are the validation split."""
-    rows = open_table(dict(task.files)["train"]).read([task.label_column])
+    rows = open_split(dict(task.files)["train"]).read([task.label_column])
     labels = [read_label(task, value, place) for place, (value,) in rows]
     if task.is_regression or not task.stratified:
         return random_mask(len(labels), VALIDATION_FRACTION, VALIDATION_SEED)
@@ -133,17 +141,19 @@ def _validation_mask(task: Task) -> bytearray:
 def _table(task: Task, split: str, source: str) -> Table:
     if task.is_custom:
         files = dict(task.files)
+        if split not in files and split != task.validation and is_hub_source(source):
+            return open_split(hub_split(source, split))
         if split not in files and split != task.validation:
             raise MinipeftError(
                 f"{source}: no {split} split; there are {', '.join(dict.fromkeys([*files, task.validation]))}"
             )
-        return open_table(files.get(split, files["train"]))
+        return open_split(files.get(split, files["train"]))
     if source == "standin":
         columns = standin.generate(task.name, split)
         place = f"synthetic {task.name} {split}"
-        return _numbered(place, tuple(columns), lambda names: zip(*(columns[name] for name in names), strict=True))
+        return numbered(place, tuple(columns), lambda names: zip(*(columns[name] for name in names), strict=True))
     if normalize_source(source) == HUB_NAME:
-        return _table_of_dataset(*_glue(task, split))
+        return _glue(task, split)
     folder = _folder(task, source)
     if (path := _file(folder, split)) is None:
         found = sorted({file.name.split(".")[0].split("-")[0] for file in folder.glob("*.*")})
@@ -163,21 +173,6 @@ def _file(folder: Path, split: str) -> str | None:
     return next(filter(None, (split_file(folder, split, [ending]) for ending in ENDINGS)), None)
 
 
-def _numbered(place: str, columns: tuple[str, ...], values: Any) -> Table:
-    def read(names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
-        return ((f"{place}, row {row}", row_values) for row, row_values in enumerate(values(names)))
-
-    return Table(place, columns, read)
-
-
-def _table_of_dataset(rows: Dataset, place: str) -> Table:
-    def values(names: Sequence[str]) -> Iterator[Sequence[Any]]:
-        for batch in rows.select_columns(list(names)).iter(1000):
-            yield from zip(*(batch[name] for name in names), strict=True)
-
-    return _numbered(place, tuple(rows.column_names), values)
-
-
 def read_examples(
     task: Task, table: Table, columns: Sequence[str], remedy: str, labelled: bool = True
 ) -> Iterator[tuple[str, str | None, Any]]:
@@ -194,8 +189,7 @@ def read_examples(
                 raise MinipeftError(f"{place}: {name} is {what}, not a text; fix or remove the row")
             if not is_unicode(text):
                 raise MinipeftError(
-                    f"{place}: {name} is {short_repr(text)}, not valid Unicode (half a character); "
-                    "fix or remove the row"
+                    f"{place}: {name} is {short_repr(text)}, not valid Unicode (half a character); fix or remove the row"
                 )
             if len(text) > LONGEST_TEXT:
                 raise MinipeftError(
@@ -227,61 +221,16 @@ def chunk_examples(task: Task, examples: Iterable[tuple[str, str | None, Any]]) 
         yield Split(task, texts, pairs if len(task.columns) == 2 else None, labels)
 
 
-def _glue(task: Task, split: str) -> tuple[Dataset, str]:
-    """A split from the cache of `datasets`, or else from the Hub, and its name in messages."""
-    name = f"{HUB_NAME} {task.name} {split}"
-    if not (cached := _cached(task)):
-        return _from_hub(task, split), name
-    if split not in cached:
-        raise MinipeftError(f"{HUB_NAME} {task.name}: no split {split!r} in the cache; one of {', '.join(cached)}")
-    return _from_cache(cached[split]), name
-
-
-def _from_cache(path: Path) -> Dataset:
-    """Open a file of arrow records whose records are all there."""
-    import pyarrow
-    from datasets import Dataset
-
+def _glue(task: Task, split: str) -> Table:
+    """A split from the cache of `datasets`, or else from the hub."""
     try:
-        with pyarrow.memory_map(str(path)) as file:
-            pyarrow.ipc.open_stream(file).read_all()  # maps the records without copying them; raises if truncated
-        return Dataset.from_file(str(path))
-    except Exception as error:  # pyarrow raises exceptions of many kinds
+        rows = read_split_rows(HUB_NAME, task.name, split)
+    except DownloadError as error:
         raise MinipeftError(
-            f"{path}: damaged ({first_line(error)}); delete the folder {path.parent} so that it is downloaded again"
-        ) from None
-
-
-def _from_hub(task: Task, split: str | None) -> Any:
-    """Load a task with `datasets`."""
-    from datasets import load_dataset
-
-    from minipeft.hub.network import with_retries
-
-    try:
-        return with_retries(lambda token: load_dataset(HUB_NAME, task.name, split=split, token=token))
-    except Exception as error:  # the library passes on the errors of every layer below it
-        raise MinipeftError(
-            f"{HUB_NAME} {task.name}: the download from the hub failed ({first_line(error)}); try again, or pass "
+            f"{HUB_NAME} {task.name}: the download from the hub failed ({error.reason}); try again, or pass "
             "--data with a folder that holds it" + (", or --data standin" if task.name in standin.TASKS else "")
         ) from None
-
-
-def _cached(task: Task) -> dict[str, Path]:
-    """The arrow files of a task's splits in the cache of `datasets`: as there, the most recently written version."""
-    from datasets import config
-
-    home = Path(config.HF_DATASETS_CACHE) / HUB_NAME.replace("/", "___") / task.name
-    versions = [path.parent for path in home.glob(f"*/*/glue-{task.validation}.arrow")]
-    versions = [folder for folder in versions if (folder / "glue-train.arrow").is_file()]
-    if not versions:
-        return {}
-    newest = max(versions, key=lambda folder: (folder.stat().st_mtime, folder))
-    return {path.stem.removeprefix("glue-"): path for path in sorted(newest.glob("glue-*.arrow"))}
-
-
-def _datasets_offline() -> bool:
-    return os.environ.get("HF_DATASETS_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return dataset_table(rows, f"{HUB_NAME} {task.name} {split}", by_name=False)
 
 
 def with_recorded_split(task: Task, settings: dict[str, Any]) -> Task:

@@ -46,6 +46,12 @@ def offline_variable() -> str | None:
     return None
 
 
+def datasets_offline_variable() -> str | None:
+    """Return the name of the variable that forbids downloads of data sets, or None."""
+    is_set = os.environ.get("HF_DATASETS_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return offline_variable() or ("HF_DATASETS_OFFLINE" if is_set else None)
+
+
 def is_offline() -> bool:
     """Return whether HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids requests."""
     return offline_variable() is not None

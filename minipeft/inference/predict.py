@@ -124,7 +124,7 @@ class LoadedRun(Predictor):
             text_column: Column of the texts; the default is the task's, else "text".
             pair_column: Column of the second texts; the default is the task's, else "pair".
             label_column: Column of the labels; None to read no labels.
-            file_format: "txt", "csv", "tsv" or "jsonl", whatever the file's ending is.
+            file_format: "txt", "csv", "tsv", "jsonl" or "json", whatever the file's ending is.
             echo: Further columns, whose values are appended to `echoed`, a tuple per row.
             echoed: A list that holds the values of the rows so far.
         """

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from minipeft import __version__
 from minipeft.data.find_files import list_files
+from minipeft.data.remote import local_copy
 from minipeft.data.rows import STANDARD_INPUT
 from minipeft.data.tasks import Split
 from minipeft.errors import Interrupted, MinipeftError
@@ -61,7 +62,7 @@ def predict_file(
         output: A new file; None for standard output. One JSON object per line, or csv if it ends in .csv.
         text_column: Column of the texts.
         pair_column: Column of the second texts.
-        file_format: "txt", "csv", "tsv" or "jsonl", whatever the ending of the input is.
+        file_format: "txt", "csv", "tsv", "jsonl" or "json", whatever the ending of the input is.
         echo: Columns of the input that each prediction repeats, such as an id.
         device: "auto", "cpu", "cuda" or "mps".
 
@@ -140,12 +141,12 @@ def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str,
             while block := file.read(1 << 20):
                 digest.update(block)
     known: list[Any] = []
-    for path in [*map(Path, files), *(sorted(base.iterdir()) if base is not None else [])]:
-        if str(path) == STANDARD_INPUT:
+    for path in [*files, *(map(str, sorted(base.iterdir())) if base is not None else [])]:
+        if path == STANDARD_INPUT:
             known.append(time.time_ns())  # it cannot be read a second time
         else:
-            status = path.stat()
-            known.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+            local = Path(local_copy(path)).resolve()
+            known.append([str(local), local.stat().st_size, local.stat().st_mtime_ns])
     plan = {"version": __version__, "run": digest.hexdigest(), "files": known, **settings}
     return json.loads(json.dumps(plan))  # as it is when it is read from the file
 

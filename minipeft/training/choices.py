@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
-    """Return the task, and for a custom dataset its description.
+    """Return the task, and for a custom dataset its description; this may download a data set of the hub.
 
     Raises:
         MinipeftError: for an unknown task, and for settings of a custom dataset with one of GLUE's.

@@ -93,7 +93,6 @@ def resolve(settings: TrainSettings) -> Job:
     Raises:
         MinipeftError: for settings that do not fit together, and for an output folder that cannot take this run.
     """
-    task, custom = find_task(settings)
     if settings.init_adapter is None:
         method = choose_method(settings)
     device = choose_device(settings.device)
@@ -101,6 +100,7 @@ def resolve(settings: TrainSettings) -> Job:
         check_cuda_graphs(device, settings.activation_checkpointing)
     check_choice("precision", settings.precision, ("auto", "fp32", "bf16"))
     processes = join_processes(device, settings.resume)
+    task, custom = processes.on_rank_zero(lambda: find_task(settings))
 
     initial_adapters: tuple[Adapter, ...] = ()
     if settings.init_adapter is not None:  # the adapter has the method, and the model the adapter's shape

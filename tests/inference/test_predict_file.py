@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import gzip
 import io
 import json
 import os
@@ -35,8 +36,12 @@ def write(path: Path, rows: Rows) -> Path:
     from datasets import Dataset
 
     columns = Dataset.from_list(rows)
-    if path.suffix == ".jsonl":
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(write(path.parent.parent / path.stem, rows).read_bytes()))
+    elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
     elif path.suffix == ".parquet":
         columns.to_parquet(path)
     elif path.suffix == ".csv":
@@ -68,7 +73,7 @@ PAIRS: Rows = [
 ]
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet", "json", "csv.gz"])
 @pytest.mark.parametrize("task", ["sst2", "rte"])
 def test_every_format_gives_what_the_texts_give_in_their_order(
     task: str, ending: str, small_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -125,8 +130,8 @@ def test_the_files_of_a_folder_come_in_the_order_of_their_names(
     (folder / ".hidden").write_text("?")
     expected = single.predict(["first", "second", "the task's own column comes first"])
     assert predicted(capsys, small_runs["sst2"], "--input", folder) == expected
-    (folder / "d.txt.gz").write_bytes(b"")
-    assert "d.txt.gz is not one of" in refused(["predict", small_runs["sst2"], "--input", folder], tmp_path, capsys)
+    (folder / "d.zip").write_bytes(b"")
+    assert "d.zip is not one of" in refused(["predict", small_runs["sst2"], "--input", folder], tmp_path, capsys)
 
 
 def test_columns_go_by_the_names_that_are_given(
@@ -280,7 +285,8 @@ def test_windows_hold_every_row_once_in_order_and_are_bounded(lengths: list[int]
         ("a.tsv", b"text\tlabel\nb\t\xff\n", "a.tsv, line 2: not UTF-8"),
         ("a.txt", "ä".encode("utf-16"), "a.txt, line 1: not UTF-8"),
         ("a.parquet", b"PAR1 and no more", "not readable as parquet"),
-        ("a.json", b"{}", "unknown ending '.json'"),
+        ("a.json", b'[{"text": "a"},\n{"text": 1}]', "a.json, line 2: text is 1"),
+        ("a.zip", b"{}", "unknown ending '.zip'"),
         ("a", b"text", "unknown ending 'none'"),
     ],
 )

@@ -1,0 +1,232 @@
+"""Data sets of the hub as custom data: a server on 127.0.0.1, the real `datasets` library, online and then offline."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import COMMIT, HubServer
+from hub_support import start_python
+
+from minipeft import MinipeftError
+from minipeft.data import hub_data
+from minipeft.data.custom import inspect_custom_data, is_custom
+from minipeft.data.splits import read_split
+
+pytest_plugins = ["hub_fixtures"]
+
+CARD = """---
+dataset_info:
+- config_name: plain_text
+  features:
+  - name: review
+    dtype: string
+  - name: stars
+    dtype: int64
+  - name: sentiment
+    dtype:
+      class_label:
+        names:
+          '0': positive
+          '1': negative
+configs:
+- config_name: plain_text
+  data_files:
+  - split: train
+    path: plain_text/train-*
+  - split: test
+    path: plain_text/test-*
+  - split: unsupervised
+    path: plain_text/unsupervised-*
+"""
+OTHER = """- config_name: other
+  data_files:
+  - split: train
+    path: plain_text/train-*
+"""
+
+
+def parquet(rows: int, start: int = 0, label: int | None = None) -> bytes:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    numbers = range(start, start + rows)
+    columns = {
+        "review": [f"a {'fine' if number % 2 else 'dull'} film, number {number}" for number in numbers],
+        "stars": [number % 5 for number in numbers],
+        "sentiment": [1 - number % 2 if label is None else label for number in numbers],
+    }
+    kinds = {
+        "review": Value("string"),
+        "stars": Value("int64"),
+        "sentiment": ClassLabel(names=["positive", "negative"]),
+    }
+    file = io.BytesIO()
+    Dataset.from_dict(columns, features=Features(kinds)).to_parquet(file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def imdb(server: HubServer) -> HubServer:
+    """A data set in two shards, called owner/imdb now and imdb formerly."""
+    server.renamed = {"datasets/imdb": "datasets/owner/imdb"}
+    server.repos["datasets/owner/imdb"] = {
+        "README.md": f"{CARD}---\n".encode(),
+        "plain_text/train-00000-of-00002.parquet": parquet(30),
+        "plain_text/train-00001-of-00002.parquet": parquet(10, 30),
+        "plain_text/test-00000-of-00001.parquet": parquet(12, 100),
+        "plain_text/unsupervised-00000-of-00001.parquet": parquet(4, 200, label=-1),
+    }
+    return server
+
+
+def minipeft(cache: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process with the test's caches."""
+    script = f"import sys; from minipeft.cli.cli import main; sys.exit(main({list(map(str, arguments))!r}))"
+    home = {"HF_HOME": str(cache.parent), "HF_DATASETS_CACHE": str(cache.parent / "datasets")}
+    child = start_python(script, **home, **variables)
+    out, errors = child.communicate(timeout=200)
+    return subprocess.CompletedProcess(script, child.returncode, out, errors)
+
+
+def test_a_run_on_a_data_set_of_the_hub_resumes_and_predicts_offline(
+    imdb: HubServer, cache: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    columns = ["--text-column", "review", "--label-column", "sentiment", "--validation", "test"]
+    flags = [*columns, "--model", tiny_checkpoint, "--method", "head", "--epochs", 1, "--output", run, "--seed", 1]
+    done = minipeft(cache, "train", "--data", "imdb", *flags, "--precision", "fp32")
+    assert done.returncode == 0, done.stderr
+    assert f"owner/imdb:plain_text[train] (Hugging Face hub, commit {COMMIT[:12]}): 40 rows" in done.stderr
+    assert "2 classes (positive 20, negative 20)" in done.stderr and "not read: stars" in done.stderr
+    config, result = (json.loads((run / f"{name}.json").read_text()) for name in ("config", "result"))
+    assert config["source"] == "owner/imdb:plain_text" and config["validation"] == "owner/imdb:plain_text[test]"
+    assert config["labels"] == ["positive", "negative"] and config["task"] == "imdb"
+    assert result["data"].startswith("owner/imdb:plain_text[train]")
+    requests = len(imdb.requests)
+
+    done = minipeft(cache, "train", "--data", "owner/imdb", "--resume", *flags, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    done = minipeft(cache, "train", "--data", "owner/imdb:plain_text", "--resume", *flags[2:], HF_DATASETS_OFFLINE="1")
+    assert done.returncode == 2 and "no column 'text' (there are review, stars, sentiment)" in done.stderr
+    done = minipeft(cache, "evaluate", run, "--split", "unsupervised", HF_HUB_OFFLINE="1")
+    assert done.returncode == 2
+    assert "owner/imdb:plain_text[unsupervised], row 0: no sentiment; add it or remove the row" in done.stderr
+    done = minipeft(cache, "evaluate", run, HF_HUB_OFFLINE="1")
+    assert json.loads(done.stdout)["accuracy"] == result["best"]["value"], done.stderr
+    assert len(imdb.requests) == requests
+
+
+READ = """
+import json
+from minipeft.data.custom import inspect_custom_data
+from minipeft.data.splits import read_split
+from minipeft.errors import MinipeftError
+columns = {"text_column": "review", "pair_column": None, "label_column": "sentiment", "label_type": "auto"}
+for name, validation in CALLS:
+    try:
+        data = inspect_custom_data("auto", name, validation=validation, **columns)
+        texts = read_split(data.task, "validation", data.source).texts
+        print(json.dumps([data.source, len(read_split(data.task, "train", data.source)), texts[:1], data.origin]))
+    except MinipeftError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def read(cache: Path, calls: list[tuple[str, str | None]], **variables: str) -> list[Any]:
+    home = {"HF_HOME": str(cache.parent), "HF_DATASETS_CACHE": str(cache.parent / "datasets")}
+    out, errors = start_python(f"CALLS = {calls!r}{READ}", **home, **variables).communicate(timeout=200)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert len(found) == len(calls), errors
+    return found
+
+
+def test_names_configs_and_splits(imdb: HubServer, cache: Path, tmp_path: Path) -> None:
+    imdb.repos["datasets/owner/two"] = {
+        **imdb.repos["datasets/owner/imdb"],
+        "README.md": f"---\n{CARD[CARD.index('configs:') :]}{OTHER}---\n".encode(),
+    }
+    (tmp_path / "valid.csv").write_text("review;sentiment\nfrom a file;positive\n")
+    origin = f" (Hugging Face hub, commit {COMMIT[:12]})"
+    calls = [
+        ("owner/imdb", "tset"),
+        ("owner/two", None),
+        ("owner/two:other", "test"),
+        ("owner/two:other", None),
+        ("owner/none", None),
+        ("nothing", None),
+        ("imdb:plain_text", str(tmp_path / "valid.csv")),
+    ]
+    found = read(cache, calls)
+    assert "--validation tset: no split of owner/imdb:plain_text (there are test, train, unsupervised)" in found[0]
+    assert (
+        "--data owner/two: no such file or folder, and no data set" in found[1] and "Config name is missing" in found[1]
+    )
+    assert "--validation test: no split of owner/two:other (there are train)" in found[2]
+    assert found[3][:2] == ["owner/two:other", 36] and found[3][3] == origin
+    assert "--data owner/none: no such file or folder, and no data set of the hub can be loaded" in found[4]
+    assert "--data nothing: no such file or folder, and no data set of the hub can be loaded" in found[5]
+    assert found[6] == ["owner/imdb:plain_text", 40, ["from a file"], origin]
+
+    calls = [("imdb", "test"), ("owner/two", None), ("owner/two:plain_text", None), ("owner/none", None)]
+    imdb.requests.clear()
+    found = read(cache, calls, TRANSFORMERS_OFFLINE="1")
+    assert found[0] == ["owner/imdb:plain_text", 40, ["a dull film, number 100"], origin]
+    assert found[1][:2] == ["owner/two:other", 36]  # the only one in the cache
+    assert "no such data set in the cache (there are owner/two:other); TRANSFORMERS_OFFLINE is set" in found[2]
+    assert "--data owner/none: no such file or folder, and no such data set in the cache; TRANSF" in found[3]
+    assert not imdb.requests
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("imdb", True),
+        ("owner/name", True),
+        ("owner/name:config-1.en", True),
+        ("auto", False),
+        ("standin", False),
+        ("reviews.csv", False),
+        ("data/reviews.jsonl.gz", False),
+        ("./imdb", False),
+        ("a/b/c", False),
+        ("a b", False),
+        ("../x", False),
+        ("", False),
+    ],
+)
+def test_what_may_be_the_name_of_a_data_set(
+    data: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hub_data.is_hub_name(data) == is_custom("auto", data) == expected
+    assert not is_custom("rte", data)
+    if expected and "/" not in data:
+        (tmp_path / data).mkdir()
+        assert not is_custom("auto", data)
+
+
+def test_a_damaged_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network, and in this process: the layout is that of the data set that the test above downloads."""
+    from datasets import Dataset, config
+
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "owner___name" / "default" / "0.0.0" / COMMIT
+    folder.mkdir(parents=True)
+    rows = {"text": [f"text {number}" for number in range(4000)], "label": [number % 2 for number in range(4000)]}
+    Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    file = next((tmp_path / "saved").glob("*.arrow"))
+    for number in range(2):
+        (folder / f"name-train-0000{number}-of-00002.arrow").write_bytes(file.read_bytes())
+    usual = {"text_column": None, "pair_column": None, "label_column": None, "label_type": "auto", "validation": None}
+    data = inspect_custom_data("auto", "owner/name", **usual)
+    assert data.rows == 8000 and len(read_split(data.task, "train", data.source)) == 7200
+    (folder / "name-train-00001-of-00002.arrow").write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(MinipeftError, match=r"name-train-00001-of-00002\.arrow: damaged .*; delete the folder"):
+        inspect_custom_data("auto", "owner/name", **usual)
+    (folder / "name-train-00001-of-00002.arrow").unlink()
+    with pytest.raises(MinipeftError, match="no such data set in the cache; HF_HUB_OFFLINE is set"):
+        inspect_custom_data("auto", "owner/name", **usual)
