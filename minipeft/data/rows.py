@@ -63,8 +63,8 @@ def _standard_input(file_format: str | None) -> Table:
         file_format = "jsonl" if first.lstrip().startswith("{") else "txt"
         if file_format == "txt" and _may_be_header(strip_line_end(first)):
             raise MinipeftError(
-                f"standard input: the first line, {strip_line_end(first)[:80]!r}, may be the header of a csv or tsv file; "
-                "pass --format csv or tsv, or --format txt for one text per line"
+                f"standard input: the first line, {strip_line_end(first)[:80]!r}, may be the header of a csv or tsv "
+                "file; pass --format csv or tsv, or --format txt for one text per line"
             )
     if file_format not in LINE_READERS:
         raise MinipeftError(f"--format {file_format} needs a file; give standard input as jsonl, csv, tsv or txt")

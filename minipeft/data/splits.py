@@ -189,7 +189,8 @@ def read_examples(
                 raise MinipeftError(f"{place}: {name} is {what}, not a text; fix or remove the row")
             if not is_unicode(text):
                 raise MinipeftError(
-                    f"{place}: {name} is {short_repr(text)}, not valid Unicode (half a character); fix or remove the row"
+                    f"{place}: {name} is {short_repr(text)}, not valid Unicode (half a character); "
+                    "fix or remove the row"
                 )
             if len(text) > LONGEST_TEXT:
                 raise MinipeftError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import run_command
 from hub_server import COMMIT, HubServer
 from hub_support import start_python
 
@@ -83,41 +83,69 @@ def imdb(server: HubServer) -> HubServer:
     return server
 
 
-def minipeft(cache: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process with the test's caches."""
-    script = f"import sys; from minipeft.cli.cli import main; sys.exit(main({list(map(str, arguments))!r}))"
+def minipeft(cache: Path, *commands: list[Any], **variables: str) -> list[str]:
+    """Run commands in a process with the test's caches; return the status and output of each."""
+    script = (
+        "import contextlib, io, json; from minipeft.cli.cli import main\n"
+        f"for arguments in {[[str(word) for word in command] for command in commands]!r}:\n"
+        "    out = io.StringIO()\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):\n"
+        "        status = main(arguments)\n"
+        "    print(json.dumps(f'{status} {out.getvalue()}'))"
+    )
     home = {"HF_HOME": str(cache.parent), "HF_DATASETS_CACHE": str(cache.parent / "datasets")}
-    child = start_python(script, **home, **variables)
-    out, errors = child.communicate(timeout=200)
-    return subprocess.CompletedProcess(script, child.returncode, out, errors)
+    out, errors = start_python(script, **home, **variables).communicate(timeout=200)
+    said = [json.loads(line) for line in out.splitlines()]
+    assert len(said) == len(commands), errors
+    return said
 
 
+@pytest.mark.full
 def test_a_run_on_a_data_set_of_the_hub_resumes_and_predicts_offline(
     imdb: HubServer, cache: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     columns = ["--text-column", "review", "--label-column", "sentiment", "--validation", "test"]
-    flags = [*columns, "--model", tiny_checkpoint, "--method", "head", "--epochs", 1, "--output", run, "--seed", 1]
-    done = minipeft(cache, "train", "--data", "imdb", *flags, "--precision", "fp32")
-    assert done.returncode == 0, done.stderr
-    assert f"owner/imdb:plain_text[train] (Hugging Face hub, commit {COMMIT[:12]}): 40 rows" in done.stderr
-    assert "2 classes (positive 20, negative 20)" in done.stderr and "not read: stars" in done.stderr
+    rest = ["--model", tiny_checkpoint, "--method", "head", "--epochs", 1, "--output", run, "--precision", "fp32"]
+    (said,) = minipeft(cache, ["train", "--data", "imdb", *columns, *rest])
+    assert said.startswith("0 ")
+    assert f"owner/imdb:plain_text[train] (Hugging Face hub, commit {COMMIT[:12]}): 40 rows" in said
+    assert "2 classes (positive 20, negative 20)" in said and "not read: stars" in said
     config, result = (json.loads((run / f"{name}.json").read_text()) for name in ("config", "result"))
     assert config["source"] == "owner/imdb:plain_text" and config["validation"] == "owner/imdb:plain_text[test]"
     assert config["labels"] == ["positive", "negative"] and config["task"] == "imdb"
     assert result["data"].startswith("owner/imdb:plain_text[train]")
     requests = len(imdb.requests)
 
-    done = minipeft(cache, "train", "--data", "owner/imdb", "--resume", *flags, HF_HUB_OFFLINE="1")
-    assert done.returncode == 0, done.stderr
-    done = minipeft(cache, "train", "--data", "owner/imdb:plain_text", "--resume", *flags[2:], HF_DATASETS_OFFLINE="1")
-    assert done.returncode == 2 and "no column 'text' (there are review, stars, sentiment)" in done.stderr
-    done = minipeft(cache, "evaluate", run, "--split", "unsupervised", HF_HUB_OFFLINE="1")
-    assert done.returncode == 2
-    assert "owner/imdb:plain_text[unsupervised], row 0: no sentiment; add it or remove the row" in done.stderr
-    done = minipeft(cache, "evaluate", run, HF_HUB_OFFLINE="1")
-    assert json.loads(done.stdout)["accuracy"] == result["best"]["value"], done.stderr
+    resumed, refused, unlabelled, evaluated = minipeft(
+        cache,
+        ["train", "--data", "owner/imdb", "--resume", *columns, *rest],
+        ["train", "--data", "owner/imdb:plain_text", "--resume", *columns[2:], *rest],
+        ["evaluate", run, "--split", "unsupervised"],
+        ["evaluate", run],
+        HF_HUB_OFFLINE="1",
+    )
+    assert resumed.startswith("0 ")
+    assert refused.startswith("2 ") and "no column 'text' (there are review, stars, sentiment)" in refused
+    assert "plain_text[unsupervised], row 0: no sentiment; add it or remove the row" in unlabelled
+    assert json.loads(evaluated.split(" ", 1)[1])["accuracy"] == result["best"]["value"]
     assert len(imdb.requests) == requests
+
+
+@pytest.mark.full
+def test_two_processes_read_the_data_set_that_rank_zero_chose(
+    imdb: HubServer, cache: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    flags = ["--data", "imdb", "--text-column", "review", "--label-column", "sentiment", "--method", "head"]
+    flags += ["--model", tiny_checkpoint, "--epochs", 1, "--device", "cpu", "--output", tmp_path / "run", "--quiet"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    home = {"HF_HOME": str(cache.parent), "HF_DATASETS_CACHE": str(cache.parent / "datasets")}
+    done = run_command(*torchrun, *flags, HF_HUB_OFFLINE="0", OMP_NUM_THREADS="1", **home)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["source"] == "owner/imdb:plain_text"
+    assert len(imdb.asked("hub", "train-00000-of-00002.parquet")) <= 2  # one download: HEAD and GET
+    done = run_command(*torchrun, *flags, "--text-column", "body", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", **home)
+    assert done.returncode != 0 and done.stderr.count("no column 'body'") == 1
 
 
 READ = """
