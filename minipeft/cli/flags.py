@@ -115,11 +115,13 @@ def command_line(arguments: Sequence[str] | None = None) -> Parser:
     for command in (evaluate, predict):
         command.add_argument(
             "--input",
-            help="jsonl, json, csv, tsv, parquet or txt (one text a line), an address of one, a folder of such files, or "
-            "- for standard input",
+            help="jsonl, json, csv, tsv, parquet or txt (a text per line), its address, a folder of files, or - for "
+            "standard input",
         )
         command.add_argument(
-            "--format", dest="file_format", help="of --input: txt, csv, tsv, jsonl or json [by the ending; - : txt or jsonl]"
+            "--format",
+            dest="file_format",
+            help="of --input: txt, csv, tsv, jsonl, json [by ending; -: txt or jsonl]",
         )
         command.add_argument("--text-column", help="column of the texts in --input [the task's, or text]")
         command.add_argument("--pair-column", help="column of the second sentences [the task's, or pair]")
@@ -168,7 +170,7 @@ def add_train_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] = 
     flag("--pair-column", metavar="COLUMN", help="of a custom dataset: the second texts [none]")
     flag("--label-column", metavar="COLUMN", help="of a custom dataset: the labels, as names or numbers [label]")
     flag("--label-type", default="auto", help="of a custom dataset: classes, or numbers for regression [auto]")
-    flag("--validation", metavar="SPLIT", help="of a custom dataset: a file or the hub's split [10 percent of the rows]")
+    flag("--validation", metavar="SPLIT", help="of a custom dataset: a file, or a split [10 percent of the rows]")
     flag("--holdout", type=float, metavar="FRACTION", help="of the training split, to choose the best epoch on [none]")
     flag("--max-length", type=int, metavar="N", help="tokens; longer sequences are truncated [512, or the model's]")
     flag("--train-limit", type=int, metavar="N", help="train on the first N examples [all]")
