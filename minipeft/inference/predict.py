@@ -16,8 +16,9 @@ from minipeft.adapters.merging import check_export_folder, merged_copy, save_mer
 from minipeft.data import standin
 from minipeft.data.custom import custom_task
 from minipeft.data.find_files import list_files
-from minipeft.data.rows import Table, open_table
+from minipeft.data.rows import open_table
 from minipeft.data.splits import choose_data, chunk_examples, read_chunks, read_examples, with_recorded_split
+from minipeft.data.table import Table
 from minipeft.data.tasks import Split, Task, get_task
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import choose_device
