@@ -100,7 +100,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(home), name)
+            value = getattr(import_module(home), name)
+            if name == "train":  # its settings are described once, in the flags
+                import_module("minipeft.cli.flags").describe_settings(value)
+            return value
     raise AttributeError(f"module 'minipeft' has no attribute {name!r}")
 
 

@@ -222,6 +222,15 @@ def add_train_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] = 
     flag("--quiet", action="store_true", help="no banner and no progress bars [off]")
 
 
+def describe_settings(train: Any) -> None:
+    """Add the flags' help to the docstring of `minipeft.train`, whose keywords are the flags."""
+    if "\n    Settings:" not in train.__doc__:
+        parser = argparse.ArgumentParser(add_help=False)
+        add_train_flags(parser)
+        lines = [f"        {action.dest}: {action.help}\n" for action in parser._actions]
+        train.__doc__ = f"{train.__doc__.rstrip()}\n\n    Settings:\n{''.join(lines)}"
+
+
 def add_pretrain_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `minipeft pretrain`."""
     flag = parser.add_argument_group("task and data").add_argument

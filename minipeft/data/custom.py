@@ -14,6 +14,7 @@ from minipeft.data.find_files import split_file
 from minipeft.data.hub_data import find_dataset, hub_split, is_hub_name, is_hub_source, is_hub_split, open_split
 from minipeft.data.labels import LABEL_TYPES, NUMBER, find_labels
 from minipeft.data.lines import stem_of
+from minipeft.data.memory import PLACE, MemoryData, MemorySplit
 from minipeft.data.remote import is_remote
 from minipeft.data.splits import VALIDATION_FRACTION, with_recorded_split
 from minipeft.data.tasks import TASKS, Task
@@ -68,12 +69,14 @@ class CustomData:
         return f"{' and '.join(self.task.columns)}, labels from {self.task.label_column}{unread}"
 
 
-def is_custom(task: str, data: str) -> bool:
+def is_custom(task: str, data: str | MemoryData) -> bool:
     """Whether --data is a custom dataset.
 
-    It is a file or an address; and if --task is not one of GLUE's, a folder with a training file, or a data set of the
-    hub.
+    It is rows in memory, a file or an address; and if --task is not one of GLUE's, a folder with a training file, or a
+    data set of the hub.
     """
+    if isinstance(data, MemoryData):
+        return True
     path = Path(data)
     if is_remote(data) or path.is_file():
         return True
@@ -82,7 +85,7 @@ def is_custom(task: str, data: str) -> bool:
 
 def inspect_custom_data(
     task: str,
-    data: str,
+    data: str | MemoryData,
     *,
     text_column: str | None,
     pair_column: str | None,
@@ -94,7 +97,7 @@ def inspect_custom_data(
 
     Args:
         task: A name for the task; "auto" for the name of the file, folder or data set.
-        data: The file, folder, address, or data set of the hub, which may be downloaded.
+        data: The file, folder, address, data set of the hub, which may be downloaded, or rows in memory.
         text_column: Column of the texts; the default is "text".
         pair_column: Column of the second texts; None if there is none.
         label_column: Column of the labels; the default is "label".
@@ -111,7 +114,7 @@ def inspect_custom_data(
         )
     check_choice("--label-type", label_type, LABEL_TYPES)
     source, origin, files = _find(data, validation)
-    path = Path(data).resolve()
+    path = Path(source)
     name = task if task != "auto" else _task_name(source)
     if not name or name != Path(name).name:
         raise MinipeftError(f"--task {name!r} cannot be the name of a folder; choose a plain name")
@@ -141,8 +144,10 @@ def inspect_custom_data(
     return CustomData(custom, source, origin, rows, class_counts, unread, warnings)
 
 
-def _find(data: str, validation: str | None) -> tuple[str, str, dict[str, str]]:
+def _find(data: str | MemoryData, validation: str | None) -> tuple[str, str, dict[str, Any]]:
     """Return the source of a custom dataset, where it comes from if not from a file, and the file of each split."""
+    if isinstance(data, MemoryData):
+        return PLACE, "", _files_in_memory(data)
     if not is_hub_name(data):
         source = data if is_remote(data) else str(Path(data).resolve())
         return source, "", _files(source, validation, VALIDATION_NAMES)
@@ -161,13 +166,23 @@ def _find(data: str, validation: str | None) -> tuple[str, str, dict[str, str]]:
 
 
 def _task_name(source: str) -> str:
-    """Return the name of a source without folders, owner, config and endings."""
+    """Return the name of a source without folders, owner, config and endings; "data" for rows in memory."""
+    if source == PLACE:
+        return "data"
     if is_hub_source(source):
         return source.split(":")[0].split("/")[-1]
     return Path(source).name if Path(source).is_dir() else stem_of(source)
 
 
-def _column_warnings(file: str, columns: tuple[str, ...], unread: tuple[str, ...]) -> tuple[str, ...]:
+def _files_in_memory(data: MemoryData) -> dict[str, Any]:
+    """The rows of each split; a validation split may have any of VALIDATION_NAMES."""
+    found = {name: rows for name, rows in data.splits.items() if name not in VALIDATION_NAMES}
+    if validation := next((name for name in VALIDATION_NAMES if name in data.splits), None):
+        found["validation"] = data.splits[validation]
+    return found
+
+
+def _column_warnings(file: str | MemorySplit, columns: tuple[str, ...], unread: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse a text column of numbers, and warn of an unread column that may be the second text."""
     texts = [str(values[0]) for _, values in islice(open_split(file).read(columns[:1]), SAMPLE_ROWS)]
     if all(NUMBER.fullmatch(text) for text in texts):
@@ -213,13 +228,15 @@ def custom_task(settings: Mapping[str, Any]) -> Task | None:
     )
 
 
-def _task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], label: str, files: dict[str, str]) -> Task:
+def _task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], label: str, files: dict[str, Any]) -> Task:
     metrics = ("accuracy", "macro_f1") if labels else ("pearson", "spearman")
     return Task(name, columns, labels, metrics, label_column=label, files=tuple(files.items()))
 
 
 def _files(source: str, validation: str | None, names: tuple[str, ...]) -> dict[str, str]:
     """The file of each split; `names` are those that a validation file may have."""
+    if source == PLACE:  # of a recorded run, whose rows are gone
+        return {"train": PLACE}
     if is_hub_source(source):
         files = {"train": hub_split(source, "train")}
     else:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipeft.data.lines import ending_of
+from minipeft.data.memory import PLACE, MemorySplit
 from minipeft.data.remote import is_remote
 from minipeft.data.rows import READERS, open_table
 from minipeft.data.table import Table, numbered
@@ -58,8 +59,12 @@ def is_hub_split(path: str) -> bool:
     return match is not None and match["split"] is not None
 
 
-def open_split(path: str) -> Table:
-    """Open a split of a data set of the hub, or a file as `open_table` does."""
+def open_split(path: str | MemorySplit) -> Table:
+    """Open rows in memory, a split of a data set of the hub, or a file as `open_table` does."""
+    if isinstance(path, MemorySplit):
+        return dataset_table(path.rows, path.place)
+    if path == PLACE:
+        raise MinipeftError(f"the run was trained on {PLACE}; evaluate it on a file, by --input")
     match = NAME.fullmatch(path)
     if match is None or match["split"] is None:
         return open_table(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from minipeft.errors import MinipeftError, nearest
 
@@ -24,7 +25,8 @@ class Task:
         validation: Name of the validation split.
         also: Further validation splits to evaluate: (prefix of their metrics, split).
         label_column: Column of the labels.
-        files: Custom data only: (split, file). Without a validation file, the split is drawn from the training file.
+        files: Custom data only: (split, file or MemorySplit). Without a validation file, the split is drawn from the
+            training file.
         stratified: Whether examples are drawn from the training split class by class; False for a run of an earlier
             version, which did not.
     """
@@ -36,7 +38,7 @@ class Task:
     validation: str = "validation"
     also: tuple[tuple[str, str], ...] = ()
     label_column: str = "label"
-    files: tuple[tuple[str, str], ...] = ()
+    files: tuple[tuple[str, Any], ...] = ()
     stratified: bool = True
 
     @property

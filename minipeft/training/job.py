@@ -174,10 +174,11 @@ def config_of(job: Job, settings: TrainSettings) -> dict[str, Any]:
             "pair_column": task.columns[1] if len(task.columns) == 2 else None,
             "label_column": task.label_column,
             "label_type": "numbers" if task.is_regression else "classes",
-            "validation": dict(task.files).get("validation"),
+            "validation": str(files["validation"]) if "validation" in (files := dict(task.files)) else None,
         }
     resolved = {
         "task": task.name,
+        "data": str(settings.data),
         "method_options": non_default_options(job.method),
         "model": _model_to_reload(settings.model, job.model.folder),
         "init_adapter": str(job.initial_adapters[0].folder.resolve()) if job.initial_adapters else None,

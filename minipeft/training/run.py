@@ -83,7 +83,8 @@ def train(**settings: Any) -> Result:
 
     Args:
         settings: train.py's flags by name: task="rte", epochs=3, …; method is a name or a config, such as
-            LoRA(rank=2). What is not given, or None, is the recipe's.
+            LoRA(rank=2). data (and validation) may be rows in memory: a list of dicts, a dict of columns, a pandas
+            DataFrame, a datasets.Dataset or a DatasetDict. What is not given, or None, is the recipe's.
 
     Returns:
         The result, with the best epoch's model.

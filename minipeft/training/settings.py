@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+from minipeft.data.memory import MemoryData, is_in_memory, read_memory
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_seed
 from minipeft.methods import get_method, method_name
 from minipeft.training.optim import LR_SCHEDULES
@@ -50,12 +51,12 @@ class TrainSettings:
     method_options: dict[str, Any] | list[str] | None = None
     init_adapter: str | None = None
     model: str = "auto"
-    data: str = "auto"
+    data: str | Any = "auto"  # a name; to minipeft.train, also rows in memory
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None
     label_type: str = "auto"
-    validation: str | None = None
+    validation: str | Any | None = None  # like data
     holdout: float | None = None
     select_by: str | None = None
     patience: int | None = None
@@ -111,6 +112,9 @@ def read_settings(given: dict[str, Any]) -> TrainSettings:
     if unknown := sorted(set(given) - set(known)):
         meant = nearest_setting(unknown[0], known)
         raise MinipeftError(f"unknown setting {unknown[0]!r}{meant}. The settings are train.py's flags.")
+    if is_in_memory(given.get("data")):
+        validation = given.get("validation")
+        given = given | {"data": read_memory(given["data"], validation), "validation": None}
     method = given.get("method")
     if method is not None and not isinstance(method, str):
         fields = dataclasses.asdict(method) if dataclasses.is_dataclass(method) else {}  # type: ignore[arg-type]
@@ -141,6 +145,12 @@ def _flag(name: str) -> str:
 
 def _text(flag: str, value: Any) -> str:
     return str(value)
+
+
+def _source(flag: str, value: Any) -> str | MemoryData:
+    if is_in_memory(value):
+        raise MinipeftError(f"{flag}: rows in memory need a training split in memory. Pass it as data.")
+    return value if isinstance(value, MemoryData) else str(value)
 
 
 def _seed(flag: str, value: Any) -> int:
@@ -200,8 +210,9 @@ def _options(flag: str, value: Any) -> dict[str, Any]:
 
 # The check of each value by its name: (flag, value) → the value in its right type. What is not here is a bool.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    **dict.fromkeys(("task", "method", "model", "data", "precision", "device", "output", "init_adapter"), _text),
-    **dict.fromkeys(("text_column", "pair_column", "label_column", "label_type", "validation", "select_by"), _text),
+    **dict.fromkeys(("task", "method", "model", "precision", "device", "output", "init_adapter"), _text),
+    **dict.fromkeys(("text_column", "pair_column", "label_column", "label_type", "select_by"), _text),
+    **dict.fromkeys(("data", "validation"), _source),
     **dict.fromkeys(("epochs", "steps", "batch_size", "grad_accum", "max_length", "max_tokens"), check_int),
     **dict.fromkeys(("patience", "eval_every"), check_int),
     **dict.fromkeys(("train_limit", "eval_limit"), check_int),

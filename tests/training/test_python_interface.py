@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
+import json
 import sys
 import typing
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import minipeft
 from minipeft import MinipeftError, Result, load_run, train
+from minipeft.cli.flags import add_train_flags
 from minipeft.training.report import disable_bar
 from minipeft.training.settings import TrainSettings
 
+SMALL: dict[str, Any] = {"method": "head", "epochs": 1, "precision": "fp32", "device": "cpu", "quiet": True}
 TEXTS = ["a good film", "a bad film", "what is there to say about a long, long film"]
 
 
@@ -26,12 +31,8 @@ def result(tiny_checkpoint: Path, small_data: Path, tmp_path_factory: pytest.Tem
         task="sst2",
         model=str(tiny_checkpoint),
         data=str(small_data),
-        method="head",
-        epochs=1,
-        precision="fp32",
-        device="cpu",
-        quiet=True,
         output=str(tmp_path_factory.mktemp("python") / "run"),
+        **SMALL,
     )
 
 
@@ -44,6 +45,14 @@ def test_the_signature_of_train_is_its_settings_by_name_type_and_default() -> No
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
         assert (parameter.default, parameter.annotation) == (field.default, types[field.name]), field.name
     assert inspect.signature(train).return_annotation is Result
+
+
+def test_help_describes_every_setting_as_the_command_line_does() -> None:
+    parser = argparse.ArgumentParser()
+    add_train_flags(parser)
+    for action in parser._actions:
+        if action.dest != "help":
+            assert f"\n    {action.dest}: {action.help}\n" in inspect.getdoc(train) + "\n", action.dest
 
 
 def test_a_result_predicts_what_its_reloaded_run_does(result: Result) -> None:
@@ -93,3 +102,51 @@ def test_a_bar_is_shown_on_a_terminal_and_in_a_notebook(monkeypatch: pytest.Monk
     assert disable_bar(True) is True and disable_bar(False) is None
     monkeypatch.setitem(sys.modules, "ipykernel", minipeft)
     assert disable_bar(True) is True and disable_bar(False) is False
+
+
+# -- Rows in memory --
+
+
+def rows(number: int = 40) -> list[dict[str, str]]:
+    return [{"text": f"a {('good', 'poor')[n % 2]} film, {n}", "label": ("yes", "no")[n % 2]} for n in range(number)]
+
+
+@pytest.fixture(scope="module")
+def in_memory(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    folder = tmp_path_factory.mktemp("memory") / "run"
+    return train(data=rows(), output=str(folder), model=str(tiny_checkpoint), **SMALL)
+
+
+def test_rows_in_memory_train_the_run_of_the_same_file(
+    in_memory: Result, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in rows())
+    (tmp_path / "data.jsonl").write_text(lines)
+    file = train(data=str(tmp_path / "data.jsonl"), output=str(tmp_path / "run"), model=str(tiny_checkpoint), **SMALL)
+    for name in ("task", "best", "last", "metric"):
+        assert in_memory.content[name] == file.content[name]
+    texts = [row["text"] for row in rows()]
+    assert (in_memory.predict_proba(texts) == file.predict_proba(texts)).all()
+    assert (load_run(in_memory.output, "cpu").predict_proba(texts) == file.predict_proba(texts)).all()
+
+
+def test_rows_in_memory_resume_with_the_same_rows_only(in_memory: Result, tiny_checkpoint: Path) -> None:
+    settings = {"output": str(in_memory.output), "model": str(tiny_checkpoint), "resume": True, **SMALL}
+    assert train(data=rows(), **settings).content == in_memory.content
+    with pytest.raises(MinipeftError, match="the run has other training examples"):
+        train(data=rows(38), **settings)
+    with pytest.raises(MinipeftError, match="the run has task 'data', not 'rte'"):
+        train(data="standin", **settings)
+
+
+def test_a_run_in_memory_is_evaluated_on_a_file(in_memory: Result, tmp_path: Path) -> None:
+    run = load_run(in_memory.output, "cpu")
+    with pytest.raises(MinipeftError, match="trained on rows in memory; evaluate it on a file, by --input"):
+        run.evaluate()
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(6)))
+    assert set(run.evaluate_file(str(tmp_path / "data.jsonl"))) == {"eval_loss", "accuracy", "macro_f1"}
+
+
+def test_a_validation_split_in_memory_needs_its_training_split_there() -> None:
+    with pytest.raises(MinipeftError, match="--validation: rows in memory need a training split in memory"):
+        train(data="some.csv", validation=rows())
