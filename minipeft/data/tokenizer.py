@@ -1,7 +1,7 @@
-"""Text → token ids: byte-level BPE (or WordPiece) with the `tokenizers` library and the model family's template.
+"""Text → token ids: byte-level BPE, WordPiece or Unigram with the `tokenizers` library and the family's template.
 
 roberta, xlm-roberta, camembert    <s> A </s>    and    <s> A </s></s> B </s>
-bert                               [CLS] A [SEP] and    [CLS] A [SEP] B [SEP], token types 0 … 0 1 … 1
+the other families                 [CLS] A [SEP] and    [CLS] A [SEP] B [SEP], token types 0 … 0 1 … 1
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Tokenizer
 
+from minipeft.data.sentencepiece import read_spm
 from minipeft.errors import MinipeftError, first_line, is_unicode, short_repr
 from minipeft.files import read_small
 
@@ -131,7 +132,7 @@ class Tokenizer:
 
 
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
-    """Load a checkpoint's tokenizer from tokenizer.json, or from vocab.json and merges.txt.
+    """Load a checkpoint's tokenizer from tokenizer.json, or from vocab.json and merges.txt, vocab.txt or spm.model.
 
     Args:
         name_or_dir: A name or folder, as in `load_pretrained`.
@@ -157,14 +158,16 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
             return Tokenizer(bpe, folder)
         if (folder / "vocab.txt").is_file():
             return Tokenizer(_word_piece(folder), folder)
-    for name in ("spm.model", "sentencepiece.bpe.model", "spiece.model"):
+        if (folder / "spm.model").is_file():
+            return Tokenizer(read_spm(folder / "spm.model"), folder)
+    for name in ("sentencepiece.bpe.model", "spiece.model"):
         if (folder / name).is_file():
             raise MinipeftError(
                 f"{folder}: {name} is a SentencePiece model, which is unsupported without a tokenizer.json. "
                 "Save the tokenizer with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
     raise MinipeftError(
-        f"{folder}: no tokenizer.json and no vocab.json + merges.txt or vocab.txt; "
+        f"{folder}: no tokenizer.json, vocab.json + merges.txt, vocab.txt or spm.model; "
         "put the checkpoint's tokenizer files there"
     )
 

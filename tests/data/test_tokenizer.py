@@ -154,7 +154,7 @@ def test_settings_in_tokenizer_json_do_not_pad_or_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"no tokenizer\.json and no vocab\.json"),
+        ({}, r"no tokenizer\.json, vocab\.json \+ merges\.txt, vocab\.txt or spm\.model"),
         ({"vocab.json": "{}"}, r"no tokenizer\.json"),
         ({"tokenizer.json": ""}, "cannot be read"),
         ({"tokenizer.json": "[]"}, "cannot be read"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from minipeft import MinipeftError, load_tokenizer
 from minipeft.data.standin import generate
@@ -112,8 +113,67 @@ def test_unigram_gives_the_ids_of_transformers(byte_fallback: bool, tmp_path: Pa
     assert load_tokenizer(tmp_path).encode(["[MASK]"])[0] == [2, 4, 3]
 
 
-def test_a_sentencepiece_model_alone_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def byte_level_bpe(folder: Path) -> None:
+    """ModernBERT's kind: bytes, NFC, and runs of spaces as tokens that are not special."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=SPECIALS,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.add_tokens([AddedToken(" " * count, normalized=True) for count in range(24, 1, -1)])
+    tokenizer.add_tokens([AddedToken("|||EMAIL_ADDRESS|||", normalized=False)])
+    tokenizer.add_special_tokens([AddedToken("[MASK]", lstrip=True)])
+    tokenizer.decoder = decoders.ByteLevel()
+    save_with_template(tokenizer, folder)
+
+
+def bpe_with_byte_fallback(folder: Path) -> None:
+    """The kind of multilingual ModernBERTs: characters of words, and bytes where the vocabulary has no piece."""
+    trained = Tokenizer(models.BPE(unk_token="[UNK]"))
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trained.train_from_iterator(
+        corpus(), trainers.BpeTrainer(vocab_size=500, special_tokens=SPECIALS, show_progress=False)
+    )
+    model = json.loads(trained.to_str())["model"]
+    vocab = model["vocab"] | {f"<0x{byte:02X}>": len(model["vocab"]) + byte for byte in range(256)}
+    merges = [tuple(merge) for merge in model["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="[UNK]", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    save_with_template(tokenizer, folder)
+
+
+def save_with_template(tokenizer: Tokenizer, folder: Path) -> None:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("kind", [byte_level_bpe, bpe_with_byte_fallback])
+def test_bpe_gives_the_ids_of_transformers(kind: Callable[[Path], None], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    kind(tmp_path)
+    special = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIALS, strict=True))
+    settings = {**special, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "spm.model").write_bytes(b"")
-    with pytest.raises(MinipeftError, match=r"spm\.model is a SentencePiece model.*save_pretrained"):
+    check(tmp_path, AutoTokenizer.from_pretrained(tmp_path))
+    ours = load_tokenizer(tmp_path)
+    assert 1 not in ours.encode(["emoji 😀 你好"])[0]  # bytes, not [UNK]
+    assert ours.decode(ours.encode(["emoji 😀 你好"])[0]) == "emoji 😀 你好"
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model"])
+def test_another_sentencepiece_model_alone_is_refused_with_the_remedy(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(MinipeftError, match=rf"{name} is a SentencePiece model.*save_pretrained"):
         load_tokenizer(tmp_path)

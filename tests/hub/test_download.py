@@ -76,6 +76,27 @@ def test_a_pickle_is_downloaded_only_if_there_is_no_safetensors_file(server: Hub
     assert (folder / "pytorch_model.bin").read_bytes() == server.repos["owner/model"]["pytorch_model.bin"]
 
 
+@pytest.mark.parametrize(
+    ("name", "repository", "tokenizer"),
+    [
+        ("deberta-v3-base", "microsoft/deberta-v3-base", "spm.model"),  # the hub has no tokenizer.json of it
+        ("electra-small-discriminator", "google/electra-small-discriminator", "vocab.txt"),
+        ("distilbert-base-uncased", "distilbert/distilbert-base-uncased", "tokenizer.json"),
+        ("modernbert-large", "answerdotai/ModernBERT-large", "tokenizer.json"),
+    ],
+)
+def test_families_are_found_by_name_with_the_tokenizer_that_they_have(
+    server: HubServer, checkout: ModuleType, name: str, repository: str, tokenizer: str
+) -> None:
+    files = checkpoint(0.1)
+    files[tokenizer] = files.pop("tokenizer.json")
+    server.repos[repository] = files
+    folder = checkout.fetch(name)
+    assert {path.name for path in folder.iterdir()} == {"config.json", tokenizer, "model.safetensors"}
+    server.down = True
+    assert checkout.fetch(name) == folder
+
+
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
 def test_a_repository_without_a_config_or_a_tokenizer_is_an_error(
     server: HubServer, checkout: ModuleType, missing: str

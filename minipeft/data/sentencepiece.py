@@ -1,0 +1,95 @@
+"""DeBERTa-v3's spm.model → a tokenizer: its Unigram model and normalization, which the `tokenizers` library has too.
+
+A SentencePiece model is a protocol buffer: fields, each a number and a value. A few of them are read here, so that
+neither `sentencepiece` nor `protobuf` is needed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from minipeft.files import read_small
+
+# sentencepiece_model.proto: ModelProto, and SentencePiece, TrainerSpec and NormalizerSpec within it.
+PIECES, TRAINER, NORMALIZER = 1, 2, 3
+PIECE, SCORE, TYPE = 1, 2, 3
+USER_DEFINED = 4  # a value of TYPE
+MODEL_TYPE, BYTE_FALLBACK, UNK_ID = 3, 35, 40
+UNIGRAM = 1  # a value of MODEL_TYPE
+CHARSMAP = 2
+SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")  # what DeBERTa's template and padding need
+
+
+def read_spm(path: Path) -> Tokenizer:
+    """Return the tokenizer of a DeBERTa-v3 checkpoint.
+
+    It gives SentencePiece's own ids within the template [CLS] A [SEP] B [SEP]; [MASK] is the first id after the pieces.
+
+    Raises:
+        ValueError: for a file that is damaged, is not a Unigram model, or lacks DeBERTa's special tokens.
+    """
+    content = list(_fields(read_small(path)))
+    pieces = [dict(_fields(value)) for number, value in content if number == PIECES]
+    specs = {number: dict(_fields(value)) for number, value in content if number in (TRAINER, NORMALIZER)}
+    trainer = specs.get(TRAINER, {})
+    if trainer.get(MODEL_TYPE, UNIGRAM) != UNIGRAM:
+        raise ValueError("it is not a Unigram model")
+    vocabulary = [(piece[PIECE].decode(), struct.unpack("<f", piece[SCORE])[0]) for piece in pieces]
+    names = [name for name, _ in vocabulary]
+    if missing := [name for name in SPECIALS if name not in names]:
+        raise ValueError(f"it has no piece {missing[0]}, so it is not DeBERTa's")
+    tokenizer = Tokenizer(
+        models.Unigram(vocabulary, trainer.get(UNK_ID, 0), byte_fallback=bool(trainer.get(BYTE_FALLBACK, 0)))
+    )
+    charsmap = specs.get(NORMALIZER, {}).get(CHARSMAP)
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            *([normalizers.Precompiled(charsmap)] if charsmap else []),
+            normalizers.Replace(Regex(" {2,}"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, names.index(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.add_special_tokens([*SPECIALS, "[MASK]"])
+    own = [name for name, piece in zip(names, pieces, strict=True) if piece.get(TYPE) == USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in own])
+    return tokenizer
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each field: an int, or the bytes of a string, a float or a message."""
+    place = 0
+
+    def number() -> int:
+        """Read a number of 7 bits a byte, the lowest first."""
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = message[place]
+            place, value, shift = place + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    while place < len(message):
+        key = number()
+        kind = key & 7
+        if kind == 0:
+            yield key >> 3, number()
+            continue
+        length = {1: 8, 2: None, 5: 4}[kind]
+        size = number() if length is None else length
+        if place + size > len(message):
+            raise ValueError("it ends early")
+        yield key >> 3, message[place : place + size]
+        place += size
