@@ -37,15 +37,15 @@ def choose_defaults(arguments: Sequence[str]) -> Defaults:
     except (argparse.ArgumentError, SystemExit):  # a flag without its value: reported when all flags are read
         given, _ = parser.parse_known_args([])
     task = "rte" if given.task == "auto" else given.task
-    hidden_size = _hidden_size(given.model)
-    defaults = recipe(task if task in LORA_RECIPES else None, given.method, hidden_size)
+    hidden_size, model_type = _shape(given.model)
+    defaults = recipe(task if task in LORA_RECIPES else None, given.method, hidden_size, model_type)
     tokens = {precision: choose_max_tokens("cpu", precision, hidden_size) for precision in ("fp32", "bf16")}
     model = "roberta-base" if given.model == "auto" else given.model
     return Defaults(defaults.epochs, defaults.lr, tokens, f"{task}, {given.method}, {Path(model).name}")
 
 
-def _hidden_size(model: str) -> int:
-    """The hidden size in the config.json of a checkpoint on this machine, else what its name suggests."""
+def _shape(model: str) -> tuple[int, str]:
+    """The hidden size and model_type of a checkpoint on this machine, else what its name suggests."""
     from minipeft.hub.hub import bundled, weights_folder
 
     for folder in (Path(model).expanduser(), weights_folder() / model, bundled(model)):
@@ -55,8 +55,10 @@ def _hidden_size(model: str) -> int:
             except MinipeftError:
                 break
             size = content.get("hidden_size", content.get("dim"))
-            return size if isinstance(size, int) and size > 0 else 768
-    return 1024 if "large" in model else 768
+            return size if isinstance(size, int) and size > 0 else 768, str(content.get("model_type"))
+    families = {"deberta-v3": "deberta-v2", "electra": "electra", "modernbert": "modernbert"}
+    model_type = next((families[name] for name in families if name in model.lower()), "roberta")
+    return 1024 if "large" in model else 768, model_type
 
 
 def describe_methods(name: str | None = None) -> str:

@@ -116,7 +116,8 @@ def resolve(settings: TrainSettings) -> Job:
     model = processes.on_rank_zero(lambda: choose_model(settings.model))
     data = processes.on_rank_zero(lambda: choose_source(settings, task, custom))
     precision = choose_precision(settings.precision, device)
-    defaults = recipe(None if custom is not None else task.name, settings.method, model.config.hidden_size)
+    shape = model.config.hidden_size, model.config.model_type
+    defaults = recipe(None if custom is not None else task.name, settings.method, *shape)
     max_tokens = settings.max_tokens or choose_max_tokens(device, precision, model.config.hidden_size)
     schedule = choose_schedule(settings, data, defaults, max_tokens)
     job = Job(

@@ -6,10 +6,14 @@ report   the comparison that this project starts from: roberta-base on RTE and S
 LoRA     Hu et al. 2021, table 9 (RoBERTa-base)
 BitFit   Ben Zaken et al. 2022, section 4: learning rates between 1e-4 and 1e-3
 RoBERTa  Liu et al. 2019, table 10: full fine-tuning on GLUE, learning rates 1e-5 to 3e-5, up to 10 epochs
+
+LoRA's learning rate is the same for every family: AdaLoRA's authors train LoRA on DeBERTaV3-base at 5e-4 to 2.2e-3
+(Zhang et al. 2023, appendix), and no other family has a published table. Full fine-tuning differs: FULL_LR.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 # report
@@ -50,6 +54,18 @@ METHOD_LR = {
     "prompt_tuning": 1e-2,
 }
 
+# Full fine-tuning at other learning rates than RoBERTa's: model_type → (largest hidden size, learning rate).
+# ELECTRA's authors take 3e-4, 1e-4 and 5e-5 (small, base, large) for the last layer and less for those below: 0.8, 0.8
+# and 0.9 of the layer above (Clark et al. 2020, appendix B). Here all layers take the mean over the layers.
+# DeBERTa-v3: the commands in the model cards of the published checkpoints.
+# ModernBERT: inside the 1e-5 to 8e-5 that its authors searched on GLUE (Warner et al. 2024, appendix).
+# BERT and DistilBERT keep RoBERTa's 2e-5, the smallest of BERT's 2e-5 to 5e-5 (Devlin et al. 2019, appendix A.3).
+FULL_LR = {
+    "electra": ((256, 1.2e-4), (768, 4e-5), (math.inf, 2e-5)),
+    "deberta-v2": ((384, 4.5e-5), (768, 2e-5), (math.inf, 6e-6)),
+    "modernbert": ((math.inf, 5e-5),),
+}
+
 # A small encoder needs larger steps. LoRA's were measured with roberta-mini on the synthetic data, which it learns in
 # 32 and 5 epochs, and full fine-tuning's on real SST-2 (its card).
 SMALL_HIDDEN_SIZE, SMALL_RTE_EPOCHS = 256, 32
@@ -64,8 +80,8 @@ class Recipe:
     lr: float
 
 
-def recipe(task: str | None, method: str, hidden_size: int) -> Recipe:
-    """Return the defaults for a task (None: a custom dataset), a method and an encoder's hidden size."""
+def recipe(task: str | None, method: str, hidden_size: int, model_type: str = "roberta") -> Recipe:
+    """Return the defaults for a task (None: a custom dataset), a method, and an encoder's hidden size and family."""
     epochs, lr = CUSTOM_RECIPE if task is None else LORA_RECIPES[task]
     lr = METHOD_LR.get(method, lr)
     if method == "full":
@@ -73,6 +89,8 @@ def recipe(task: str | None, method: str, hidden_size: int) -> Recipe:
     if hidden_size <= SMALL_HIDDEN_SIZE:
         lr = SMALL_LR.get(method, lr)
         epochs = SMALL_RTE_EPOCHS if task == "rte" else epochs
+    if method == "full" and model_type in FULL_LR:
+        lr = next(rate for size, rate in FULL_LR[model_type] if hidden_size <= size)
     return Recipe(epochs, lr)
 
 

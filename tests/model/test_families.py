@@ -190,6 +190,21 @@ def test_lora_of_peft_opens_here_and_trains_the_same_for_20_steps(model_type: st
     check_training(wrapped, model, tmp_path)
 
 
+def test_default_targets_are_peft_s(tmp_path: Path) -> None:
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as theirs
+
+    compared = 0
+    for model_type, row in FAMILIES.items():
+        suffixes = {row.names[row.linears[row.aliases.get(name, name)]] for name in LoRA().targets}
+        ours = {path.rpartition(".")[2] for path in suffixes}
+        if model_type in theirs:
+            assert ours == set(theirs[model_type])
+            compared += 1
+        else:  # peft asks for target_modules: the same projections
+            assert ours in ({"q_lin", "v_lin"}, {"query", "value"}, {"Wqkv"})
+    assert compared >= 5
+
+
 PEFT_TARGETS: dict[str, list[Any]] = {
     "distilbert": [
         ["k_lin", "out_lin"],

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from minipeft.data.tasks import TASKS
 from minipeft.methods import METHODS
-from minipeft.training.recipes import SMALL_HIDDEN_SIZE, Recipe, default_warmup, recipe
+from minipeft.model.families import FAMILIES
+from minipeft.training.recipes import FULL_LR, SMALL_HIDDEN_SIZE, Recipe, default_warmup, recipe
 from minipeft.training.settings import TrainSettings
 
 
@@ -31,10 +32,20 @@ def test_lora_on_roberta_base_has_the_report_s_settings() -> None:
     assert (settings.batch_size, settings.grad_accum, settings.weight_decay) == (16, 4, 0.01)
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_method_that_trains_more_takes_smaller_steps(task: str) -> None:
-    for hidden_size in (128, 768):
-        assert recipe(task, "full", hidden_size).lr < recipe(task, "lora", hidden_size).lr
+def test_a_method_that_trains_more_takes_smaller_steps(task: str, model_type: str) -> None:
+    for hidden_size in (128, 768, 1024):
+        assert recipe(task, "full", hidden_size, model_type).lr < recipe(task, "lora", hidden_size, model_type).lr
+
+
+def test_a_larger_encoder_takes_smaller_steps() -> None:
+    assert set(FULL_LR) <= set(FAMILIES)
+    for model_type, rates in FULL_LR.items():
+        found = [recipe("rte", "full", hidden_size, model_type).lr for hidden_size in (256, 384, 768, 1024)]
+        assert found == sorted(found, reverse=True) and set(found) == {rate for _, rate in rates}
+    for depth, decay, last, mean in ((12, 0.8, 3e-4, 1.2e-4), (12, 0.8, 1e-4, 4e-5), (24, 0.9, 5e-5, 2e-5)):  # ELECTRA
+        assert sum(last * decay**layer for layer in range(depth)) / depth == pytest.approx(mean, rel=0.05)
 
 
 @given(st.integers(0, 10_000))
