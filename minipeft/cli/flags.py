@@ -202,6 +202,8 @@ def add_train_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] = 
     flag("--beta2", type=float, default=BETA2, metavar="X", help=f"AdamW's [{BETA2:g}]")
     flag("--epsilon", type=float, default=EPSILON, metavar="X", help=f"AdamW's [{EPSILON:g}]")
     flag("--max-grad-norm", type=float, default=MAX_GRAD_NORM, help=f"0: no clipping [{MAX_GRAD_NORM:g}]")
+    flag("--class-weights", nargs="+", metavar="NAME=WEIGHT", help="balanced, or NAME=WEIGHT … for the loss [all 1]")
+    flag("--label-smoothing", type=float, default=0.0, metavar="X", help="of the targets, towards all classes [0]")
     flag("--select-by", metavar="METRIC", help="a metric, or eval_loss, to choose the best epoch [the task's first]")
     flag("--patience", type=int, metavar="EPOCHS", help="stop after so many without a better --select-by [none]")
     flag("--eval-every", type=int, metavar="STEPS", help="evaluate within epochs too [only at the end of each]")

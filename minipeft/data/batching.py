@@ -43,7 +43,9 @@ class PackedBatch:
         cu_seqlens: (num_sequences + 1,), int32; sequence i is tokens cu_seqlens[i] to cu_seqlens[i + 1].
         max_seqlen: Length of the longest sequence, in tokens.
         lengths: Length of each sequence in tokens, on the host, so that no step waits for the device.
-        labels: (num_sequences,), int64, or float32 for regression, or None.
+        labels: (num_sequences,), int64, or float32 for regression; (num_sequences, num_labels), float32, 0 or 1, for
+            multi-label; or None.
+        weights: (num_sequences,), float32: factors on the losses of the sequences; None for 1.
     """
 
     input_ids: Tensor
@@ -53,6 +55,7 @@ class PackedBatch:
     max_seqlen: int
     lengths: tuple[int, ...]
     labels: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of sequences."""
@@ -127,6 +130,9 @@ def reorder(batch: PackedBatch, order: Sequence[int]) -> PackedBatch:
     lengths = tuple(batch.lengths[sequence] for sequence in order)
     tokens = torch.cat([torch.arange(batch.lengths[sequence]) + starts[sequence] for sequence in order])
     tokens = tokens.to(batch.input_ids.device)
+    labels, weights = (
+        None if one is None else one[torch.tensor(order, device=one.device)] for one in (batch.labels, batch.weights)
+    )
     return PackedBatch(
         batch.input_ids[tokens],
         batch.position_ids[tokens],
@@ -134,7 +140,8 @@ def reorder(batch: PackedBatch, order: Sequence[int]) -> PackedBatch:
         torch.tensor([0, *lengths]).cumsum(0).to(batch.cu_seqlens),
         batch.max_seqlen,
         lengths,
-        None if batch.labels is None else batch.labels[torch.tensor(order, device=batch.labels.device)],
+        labels,
+        weights,
     )
 
 

@@ -74,7 +74,8 @@ def pad_to_bucket(
         types = torch.zeros_like(batch.input_ids)
     if labels is not None:
         unknown = math.nan if labels.is_floating_point() else IGNORE_INDEX
-        labels = torch.cat([labels, labels.new_full((len(extra),), unknown)])
+        labels = torch.cat([labels, labels.new_full((len(extra), *labels.shape[1:]), unknown)])
+    weights = None if batch.weights is None else torch.cat([batch.weights, batch.weights.new_ones(len(extra))])
     positions = [torch.arange(length) + offset for length in extra]
     return dataclasses.replace(
         batch,
@@ -85,6 +86,7 @@ def pad_to_bucket(
         max_seqlen=max_seqlen,
         lengths=batch.lengths + extra,
         labels=labels,
+        weights=weights,
     )
 
 

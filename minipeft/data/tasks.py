@@ -27,6 +27,8 @@ class Task:
         label_column: Column of the labels.
         files: Custom data only: (split, file or MemorySplit). Without a validation file, the split is drawn from the
             training file.
+        multilabel: Whether an example has a set of labels, of any number, in place of one.
+        label_separator: The character between the labels of a multi-label text; None where they are lists.
         stratified: Whether examples are drawn from the training split class by class; False for a run of an earlier
             version, which did not.
     """
@@ -40,6 +42,8 @@ class Task:
     label_column: str = "label"
     files: tuple[tuple[str, Any], ...] = ()
     stratified: bool = True
+    multilabel: bool = False
+    label_separator: str | None = None
 
     @property
     def is_custom(self) -> bool:
@@ -59,6 +63,18 @@ class Task:
     @property
     def is_regression(self) -> bool:
         return not self.labels
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether an example has one class: neither numbers nor sets of labels."""
+        return bool(self.labels) and not self.multilabel
+
+    @property
+    def problem_type(self) -> str:
+        """The kind of labels, as transformers names it."""
+        if self.is_regression:
+            return "regression"
+        return "multi_label_classification" if self.multilabel else "single_label_classification"
 
 
 NLI = ("entailment", "not_entailment")
@@ -86,12 +102,15 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split: texts, pairs (or None) and labels (floats for regression, empty if not read)."""
+    """Examples of one split: texts, pairs (or None) and labels.
+
+    The labels are class indices, floats for regression, or tuples of indices for multi-label; empty if not read.
+    """
 
     task: Task
     texts: list[str]
     pairs: list[str] | None
-    labels: Sequence[int] | Sequence[float]
+    labels: Sequence[Any]
 
     def __len__(self) -> int:
         return len(self.texts)

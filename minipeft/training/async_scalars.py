@@ -15,8 +15,8 @@ class StepScalars:
     loss, norm                       scalars on the device, which go to the host behind the work it has so far
     """
 
-    def __init__(self, step: int, learning_rate: float, sequences: int, loss: Tensor, norm: Tensor) -> None:
-        self.step, self.learning_rate, self.sequences = step, learning_rate, sequences
+    def __init__(self, step: int, learning_rate: float, weight: float, loss: Tensor, norm: Tensor) -> None:
+        self.step, self.learning_rate, self.weight = step, learning_rate, weight
         together = torch.stack([loss.detach(), norm.detach()])
         self.loss_and_norm = together.to("cpu", non_blocking=together.is_cuda)
         self.there = torch.cuda.Event() if together.is_cuda else None

@@ -46,6 +46,8 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
         f"{schedule.warmup_steps} warmup steps, seed {schedule.seed}",
         f"device  {job.device}, {job.precision}{processes}",
     ]
+    if loss := describe_loss(job, examples):
+        lines.insert(-1, f"loss    {loss}")
     if not job.quiet:
         print("\n".join(lines), file=sys.stderr)
     replaced = {"the model": "stand-in" in job.model.description, "the data": job.data.source == "standin"}
@@ -73,6 +75,17 @@ def _majority(examples: Examples, task: Task) -> str:
         return ""
     _, accuracy = constant_baseline(examples.validation.split.labels, task)
     return f" (the majority class alone has accuracy {accuracy:.4f})"
+
+
+def describe_loss(job: Job, examples: Examples) -> str:
+    """Return the class weights and the label smoothing; "" where there are none."""
+    weights = job.loss.weights(examples.train.split.labels, job.task)
+    named = [f"{name} {weight:.4g}" for name, weight in zip(job.task.labels, weights, strict=False)]
+    smoothing = job.loss.label_smoothing
+    return "; ".join(
+        ([f"class weights {format_names(named)}"] if named else [])
+        + ([f"label smoothing {smoothing:g}"] if smoothing else [])
+    )
 
 
 def describe_method(method: Any) -> str:

@@ -29,7 +29,8 @@ class Progress:
         place: examples of this epoch that are done.
         step: optimizer steps done.
         samples: examples since the last evaluation.
-        loss_sum: summed over them.
+        loss_sum: summed over them, with their weights.
+        weight: the sum of their weights in the loss.
         seconds: training time since the last evaluation.
         history: one row per evaluation: the lines of metrics.jsonl.
     """
@@ -39,6 +40,7 @@ class Progress:
     step: int = 0
     samples: int = 0
     loss_sum: float = 0.0
+    weight: float = 0.0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -89,8 +91,9 @@ def restore_checkpoint(
             for name, tensor in state["trained"].items():
                 tensors[name].copy_(tensor)
         optimizer.load_state_dict(state["optimizer"])
-        # A checkpoint of an earlier version, which evaluated at the end of epochs only, has no samples.
-        progress = Progress(**{"samples": state["progress"]["place"], **state["progress"]})
+        # A checkpoint of an earlier version, which evaluated at the end of epochs only, has neither of the two.
+        done = state["progress"]["place"]
+        progress = Progress(**{"samples": done, "weight": done, **state["progress"]})
     except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
         raise _unreadable(folder, error) from None
     if not same:

@@ -20,7 +20,7 @@ from minipeft.data.batching import PackedBatch
 from minipeft.data.buckets import COARSE, pad_to_bucket
 from minipeft.errors import MinipeftError, first_line
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.metrics import sequence_loss
+from minipeft.training.loss import Loss
 
 MOST_GRAPHS = 64  # sizes beyond them are computed as ever; each graph costs a second, and memory for its list of work
 WARM_UPS = 2  # runs before one is recorded, in which libraries allocate and choose what they keep
@@ -48,8 +48,8 @@ class StepGraphs:
     The parameters' .grad are made here and must stay: zero_grad(set_to_none=False).
     """
 
-    def __init__(self, model: SequenceClassifier, record: Record | None = None) -> None:
-        self.model = model
+    def __init__(self, model: SequenceClassifier, record: Record | None = None, loss: Loss | None = None) -> None:
+        self.model, self.loss = model, loss or Loss()
         self.record = partial(record_graph, torch.cuda.graph_pool_handle()) if record is None else record
         self.longest = model.config.max_length - getattr(model.method, "num_virtual_tokens", 0)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -58,7 +58,7 @@ class StepGraphs:
             parameter.grad = torch.zeros_like(parameter)
         self.recorded: dict[tuple[int, int, int], CapturedStep] = {}
 
-    def add_gradients(self, batch: PackedBatch, count: int) -> Tensor:
+    def add_gradients(self, batch: PackedBatch, count: float) -> Tensor:
         """Add the gradients of a batch's loss / count → that loss (), which the next call overwrites."""
         filled = pad_to_bucket(batch, self.model.config, self.longest, COARSE)
         size = filled.total_tokens, len(filled), filled.max_seqlen
@@ -82,8 +82,7 @@ class StepGraphs:
         return CapturedStep(moved, count, loss, self.record(partial(self._compute, moved, count, loss), self.trained))
 
     def _compute(self, batch: PackedBatch, count: Tensor, loss: Tensor) -> None:
-        assert batch.labels is not None
-        computed = sequence_loss(self.model(batch), batch.labels) / count
+        computed = self.loss(self.model(batch), batch) / count
         computed.backward()
         loss.copy_(computed.detach())
 

@@ -30,6 +30,7 @@ from minipeft.training.choices import (
     find_task,
 )
 from minipeft.training.distributed import Processes, join_processes
+from minipeft.training.loss import LossSettings
 from minipeft.training.recipes import recipe
 from minipeft.training.schedule import Schedule
 from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method, non_default_options
@@ -51,6 +52,7 @@ class Job:
         initial_adapters: the adapter that the run is initialized from, if any.
         precision: "fp32" or "bf16", of the frozen weights and the activations.
         schedule: what the loop computes.
+        loss: the weights and the smoothing of the training loss.
         holdout: the fraction of the training split that chooses the best epoch; 0 for none.
         train_limit, eval_limit: rows that are read; ALL_ROWS for all.
         config: the content of config.json.
@@ -64,6 +66,7 @@ class Job:
     device: str
     precision: str
     schedule: Schedule
+    loss: LossSettings
     batch_size: int
     max_length: int
     holdout: float
@@ -113,6 +116,8 @@ def resolve(settings: TrainSettings) -> Job:
         task = with_recorded_split(task, read_json(output / "config.json"))
         custom = None if custom is None else dataclasses.replace(custom, task=task)
     settings = continue_settings(settings, task, output)
+    loss = LossSettings(settings.class_weights or "", settings.label_smoothing)
+    loss.check(task)
     model = processes.on_rank_zero(lambda: choose_model(settings.model))
     data = processes.on_rank_zero(lambda: choose_source(settings, task, custom))
     precision = choose_precision(settings.precision, device)
@@ -128,6 +133,7 @@ def resolve(settings: TrainSettings) -> Job:
         device=device,
         precision=precision,
         schedule=schedule,
+        loss=loss,
         batch_size=settings.batch_size,
         max_length=choose_max_length(settings.max_length, method, model.config.max_length),
         holdout=settings.holdout or 0.0,

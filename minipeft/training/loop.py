@@ -34,7 +34,8 @@ from minipeft.training.events import Events
 from minipeft.training.examples import Examples
 from minipeft.training.graphs import StepGraphs
 from minipeft.training.interrupt import collect_signals
-from minipeft.training.metrics import evaluate, predict_logits, score, sequence_loss
+from minipeft.training.loss import Loss
+from minipeft.training.metrics import evaluate, predict_logits, score
 from minipeft.training.optim import adamw, set_learning_rate
 from minipeft.training.recipes import CHECKPOINT_MINUTES
 from minipeft.training.report import EpochTable, disable_bar, warn_about_predictions
@@ -66,12 +67,13 @@ def train_loop(
     run_folder: RunFolder,
     processes: Processes = SINGLE_PROCESS,
     graphs: StepGraphs | None = None,
+    loss: Loss | None = None,
 ) -> Progress:
     """Train the trainable parameters, evaluate every epoch, and keep the best evaluation's adapter in the run's folder.
 
-    The loss of a step is the mean over its sequences; how they are divided into batches and among processes, and
-    whether `graphs` computes them, changes only the time. The state is saved after every evaluation, and between two
-    when `checkpoint_minutes` have passed.
+    The loss of a step is the mean over its examples (see `Loss`); how they are divided into batches and among
+    processes, and whether `graphs` computes them, changes only the time. The state is saved after every evaluation, and
+    between two when `checkpoint_minutes` have passed.
 
     Raises:
         MinipeftError: when the loss is not finite.
@@ -79,6 +81,7 @@ def train_loop(
     """
     folder, train, validation = run_folder.path, examples.train, examples.validation
     task, device = train.split.task, next(model.parameters()).device.type
+    loss_of = loss or Loss()
     method = METHODS[method_name(model.method)]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = adamw(model, schedule.weight_decay, schedule.betas, schedule.epsilon)
@@ -115,22 +118,22 @@ def train_loop(
                 learning_rate = schedule.learning_rate(now.step, total_steps)
                 set_learning_rate(optimizer, learning_rate)
                 step_loss = torch.zeros((), device=device)
+                weight = loss_of.total_weight([train.split.labels[index] for index in chosen])
                 if method.penalty is not None and processes.is_main_process:
                     method.penalty(model).backward()
                 mine = processes.share(chosen, train.lengths)
                 for indices in split_by_tokens(mine, train.lengths, schedule.max_tokens):
                     batch = train.batch(indices, model.config)
                     if graphs is not None:
-                        step_loss += graphs.add_gradients(batch, len(chosen))
+                        step_loss += graphs.add_gradients(batch, weight)
                         continue
                     batch = pad_to_bucket(batch, model.config).to(device)
-                    assert batch.labels is not None
-                    loss = sequence_loss(model(batch), batch.labels) / len(chosen)
-                    loss.backward()
-                    step_loss += loss.detach()
+                    batch_loss = loss_of(model(batch), batch) / weight
+                    batch_loss.backward()
+                    step_loss += batch_loss.detach()
                 processes.all_reduce_gradients(trained, step_loss)
                 norm = clip_grad_norm_(trained, schedule.max_grad_norm or math.inf)
-                scalars = StepScalars(now.step + 1, learning_rate, len(chosen), step_loss, norm)
+                scalars = StepScalars(now.step + 1, learning_rate, weight, step_loss, norm)
                 _add_step(before, now, events, folder)
                 due = time.monotonic() - saved_at >= 60 * run_folder.checkpoint_minutes
                 reason = processes.all_reduce_max(received[0] if received else int(due))
@@ -170,7 +173,7 @@ def train_loop(
             row = {
                 "epoch": now.epoch + 1 if ended else round(now.epoch + now.place / len(train), 6),
                 "step": now.step,
-                "train_loss": now.loss_sum / now.samples,
+                "train_loss": now.loss_sum / now.weight,
                 **evaluated,
                 "learning_rate": schedule.learning_rate(now.step - 1, total_steps),
                 "seconds": now.seconds,
@@ -186,7 +189,7 @@ def train_loop(
             best = best_epoch(now.history, schedule.select_by) is row
             table.print_row(row, sum(past["seconds"] for past in now.history), best)
             if processes.is_main_process:
-                warn_about_predictions(logits, row, validation.split.labels, task)
+                warn_about_predictions(logits, row, validation.split.labels, task, bool(loss_of.class_weights))
             if reason := processes.all_reduce_max(received[0] if received else 0):
                 raise Interrupted(reason, f"interrupted after epoch {row['epoch']}; continue with --resume")
         if now.step < total_steps:
@@ -204,7 +207,8 @@ def _add_step(scalars: StepScalars | None, now: Progress, events: Events, folder
     """Add a step's loss to the epoch's; before the first step of an epoch there is none."""
     if scalars is not None:
         loss = _finite_loss(scalars, folder)
-        now.loss_sum += loss * scalars.sequences
+        now.loss_sum += loss * scalars.weight
+        now.weight += scalars.weight
         events.add(scalars.step, {"step_loss": loss, "learning_rate": scalars.learning_rate})
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minipeft.data.batching import pack, split_by_tokens
@@ -17,6 +16,7 @@ from minipeft.data.tasks import Task
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.distributed import SINGLE_PROCESS, Processes
 from minipeft.training.examples import Encoded
+from minipeft.training.loss import sequence_loss as sequence_loss
 
 Array = np.ndarray[Any, Any]
 
@@ -74,21 +74,6 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
     "pearson": pearson,
     "spearman": spearman,
 }
-
-
-def sequence_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the loss summed over sequences: cross-entropy, or the squared error for one label (regression).
-
-    Args:
-        logits: (num_sequences, num_labels), float32.
-        labels: (num_sequences,). Dummy sequences (data/buckets.py) have -100, or NaN for regression, and are left out.
-
-    Returns:
-        A scalar tensor.
-    """
-    if logits.shape[1] == 1:
-        return torch.where(labels.isnan(), 0.0, logits[:, 0] - labels).square().sum()
-    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 @torch.inference_mode()

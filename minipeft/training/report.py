@@ -67,13 +67,17 @@ def constant_baseline(labels: Sequence[int] | Sequence[float], task: Task) -> tu
     return -sum(fraction * math.log(fraction) for fraction in fractions), max(fractions)
 
 
-def warn_about_predictions(logits: Tensor, row: dict[str, Any], labels: Sequence[Any], task: Task) -> None:
+def warn_about_predictions(
+    logits: Tensor, row: dict[str, Any], labels: Sequence[Any], task: Task, weighted: bool = False
+) -> None:
     """Warn where every prediction is of one class, and where the loss is far above that of a constant prediction."""
     epoch = row["epoch"]
     if not task.is_regression and len(logits) > 1 and len(set(logits.argmax(1).tolist())) == 1:
         name = task.labels[int(logits[0].argmax())]
         logger.warning("epoch %g: every validation prediction is of the class %s", epoch, name)
     loss, _ = constant_baseline(labels, task)
+    if weighted:  # with balanced weights the best constant prediction is nearly that of equal classes
+        loss = max(loss, math.log(len(task.labels)))
     largest = max(row["train_loss"], row["eval_loss"])
     if loss and largest > DIVERGED * loss:
         logger.warning(

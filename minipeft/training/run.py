@@ -98,8 +98,9 @@ def train(**settings: Any) -> Result:
         examples = load_examples(job)
         model = build_model(job)
         folder = open_run(job, examples, model)
-        graphs = StepGraphs(model) if job.cuda_graphs else None
-        progress = train_loop(model, examples, job.schedule, folder, job.processes, graphs)
+        loss = job.loss.make_loss(examples.train.split.labels, job.task, job.device)
+        graphs = StepGraphs(model, loss=loss) if job.cuda_graphs else None
+        progress = train_loop(model, examples, job.schedule, folder, job.processes, graphs, loss)
         return write_result(job, examples, model, progress)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
@@ -57,6 +58,8 @@ class TrainSettings:
     label_column: str | None = None
     label_type: str = "auto"
     validation: str | Any | None = None  # like data
+    class_weights: str | list[str] | dict[str, float] | None = None
+    label_smoothing: float = 0.0
     holdout: float | None = None
     select_by: str | None = None
     patience: int | None = None
@@ -183,6 +186,27 @@ def _above_zero(flag: str, value: Any) -> float:
     return number
 
 
+def _class_weights(flag: str, value: Any) -> str | dict[str, float]:
+    """Return "balanced", or the weights by class name from a dict or NAME=WEIGHT texts."""
+    words = [value] if isinstance(value, str) else value
+    if words == ["balanced"]:
+        return "balanced"
+    if isinstance(words, dict):
+        weights = {str(name): _above_zero(f"{flag} {name}", weight) for name, weight in words.items()}
+    else:
+        weights = {}
+        for word in words:
+            name, equals, weight = str(word).rpartition("=")
+            try:
+                number = float(weight)
+            except ValueError:
+                number = math.nan
+            if not equals or math.isnan(number):
+                raise MinipeftError(f"{flag}: {word!r} is not NAME=WEIGHT. Write it such as spam=5, or pass balanced.")
+            weights[name] = _above_zero(f"{flag} {name}", number)
+    return weights
+
+
 def _lr_schedule(flag: str, value: Any) -> str:
     check_choice(flag, value, LR_SCHEDULES)
     return str(value)
@@ -217,7 +241,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("patience", "eval_every"), check_int),
     **dict.fromkeys(("train_limit", "eval_limit"), check_int),
     **dict.fromkeys(("lr", "weight_decay", "checkpoint_minutes", "max_grad_norm"), _positive),
-    **dict.fromkeys(("beta1", "beta2", "warmup_ratio"), _below_one),
+    **dict.fromkeys(("beta1", "beta2", "warmup_ratio", "label_smoothing"), _below_one),
+    "class_weights": _class_weights,
     "epsilon": _above_zero,
     "lr_schedule": _lr_schedule,
     "warmup_steps": _non_negative_int,

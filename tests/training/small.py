@@ -91,5 +91,6 @@ def run_loop(model: SequenceClassifier, train: Encoded, validation: Encoded, fol
     metric = train.split.task.metrics[0]
     schedule = Schedule(EPOCHS, LR, WARMUP, 0.1, PER_STEP, max_tokens=64, seed=3, select_by=metric)
     minutes, graphs = changes.pop("checkpoint_minutes", 5.0), changes.pop("graphs", None)
+    loss = changes.pop("loss", None)
     schedule, place = replace(schedule, **changes), RunFolder(folder, minutes, quiet=True)
-    return train_loop(model, Examples(train, validation), schedule, place, graphs=graphs)
+    return train_loop(model, Examples(train, validation), schedule, place, graphs=graphs, loss=loss)
