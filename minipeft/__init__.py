@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from minipeft.data.batching import PackedBatch, pack
     from minipeft.data.tokenizer import Tokenizer, load_tokenizer
     from minipeft.errors import MinipeftError
+    from minipeft.inference.estimator import Classifier
     from minipeft.inference.predict import load_run
     from minipeft.methods import apply, count_parameters
     from minipeft.methods.adalora import AdaLoRA
@@ -57,6 +58,7 @@ _HOMES = {
     "minipeft.model.checkpoint": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
     "minipeft.model.classifier": ("SequenceClassifier",),
+    "minipeft.inference.estimator": ("Classifier",),
     "minipeft.inference.predict": ("load_run",),
     "minipeft.training.run": ("Result", "train"),
 }
@@ -65,6 +67,7 @@ __all__ = [
     "AdaLoRA",
     "AdapterSet",
     "BitFit",
+    "Classifier",
     "DoRA",
     "EncoderConfig",
     "Full",

@@ -1,0 +1,199 @@
+"""minipeft.Classifier: scikit-learn's tools take it, and it predicts what minipeft.train's run does."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import warnings
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+from conftest import run_command
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
+from sklearn.utils import estimator_checks
+from sklearn.utils.validation import check_is_fitted
+
+import minipeft
+from minipeft import Classifier, MinipeftError
+from minipeft.inference.estimator import DEFAULTS, OF_FIT
+from minipeft.training.settings import TrainSettings
+
+TEXTS = [f"{('a great film', 'an awful film', 'a film')[n % 3]}, number {n}" for n in range(48)]
+LABELS = [("good", "bad", "neither")[n % 3] for n in range(48)]
+
+
+@pytest.fixture(scope="module")
+def new(tiny_checkpoint: Path) -> Callable[..., Classifier]:
+    def make(**settings: Any) -> Classifier:
+        small = {"method": "head", "epochs": 1, "batch_size": 8, "grad_accum": 1, "precision": "fp32", "device": "cpu"}
+        return Classifier(model=str(tiny_checkpoint), **small | settings)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def fitted(new: Callable[..., Classifier]) -> Classifier:
+    return new(lr=1e-2, epochs=2).fit(TEXTS, LABELS)
+
+
+def test_the_settings_are_those_of_train_but_for_the_data() -> None:
+    names = {field.name: field.default for field in fields(TrainSettings)}
+    parameters = inspect.signature(Classifier).parameters
+    assert set(parameters) == set(names) - set(OF_FIT) == set(Classifier().get_params())
+    assert {name: parameters[name].default for name in parameters} == {
+        name: value for name, value in names.items() if name not in OF_FIT
+    } | {"quiet": True}
+
+
+def test_it_predicts_what_the_run_does(fitted: Classifier) -> None:
+    proba = fitted.predict_proba(TEXTS)
+    assert fitted.classes_.tolist() == ["bad", "good", "neither"] and proba.shape == (48, 3)
+    assert np.abs(proba.sum(1) - 1).max() < 1e-12
+    assert fitted.predict(TEXTS).tolist() == fitted.classes_[proba.argmax(1)].tolist()
+    run = minipeft.load_run(fitted._folder, "cpu")
+    assert [row["label"] for row in run.predict(TEXTS)] == fitted.predict(TEXTS).tolist()
+    assert fitted.score(TEXTS, LABELS) == np.mean(fitted.predict(TEXTS) == np.array(LABELS))
+    assert fitted.result_["task"] == "data"
+
+
+@pytest.mark.parametrize("labels", [[2, 0, 10], [True, False, True], [-1.0, 1.0, 0.5]], ids=str)
+def test_classes_have_the_type_and_order_that_scikit_learn_gives_them(
+    labels: list[Any], new: Callable[..., Classifier]
+) -> None:
+    y = np.array([labels[n % 3] for n in range(48)])
+    classifier = new().fit(np.array(TEXTS), y)
+    assert classifier.classes_.tolist() == np.unique(y).tolist()
+    assert classifier.predict(TEXTS).dtype == y.dtype
+    names = classifier._predictor.task.labels
+    for row, label in zip(classifier._predictor.predict(TEXTS), classifier.predict(TEXTS), strict=True):
+        assert row["label"] == str(label) and row["label"] in names
+
+
+def test_pairs_are_two_columns(new: Callable[..., Classifier]) -> None:
+    pairs = [(text, f"pair {n}") for n, text in enumerate(TEXTS)]
+    classifier = new().fit(pairs, LABELS)
+    expected = classifier._predictor.predict_proba(*zip(*pairs, strict=True))
+    for given in (pairs, np.array(pairs), pandas.DataFrame(pairs)):
+        assert (classifier.predict_proba(given) == expected).all()
+
+
+def test_the_temporary_folder_lives_as_long_as_the_estimator(new: Callable[..., Classifier], tmp_path: Path) -> None:
+    classifier = new().fit(TEXTS, LABELS)
+    folder = classifier._folder
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    del classifier
+    assert not folder.exists()
+    assert new(output=str(tmp_path / "run")).fit(TEXTS, LABELS)._folder == tmp_path / "run"
+    with pytest.raises(MinipeftError, match="already holds a run"):
+        new(output=str(tmp_path / "run")).fit(TEXTS, LABELS)
+
+
+def test_a_fitted_estimator_is_pickled_and_copied_without_its_base_model(fitted: Classifier) -> None:
+    content = pickle.dumps(fitted)
+    assert len(content) < 40_000
+    for other in (pickle.loads(content), copy.deepcopy(fitted), pickle.loads(pickle.dumps(pickle.loads(content)))):
+        assert other.get_params() == fitted.get_params() and other.result_ == fitted.result_
+        assert (other.predict_proba(TEXTS) == fitted.predict_proba(TEXTS)).all()
+
+
+def test_it_is_a_classifier_that_scikit_learn_clones(fitted: Classifier) -> None:
+    assert is_classifier(fitted)
+    check_is_fitted(fitted)
+    other = clone(fitted)
+    assert other.get_params() == fitted.get_params()
+    with pytest.raises(NotFittedError, match="Call fit"):
+        other.predict(TEXTS)
+    assert "method='head'" in repr(other) and "seed" not in repr(other)
+    method = minipeft.LoRA(rank=4)
+    assert clone(Classifier(method=method)).method == method
+
+
+def test_cross_val_score_and_grid_search_take_it(new: Callable[..., Classifier]) -> None:
+    scores = cross_val_score(new(), TEXTS, LABELS, cv=2, error_score="raise")
+    assert scores.shape == (2,) and ((scores >= 0) & (scores <= 1)).all()
+    folds = list(StratifiedKFold(2).split(TEXTS, LABELS))
+    search = GridSearchCV(new(), {"lr": [1e-4, 1e-2]}, cv=folds, error_score="raise").fit(TEXTS, LABELS)
+    assert search.best_params_["lr"] in (1e-4, 1e-2) and search.predict(TEXTS[:3]).shape == (3,)
+    train, test = folds[1]
+    texts, labels = np.array(TEXTS), np.array(LABELS)
+    by_hand = new(lr=1e-2).fit(texts[train], labels[train]).score(texts[test], labels[test])
+    assert search.cv_results_["split1_test_score"][1] == by_hand
+
+
+CHECKS = [
+    estimator_checks.check_estimator_cloneable,
+    estimator_checks.check_estimator_tags_renamed,
+    estimator_checks.check_valid_tag_types,
+    estimator_checks.check_estimator_repr,
+    estimator_checks.check_no_attributes_set_in_init,
+    estimator_checks.check_do_not_raise_errors_in_init_or_set_params,
+    estimator_checks.check_mixin_order,
+    estimator_checks.check_parameters_default_constructible,
+    estimator_checks.check_get_params_invariance,
+    estimator_checks.check_set_params,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_it_passes_the_checks_of_scikit_learn_that_fit_no_numbers(check: Callable[..., None]) -> None:
+    check("Classifier", Classifier())
+
+
+def test_check_estimator_skips_the_checks_whose_x_is_numbers() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        estimator_checks.check_estimator(Classifier())
+    assert any("Can't test estimator Classifier which requires input" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "message"),
+    [
+        (TEXTS[:20], LABELS[:19], r"20 texts and labels of shape \(19,\)"),
+        ("a text", ["a"], "'a text' is not a list of texts"),
+        ([*TEXTS[:19], None], LABELS[:20], "row 19 of X is None, not a text"),
+        ([("a", "b"), "c"], ["x", "y"], "row 1 of X is 'c', not a pair of texts"),
+        (np.zeros((20, 3)), LABELS[:20], "row 0 of X is"),
+        (TEXTS[:20], ["good"] * 20, "at least two different"),
+        (TEXTS[:20], np.array([*LABELS[:19], 1], dtype=object), "labels are of several types"),
+    ],
+    ids=["lengths", "one text", "a missing text", "mixed", "numbers", "one class", "types"],
+)
+def test_bad_input_is_one_line(X: Any, y: Any, message: str, new: Callable[..., Classifier]) -> None:
+    with pytest.raises(MinipeftError, match=message) as caught:
+        new().fit(X, y)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_settings_and_those_of_the_data_are_refused() -> None:
+    with pytest.raises(MinipeftError, match="unknown setting 'ranks'"):
+        Classifier(ranks=3)  # type: ignore[call-arg]
+    with pytest.raises(MinipeftError, match="data is not a setting here"):
+        Classifier().set_params(data="a.csv")
+    assert "quiet" in DEFAULTS
+
+
+@pytest.mark.full
+def test_it_works_without_scikit_learn(tiny_checkpoint: Path) -> None:
+    script = f"""
+import sys
+sys.modules["sklearn"] = None
+import minipeft
+texts, labels = ["a good film", "a bad film"] * 10, ["yes", "no"] * 10
+classifier = minipeft.Classifier(model={str(tiny_checkpoint)!r}, method="head", epochs=1, device="cpu")
+try:
+    classifier.predict(texts)
+except minipeft.MinipeftError as error:
+    assert "not fitted yet" in str(error)
+assert set(classifier.fit(texts, labels).predict(texts)) <= {{"yes", "no"}}
+"""
+    done = run_command("-c", script)
+    assert done.returncode == 0, done.stderr
