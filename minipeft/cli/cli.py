@@ -84,16 +84,29 @@ def _train(wanted: dict[str, Any]) -> None:
 
 def _evaluate(wanted: dict[str, Any]) -> None:
     from minipeft.inference.predict import load_run
+    from minipeft.inference.report import report_file, report_split
+    from minipeft.inference.report_files import check_report_folder, describe_metrics, describe_report, write_report
 
+    names = ("text_column", "pair_column", "label_column", "file_format")
     if (path := wanted["input"]) is None:
-        _reject_flags(wanted, "without --input", "text_column", "pair_column", "label_column", "file_format")
-        metrics = load_run(wanted["run"], wanted["device"]).evaluate(wanted["split"], wanted["data"])
+        _reject_flags(wanted, "without --input", *names)
     else:
         _reject_flags(wanted, "together with --input", "split", "data")
-        run = load_run(wanted["run"], wanted["device"])
-        names = ("text_column", "pair_column", "label_column", "file_format")
-        metrics = run.evaluate_file(path, **{name: wanted[name] for name in names})
-    print(json.dumps(metrics))
+    if (folder := wanted["report"]) is not None:
+        check_report_folder(folder)
+    run = load_run(wanted["run"], wanted["device"])
+    columns = {name: wanted[name] for name in names}
+    report = None
+    if folder is None:
+        metrics = run.evaluate(wanted["split"], wanted["data"]) if path is None else run.evaluate_file(path, **columns)
+    else:
+        report = report_file(run, path, **columns) if path else report_split(run, wanted["split"], wanted["data"])
+        metrics = report["metrics"]
+        print(f"{folder}: {', '.join(file.name for file in write_report(report, folder))}", file=sys.stderr)
+    if sys.stdout.isatty() and not wanted["json"]:
+        print(describe_metrics(metrics) if report is None else describe_report(report), end="")
+    else:
+        print(json.dumps(metrics))
 
 
 def _predict(wanted: dict[str, Any]) -> None:

@@ -127,6 +127,10 @@ def command_line(arguments: Sequence[str] | None = None) -> Parser:
         command.add_argument("--pair-column", help="column of the second sentences [the task's, or pair]")
         if command is evaluate:
             command.add_argument("--label-column", help="column of the labels in --input [the run's]")
+            command.add_argument(
+                "--report", metavar="FOLDER", help="figures by class, calibration and mistakes in a new folder [none]"
+            )
+            command.add_argument("--json", action="store_true", help="JSON on a terminal too [a table on a terminal]")
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
 
     add_pretrain_flags(

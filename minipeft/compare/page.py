@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from minipeft.compare.charts import against_parameters, against_rank, curves, marker, seed_strip
@@ -27,7 +27,7 @@ def render_page(table: Table) -> str:
     models = list(dict.fromkeys(model for task in tasks for model in task["models"]))
     sources = [*models, *dict.fromkeys(data for task in tasks for data in task["data"])]
     environment = Environment(
-        loader=PackageLoader("minipeft.compare", ""),
+        loader=ChoiceLoader([PackageLoader("minipeft.compare", ""), PackageLoader("minipeft.inference", "")]),
         autoescape=True,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
