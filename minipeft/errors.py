@@ -98,7 +98,7 @@ def under_torchrun() -> bool:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process speaks for its job: torchrun's rank 0, and a process of no torchrun."""
+    """Whether this process prints for its job: rank 0, and a process without torchrun."""
     return not under_torchrun() or os.environ["RANK"] == "0"
 
 

@@ -101,10 +101,9 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
     return model
 
 
-def reload_adapter(model: SequenceClassifier, folder: Path) -> None:
-    """Give a model that has the method already the values in `folder`: a run's best epoch, say."""
-    adapter = read_adapter(folder, model.config)
-    _check_tensors(adapter_tensors(model), adapter.state, folder)
+def reload_adapter(model: SequenceClassifier, adapter: Adapter) -> None:
+    """Give a model that has the method already the values of `adapter`: a run's best epoch, say."""
+    _check_tensors(adapter_tensors(model), adapter.state, adapter.folder)
     _fill(model, adapter.state)
 
 

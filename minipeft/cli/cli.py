@@ -48,7 +48,7 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
             print(f"minipeft: {error}", file=sys.stderr)
         elif isinstance(error, WorkerError):  # a main process that was killed leaves its progress bar on a line
             print(f"\nminipeft: {error}", file=sys.stderr)
-        elif not isinstance(error, ErrorOnRankZero) and _is_distributed():
+        elif not isinstance(error, ErrorOnRankZero) and (_is_distributed() or os.environ["LOCAL_RANK"] == "0"):
             print(f"minipeft: rank {os.environ['RANK']}: {error}", file=sys.stderr)
         return 2
     except Interrupted as error:
@@ -65,7 +65,7 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
 
 
 def _is_distributed() -> bool:
-    """Whether this process trains with others; before that, all of them raise the same errors, and rank 0 prints."""
+    """Whether this process trains with others; before that, all raise the same errors, and one of each node prints."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and bool(distributed.is_initialized())
 

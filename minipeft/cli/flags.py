@@ -22,6 +22,7 @@ from minipeft.training.recipes import (
     DROPOUT,
     EPSILON,
     GRAD_ACCUM,
+    GROUP_TIMEOUT,
     MAX_GRAD_NORM,
     RANK,
     WARMUP_STEPS,
@@ -220,6 +221,12 @@ def add_train_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] = 
     flag("--compile", action="store_true", help="let torch.compile fuse the small operations [off]")
     flag("--activation-checkpointing", action="store_true", help="compute layers twice: less memory, more time [off]")
     flag("--cuda-graphs", action="store_true", help="record and replay a batch's CUDA operations: less overhead [off]")
+    flag(
+        "--group-timeout",
+        type=float,
+        default=GROUP_TIMEOUT,
+        help=f"minutes until a lost node counts [{GROUP_TIMEOUT:g}]",
+    )
 
     flag = parser.add_argument_group("output").add_argument
     flag("--output", metavar="DIR", help="folder of the run [runs/<task>-<method>…]")

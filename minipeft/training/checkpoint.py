@@ -12,9 +12,10 @@ from torch import Tensor
 from minipeft.adapters.adapter import save_adapter
 from minipeft.adapters.adapter_file import read_adapter
 from minipeft.data.tasks import Task
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, WorkerError
 from minipeft.files import make_folder, write_atomically, write_lines
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.training.distributed import CONFIG_ONLY, NOTHING, SINGLE_PROCESS, Processes
 from minipeft.training.examples import Encoded
 
 HOLDOUT = "holdout"  # the prefix of the figures of held-out examples
@@ -49,6 +50,16 @@ def state_file(folder: Path) -> Path:
     return folder / "checkpoint" / "state.pt"
 
 
+def held_of(folder: Path) -> int:
+    """Return what this machine holds of a run: NOTHING, CONFIG_ONLY, or the step of its checkpoint + 2."""
+    if not state_file(folder).is_file():
+        return CONFIG_ONLY if (folder / "config.json").is_file() else NOTHING
+    try:
+        return int(read_progress(folder)["step"]) + 2
+    except MinipeftError:  # the process that resumes from it raises the error for all
+        return CONFIG_ONLY
+
+
 def save_checkpoint(
     folder: Path,
     model: SequenceClassifier,
@@ -73,18 +84,26 @@ def save_checkpoint(
 
 
 def restore_checkpoint(
-    folder: Path, model: SequenceClassifier, optimizer: torch.optim.Optimizer, device: str, train: Encoded
+    folder: Path,
+    model: SequenceClassifier,
+    optimizer: torch.optim.Optimizer,
+    train: Encoded,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Progress:
     """Load the last checkpoint into model and optimizer; without one, return a new Progress.
+
+    Rank 0 reads the file and sends its content to the others.
 
     Raises:
         MinipeftError: for a damaged checkpoint, and for one of other training examples.
     """
     path = state_file(folder)
-    if not path.is_file():
-        return Progress()
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = processes.on_rank_zero(
+            lambda: torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+        )
+        if state is None:
+            return Progress()
         same = state["examples"] in (train.fingerprint, train.length_fingerprint)
         tensors = _changing_tensors(model)
         with torch.no_grad():
@@ -94,6 +113,8 @@ def restore_checkpoint(
         # A checkpoint of an earlier version, which evaluated at the end of epochs only, has neither of the two.
         done = state["progress"]["place"]
         progress = Progress(**{"samples": done, "weight": done, **state["progress"]})
+    except WorkerError:
+        raise
     except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
         raise _unreadable(folder, error) from None
     if not same:

@@ -1,18 +1,31 @@
 """Several processes that train one model, as torchrun starts them, and the messages that they exchange.
 
     torchrun --nproc-per-node N train.py …
+    torchrun --nnodes M --nproc-per-node N --rdzv-backend c10d --rdzv-endpoint HOST:PORT train.py …
 
 Gradients travel over nccl between CUDA devices, everything else over gloo. Without torchrun there is one process, which
 exchanges nothing; torch.distributed is then not imported.
+
+Rank 0 alone reads and writes the run's folder, and sends what the others need. torchrun numbers the processes again
+after every restart, so the ranks are counted from the process whose node holds the newest checkpoint: nodes need not
+share a file system.
 """
 
 from __future__ import annotations
 
 import atexit
+import itertools
+import json
 import os
-from collections.abc import Callable, Sequence
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -21,7 +34,7 @@ from torch import Tensor, nn
 
 from minipeft.errors import ErrorOnRankZero, MinipeftError, WorkerError, first_line, under_torchrun
 
-TIMEOUT = timedelta(minutes=10)  # a process that has not answered by then is taken for dead
+NOTHING, CONFIG_ONLY = 0, 1  # what a node holds of a run: no file, no checkpoint, or a checkpoint's step + 2
 Answer = TypeVar("Answer")
 
 
@@ -32,10 +45,14 @@ class Processes:
     Attributes:
         rank: this process's number, from 0. Rank 0 is the main process: it writes files and prints.
         size: how many there are.
+        node_rank_zero: the rank of the first process on this process's node.
+        timeout: for how long a process waits for the others.
     """
 
     rank: int = 0
     size: int = 1
+    node_rank_zero: int = 0
+    timeout: timedelta = timedelta(minutes=10)
 
     @property
     def is_main_process(self) -> bool:
@@ -98,17 +115,58 @@ class Processes:
         value: Answer = answer[0]
         return value
 
+    def once_per_node(self, act: Callable[[], Answer]) -> Answer:
+        """Call `act` on the first process of each node; its node's processes return the value, all raise its error."""
+        if self.size == 1:
+            return act()
+        answer: tuple[Any, str | None] = (None, None)
+        failed: Exception | None = None
+        if self.rank == self.node_rank_zero:
+            try:
+                answer = act(), None
+            except Exception as error:  # the other processes wait for an answer, whatever happens
+                failed, answer = error, (None, first_line(error))
+        answers = self._all_gather((socket.gethostname(), self.node_rank_zero, answer))
+        for rank, (host, _, (_, message)) in enumerate(answers):
+            if message is not None:
+                if failed is not None and not isinstance(failed, MinipeftError):
+                    raise failed
+                nodes = len({node for _, node, _ in answers})
+                raise self._error(message if nodes == 1 else f"rank {rank} on {host}: {message}")
+        value: Answer = answers[self.node_rank_zero][2][0]
+        return value
+
     def check_same(self, values: dict[str, str]) -> None:
         """Raise MinipeftError, on all ranks, where a named value differs between the processes."""
         if self.size == 1:
             return
+        gathered = self._all_gather((socket.gethostname(), values))
+        for name, value in gathered[0][1].items():
+            for rank, (host, theirs) in enumerate(gathered):
+                if theirs.get(name) != value:
+                    raise self._error(
+                        f"rank {rank} on {host}: {name} differ from those of rank 0. "
+                        "Start all processes with the same flags, model and data."
+                    )
+
+    @contextmanager
+    def errors_printed_once(self) -> Iterator[None]:
+        """Let rank 0 alone print an error that all processes raise, such as for a loss that is not finite."""
+        try:
+            yield
+        except WorkerError:
+            raise
+        except MinipeftError as error:
+            raise error if self.is_main_process else ErrorOnRankZero(str(error)) from None
+
+    def _error(self, message: str) -> MinipeftError:
+        """What every process raises: rank 0 prints it."""
+        return MinipeftError(message) if self.is_main_process else ErrorOnRankZero(message)
+
+    def _all_gather(self, value: Any) -> list[Any]:
         gathered: list[Any] = [None] * self.size
-        self._communicate(lambda dist: dist.all_gather_object(gathered, values))
-        for rank, theirs in enumerate(gathered):
-            for name, value in theirs.items():
-                if value != gathered[0][name]:
-                    message = f"rank {rank}: {name} differ from those of rank 0. Give all processes the same files."
-                    raise MinipeftError(message) if self.is_main_process else ErrorOnRankZero(message)
+        self._communicate(lambda dist: dist.all_gather_object(gathered, value))
+        return gathered
 
     def _all_reduce(self, tensor: Tensor, operation: str) -> Tensor:
         self._communicate(lambda dist: dist.all_reduce(tensor, getattr(dist.ReduceOp, operation)))
@@ -120,53 +178,112 @@ class Processes:
         except RuntimeError as error:
             raise WorkerError(
                 f"process {self.rank} of {self.size}, counted from 0: another process has ended, or was silent for "
-                f"{TIMEOUT}. The last checkpoint is kept: continue with --resume ({first_line(error)})."
+                f"{self.timeout}. The last checkpoint is kept: continue with --resume ({first_line(error)})."
             ) from None
 
 
 SINGLE_PROCESS = Processes()
 
 
-def join_processes(device: str, resume: bool) -> Processes:
+_group_numbers = itertools.count()  # one group a training of this process
+
+
+def join_processes(device: str, resume: bool, held: int | None = None, timeout_minutes: float = 10) -> Processes:
     """Join the processes that torchrun started; without torchrun there is this process alone.
 
     On CUDA the process's local rank becomes the current device.
+
+    Args:
+        device: "cpu" or "cuda".
+        resume: whether the run may be continued.
+        held: what this machine holds of the run: NOTHING, CONFIG_ONLY, or the step of its checkpoint + 2. The ranks
+            are counted from the node that holds most. None: not known, because no folder was given.
+        timeout_minutes: for how long a process waits for the others before it counts them as lost.
 
     Raises:
         MinipeftError: for processes that cannot train together.
     """
     if not under_torchrun():
         return SINGLE_PROCESS
-    if int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) and not resume:
-        raise MinipeftError(
-            "torchrun --max-restarts needs --resume. Pass --resume, so that a restart continues the run."
-        )
+    several_nodes = os.environ["GROUP_WORLD_SIZE"] != "1"
+    if int(os.environ["TORCHELASTIC_MAX_RESTARTS"]):
+        if not resume:
+            raise MinipeftError(
+                "torchrun --max-restarts needs --resume. Pass --resume, so that a restart continues the run."
+            )
+        if several_nodes and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
+            raise MinipeftError(
+                "torchrun --nnodes with --max-restarts keeps the address of a lost node. "
+                "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node."
+            )
+    if several_nodes and resume and held is None:
+        raise MinipeftError("torchrun --nnodes with --resume needs --output. Name the run's folder.")
+    _terminate_with_torchrun()
     rank, local_rank, size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     if size == 1:
         return SINGLE_PROCESS
-    if size != int(os.environ["LOCAL_WORLD_SIZE"]):
-        raise MinipeftError("torchrun --nnodes: training on several machines is not supported. Leave out --nnodes.")
     if device not in ("cpu", "cuda"):
         raise MinipeftError(f"device {device} takes one process. Start without torchrun, or pass --device cpu.")
     if device == "cuda":
-        if size > (count := torch.cuda.device_count()):
+        on_this_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        if on_this_node > (count := torch.cuda.device_count()):
             raise MinipeftError(
-                f"torchrun started {size} processes for {count} CUDA devices. Start one for each device."
+                f"torchrun started {on_this_node} processes for {count} CUDA devices. Start one for each device."
             )
         torch.cuda.set_device(local_rank)
+    timeout = timedelta(minutes=timeout_minutes)
+    try:
+        rank = _make_group(device, rank, size, timeout, held or NOTHING if local_rank == 0 else -1)
+    except RuntimeError as error:
+        raise WorkerError(f"process {rank} of {size}: cannot reach the others ({first_line(error)}).") from None
+    return Processes(rank, size, rank - local_rank, timeout)
+
+
+def _make_group(device: str, rank: int, size: int, timeout: timedelta, held: int) -> int:
+    """Make the process group of a training, and return this process's rank in it.
+
+    The ranks are counted from the process that holds most, and those of a node follow each other, as torchrun's do.
+    """
     dist = import_module("torch.distributed")
-    if not dist.is_initialized():
-        # Imported later, as by an optimizer, torch._dynamo would hold a reference to the group: after its destruction
-        # the group's threads would continue, and could abort the process at its exit.
-        import_module("torch._dynamo")
-        rendezvous = import_module("torch.distributed.rendezvous").rendezvous
-        try:
-            # The prefix, because a restart still finds the addresses of the processes that it replaces.
-            store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-            store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-            backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-        except RuntimeError as error:
-            raise WorkerError(f"process {rank} of {size}: cannot reach the others ({first_line(error)}).") from None
-        atexit.register(dist.destroy_process_group)
-    return Processes(rank, size)
+    # Imported later, as by an optimizer, torch._dynamo would hold a reference to the group: after its destruction
+    # the group's threads would continue, and could abort the process at its exit.
+    import_module("torch._dynamo")
+    shared = _rendezvous_store(timeout)
+    _leave_group()
+    # torchrun's own store outlives a restart, which would find the addresses of the processes that it replaces.
+    restart = os.environ["TORCHELASTIC_RESTART_COUNT"] if os.environ["GROUP_WORLD_SIZE"] == "1" else 0
+    store = dist.PrefixStore(f"start {restart} group {next(_group_numbers)}", shared)
+    store.set(f"held {rank}", json.dumps(held))
+    most = [json.loads(store.get(f"held {other}")) for other in range(size)]
+    rank = (rank - most.index(max(most))) % size
+    os.environ["RANK"] = str(rank)  # rank 0 prints the errors that all processes raise
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    return rank
+
+
+@cache
+def _rendezvous_store(timeout: timedelta) -> Any:
+    """Return the key-value store that torchrun's processes share."""
+    atexit.register(_leave_group)
+    store, *_ = next(import_module("torch.distributed.rendezvous").rendezvous("env://", timeout=timeout))
+    return store
+
+
+def _leave_group() -> None:
+    dist = import_module("torch.distributed")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@cache
+def _terminate_with_torchrun() -> None:
+    """Raise SIGTERM in this process when torchrun is killed; without it the process would train on."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

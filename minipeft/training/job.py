@@ -17,7 +17,7 @@ from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.files import read_json
 from minipeft.hub.hub import model_name
 from minipeft.methods import METHODS
-from minipeft.training.checkpoint import read_progress, state_file
+from minipeft.training.checkpoint import held_of, read_progress, state_file
 from minipeft.training.choices import (
     ALL_ROWS,
     Checkpoint,
@@ -37,7 +37,7 @@ from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_metho
 
 # Settings that --resume may change. "data" is compared as "source".
 FREE_TO_CHANGE = (
-    *("output", "checkpoint_minutes", "resume", "quiet", "data"),
+    *("output", "checkpoint_minutes", "group_timeout", "resume", "quiet", "data"),
     *("device", "compile", "activation_checkpointing", "cuda_graphs"),
 )
 # Settings that a resumed run takes from its config.json where they are not given.
@@ -91,7 +91,7 @@ def resolve(settings: TrainSettings) -> Job:
     """Choose everything that the settings leave open.
 
     What can be refused without a download is refused before the first one. With several processes rank 0 chooses the
-    model, the data and the folder for all.
+    folder and reads what it holds; the first process of each node finds the model and the data on its machine.
 
     Raises:
         MinipeftError: for settings that do not fit together, and for an output folder that cannot take this run.
@@ -102,8 +102,9 @@ def resolve(settings: TrainSettings) -> Job:
     if settings.cuda_graphs:
         check_cuda_graphs(device, settings.activation_checkpointing)
     check_choice("precision", settings.precision, ("auto", "fp32", "bf16"))
-    processes = join_processes(device, settings.resume)
-    task, custom = processes.on_rank_zero(lambda: find_task(settings))
+    held = None if settings.output is None else held_of(Path(settings.output))
+    processes = join_processes(device, settings.resume, held, settings.group_timeout)
+    task, custom = processes.once_per_node(lambda: find_task(settings))
 
     initial_adapters: tuple[Adapter, ...] = ()
     if settings.init_adapter is not None:  # the adapter has the method, and the model the adapter's shape
@@ -112,14 +113,16 @@ def resolve(settings: TrainSettings) -> Job:
         initial_adapters = (adapter,)
         method = processes.on_rank_zero(lambda: choose_method(settings, adapter.method))
     output = processes.on_rank_zero(lambda: choose_output(settings, task, method))
-    if (output / "config.json").is_file():  # a run of an earlier version keeps its draw of examples
-        task = with_recorded_split(task, read_json(output / "config.json"))
+    recorded, has_checkpoint = processes.on_rank_zero(lambda: read_run(output))
+    if recorded:  # a run of an earlier version keeps its draw of examples
+        task = with_recorded_split(task, recorded)
         custom = None if custom is None else dataclasses.replace(custom, task=task)
-    settings = continue_settings(settings, task, output)
+    if has_checkpoint:
+        settings = continue_settings(settings, task, recorded)
     loss = LossSettings(settings.class_weights or "", settings.label_smoothing)
     loss.check(task)
-    model = processes.on_rank_zero(lambda: choose_model(settings.model))
-    data = processes.on_rank_zero(lambda: choose_source(settings, task, custom))
+    model = processes.once_per_node(lambda: choose_model(settings.model))
+    data = processes.once_per_node(lambda: choose_source(settings, task, custom))
     precision = choose_precision(settings.precision, device)
     shape = model.config.hidden_size, model.config.model_type
     defaults = recipe(None if custom is not None else task.name, settings.method, *shape)
@@ -154,11 +157,14 @@ def resolve(settings: TrainSettings) -> Job:
     return job
 
 
-def continue_settings(settings: TrainSettings, task: Task, folder: Path) -> TrainSettings:
-    """Return the settings of a resumed run: what is not given is as in its config.json."""
-    if not state_file(folder).is_file():
-        return settings
-    before = read_json(folder / "config.json")
+def read_run(folder: Path) -> tuple[dict[str, Any], bool]:
+    """Return the content of a run's config.json, empty for a new run, and whether the run has a checkpoint."""
+    path = folder / "config.json"
+    return read_json(path) if path.is_file() else {}, state_file(folder).is_file()
+
+
+def continue_settings(settings: TrainSettings, task: Task, before: dict[str, Any]) -> TrainSettings:
+    """Return the settings of a resumed run: what is not given is as in its config.json, `before`."""
     kept: dict[str, Any] = {name: before.get(name) for name in KEPT_BY_RESUME if getattr(settings, name) is None}
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
         if getattr(settings, one) is not None:

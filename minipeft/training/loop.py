@@ -87,7 +87,7 @@ def train_loop(
     optimizer = adamw(model, schedule.weight_decay, schedule.betas, schedule.epsilon)
     total_steps = schedule.total_steps(len(train))
     quiet = run_folder.quiet or not processes.is_main_process
-    now = restore_checkpoint(folder, model, optimizer, device, train)
+    now = restore_checkpoint(folder, model, optimizer, train, processes)
     resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, now, task, schedule.select_by))
     if resumed and not quiet:
         print(resumed, file=sys.stderr)

@@ -22,6 +22,7 @@ RANK, ALPHA, DROPOUT = 2, 8.0, 0.01
 BETA1, BETA2, EPSILON, MAX_GRAD_NORM = 0.9, 0.999, 1e-8, 1.0  # AdamW's in torch; the norm is the Trainer's
 
 CHECKPOINT_MINUTES = 5.0
+GROUP_TIMEOUT = 10.0  # minutes for which a process of several waits for the others
 
 # task → (epochs, learning rate of LoRA). The report's for rte and sst2, but for SST-2's learning rate: its 2e-5 is a
 # learning rate for full fine-tuning, LoRA's table has 5e-4. The other rows are LoRA's learning rates, with as many

@@ -19,6 +19,7 @@ import torch
 
 from minipeft import __version__
 from minipeft.adapters.adapter import initialize_from_adapter, reload_adapter
+from minipeft.adapters.adapter_file import read_adapter
 from minipeft.data.splits import read_chunks
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
@@ -37,6 +38,8 @@ from minipeft.training.predictor import Predictor
 from minipeft.training.settings import TrainSettings, keywords_of, read_settings
 
 logger = logging.getLogger("minipeft")
+# Settings that name a place, which may be another one on each machine; fingerprints compare what is there.
+PLACES = ("model", "data", "source", "output", "init_adapter", "validation")
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +103,8 @@ def train(**settings: Any) -> Result:
         folder = open_run(job, examples, model)
         loss = job.loss.make_loss(examples.train.split.labels, job.task, job.device)
         graphs = StepGraphs(model, loss=loss) if job.cuda_graphs else None
-        progress = train_loop(model, examples, job.schedule, folder, job.processes, graphs, loss)
+        with job.processes.errors_printed_once():
+            progress = train_loop(model, examples, job.schedule, folder, job.processes, graphs, loss)
         return write_result(job, examples, model, progress)
 
 
@@ -155,13 +159,13 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
         weights = hashlib.sha256()
         for parameter in model.parameters():
             weights.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        settings = hashlib.sha256(repr(sorted(job.config.items())).encode())
+        settings = {name: value for name, value in job.config.items() if name not in PLACES}
         processes.check_same(
             {
-                "the settings": settings.hexdigest(),
                 "the training examples": examples.train.fingerprint,
                 "the validation examples": examples.validation.fingerprint,
                 "the model's weights": weights.hexdigest(),
+                **{f"the settings (--{name.replace('_', '-')})": repr(value) for name, value in settings.items()},
             }
         )
     if processes.is_main_process:
@@ -196,7 +200,7 @@ def write_result(job: Job, examples: Examples, model: SequenceClassifier, progre
     A run that was finished before keeps its result.json.
     """
     folder = job.output
-    reload_adapter(model.eval(), folder / "adapter")
+    reload_adapter(model.eval(), job.processes.on_rank_zero(lambda: read_adapter(folder / "adapter", model.config)))
     content = result_content(job, examples, model, progress)
 
     def write() -> dict[str, Any]:

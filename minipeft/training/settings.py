@@ -23,6 +23,7 @@ from minipeft.training.recipes import (
     DROPOUT,
     EPSILON,
     GRAD_ACCUM,
+    GROUP_TIMEOUT,
     MAX_GRAD_NORM,
     RANK,
     WEIGHT_DECAY,
@@ -89,6 +90,7 @@ class TrainSettings:
     eval_limit: int | None = None
     output: str | None = None
     checkpoint_minutes: float = CHECKPOINT_MINUTES
+    group_timeout: float = GROUP_TIMEOUT
     resume: bool = False
     quiet: bool = False
 
@@ -240,7 +242,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("epochs", "steps", "batch_size", "grad_accum", "max_length", "max_tokens"), check_int),
     **dict.fromkeys(("patience", "eval_every"), check_int),
     **dict.fromkeys(("train_limit", "eval_limit"), check_int),
-    **dict.fromkeys(("lr", "weight_decay", "checkpoint_minutes", "max_grad_norm"), _positive),
+    **dict.fromkeys(("lr", "weight_decay", "checkpoint_minutes", "group_timeout", "max_grad_norm"), _positive),
     **dict.fromkeys(("beta1", "beta2", "warmup_ratio", "label_smoothing"), _below_one),
     "class_weights": _class_weights,
     "epsilon": _above_zero,

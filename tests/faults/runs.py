@@ -37,11 +37,11 @@ def training(
 class Process:
     """A command that runs, in this checkout and without a network; it writes all that it says to a file."""
 
-    def __init__(self, log: Path, command: Sequence[str], **variables: str) -> None:
+    def __init__(self, log: Path, command: Sequence[str], cwd: Path = REPOSITORY, **variables: str) -> None:
         self.log = log
         with open(log, "wb") as file:
             self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, env=environment(OMP_NUM_THREADS="1", **variables), stdout=file, stderr=file
+                command, cwd=cwd, env=environment(OMP_NUM_THREADS="1", **variables), stdout=file, stderr=file
             )
 
     def said(self) -> str:
@@ -151,17 +151,24 @@ def assert_same(one: Path, other: Path) -> None:
     assert not list(one.rglob(".*")) and not list(other.rglob(".*"))
 
 
-def worker(job: Process, rank: int) -> int:
-    """The process id of a torchrun job's worker."""
+def processes_of(job: Process) -> list[int]:
+    """The process ids of a torchrun job's workers, in the order of their ranks."""
+    found = {}
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdigit() and f"PPid:\t{job.process.pid}\n" in (folder / "status").read_text():
-                variables = (folder / "environ").read_bytes().split(b"\0")
-                if b"RANK=%d" % rank in variables:
-                    return int(folder.name)
+                rank = re.search(rb"(?:^|\0)RANK=(\d+)", (folder / "environ").read_bytes())
+                found |= {int(rank[1]): int(folder.name)} if rank else {}
         except OSError:  # it has just ended
             continue
-    raise AssertionError(f"no worker {rank}\n{job.said()}")
+    return [found[rank] for rank in sorted(found)]
+
+
+def worker(job: Process, rank: int) -> int:
+    """The process id of a torchrun job's worker."""
+    workers = processes_of(job)
+    assert rank < len(workers), f"no worker {rank}\n{job.said()}"
+    return workers[rank]
 
 
 def kill_process(process_id: int, number: int = signal.SIGKILL) -> None:
