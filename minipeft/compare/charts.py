@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from minipeft.compare.table import standard_error
 
 WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 40  # margins
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 40  # margins
 LETTER, LINE = 6.4, 15  # width of a letter and height of a line, at 11.5 pixels
 SMALL_WIDTH, SMALL_HEIGHT = 172, 104  # of one of many
 Row = dict[str, Any]
@@ -239,7 +239,7 @@ def _overlap(one: Box, other: Box) -> bool:
 
 def _range(task: Row) -> tuple[float, float]:
     values = [row["best"][end] for row in task["rows"] if row["best"] for end in ("min", "max")]
-    room = max((max(values) - min(values)) * 0.06, 1e-3)
+    room = max((max(values) - min(values)) * 0.06, 5e-3)  # ticks have three decimals at most
     return min(values) - room, max(values) + room
 
 
@@ -253,7 +253,7 @@ def _linear_axis(low: float, high: float, start: float, end: float, count: int) 
         low, high = low - 0.05, high + 0.05
     rough = (high - low) / count
     power = 10 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     ticks = [step * index for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
     return (lambda value: start + (end - start) * (value - low) / (high - low)), ticks
 

@@ -42,6 +42,11 @@ def describe_differences(task: Table, which: str) -> list[str]:
     return lines
 
 
+def metric_title(name: str) -> str:
+    """Return a metric's name for a reader: "macro F1" for macro_f1."""
+    return name.replace("_", " ").replace("f1", "F1")
+
+
 def join_names(names: list[str]) -> str:
     """Return "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -14,6 +14,7 @@ from minipeft.compare.formatting import (
     describe_memory,
     describe_spread,
     join_names,
+    metric_title,
 )
 from minipeft.compare.table import RULE, Table, standard_error
 
@@ -60,9 +61,10 @@ def _describe_task(task: Table) -> Table:
     highest = max(row["best"]["median"] for row in done)
     others = list(dict.fromkeys(name for row in done for name in row["others"]))
     epochs = max(run["last"]["epoch"] for row in done for run in row["runs"])
-    title = task["metric"].replace("_", " ").capitalize()
+    title = metric_title(task["metric"])
+    title = title[0].upper() + title[1:]
     headings = ["Best epoch", "Seeds", "Last epoch"] if epochs > 1 else [title, "Seeds"]
-    headings += [name.replace("_", " ") for name in others]
+    headings += [metric_title(name) for name in others]
     return {
         **task,
         "done": done,
@@ -71,6 +73,7 @@ def _describe_task(task: Table) -> Table:
         "which": ("best", "last") if epochs > 1 else ("last",),
         "error": standard_error(task["metric"], highest, task["validation_examples"]),
         "others": others,
+        "other_titles": join_names([metric_title(name) for name in others]) if others else "",
         "names": {row["method"]: _method_name(row) for row in done},
         "headings": ["Method", *headings, "Parameters", "+ head", "Learning rate", "Seconds", "Memory"],
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from minipeft.files import write_atomically
 
@@ -14,7 +15,9 @@ NOT_METRICS = ("epoch", "step", "learning_rate", "seconds", "samples_per_second"
 
 
 def draw(folder: Path) -> None:
-    """Draw `folder`/metrics.jsonl as `folder`/curves.png."""
+    """Draw `folder`/metrics.jsonl as `folder`/curves.png; result.json gives the title and the best epoch."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    best = result["best"]
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     epochs = [row["epoch"] for row in rows]
@@ -25,10 +28,14 @@ def draw(folder: Path) -> None:
     }
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
+    reached = f"{result['metric']} {best['value']:.3f} in epoch {best['epoch']}"
+    figure.suptitle(f"{result['task']}, {result['method']}: {reached}")
     for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in names:
             axes.plot(epochs, [row[name] for row in rows], marker="o", markersize=3, label=name)
+        axes.axvline(best["epoch"], color="grey", linestyle=":", label="best epoch")
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
         axes.grid(alpha=0.3)
     write_atomically(folder / "curves.png", lambda path: figure.savefig(path, dpi=120, format="png"))

@@ -512,6 +512,7 @@ def test_the_page_is_right_on_a_phone_and_on_a_desk(dark: bool, glue: Path, unbr
                 assert browser.open(folder / "page.html", size, dark) == []
                 browser.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
                 assert browser.evaluate(OVERLAPS) == []
+                assert browser.evaluate(OUTSIDE) == []
                 assert browser.evaluate(SMALLEST_TEXT) >= 9
                 assert browser.evaluate(CONTRAST) >= 4.5
         browser.open(glue / "page.html", PHONE, dark)
@@ -528,16 +529,29 @@ def test_the_page_of_one_epoch_states_its_result_once_and_its_only_chart_is_smal
     assert main([*arguments, "--output", str(tmp_path / "c"), "--resume"]) == 0
     page = (tmp_path / "c" / "page.html").read_text(encoding="utf-8")
     assert page.count("BitFit is above Head") == 1 and "Last epoch" not in page
+    assert "At the best epoch: F1." in page and ">F1<" in page
     with chromium() as browser:
         for size in (PHONE, DESKTOP):
             assert browser.open(tmp_path / "c" / "page.html", size) == []
             assert browser.evaluate(LARGEST_TEXT) <= 20
+            assert browser.evaluate(OUTSIDE) == []
             assert browser.evaluate(SCROLLS_SIDEWAYS) == 0
 
 
 LARGEST_TEXT = """
 Math.max(...[...document.querySelectorAll("svg text")]
   .map(text => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a))
+"""
+# Labels that leave the edge of their chart by more than a pixel.
+OUTSIDE = """
+[...document.querySelectorAll("svg[role=img]")].flatMap(svg => {
+  const edge = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter(text => {
+    const box = text.getBoundingClientRect();
+    return box.width && (box.left < edge.left - 1 || box.right > edge.right + 1
+      || box.top < edge.top - 1 || box.bottom > edge.bottom + 1);
+  }).map(text => text.textContent);
+})
 """
 SCROLLS_SIDEWAYS = """
 [...document.querySelectorAll("main *:not(svg *)")].filter(element => element.clientWidth

@@ -317,7 +317,9 @@ def test_events_that_cannot_be_written_are_said_once_and_end_no_run(
         assert len(caplog.records) == 2 and "No space left" in caplog.records[-1].message
 
 
-def test_curves_have_loss_metric_and_learning_rate(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_have_loss_metric_and_learning_rate_and_mark_the_best_epoch(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     from matplotlib.figure import Figure
 
@@ -331,9 +333,14 @@ def test_curves_have_loss_metric_and_learning_rate(finished: Path, monkeypatch: 
     )
     draw(finished)
     assert (finished / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    panels = {axes.get_title(): [line.get_label() for line in axes.lines] for axes in drawn[0].axes}
+    panels = {axes.get_title(): [line.get_label() for line in axes.lines[:-1]] for axes in drawn[0].axes}
     assert panels == {
         "loss": ["train_loss", "eval_loss", "holdout_eval_loss"],
         "metric": ["accuracy", "macro_f1", "holdout_accuracy", "holdout_macro_f1"],
         "learning rate": ["learning_rate"],
     }
+    best = json.loads((finished / "result.json").read_text())["best"]
+    assert drawn[0].get_suptitle() == f"reviews, lora: accuracy {best['value']:.3f} in epoch {best['epoch']}"
+    for axes in drawn[0].axes:
+        assert axes.lines[-1].get_label() == "best epoch" and list(axes.lines[-1].get_xdata()) == [best["epoch"]] * 2
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
