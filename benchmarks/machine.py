@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import math
 import platform
+import sys
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ INSTRUCTION_SETS = {  # our name → the name in /proc/cpuinfo
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """Return the CPU's name, family, model and instruction sets, the GPU, versions, and fp32 product rates.
+    """Return the CPU's name, family, model and instruction sets, the GPU, versions, date, command, fp32 product rates.
 
     "fp32_product_rates" holds operations per second: "torch" for torch's default product, "minipeft" for the product
     of model/linear.py, which is oneDNN's on the CPU.
@@ -40,10 +42,29 @@ def describe_machine(device: str) -> dict[str, Any]:
         "instruction_sets": [name for name, flag in INSTRUCTION_SETS.items() if flag in flags] if flags else None,
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "torch": torch.__version__,
+        "versions": {
+            name: version(name) for name in ("torch", "transformers", "peft", "minipeft") if _is_installed(name)
+        },
         "date": time.strftime("%Y-%m-%d"),
+        "command": _command(),
         "fp32_product_rates": product_rates(torch.float32, device),
     }
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
+
+
+def _command() -> str:
+    """Return the command of this process; folders of this machine are GLUE and TOKENIZER, as on the pages."""
+    words = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    for flag, name in (("--data", "GLUE"), ("--tokenizer", "TOKENIZER"), ("--output", "RESULTS")):
+        if flag in words:
+            words[words.index(flag) + 1] = name
+    return " ".join(words)
 
 
 def _cpu_info() -> dict[str, str]:

@@ -1,0 +1,209 @@
+"""Fill the tables of README.md and of the site from benchmarks/results/*.json: `python docs/tables.py`.
+
+A page marks a table by `<!-- table: NAME -->` and `<!-- end -->`. What stands between them is written by this script, and
+the tests compare it with the JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results"
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TASKS = {"rte": "RTE", "sst2": "SST-2"}
+METHODS = {"lora": "LoRA", "bitfit": "BitFit", "full": "full", "head": "head"}
+
+
+def main() -> None:
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if (filled := fill(text)) != text:
+            page.write_text(filled, encoding="utf-8")
+            print(page.relative_to(REPOSITORY))
+
+
+def pages() -> list[Path]:
+    """Return the files with marked tables."""
+    candidates = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+    return [page for page in candidates if MARKED.search(page.read_text(encoding="utf-8"))]
+
+
+def fill(text: str) -> str:
+    """Return a page's text with every marked table as the JSON has it."""
+    return MARKED.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", text)
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def markdown(columns: list[str], right: list[bool], rows: list[list[str]]) -> str:
+    lines = [columns, ["---:" if at_right else "---" for at_right in right], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def provenance(entry: dict[str, Any]) -> str:
+    """Return a line with machine, date, versions and seeds, and the commands; what was not recorded is left out."""
+    machine = entry.get("machine") or entry
+    numbers = [f"{name} {machine[f'cpu_{name}']}" for name in ("family", "model") if machine.get(f"cpu_{name}")]
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    parts = [", ".join([*filter(None, [machine.get("gpu")]), machine["cpu"], *numbers, threads])]
+    if machine.get("instruction_sets"):
+        parts[0] += f" ({', '.join(machine['instruction_sets'])})"
+    parts.append(entry["date"])
+    if entry.get("versions"):
+        parts.append(", ".join(f"{name} {number}" for name, number in entry["versions"].items()))
+    if entry.get("seeds"):
+        parts.append(f"seed{'s' if len(entry['seeds']) > 1 else ''} {', '.join(map(str, entry['seeds']))}")
+    commands = [entry["command"]] if isinstance(entry["command"], str) else entry["command"]
+    text = f"\nMeasured on: {'; '.join(parts)}.\n"
+    return text + ("\n```bash\n" + "\n".join(commands) + "\n```\n" if commands else "")
+
+
+def machines(name: str) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """Yield name, description and rows of every machine of a file."""
+    for machine, content in read(name).items():
+        yield machine, content["machine"], content["rows"]
+
+
+def speed() -> str:
+    """Every machine's rows against the peer in fp32: minipeft in fp32 and in bf16 side by side."""
+    text = ""
+    for name, machine, rows in machines("cpu"):
+        plain = [row for row in rows if row["peer_precision"] == "fp32" and not row["group_by_length"]]
+        found: dict[tuple[str, ...], dict[str, Any]] = {}
+        for row in plain:
+            training = f"{TASKS[row['task']]} {METHODS[row['method']]}, {row['mode']}"
+            dropout = f"{row['dropout']:g}" if row["mode"] == "training" else ""
+            found.setdefault((training, dropout), {})[row["precision"]] = row
+        lines = []
+        for case, by_precision in found.items():
+            for precision in ("fp32", "bf16"):
+                if row := by_precision.get(precision):
+                    rates = row["samples_per_second"]
+                    lines.append(
+                        [
+                            *case,
+                            precision,
+                            f"{rates['peer']:.2f}",
+                            f"{rates['minipeft']:.2f}",
+                            spread(row["ratio"]),
+                            f"{row['fraction_of_product_rate']:.2f}",
+                        ]
+                    )
+        columns = ["", "dropout", "minipeft in", "peer, fp32", "minipeft", "speedup", "FLOP utilization"]
+        rates = machine["fp32_product_rates"]
+        text += f"\n**{name}** (fp32 products: oneDNN {rates['minipeft'] / 1e9:,.0f} GFLOP/s, "
+        text += f"torch's default {rates['torch'] / 1e9:,.0f} GFLOP/s)\n\n"
+        text += markdown(columns, [False, True, False, True, True, True, True], lines) + provenance(machine)
+    return text.removeprefix("\n")
+
+
+def spread(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+
+
+def fastest_peer() -> str:
+    """The peer with its fastest settings."""
+    lines = []
+    for name, _, rows in machines("cpu"):
+        for row in rows:
+            if row["group_by_length"] or row["peer_precision"] != "fp32":
+                peer = "fp32, batches grouped by length" if row["group_by_length"] else "bf16 through autocast"
+                rates = row["samples_per_second"]
+                ours = f"{rates['minipeft']:.2f} ({row['precision']})"
+                lines.append([peer, TASKS[row["task"]], f"{rates['peer']:.2f}", ours, spread(row["ratio"]), name])
+    columns = ["peer", "task", "peer, samples/s", "minipeft, samples/s", "speedup", "machine"]
+    commands = "".join(
+        f"python benchmarks/peer.py --data GLUE --tokenizer TOKENIZER --rounds 3 --methods lora {flags}\n"
+        for flags in ("--peer-precision bf16", "--group-by-length")
+    )
+    return markdown(columns, [False, False, True, True, True, False], lines) + f"\n```bash\n{commands}```\n"
+
+
+def scaling() -> str:
+    """The cost of a token, for everything that was varied."""
+    units = {"tokens": "{:,} tokens per batch", "length": "{} tokens per sequence", "rank": "rank {}", "shape": "{}"}
+    text = ""
+    for _, machine, rows in machines("scaling"):
+        found: dict[tuple[str, Any], dict[str, Any]] = {}
+        for row in rows:
+            found.setdefault((row["varied"], row["value"]), {})[row["precision"]] = row
+        lines = []
+        for (varied, value), by_precision in found.items():
+            line = [units.get(varied, "{}").format(value), f"{by_precision['fp32']['operations_per_token'] / 1e6:,.0f}"]
+            for precision in ("fp32", "bf16"):
+                row = by_precision[precision]
+                line.append(f"{row['seconds_per_token'] * 1e6:,.0f}")
+                line.append(f"{row['fraction_of_product_rate']:.2f}")
+                line.append(f"{row['kept_bytes_per_token'] / 1024:,.0f}")
+            lines.append(line)
+        measured = ["µs per token", "FLOP utilization", "saved, KiB"]
+        columns = ["", "MFLOP per token", *(f"{name}, {p}" for p in ("fp32", "bf16") for name in measured)]
+        text += "\n" + markdown(columns, [False, *[True] * 7], lines) + provenance(machine)
+    return text.removeprefix("\n")
+
+
+def recorded(name: str) -> Callable[[], str]:
+    """Return the function that writes a table of recorded.json."""
+
+    def write() -> str:
+        entry = read("recorded")[name]
+        rows = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in entry["rows"]]
+        return markdown(entry["columns"], [align == "right" for align in entry["align"]], rows) + provenance(entry)
+
+    return write
+
+
+def lora_training(precision: str) -> list[tuple[float, str, dict[str, Any]]]:
+    """Return (speedup, machine, row) of LoRA training against the peer in fp32, the lowest speedup first."""
+    found = [
+        (row["ratio"]["median"], name, row)
+        for name, _, rows in machines("cpu")
+        for row in rows
+        if row["method"] == "lora" and row["mode"] == "training" and row["precision"] == precision
+        if row["peer_precision"] == "fp32" and not row["group_by_length"]
+    ]
+    return sorted(found, key=lambda entry: entry[0])
+
+
+def summary() -> str:
+    """README's few numbers: the lowest of every machine."""
+    fp32, bf16 = lora_training("fp32"), lora_training("bf16")
+    memory = [row for row in read("recorded")["memory"]["rows"] if row[0] == "LoRA, fp32"]
+    start = read("recorded")["startup"]["rows"][0]
+    lines = [
+        ["LoRA training, fp32", f"{fp32[0][0]:.1f} to {fp32[-1][0]:.1f} times the throughput"],
+        ["LoRA training, bf16 (peer: fp32)", f"{bf16[0][0]:.1f} to {bf16[-1][0]:.1f} times the throughput"],
+        ["peak memory of LoRA training, fp32", f"{memory[0][4]} (dropout 0.1), {memory[1][4]} (dropout 0) of the peer's"],
+        ["from the command to the end of the first step", f"{start[1]} s, compared with {start[2]} s"],
+    ]
+    return markdown(["against transformers + peft on the CPU", "measured"], [False, False], lines)
+
+
+def methods_short() -> str:
+    """README's table of methods."""
+    entry = read("recorded")["methods"]
+    lines = []
+    for name, paper, parameters, in_peft, *_ in entry["rows"]:
+        lines.append([name, paper, f"{parameters:,}", in_peft])
+    return markdown(["method", "paper", "parameters on roberta-base", "peft opens it"], [False, False, True, False], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "speed": speed,
+    "fastest-peer": fastest_peer,
+    "scaling": scaling,
+    "summary": summary,
+    "methods-short": methods_short,
+    **{name.replace("_", "-"): recorded(name) for name in read("recorded")},
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
