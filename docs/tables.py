@@ -1,7 +1,7 @@
 """Fill the tables of README.md and of the site from benchmarks/results/*.json: `python docs/tables.py`.
 
-A page marks a table by `<!-- table: NAME -->` and `<!-- end -->`. What stands between them is written by this script, and
-the tests compare it with the JSON.
+A page marks a table by `<!-- table: NAME -->` and `<!-- end -->`. This script writes what stands between them, and the
+tests compare it with the JSON.
 """
 
 from __future__ import annotations
@@ -173,18 +173,23 @@ def lora_training(precision: str) -> list[tuple[float, str, dict[str, Any]]]:
     return sorted(found, key=lambda entry: entry[0])
 
 
-def summary() -> str:
-    """README's few numbers: the lowest of every machine."""
-    fp32, bf16 = lora_training("fp32"), lora_training("bf16")
-    memory = [row for row in read("recorded")["memory"]["rows"] if row[0] == "LoRA, fp32"]
-    start = read("recorded")["startup"]["rows"][0]
-    lines = [
-        ["LoRA training, fp32", f"{fp32[0][0]:.1f} to {fp32[-1][0]:.1f} times the throughput"],
-        ["LoRA training, bf16 (peer: fp32)", f"{bf16[0][0]:.1f} to {bf16[-1][0]:.1f} times the throughput"],
-        ["peak memory of LoRA training, fp32", f"{memory[0][4]} (dropout 0.1), {memory[1][4]} (dropout 0) of the peer's"],
-        ["from the command to the end of the first step", f"{start[1]} s, compared with {start[2]} s"],
-    ]
-    return markdown(["against transformers + peft on the CPU", "measured"], [False, False], lines)
+def why() -> str:
+    """README's three points, each with one number; that of the speed is the lowest of every machine and every peer."""
+    pages = len(list((REPOSITORY / "walkthroughs").glob("[0-9]*.py")))
+    default = lora_training("fp32")
+    every = [row["ratio"]["median"] for _, _, rows in machines("cpu") for row in rows if row["mode"] == "training"]
+    lowest = min(*every, *(float(row[1]) for row in read("recorded")["mkl"]["rows"]))
+    memory = [row[4] for row in read("recorded")["memory"]["rows"] if row[0] == "LoRA, fp32"]
+    return f"""\
+- **To learn**: the encoder, the methods and the training loop are plain code without hooks or callbacks, and
+  [{pages} walkthroughs](docs/walkthroughs/index.md) derive them from the papers and execute them.
+- **To work**: LoRA training on a CPU has [{default[0][0]:.1f} to {default[-1][0]:.1f} times the
+  throughput](docs/speed.md) of transformers + peft in fp32, and {min(memory)} to {max(memory)} of its memory. The lowest
+  speedup of all settings and machines that were measured is {lowest:.1f}. peft opens the adapters.
+- **To compare**: every loss of 50 optimizer steps equals that of transformers + peft
+  [within 1e-4](docs/accuracy.md#parity), and [`minipeft compare`](docs/comparing.md) runs tasks, methods, ranks and
+  seeds as one command.
+"""
 
 
 def methods_short() -> str:
@@ -193,14 +198,15 @@ def methods_short() -> str:
     lines = []
     for name, paper, parameters, in_peft, *_ in entry["rows"]:
         lines.append([name, paper, f"{parameters:,}", in_peft])
-    return markdown(["method", "paper", "parameters on roberta-base", "peft opens it"], [False, False, True, False], lines)
+    columns = ["method", "paper", "parameters on roberta-base", "peft opens it"]
+    return markdown(columns, [False, False, True, False], lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "fastest-peer": fastest_peer,
     "scaling": scaling,
-    "summary": summary,
+    "why": why,
     "methods-short": methods_short,
     **{name.replace("_", "-"): recorded(name) for name in read("recorded")},
 }

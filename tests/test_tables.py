@@ -20,6 +20,7 @@ def tables() -> ModuleType:
     """The script that fills the tables, which is no part of the package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(DOCS), *sys.path])
+        importlib.import_module("picture")
         return importlib.import_module("tables")
 
 
@@ -44,10 +45,23 @@ def test_a_table_follows_its_json_and_a_new_machine_gets_its_own(
     (tmp_path / "cpu.json").write_text(json.dumps(content), encoding="utf-8")
     (tmp_path / "recorded.json").write_bytes((tables.RESULTS / "recorded.json").read_bytes())
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    text = tables.fill("<!-- table: speed -->\nold\n<!-- end -->\n<!-- table: summary -->\n<!-- end -->\n")
-    for wanted in (f"**{name}**", "**CPU B**", "1.23 (1.10 to 1.30)", "2026-01-02", "python other.py", "1.2"):
+    text = tables.fill("<!-- table: speed -->\nold\n<!-- end -->\n<!-- table: why -->\n<!-- end -->\n")
+    for wanted in (
+        f"**{name}**",
+        "**CPU B**",
+        "1.23 (1.10 to 1.30)",
+        "2026-01-02",
+        "python other.py",
+        "[1.2 to 4.9 times",
+        "measured is 1.2.",
+    ):
         assert wanted in text
     assert "old" not in text
+
+
+def test_the_picture_is_what_the_json_says(tables: ModuleType) -> None:
+    picture = importlib.import_module("picture")
+    assert picture.PICTURE.read_text(encoding="utf-8") == picture.draw(), "run python docs/picture.py"
 
 
 def test_a_result_names_its_date_and_how_to_repeat_it(tables: ModuleType) -> None:
