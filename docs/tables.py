@@ -184,8 +184,8 @@ def why() -> str:
 - **To learn**: the encoder, the methods and the training loop are plain code without hooks or callbacks, and
   [{pages} walkthroughs](docs/walkthroughs/index.md) derive them from the papers and execute them.
 - **To work**: LoRA training on a CPU has [{default[0][0]:.1f} to {default[-1][0]:.1f} times the
-  throughput](docs/speed.md) of transformers + peft in fp32, and {min(memory)} to {max(memory)} of its memory. The lowest
-  speedup of all settings and machines that were measured is {lowest:.1f}. peft opens the adapters.
+  throughput](docs/speed.md) of transformers + peft in fp32, and {min(memory)} to {max(memory)} of its memory. The
+  lowest speedup of all settings and machines that were measured is {lowest:.1f}. peft opens the adapters.
 - **To compare**: every loss of 50 optimizer steps equals that of transformers + peft
   [within 1e-4](docs/accuracy.md#parity), and [`minipeft compare`](docs/comparing.md) runs tasks, methods, ranks and
   seeds as one command.
