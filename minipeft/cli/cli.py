@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from minipeft.errors import ErrorOnRankZero, Interrupted, MinipeftError, WorkerE
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`minipeft COMMAND …` → the exit status: 0 done, 2 bad input, 130 or 143 interrupted after saving."""
+    _escape_unencodable_output()
     parser = command_line(arguments)
     wanted = vars(parser.parse_args(arguments))
     if wanted["command"] is None:
@@ -26,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def main_train(arguments: Sequence[str] | None = None) -> int:
     """`train.py …`: the command `train` by itself."""
+    _escape_unencodable_output()
     parser = Parser(
         prog="train.py",
         usage="%(prog)s [flags]",
@@ -35,6 +38,13 @@ def main_train(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"minipeft {__version__}")
     add_train_flags(parser, sys.argv[1:] if arguments is None else arguments)
     return run(_train, vars(parser.parse_args(arguments)))
+
+
+def _escape_unencodable_output() -> None:
+    """Let a standard output of an encoding such as ascii or cp1252 escape what it cannot encode, as stderr does."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object]) -> int:

@@ -315,7 +315,7 @@ def add_compare_flags(commands: Any, arguments: Sequence[str]) -> None:
     add_train_flags(settings, arguments)
     commands.add_parser(
         "compare",
-        help="several runs side by side: tasks, methods, ranks, learning rates, seeds → tables and a page",
+        help="several runs side by side: tasks, methods, ranks, learning rates, seeds -> tables and a page",
         usage="minipeft compare --task TASK ... --method METHOD ... --output DIR [settings of train]",
         parents=[own, settings],
         description="Train every combination of tasks, methods, ranks, learning rates and seeds, and compare them.",

@@ -107,7 +107,7 @@ def describe_memory(size: int) -> str:
 def describe_learning_rates(row: Table) -> str:
     """Describe which learning rates were tried for a row, and which one it shows."""
     tried = [
-        f"{rate['lr']:g} → " + (f"{rate['best']['median']:.3f}" if rate["best"] else "failed")
+        f"{rate['lr']:g} -> " + (f"{rate['best']['median']:.3f}" if rate["best"] else "failed")
         for rate in row["learning_rates"]
     ]
     return f"learning rates tried, by the best epoch's median: {', '.join(tried)}; the table shows {row['lr']:g}"

@@ -365,7 +365,7 @@ def test_finished_runs_make_their_tables_again_and_the_best_learning_rate_is_kep
     assert main([*BIG, "--output", str(glue), "--resume"]) == 0
     assert contents(glue) == before
     said = capsys.readouterr().out
-    assert "Full: learning rates tried, by the best epoch's median: 0.0001 → 0.960, 1e-05 → 0.951; the table" in said
+    assert "Full: learning rates tried, by the best epoch's median: 0.0001 -> 0.960, 1e-05 -> 0.951; the table" in said
     for task in json.loads(before["table.json"])["tasks"]:
         assert [row["rank"] for row in task["rows"]] == [1, 2, 4, 8, 16, None, None, None]
         full = next(row for row in task["rows"] if row["method"] == "full")
