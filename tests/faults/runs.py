@@ -86,10 +86,10 @@ def start(log: Path, arguments: Sequence[str], **variables: str) -> Process:
     return Process(log, [sys.executable, *arguments], **variables)
 
 
-def start_workers(log: Path, count: int, arguments: Sequence[str], *flags: str) -> Process:
+def start_workers(log: Path, count: int, arguments: Sequence[str], *flags: str, **variables: str) -> Process:
     """torchrun with `count` processes."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *flags]
-    return Process(log, [sys.executable, *torchrun, *arguments])
+    return Process(log, [sys.executable, *torchrun, *arguments], **variables)
 
 
 def run_here(arguments: Sequence[str]) -> tuple[int, list[str]]:

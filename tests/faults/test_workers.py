@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,11 +10,15 @@ import shutil
 import signal
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
+from hub_server import Failure, HubServer
 from runs import assert_same, assert_whole, finish, history, start_workers, state, training, worker
 from safetensors.torch import load_file
 
+from minipeft.files import LEASE
 from minipeft.training.distributed import Processes
 
 
@@ -88,6 +93,7 @@ def test_a_lost_worker_is_replaced_by_a_restart_that_ends_with_the_same_bits(
     os.kill(worker(job, 0), signal.SIGKILL)
     assert job.end() == 0, job.said()
     assert sum(line.startswith(f"resuming {folder} from step ") for line in job.lines()) == 1, job.said()
+    assert not (folder / LEASE).exists()  # the killed process held it
     assert_same(folder, unbroken)
 
 
@@ -192,6 +198,75 @@ def test_processes_with_other_settings_or_examples_do_not_train_together(
     (line,) = (line for line in job.lines() if line.startswith("minipeft:"))
     assert re.search(r"rank 1 on .*: the settings \(--weight-decay\) differ from those of rank 0", line)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.full
+def test_an_error_of_one_rank_alone_is_printed_with_its_rank(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """Rank 1 cannot read the training data, which rank 0 can, as on a machine whose folder is not mounted."""
+    script = tmp_path / "train_ranks.py"
+    script.write_text(
+        "import os, sys\n"
+        "from minipeft.cli import main_train\n"
+        "from minipeft.errors import MinipeftError\n"
+        "from minipeft.training import run\n"
+        "def fail(job):\n"
+        "    raise MinipeftError('rows.parquet: cannot be read. Mount the folder.')\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    run.load_examples = fail\n"
+        "sys.exit(main_train())\n"
+    )
+    arguments = training(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
+    job = start_workers(tmp_path / "log", 2, [str(script), *arguments[1:]])
+    assert job.end() == 1
+    printed = [line for line in job.lines() if line.startswith("minipeft:")]
+    assert "minipeft: rank 1: rows.parquet: cannot be read. Mount the folder." in printed, job.said()
+    assert all("another process has ended" in line for line in printed if "rows.parquet" not in line), job.said()
+    assert not (tmp_path / "run").exists()  # the lease went with it
+
+
+@pytest.mark.full
+def test_a_503_for_one_rank_changes_neither_model_nor_data(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The first download meets a 503 for the model and two for the data: rank 0 repeats it, and both ranks train."""
+    server = HubServer({"owner/tiny": {path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()}})
+    columns = {"sentence1": ["a b"] * 16, "sentence2": ["b a"] * 16, "label": [0, 1] * 8}
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    splits = {f"rte/{split}-00000-of-00001.parquet": file.getvalue() for split in ("train", "validation")}
+    server.repos["datasets/nyu-mll/glue"] = {"README.md": GLUE_CONFIGS, **splits}
+    server.failures = [Failure("hub", word, 503) for word in ("/api/models/", "/tree/", "GET /datasets/nyu-mll/glue")]
+    server.start()
+    caches = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_DATASETS_CACHE": str(tmp_path / "d")}
+    flags = ["--task", "rte", "--model", "owner/tiny", "--epochs", "1", "--batch-size", "4", "--output"]
+    job = start_workers(
+        tmp_path / "log",
+        2,
+        ["train.py", *flags, str(tmp_path / "run")],
+        HF_ENDPOINT=server.url,
+        HF_HUB_OFFLINE="0",
+        **caches,
+    )
+    try:
+        assert job.end() == 0, job.said()
+    finally:
+        server.stop()
+    assert not any(failure.times for failure in server.failures)
+    assert len(server.asked("hub", "/api/models/")) == 2, "the other rank asked the hub too"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["model"], config["source"]) == ("owner/tiny", "nyu-mll/glue")
+
+
+GLUE_CONFIGS = b"""---
+configs:
+- config_name: rte
+  data_files:
+  - split: train
+    path: rte/train-*
+  - split: validation
+    path: rte/validation-*
+---
+"""
 
 
 def test_a_step_is_shared_out_by_its_tokens() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import contents, run_command, shared
+from conftest import contents, details_of, run_command, shared
 from small import SMALL, adapter, rows, small_run, without_times
 
 from minipeft import (
@@ -25,6 +25,7 @@ from minipeft import (
 from minipeft.methods import METHODS
 from minipeft.model.checkpoint import save_checkpoint
 from minipeft.model.roberta import init_weights
+from minipeft.training.checkpoint import best_epoch
 from minipeft.training.examples import Encoded
 from minipeft.training.metrics import predict_logits
 
@@ -276,6 +277,31 @@ def test_compiled_layers_train_to_the_same_losses(tiny_checkpoint: Path, small_d
     assert compiled["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-4)
     assert compiled["eval_loss"] == pytest.approx(plain["eval_loss"], abs=1e-4)
     assert load_run(tmp_path / "compiled").evaluate()["eval_loss"] == pytest.approx(compiled["eval_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("select_by", "epoch"), [("accuracy", 2), ("eval_loss", 3), ("f1", 1)])
+def test_the_best_epoch_is_the_first_with_the_best_value_of_the_figure(select_by: str, epoch: int) -> None:
+    figures = [(0.5, 0.8, 0.9), (0.7, 0.6, 0.8), (0.7, 0.5, 0.9), (0.6, 0.55, 0.1)]
+    history = [
+        {"epoch": number, "accuracy": accuracy, "eval_loss": loss, "f1": f1}
+        for number, (accuracy, loss, f1) in enumerate(figures, 1)
+    ]
+    assert best_epoch(history, select_by)["epoch"] == epoch
+
+
+def test_select_by_chooses_the_adapter_and_the_result(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 3, "lr": 3.0, "warmup_steps": 0, "precision": "fp32"}
+    result = small_run(tiny_checkpoint, small_data, tmp_path / "run", select_by="eval_loss", **settings)
+    history = rows(tmp_path / "run")
+    losses = [row["eval_loss"] for row in history]
+    best = losses.index(min(losses))
+    assert result.content["best"] == {"epoch": best + 1, "value": history[best]["accuracy"]}
+    assert details_of(tmp_path / "run" / "adapter")["epoch"] == best + 1
+    assert load_run(tmp_path / "run").evaluate()["eval_loss"] == pytest.approx(losses[best], abs=1e-6)
+    with pytest.raises(MinipeftError, match="unknown --select-by 'f1'; one of eval_loss, accuracy"):
+        small_run(tiny_checkpoint, small_data, tmp_path / "other", select_by="f1")
+    with pytest.raises(MinipeftError, match="select_by"):
+        small_run(tiny_checkpoint, small_data, tmp_path / "run", select_by="accuracy", resume=True, **settings)
 
 
 def test_a_learning_rate_that_blows_up_keeps_the_last_good_epoch(
