@@ -104,7 +104,7 @@ def _evaluate(wanted: dict[str, Any]) -> None:
         _reject_flags(wanted, "together with --input", "split", "data")
     if (folder := wanted["report"]) is not None:
         check_report_folder(folder)
-    run = load_run(wanted["run"], wanted["device"])
+    run = load_run(wanted["run"], wanted["device"], pairs=wanted["pair_column"] is not None)
     columns = {name: wanted[name] for name in names}
     report = None
     if folder is None:
@@ -146,7 +146,8 @@ def _predict(wanted: dict[str, Any]) -> None:
         if wanted["text"] is None:
             raise MinipeftError("nothing to predict; give --text, or --input with a file")
         _reject_flags(wanted, "without --input", "output", "echo", "text_column", "pair_column", "file_format")
-        for row in load_run(wanted["run"], wanted["device"]).predict(wanted["text"], wanted["pair"]):
+        run = load_run(wanted["run"], wanted["device"], pairs=wanted["pair"] is not None)
+        for row in run.predict(wanted["text"], wanted["pair"]):
             print(json.dumps(row))
     else:
         _reject_flags(wanted, "together with --input", "text", "pair")

@@ -52,6 +52,9 @@ COMPARE_EXAMPLES = """examples:
 """
 
 
+RUN = "folder of a run, of an adapter (minipeft's or peft's), or of a merged checkpoint"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with one line for bad input."""
 
@@ -99,12 +102,12 @@ def command_line(arguments: Sequence[str] | None = None) -> Parser:
     methods.add_argument("name", nargs="?", help="one method, with an explanation of its options [all]")
 
     evaluate = commands.add_parser("evaluate", help="loss and metrics of a run's best adapter")
-    evaluate.add_argument("run", help="folder of a finished run")
+    evaluate.add_argument("run", help=RUN)
     evaluate.add_argument("--split", help="split to evaluate [the task's validation split]")
     evaluate.add_argument("--data", help="folder with <task>/<split>.parquet [the run's own data]")
 
     predict = commands.add_parser("predict", help="label and probabilities of texts", epilog=PREDICT_EXAMPLES)
-    predict.add_argument("run", help="folder of a finished run")
+    predict.add_argument("run", help=RUN)
     predict.add_argument("--text", action="append", help="a text; may be given several times")
     predict.add_argument("--pair", action="append", help="its second sentence, for tasks on pairs")
     predict.add_argument("--output", help="new file for the predictions of --input, csv or jsonl [standard output]")

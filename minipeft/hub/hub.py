@@ -53,6 +53,13 @@ def model_name(folder: Path) -> str:
     return SHORT_NAMES.get(repo_id, repo_id)
 
 
+def name_in_path(path: str) -> str:
+    """Return the name of the model in a folder of the Hugging Face cache or of weights/; else the path itself."""
+    if found := re.search(r"[/\\]models--([\w.-]+)[/\\]snapshots[/\\]", path):
+        return found[1].replace("--", "/")
+    return Path(path).name if Path(path).parent.name == "weights" else path
+
+
 def weights_folder() -> Path:
     """Return the first place where checkpoints are looked up: the checkout's weights/, or ./weights if installed."""
     checkout = Path(__file__).resolve().parents[2]

@@ -25,6 +25,7 @@ from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, check_int, short_repr
 from minipeft.files import parse_json, read_json
 from minipeft.hub.hub import resolve_model
+from minipeft.inference.load_model import is_adapter_folder, is_checkpoint, load_adapter_folder, load_checkpoint
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.training.checkpoint import best_epoch, selection_metric
 from minipeft.training.examples import Encoded, encode_split
@@ -62,8 +63,10 @@ class LoadedRun(Predictor):
 
     def source(self, data: str | None) -> str:
         """Return the source of the task's splits: --data, or that of the run."""
+        if data is None and self.settings["source"] == "" and self.task.is_custom:
+            raise MinipeftError(f"{self.task.name}: an adapter or checkpoint has no data. Name a file by --input.")
         if data is None:
-            return str(self.settings["source"])
+            return str(self.settings["source"] or choose_data(self.task, "auto")[0])
         if self.task.is_custom:
             raise MinipeftError(f"--data {data!r} is for GLUE's tasks; evaluate a custom file with --input")
         return choose_data(self.task, data)[0]
@@ -170,15 +173,19 @@ def _echo_columns(table: Table, echo: Sequence[str], echoed: list[Sequence[Any]]
     return replace(table, read=read)
 
 
-def load_run(folder: str | Path, device: str = "auto", precision: str | None = None) -> LoadedRun:
+def load_run(
+    folder: str | Path, device: str = "auto", precision: str | None = None, pairs: bool | None = None
+) -> LoadedRun:
     """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do.
 
     A run that was interrupted (without result.json) gives a warning that names the adapter's epoch.
 
     Args:
-        folder: The run folder.
+        folder: The run folder; or an adapter folder, minipeft's or peft's, whose base model is found by its name; or a
+            merged checkpoint.
         device: "auto", "cpu", "cuda" or "mps".
-        precision: "fp32" or "bf16"; the default is that of the run.
+        precision: "fp32" or "bf16"; the default is that of the run, or fp32.
+        pairs: Whether the texts are pairs, where an adapter or checkpoint does not say so.
 
     Returns:
         A LoadedRun, which evaluates splits and files, predicts texts and exports the model.
@@ -187,6 +194,11 @@ def load_run(folder: str | Path, device: str = "auto", precision: str | None = N
         MinipeftError: for a folder without an adapter, and for a file in it that is damaged or does not fit.
     """
     folder = Path(folder)
+    load = load_adapter_folder if is_adapter_folder(folder) else load_checkpoint if is_checkpoint(folder) else None
+    if load is not None:
+        device = choose_device(device)
+        model, tokenizer, task, settings = load(folder, device, precision or "fp32", pairs)
+        return LoadedRun(model.to(device).eval(), load_tokenizer(tokenizer), task, settings, device)
     settings = read_json(folder / "config.json")
     missing = sorted({"task", "model", "precision", "max_length", "max_tokens", "source"} - set(settings))
     if missing:

@@ -81,7 +81,7 @@ def predict_file(
         if name in ("label", "probabilities", "score"):
             raise MinipeftError(f"--echo {name}: a prediction has a field {name} already; rename the column")
     files = list_files(path, file_format)
-    run = load_run(folder, device)
+    run = load_run(folder, device, pairs=pair_column is not None)
     if run.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         run.model.to(run.device)
@@ -135,11 +135,13 @@ def predict_file(
 
 def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     """Return what the chunk files depend on: they are used again only for the same run, files and settings."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        with open(folder / "adapter" / name, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    digest = hashlib.sha256()
+    adapter = [*sorted(folder.glob("adapter_*")), *sorted(folder.glob("adapter/adapter_*"))]
+    for name in [folder / "config.json", *adapter]:
+        if name.is_file():
+            with open(name, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
     known: list[Any] = []
     for path in [*files, *(map(str, sorted(base.iterdir())) if base is not None else [])]:
         if path == STANDARD_INPUT:

@@ -133,7 +133,12 @@ def _changing_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
 def publish(folder: Path, model: SequenceClassifier, progress: Progress, task: Task, select_by: str) -> None:
     """Write metrics.jsonl after an evaluation and, if it is the best, adapter/."""
     if (best := best_epoch(progress.history, select_by)) is progress.history[-1]:
-        details = {"task": task.name, "metric": task.metrics[0], "score": best[task.metrics[0]]}
+        details = {
+            "task": task.name,
+            "columns": list(task.columns),
+            "metric": task.metrics[0],
+            "score": best[task.metrics[0]],
+        }
         save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
     write_lines(folder / "metrics.jsonl", progress.history)
 
