@@ -24,13 +24,23 @@ def choose_device(device: str) -> str:
 
 
 def choose_precision(precision: str, device: str) -> str:
-    """Return bf16 or fp32; "auto" is bf16 on CUDA from compute capability 8.0, else fp32."""
-    import torch
-
+    """Return bf16 or fp32; "auto" is bf16 where the device multiplies bf16 natively, else fp32."""
     check_choice("precision", precision, ("auto", "fp32", "bf16"))
     if precision == "auto":
-        return "bf16" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+        return "bf16" if multiplies_bf16(device) else "fp32"
     return precision
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether a device has bf16 products: CUDA from compute capability 8.0, a CPU with AVX512-BF16 or AMX."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if device != "cpu":
+        return False
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private in torch, and absent in some builds
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
 def choose_max_tokens(device: str, precision: str, hidden_size: int) -> int:

@@ -208,6 +208,7 @@ def small_runs(
             batch_size=8,
             grad_accum=1,
             device="cpu",
+            precision="fp32",
             quiet=True,
             output=str(folder / task),
         )

@@ -164,12 +164,10 @@ def _reject_flags(wanted: dict[str, Any], where: str, *names: str) -> None:
 
 
 def _pretrain(wanted: dict[str, object]) -> None:
-    from minipeft.device import choose_device, choose_precision
     from minipeft.training.pretrain import pretrain
-    from minipeft.training.pretrain_settings import PretrainSettings
+    from minipeft.training.pretrain_settings import PretrainSettings, choose_hardware
 
-    device = choose_device(str(wanted["device"]))
-    wanted |= {"device": device, "precision": choose_precision(str(wanted["precision"]), device)}
+    wanted |= choose_hardware(str(wanted["output"]), str(wanted["device"]), str(wanted["precision"]))
     wanted["text"] = tuple(wanted["text"])  # type: ignore[arg-type]
     print(json.dumps(pretrain(PretrainSettings(**wanted))))  # type: ignore[arg-type]
 

@@ -219,7 +219,7 @@ def add_train_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] = 
 
     flag = parser.add_argument_group("hardware").add_argument
     flag("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 on CUDA, else fp32]")
+    flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 where that is native, else fp32]")
     flag("--max-tokens", type=int, metavar="N", help=f"tokens of a batch; bounds the memory [{tokens}]")
     flag("--compile", action="store_true", help="let torch.compile fuse the small operations [off]")
     flag("--activation-checkpointing", action="store_true", help="compute layers twice: less memory, more time [off]")
@@ -273,7 +273,7 @@ def add_pretrain_flags(parser: argparse.ArgumentParser) -> None:
 
     flag = parser.add_argument_group("hardware").add_argument
     flag("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 on CUDA, else fp32]")
+    flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 where that is native, else fp32]")
 
     flag = parser.add_argument_group("output").add_argument
     flag("--output", required=True, help="folder that becomes the checkpoint")

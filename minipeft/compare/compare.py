@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ from minipeft.files import check_output, make_folder, read_json, write_json, wri
 from minipeft.hub.hub import resolve_model
 from minipeft.training.choices import choose_source, find_task
 from minipeft.training.interrupt import collect_signals
-from minipeft.training.job import FREE_TO_CHANGE
+from minipeft.training.job import FREE_TO_CHANGE, recorded_precision
 from minipeft.training.settings import read_settings
 
 MEMORY_PER_RUN = 4 << 30  # bytes: full fine-tuning of roberta-base in fp32, with AdamW's state
@@ -73,6 +73,7 @@ def compare(output: str, jobs: int | None = None, resume: bool = False, quiet: b
     before = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else {}
     if before:
         _check_same_flags(folder, before["flags"], plan)
+        plan = _with_precision_of(folder, plan)
     waiting = [run for run in plan.runs if not _is_finished(folder, run)]
     sources = _sources(plan.runs if not before else waiting)
     jobs = _choose_jobs(jobs, _check_runs(waiting), len(waiting))
@@ -106,6 +107,15 @@ def _check_same_flags(folder: Path, before: dict[str, Any], plan: Plan) -> None:
         raise MinipeftError(
             f"{folder} was started with {one}, not {other}. Resume with the same settings, or choose another --output."
         )
+
+
+def _with_precision_of(folder: Path, plan: Plan) -> Plan:
+    """Return the plan of a resumed comparison: its runs keep the precision of those that it has started."""
+    configs = [read_json(path) for path in sorted(folder.glob("runs/*/config.json"))]
+    if "precision" in plan.flags or not configs:
+        return plan
+    precision = {"precision": recorded_precision(configs[0])}
+    return replace(plan, runs=[replace(run, settings=run.settings | precision) for run in plan.runs])
 
 
 def _is_finished(folder: Path, run: Run) -> bool:

@@ -172,8 +172,13 @@ def continue_settings(settings: TrainSettings, task: Task, before: dict[str, Any
     if kept.get("select_by") not in ("eval_loss", *task.metrics):
         kept.pop("select_by", None)  # the labels have changed, which is refused later by name
     if settings.precision == "auto":
-        kept["precision"] = before.get("precision", "auto")
+        kept["precision"] = recorded_precision(before)
     return dataclasses.replace(settings, **kept)
+
+
+def recorded_precision(config: dict[str, Any]) -> str:
+    """Return the precision of a run from its config.json; a version that recorded none, or "auto", had fp32."""
+    return "bf16" if config.get("precision") == "bf16" else "fp32"
 
 
 def config_of(job: Job, settings: TrainSettings) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from minipeft.data.corpus import read_lines
 from minipeft.data.tokenizer import ROBERTA_SPECIALS, load_tokenizer
+from minipeft.device import choose_device, choose_precision
 from minipeft.errors import MinipeftError, check_float, check_int, check_probability, check_seed, under_torchrun
+from minipeft.files import read_json
 from minipeft.hub.hub import resolve_model
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import load_config
@@ -109,6 +111,14 @@ def check_settings(settings: PretrainSettings) -> None:
                 f"{', '.join(settings.text)}: {lines} lines of text; {HELD_OUT_EVERY} or more are needed, "
                 "for one in so many is held out"
             )
+
+
+def choose_hardware(output: str, device: str, precision: str) -> dict[str, str]:
+    """Return the device and the precision; a run that is in the folder `output` keeps its precision under "auto"."""
+    device, file = choose_device(device), Path(output) / "pretrain.json"
+    if precision == "auto" and file.is_file():
+        precision = str(read_json(file).get("precision", "fp32"))
+    return {"device": device, "precision": choose_precision(precision, device)}
 
 
 def new_config(settings: PretrainSettings, vocab_size: int) -> EncoderConfig:

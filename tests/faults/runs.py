@@ -30,7 +30,8 @@ def training(
     """train.py's arguments for a run of `epochs` times 24 steps, with dropout; it takes a few seconds."""
     more = more if dropout is None else (*more, "--dropout", dropout)
     flags = ["--task", "rte", "--model", checkpoint, "--data", data, "--epochs", epochs, "--batch-size", 4]
-    flags += ["--grad-accum", 1, "--device", "cpu", "--output", output, *more]
+    flags += ["--grad-accum", 1, "--device", "cpu", "--output", output]
+    flags += [*more, *([] if "--precision" in more else ["--precision", "fp32"])]
     return ["train.py", *map(str, flags)]
 
 

@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "lr": 1e-2,
     "dropout": 0.2,
     "device": "cpu",
+    "precision": "fp32",
 }
 
 

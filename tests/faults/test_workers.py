@@ -52,15 +52,24 @@ def unbroken(epochs: int, no_dropout: Path, small_data: Path, tmp_path_factory: 
     return folder / "run"
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("method", "precision", "tolerance"),
+    [("lora", "fp32", 1e-5), ("full", "fp32", 1e-5), pytest.param("lora", "bf16", 0.02, marks=pytest.mark.full)],
+)
 def test_the_number_of_processes_changes_no_loss(
-    method: str, request: pytest.FixtureRequest, no_dropout: Path, small_data: Path, tmp_path: Path
+    method: str,
+    precision: str,
+    tolerance: float,
+    request: pytest.FixtureRequest,
+    no_dropout: Path,
+    small_data: Path,
+    tmp_path: Path,
 ) -> None:
-    """Within 1e-5, in steps of up to 5 sequences; the last step of an epoch has one, so that a process has none."""
+    """Within 1e-5 (bf16: its rounding, which depends on the batch), in steps of up to 5 sequences; the last step of an epoch has one, so that a process has none."""
     full = request.config.getoption("--faults-full")
     if method == "full" and not full:
         pytest.skip("a long case: pass --faults-full")
-    more = ["--precision", "fp32", "--method", method, "--batch-size", 5, "--warmup-steps", 2, "--quiet"]
+    more = ["--precision", precision, "--method", method, "--batch-size", 5, "--warmup-steps", 2, "--quiet"]
     runs = {}
     for count in (1, 2, 3) if full else (1, 2):
         arguments = training(
@@ -74,7 +83,9 @@ def test_the_number_of_processes_changes_no_loss(
         runs[count] = history(tmp_path / str(count))
     for count, rows in runs.items():
         for row, alone in zip(rows, runs[1], strict=True):
-            assert row == pytest.approx(alone, abs=1e-5), count
+            assert row == pytest.approx(alone, abs=tolerance), count
+        if precision == "bf16":
+            continue
         one, other = (load_file(tmp_path / str(n) / "adapter" / "adapter_model.safetensors") for n in (1, count))
         for name, tensor in one.items():
             if not name.endswith("key.bias"):  # its gradient is rounding noise, which AdamW scales up

@@ -31,6 +31,7 @@ SMALL = {
     "eval_limit": 16,
     "warmup_steps": 2,
     "device": "cpu",
+    "precision": "fp32",
     "quiet": True,
 }
 

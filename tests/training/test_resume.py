@@ -119,8 +119,26 @@ def test_resume_from_a_damaged_checkpoint_is_refused(
     assert [name for name in after if after[name] != before[name]] == ["config.json"]  # with this call's --resume
 
 
+@pytest.mark.parametrize("recorded", ["fp32", "bf16", "auto", None])
+def test_a_resumed_run_keeps_the_precision_that_it_was_begun_in(
+    recorded: str | None, tiny_checkpoint: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the device multiplies; a config.json of a version that recorded no precision is of a run in fp32."""
+    begun = recorded if recorded in ("fp32", "bf16") else "fp32"
+    output = small_run(tiny_checkpoint, small_data, tmp_path / "run", precision=begun, epochs=1).output
+    content = json.loads((output / "config.json").read_text())
+    assert content.pop("precision") == begun
+    (output / "config.json").write_text(json.dumps(content | ({"precision": recorded} if recorded else {})))
+    for native in (True, False):
+        monkeypatch.setattr("minipeft.device.multiplies_bf16", lambda device, native=native: native)
+        result = small_run(tiny_checkpoint, small_data, output, precision="auto", epochs=1, resume=True)
+        assert result.content["precision"] == json.loads((output / "config.json").read_text())["precision"] == begun
+        assert (result.model.encoder.dtype == torch.bfloat16) == (begun == "bf16")
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.full)])
 def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(
-    tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+    precision: str, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:
     """SIGINT in the middle, --resume, SIGTERM in the middle, --resume: the adapter of an unbroken run, with dropout."""
 
@@ -132,6 +150,7 @@ def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(
             "--grad-accum": 1,
             "--dropout": 0.2,
             "--device": "cpu",
+            "--precision": precision,
             "--checkpoint-minutes": 0,
         }
         flags = {"--task": "rte", **where, **settings}
