@@ -238,6 +238,7 @@ def check_same_settings(job: Job) -> str:
     added = dataclasses.asdict(TrainSettings()) | {"select_by": job.task.metrics[0], "stratified": False}
     before = added | read_json(folder / "config.json")
     before["source"] = normalize_source(str(before.get("source")))
+    before["precision"] = recorded_precision(before)
     extension = describe_extension(job, before)
     for name, value in before.items():
         now = job.config.get(name)

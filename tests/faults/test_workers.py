@@ -65,7 +65,10 @@ def test_the_number_of_processes_changes_no_loss(
     small_data: Path,
     tmp_path: Path,
 ) -> None:
-    """Within 1e-5 (bf16: its rounding, which depends on the batch), in steps of up to 5 sequences; the last step of an epoch has one, so that a process has none."""
+    """In steps of up to 5 sequences; the last step of an epoch has one, so that a process has none.
+
+    The tolerance is the rounding, which in bf16 depends on the sequences of a batch.
+    """
     full = request.config.getoption("--faults-full")
     if method == "full" and not full:
         pytest.skip("a long case: pass --faults-full")

@@ -15,7 +15,14 @@ from minipeft.data.tasks import TASKS, get_task
 from minipeft.inference.glue_test import FILES
 from minipeft.inference.predict import LoadedRun
 
-SMALL: dict[str, Any] = {"epochs": 1, "train_limit": 16, "eval_limit": 8, "method": "head", "device": "cpu"}
+SMALL: dict[str, Any] = {
+    "epochs": 1,
+    "train_limit": 16,
+    "eval_limit": 8,
+    "method": "head",
+    "device": "cpu",
+    "precision": "fp32",
+}
 # What gluebenchmark.com's FAQ and its sample submission ask for.
 SERVER = {
     "cola": {"CoLA.tsv": {"0", "1"}},

@@ -458,7 +458,15 @@ def test_a_run_on_real_rte_is_saved_predicts_resumes_and_merges(method: str, tin
             data=str(shared("glue")),
             method=method,
             output=str(output),
-            **{"train_limit": 48, "eval_limit": 16, "batch_size": 8, "device": "cpu", "quiet": True, **settings},
+            **{
+                "train_limit": 48,
+                "eval_limit": 16,
+                "batch_size": 8,
+                "device": "cpu",
+                "precision": "fp32",
+                "quiet": True,
+                **settings,
+            },
         )
 
     result = run(tmp_path / "run", epochs=2, max_length=200)
@@ -483,7 +491,14 @@ def test_a_run_on_real_rte_is_saved_predicts_resumes_and_merges(method: str, tin
 def test_an_interrupted_run_resumes_to_the_same_bits(tiny: Path, tmp_path: Path) -> None:
     def arguments(output: str) -> list[str]:
         flags = {"--task": "rte", "--model": tiny, "--data": shared("glue"), "--output": tmp_path / output}
-        flags |= {"--epochs": "2", "--batch-size": "1", "--grad-accum": "1", "--dropout": "0.2", "--device": "cpu"}
+        flags |= {
+            "--epochs": "2",
+            "--batch-size": "1",
+            "--grad-accum": "1",
+            "--dropout": "0.2",
+            "--device": "cpu",
+            "--precision": "fp32",
+        }
         flags |= {"--train-limit": "96", "--eval-limit": "16"}
         return [str(word) for flag in flags.items() for word in flag]
 

@@ -18,7 +18,14 @@ from minipeft import MinipeftError, load_run, train
 from minipeft.cli.cli import main
 from minipeft.training.checkpoint import best_epoch
 
-SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 8, "grad_accum": 1, "device": "cpu", "quiet": True}
+SMALL: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 8,
+    "grad_accum": 1,
+    "device": "cpu",
+    "precision": "fp32",
+    "quiet": True,
+}
 WORDS = {"good": ("great", "nice"), "bad": ("awful", "poor"), "so so": ("okay", "fine")}
 
 
@@ -221,7 +228,20 @@ def test_a_file_of_ones_own_in_real_processes(reviews: Path, tiny_checkpoint: Pa
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     path.write_text(json.dumps(json.loads(path.read_text()) | still))
     flags = ["--data", reviews, "--text-column", "body", "--label-column", "verdict", "--model", checkpoint]
-    flags += ["--epochs", 1, "--holdout", 0.2, "--method", "head", "--device", "cpu", "--quiet", "--output"]
+    flags += [
+        "--epochs",
+        1,
+        "--holdout",
+        0.2,
+        "--method",
+        "head",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--quiet",
+        "--output",
+    ]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     for name, start in (("one", []), ("two", torchrun)):
         done = run_command(*start, "train.py", *flags, tmp_path / name, OMP_NUM_THREADS="1")
