@@ -57,6 +57,7 @@ class HubServer:
     hide_hashes: bool = False
     ignore_range: bool = False
     commit: str = COMMIT
+    revisions: set[str] = field(default_factory=lambda: {"main"})  # branches and tags, all of that commit
     portal: bool = False  # every answer is a login page
     down: bool = False
     requests: list[Request] = field(default_factory=list)
@@ -189,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _unknown(self, revision: str) -> bool:
-        if revision in ("", "main", self.hub.commit):
+        if revision in ("", self.hub.commit) or revision in self.hub.revisions:
             return False
         self._answer(404, b"Revision not found", {"X-Error-Code": "RevisionNotFound"})
         return True

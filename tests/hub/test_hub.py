@@ -54,6 +54,21 @@ def test_a_cache_that_huggingface_hub_wrote_is_used_offline(
     assert "TRANSFORMERS_OFFLINE" in error_of(checkout.resolve_model, f"roberta-base@{'a' * 40}")
 
 
+def test_a_tag_or_branch_is_downloaded_and_then_found_in_the_cache(
+    server: HubServer, checkout: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.revisions |= {"v1.0", "refs/pr/3"}
+    fetched, description = checkout.resolve_model("owner/model@v1.0")
+    assert fetched.name == COMMIT and "fetched from" in description
+    written = Path(huggingface_hub.snapshot_download("owner/model", revision="refs/pr/3", endpoint=server.url))
+    assert "revision 'v2' does not exist" in error_of(checkout.resolve_model, "owner/model@v2")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for revision in ("v1.0", "refs/pr/3", COMMIT):
+        folder, description = checkout.resolve_model(f"owner/model@{revision}")
+        assert folder == written == fetched and "Hugging Face cache" in description
+    assert "HF_HUB_OFFLINE is set" in error_of(checkout.resolve_model, "owner/model")  # main was not downloaded
+
+
 def test_the_variables_of_the_cache_are_those_of_huggingface_hub(server: HubServer, cache: Path) -> None:
     huggingface_hub.hf_hub_download("owner/model", "config.json", endpoint=server.url)
     script = "from minipeft.hub.hub import fetch; print(fetch('owner/model'))"
