@@ -57,13 +57,13 @@ def test_a_cache_that_huggingface_hub_wrote_is_used_offline(
 def test_a_tag_or_branch_is_downloaded_and_then_found_in_the_cache(
     server: HubServer, checkout: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.revisions |= {"v1.0", "refs/pr/3"}
+    server.revisions |= {"v1.0", "next"}
     fetched, description = checkout.resolve_model("owner/model@v1.0")
     assert fetched.name == COMMIT and "fetched from" in description
-    written = Path(huggingface_hub.snapshot_download("owner/model", revision="refs/pr/3", endpoint=server.url))
+    written = Path(huggingface_hub.snapshot_download("owner/model", revision="next", endpoint=server.url))
     assert "revision 'v2' does not exist" in error_of(checkout.resolve_model, "owner/model@v2")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for revision in ("v1.0", "refs/pr/3", COMMIT):
+    for revision in ("v1.0", "next", COMMIT):
         folder, description = checkout.resolve_model(f"owner/model@{revision}")
         assert folder == written == fetched and "Hugging Face cache" in description
     assert "HF_HUB_OFFLINE is set" in error_of(checkout.resolve_model, "owner/model")  # main was not downloaded
