@@ -106,13 +106,15 @@ def with_retries(call: Callable[[bool | None], T]) -> T:
         MinipeftError: if the token has characters that no header may contain.
         Exception: the error of the last attempt.
     """
-    from huggingface_hub import get_token
+    from huggingface_hub import get_session, get_token
 
     if (secret := get_token()) and not re.fullmatch(r"[!-~]+", secret):
         raise MinipeftError("HF_TOKEN: the token contains an invalid character. Set it again.")
     token: bool | None = None
     attempt = 1
     while True:
+        hooks = get_session().event_hooks["response"]
+        hooks += [] if _raise_on_long_wait in hooks else [_raise_on_long_wait]
         try:
             return call(token)
         except Exception as error:  # the libraries let through the errors of every layer below them
@@ -128,6 +130,12 @@ def with_retries(call: Callable[[bool | None], T]) -> T:
             logger.warning("%s: %s. Next attempt in %.0f s.", endpoint(), describe_error(error), wait)
         time.sleep(wait)
         attempt += 1
+
+
+def _raise_on_long_wait(response: Any) -> None:
+    """Raise for an answer that asks for too long a wait: huggingface_hub would sleep for that time, several times."""
+    if response.status_code in TRANSIENT_STATUSES and _requested_wait(response) > LONGEST_WAIT_SECONDS:
+        response.raise_for_status()
 
 
 def response_of(error: BaseException) -> Any:

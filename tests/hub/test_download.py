@@ -18,6 +18,7 @@ import pytest
 import torch
 from hub_server import COMMIT, Failure, HubServer, git_sha1
 from hub_support import ROBERTA, checkpoint, error_of, refused_address, start_python
+from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save
 
 from minipeft.errors import MinipeftError
@@ -135,7 +136,7 @@ def test_a_single_fault_does_not_end_a_download(
     server: HubServer, checkout: ModuleType, host: str, word: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.failures = [Failure(host, word, status)]
-    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)  # its wait is a second
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # its wait is a second
     folder, description = checkout.resolve_model("auto")
     assert server.failures[0].times == 0 and ROBERTA in description
     assert (folder / "model.safetensors").read_bytes() == server.repos[ROBERTA]["model.safetensors"]
@@ -158,7 +159,7 @@ def test_the_waits_grow_and_obey_retry_after(server: HubServer, monkeypatch: pyt
     def waits_for(headers: dict[str, str]) -> list[float]:
         waits.clear()
         server.failures = [Failure("hub", API, 429, headers, times=100)]
-        with pytest.raises(huggingface_hub.errors.HfHubHTTPError):
+        with pytest.raises(huggingface_hub.errors.HTTPError):
             network.with_retries(lambda token: hub.model_info("owner/model"))
         return [wait for wait in waits if wait]  # the server sleeps for 0 seconds
 
@@ -168,6 +169,18 @@ def test_the_waits_grow_and_obey_retry_after(server: HubServer, monkeypatch: pyt
     assert waits_for({"Retry-After": "7"})[:3] == [7.0] * 3
     assert waits_for({"ratelimit": '"api";r=0;t=9'})[:3] == [9.0] * 3
     assert waits_for({"Retry-After": "3600"}) == []
+
+
+@pytest.mark.parametrize(("host", "word"), [("hub", API), ("hub", FILE), ("hub", LINK), ("cdn", "GET")])
+def test_a_host_that_asks_for_an_hour_is_reported_at_once(
+    server: HubServer, checkout: ModuleType, monkeypatch: pytest.MonkeyPatch, host: str, word: str
+) -> None:
+    """huggingface_hub would sleep for it, five times, for a file but not for the listing."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    server.failures = [Failure(host, word, 429, {"Retry-After": "3600"}, times=100)]
+    message = error_of(checkout.fetch, "roberta-base")
+    assert "429" in message and "Wait a few minutes" in message and max(waits, default=0) < 3600
 
 
 def test_a_cut_connection_is_resumed_with_a_range_request(
