@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipeft.errors import MinipeftError, first_line
-from minipeft.hub.network import ATTEMPTS, describe_error, endpoint, offline_variable, response_of, with_retries
+from minipeft.hub.network import (
+    ATTEMPTS,
+    LONGEST_WAIT_SECONDS,
+    describe_error,
+    endpoint,
+    offline_variable,
+    requested_wait,
+    response_of,
+    with_retries,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -78,6 +87,10 @@ def _choose(name: str, listing: list[RepoSibling]) -> list[RepoSibling]:
     shards = {INDEX, *filter(SHARD.fullmatch, names)} if INDEX in names else set()
     weights = names & {WEIGHTS} or shards or names & {PICKLE}
     if CONFIG not in names or not weights or not any(tokenizer <= names for tokenizer in TOKENIZERS):
+        if not weights and f"{PICKLE}.index.json" in names:
+            raise _failure(
+                name, f"the weights are shards of {PICKLE}; of shards only safetensors are read. Choose another model."
+            )
         raise _failure(name, "config.json, the weights or tokenizer.json is missing. Choose another model.")
     wanted = {CONFIG, *EXTRAS, *weights}.union(*TOKENIZERS)
     chosen = [file for file in listing if file.rfilename in wanted]
@@ -113,13 +126,16 @@ def _explain(name: str, repo_id: str, revision: str | None, error: Exception) ->
     if response is not None:
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
         said = response.headers.get("X-Error-Message", "")
+        wait = requested_wait(response)
+        too_long = f", which asks for a wait of {wait:.0f} s"
+        attempts = too_long if wait > LONGEST_WAIT_SECONDS else f", in {ATTEMPTS} attempts"
         if code == "GatedRepo":
             return f"access is restricted. Accept the terms at {endpoint()}/{repo_id} and set HF_TOKEN."
         if code == "RevisionNotFound":
             return f"revision {revision!r} does not exist. Check what follows the @."
         if not str(response.url).startswith(endpoint()):
             cause = "the link to a file has expired" if status == 403 else f"{describe_error(error)} for a file"
-            return f"{cause}, in {ATTEMPTS} attempts. Wait a few minutes, then {RERUN}."
+            return f"{cause}{attempts}. Wait a few minutes, then {RERUN}."
         close = difflib.get_close_matches(name, ALIASES, n=1, cutoff=0.8)
         check = f"Did you mean {close[0]!r}?" if close and name not in ALIASES else "Check the name"
         if status == 401 and get_token():
@@ -130,7 +146,7 @@ def _explain(name: str, repo_id: str, revision: str | None, error: Exception) ->
             return f"{said or status}: the model does not exist or needs a token. {check}, or set HF_TOKEN."
         if status == 404:
             return f"404, the model does not exist. {check}."
-        return f"{describe_error(error)}, in {ATTEMPTS} attempts. Wait a few minutes, then {RERUN}."
+        return f"{describe_error(error)}{attempts}. Wait a few minutes, then {RERUN}."
     if isinstance(error, (ValueError, KeyError, TypeError, AttributeError)):
         return "the answer is not that of a model hub. Check HF_ENDPOINT and the proxy."
     if isinstance(error, OSError) and error.errno is not None:

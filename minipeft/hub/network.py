@@ -124,7 +124,7 @@ def with_retries(call: Callable[[bool | None], T]) -> T:
                 logger.warning("HF_TOKEN: the hub rejected the token (%s). Trying without it.", reason)
                 token = False
                 continue
-            wait = max(FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.uniform(0.75, 1.25), _requested_wait(response))
+            wait = max(FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.uniform(0.75, 1.25), requested_wait(response))
             if attempt == ATTEMPTS or wait > LONGEST_WAIT_SECONDS or not _is_transient(error):
                 raise
             logger.warning("%s: %s. Next attempt in %.0f s.", endpoint(), describe_error(error), wait)
@@ -134,7 +134,7 @@ def with_retries(call: Callable[[bool | None], T]) -> T:
 
 def _raise_on_long_wait(response: Any) -> None:
     """Raise for an answer that asks for too long a wait: huggingface_hub would sleep for that time, several times."""
-    if response.status_code in TRANSIENT_STATUSES and _requested_wait(response) > LONGEST_WAIT_SECONDS:
+    if response.status_code in TRANSIENT_STATUSES and requested_wait(response) > LONGEST_WAIT_SECONDS:
         response.raise_for_status()
 
 
@@ -174,7 +174,7 @@ def _is_transient(error: Exception) -> bool:
     return transient and getattr(error, "errno", None) is None
 
 
-def _requested_wait(response: Any) -> float:
+def requested_wait(response: Any) -> float:
     """Return the seconds that Retry-After, or the hub's header of the rate limit, asks a client to wait."""
     if response is None:
         return 0.0

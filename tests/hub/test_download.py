@@ -71,6 +71,14 @@ def test_a_shard_that_the_repository_lacks_is_reported(server: HubServer, checko
     assert "is missing or damaged" in error_of(checkout.fetch, "owner/model")
 
 
+def test_shards_of_a_pickle_are_named(server: HubServer, checkout: ModuleType) -> None:
+    files = server.repos["owner/model"]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        del files[name]
+    files |= {"pytorch_model.bin.index.json": b"{}", "pytorch_model-00001-of-00001.bin": b"x"}
+    assert "the weights are shards of pytorch_model.bin" in error_of(checkout.fetch, "owner/model")
+
+
 def test_a_pickle_is_downloaded_only_if_there_is_no_safetensors_file(server: HubServer, checkout: ModuleType) -> None:
     del server.repos["owner/model"]["model.safetensors"]
     folder = checkout.fetch("owner/model")
@@ -180,7 +188,8 @@ def test_a_host_that_asks_for_an_hour_is_reported_at_once(
     monkeypatch.setattr(time, "sleep", waits.append)
     server.failures = [Failure(host, word, 429, {"Retry-After": "3600"}, times=100)]
     message = error_of(checkout.fetch, "roberta-base")
-    assert "429" in message and "Wait a few minutes" in message and max(waits, default=0) < 3600
+    assert "429" in message and "asks for a wait of 3600 s. Wait a few minutes" in message and "attempts" not in message
+    assert max(waits, default=0) < 3600
 
 
 def test_a_cut_connection_is_resumed_with_a_range_request(
