@@ -178,6 +178,12 @@ def _export(wanted: dict[str, object]) -> None:
     print(json.dumps(load_run(str(wanted["run"]), "cpu", "fp32").export(str(wanted["folder"])), ensure_ascii=False))
 
 
+def _push(wanted: dict[str, Any]) -> None:
+    from minipeft.hub.upload import push
+
+    print(push(wanted["run"], wanted["name"], wanted["private"], wanted["dry_run"]))
+
+
 def _fetch(wanted: dict[str, object]) -> None:
     from minipeft.hub.hub import fetch
 
@@ -199,5 +205,6 @@ COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
     "pretrain": _pretrain,
     "export": _export,
     "merge": _export,
+    "push": _push,
     "fetch": _fetch,
 }

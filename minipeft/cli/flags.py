@@ -149,6 +149,12 @@ def command_line(arguments: Sequence[str] | None = None) -> Parser:
     export.add_argument("run", help="folder of a finished run")
     export.add_argument("folder", help="new folder for the checkpoint")
 
+    push = commands.add_parser("push", help="upload an adapter with its model card, or a merged checkpoint, to the hub")
+    push.add_argument("run", help=RUN)
+    push.add_argument("name", help="repository: owner/name; it is created if it does not exist")
+    push.add_argument("--private", action="store_true", help="make a new repository private [off]")
+    push.add_argument("--dry-run", action="store_true", help="list the files, without a token or a connection [off]")
+
     fetch = commands.add_parser(
         "fetch", help="download a checkpoint into the Hugging Face cache, verified; print its folder"
     )

@@ -60,6 +60,12 @@ def name_in_path(path: str) -> str:
     return Path(path).name if Path(path).parent.name == "weights" else path
 
 
+def base_name(folder: str) -> str:
+    """Return the name of a base model for other people: a model of the hub by its name, another by its folder's."""
+    name = name_in_path(folder)
+    return Path(name).name if Path(name).is_absolute() or Path(name).is_dir() else name
+
+
 def weights_folder() -> Path:
     """Return the first place where checkpoints are looked up: the checkout's weights/, or ./weights if installed."""
     checkout = Path(__file__).resolve().parents[2]

@@ -23,7 +23,7 @@ from minipeft.adapters.adapter_file import read_adapter
 from minipeft.data.splits import read_chunks
 from minipeft.data.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
-from minipeft.files import PARTIAL, check_output, read_json, write_json
+from minipeft.files import PARTIAL, check_output, read_json, write_json, write_text
 from minipeft.methods import apply, count_parameters
 from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.classifier import SequenceClassifier
@@ -34,6 +34,7 @@ from minipeft.training.graphs import StepGraphs
 from minipeft.training.job import Job, check_same_settings, resolve
 from minipeft.training.lease import Lease
 from minipeft.training.loop import RunFolder, train_loop
+from minipeft.training.model_card import CARD, make_card
 from minipeft.training.predictor import Predictor
 from minipeft.training.settings import TrainSettings, keywords_of, read_settings
 
@@ -206,6 +207,7 @@ def write_result(job: Job, examples: Examples, model: SequenceClassifier, progre
     def write() -> dict[str, Any]:
         if (folder / "result.json").is_file():
             return read_json(folder / "result.json")
+        write_text(folder / "adapter" / CARD, make_card(job, content))
         write_json(folder / "result.json", content)
         _draw_curves(folder)
         return content

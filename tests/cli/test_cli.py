@@ -24,7 +24,7 @@ from minipeft.training.recipes import recipe
 from minipeft.training.settings import TrainSettings, choose_method
 
 SMALL = ["--epochs", 1, "--train-limit", 32, "--eval-limit", 16, "--batch-size", 8]
-COMMANDS = ("train", "compare", "methods", "evaluate", "predict", "pretrain", "export", "merge", "fetch")
+COMMANDS = ("train", "compare", "methods", "evaluate", "predict", "pretrain", "export", "merge", "push", "fetch")
 
 
 def test_train_py_says_what_it_trains_and_leaves_a_result(

@@ -70,6 +70,7 @@ def test_every_method_leaves_a_whole_run_of_real_data(
         "config.json",
         "metrics.jsonl",
         "result.json",
+        "adapter/README.md",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "checkpoint/state.pt",
