@@ -8,7 +8,9 @@ FLOP/s divided by those of the faster of two large matrix products. The peer pad
 sequence, as the Trainer does; `--group-by-length` sorts the sequences of a step, as the Trainer's option of that name.
 `--memory` also measures the peak memory of three steps of each library in a separate process: resident memory on the
 CPU, allocated memory on CUDA. A Markdown table is printed last. The weights are random, in roberta-base's shape: they
-do not affect the time.
+do not affect the time. `--family` takes another family's base shape. The peer runs with eager attention and with sdpa,
+where the family has it, in the warm-up step; the faster one is measured. Token ids and lengths are always those of the
+tokenizer given.
 
 `--output` adds the rows to a JSON file, under the machine's name (machine.py).
 """
@@ -36,13 +38,17 @@ from minipeft.data.buckets import pad_to_bucket
 from minipeft.data.splits import read_chunks, read_split
 from minipeft.data.tasks import get_task
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
-from minipeft.model.families import load_config
+from minipeft.model.config import EncoderConfig
+from minipeft.model.families import FAMILIES, family_of, load_config
 from minipeft.training.examples import Encoded, encode_split
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw, parameter_groups
 
 BATCH, ACCUMULATION = 16, 4
-IDENTITY = ("task", "method", "mode", "precision", "dropout", "peer_precision", "group_by_length")  # of a row
+IDENTITY = ("family", "task", "method", "mode", "precision", "dropout", "peer_precision", "group_by_length")  # of a row
+# Families whose config class has a base shape as its defaults.
+BASES = ("roberta", "distilbert", "electra", "deberta-v2", "modernbert")
+PEER_TARGETS = {"distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}  # peft has no default for these
 METHODS: dict[str, Any] = {
     "lora": minipeft.LoRA(rank=2, alpha=8),
     "bitfit": minipeft.BitFit(),
@@ -74,14 +80,25 @@ def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
     return step
 
 
-def peer(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encoded, list[int]], None]:
-    """Return the same step with transformers and peft, imported here so that only this process counts their memory."""
+def peer(
+    folder: Path, wanted: argparse.Namespace, row: Row, attention: str = "sdpa"
+) -> Callable[[Encoded, list[int]], None]:
+    """Return the same step with transformers and peft, imported here so that only this process counts their memory.
+
+    Raises:
+        ValueError: if transformers has no such attention for the family.
+    """
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import AutoModelForSequenceClassification
 
-    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention
+    )
+    padding = model.config.pad_token_id
     if row.method == "lora":
-        model = get_peft_model(model, LoraConfig(task_type=TaskType.SEQ_CLS, r=2, lora_alpha=8, lora_dropout=0.0))
+        targets = sorted(PEER_TARGETS[row.family]) if row.family in PEER_TARGETS else None  # None: peft's own
+        config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, lora_alpha=8, lora_dropout=0.0, target_modules=targets)
+        model = get_peft_model(model, config)
     else:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(
@@ -100,7 +117,7 @@ def peer(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
                 chosen = indices[start : start + size]
                 longest = max(examples.lengths[index] for index in chosen)
                 rows = [(examples.sequences[index], longest - examples.lengths[index]) for index in chosen]
-                ids = torch.tensor([ids + [1] * more for ids, more in rows]).to(wanted.device)
+                ids = torch.tensor([ids + [padding] * more for ids, more in rows]).to(wanted.device)
                 mask = torch.tensor([[1] * len(ids) + [0] * more for ids, more in rows]).to(wanted.device)
                 with autocast:
                     logits = model(input_ids=ids, attention_mask=mask).logits
@@ -116,6 +133,7 @@ def peer(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
 
 @dataclasses.dataclass(frozen=True)
 class Row:
+    family: str
     task: str
     method: str
     mode: str
@@ -123,14 +141,18 @@ class Row:
     dropout: float
 
 
-def products(row: Row, tokens: int, sequences: int, hidden: int, layers: int) -> float:
+def products(row: Row, tokens: int, sequences: int, config: EncoderConfig) -> float:
     """Return the floating-point operations of the encoder's matrix products in minipeft, without attention.
 
-    A layer has 12 hidden² weights; the last one computes keys and values (2 hidden²) for every token and the rest for
-    <s> alone. In the backward pass a frozen layer needs one product, for its input's gradient; layers below the
-    first trainable tensor need none.
+    A layer of RoBERTa has 12 hidden² weights; the last one computes keys and values (2 hidden²) for every token and the
+    rest for <s> alone. In the backward pass a frozen layer needs one product, for its input's gradient; layers below
+    the first trainable tensor need none.
     """
-    forward = ((layers - 1) * 12 + 2) * hidden**2 * tokens + 10 * hidden**2 * sequences
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    gated = "qkv" in family_of(config).linears  # ModernBERT: a gate in the feed-forward network, one layer for q, k, v
+    layer = 4 * hidden**2 + (3 if gated else 2) * hidden * config.intermediate_size
+    for_all = (3 if gated else 2) * hidden**2  # of the last layer
+    forward = ((layers - 1) * layer + for_all) * tokens + (layer - for_all) * sequences
     if row.mode == "evaluation" or row.method == "head":
         return 2.0 * forward
     if row.method == "full":
@@ -141,29 +163,32 @@ def products(row: Row, tokens: int, sequences: int, hidden: int, layers: int) ->
 
 def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> dict[str, Any]:
     """Measure one row: steps of both libraries, alternately."""
-    set_dropout(folder, row.dropout)
+    write_config(folder, row)
     task, config = get_task(row.task), load_config(folder)
     split = "train" if row.mode == "training" else task.validation
     tokenizer = minipeft.load_tokenizer(wanted.tokenizer)
     size = BATCH * ACCUMULATION
     examples = encode_split(task, read_chunks(task, split, wanted.data, size * (rounds + 1)), tokenizer, 512, config)
-    steps = {"peer": peer(folder, wanted, row), "minipeft": ours(folder, wanted, row)}
+    peers = peers_of(folder, wanted, row)
+    warm_up = {name: timed(wanted, step, examples, range(size)) for name, step in peers.items()}
+    attention = min(warm_up, key=warm_up.__getitem__)
+    steps = {"peer": peers[attention], "minipeft": ours(folder, wanted, row)}
+    del peers
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     tokens = []
     for number in range(rounds + 1):
-        indices = list(range(number * size, min(len(examples), (number + 1) * size)))
+        indices = range(number * size, min(len(examples), (number + 1) * size))
         tokens.append(sum(examples.lengths[index] for index in indices))
         for name, step in steps.items():
-            start_time = clock(wanted.device)
-            step(examples, indices)
-            seconds[name].append(clock(wanted.device) - start_time)
+            seconds[name].append(timed(wanted, step, examples, indices))
     ratios = [a / b for a, b in zip(seconds["peer"][1:], seconds["minipeft"][1:], strict=True)]  # the first warms up
     rate = product_rates(torch.bfloat16 if row.precision == "bf16" else torch.float32, wanted.device)
-    done = products(row, sum(tokens[1:]), size * rounds, config.hidden_size, config.num_hidden_layers)
+    done = products(row, sum(tokens[1:]), size * rounds, config)
     speed = {name: size * rounds / sum(times[1:]) for name, times in seconds.items()}
     return {
         **dataclasses.asdict(row),
         "peer_precision": wanted.peer_precision,
+        "peer_attention": attention,
         "group_by_length": wanted.group_by_length,
         "samples_per_second": speed,
         "tokens_per_second": {name: sum(tokens[1:]) / sum(times[1:]) for name, times in seconds.items()},
@@ -171,6 +196,27 @@ def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> 
         "product_rate": rate,
         "fraction_of_product_rate": done / sum(seconds["minipeft"][1:]) / max(rate.values()),
     }
+
+
+def peers_of(folder: Path, wanted: argparse.Namespace, row: Row) -> dict[str, Callable[[Encoded, list[int]], None]]:
+    """Return the peer's step with each attention that transformers has for the family."""
+    steps = {}
+    for attention in ("eager", "sdpa"):
+        try:
+            steps[attention] = peer(folder, wanted, row, attention)
+        except ValueError as error:  # DeBERTa has no sdpa
+            if attention not in str(error) and "scaled_dot_product_attention" not in str(error):
+                raise
+    return steps
+
+
+def timed(
+    wanted: argparse.Namespace, step: Callable[[Encoded, list[int]], None], examples: Encoded, chosen: range
+) -> float:
+    """Take a step on the examples at the indices `chosen`, and return its seconds."""
+    start = clock(wanted.device)
+    step(examples, list(chosen))
+    return clock(wanted.device) - start
 
 
 def memory_of(wanted: argparse.Namespace, folder: Path, row: Row, side: str) -> int:
@@ -196,10 +242,12 @@ def report_memory(wanted: argparse.Namespace) -> None:
     print(peak_memory(wanted.device))
 
 
-def set_dropout(folder: Path, dropout: float) -> None:
-    content = json.loads((folder / "config.json").read_text())
-    content |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+def write_config(folder: Path, row: Row) -> dict[str, Any]:
+    """Write config.json of the family's base shape, with the row's dropout, and return its content."""
+    config = FAMILIES[row.family].config(hidden_dropout_prob=row.dropout, attention_probs_dropout_prob=row.dropout)
+    content = config.to_dict()
     (folder / "config.json").write_text(json.dumps(content))
+    return content
 
 
 def main() -> None:
@@ -207,6 +255,7 @@ def main() -> None:
     flag = parser.add_argument
     flag("--data", required=True, help="folder with rte/ and sst2/")
     flag("--tokenizer", required=True, help="folder with roberta-base's tokenizer")
+    flag("--family", default="roberta", choices=list(BASES))
     flag("--tasks", nargs="+", default=["rte", "sst2"])
     flag("--methods", nargs="+", default=list(METHODS))
     flag("--modes", nargs="+", default=["training", "evaluation"])
@@ -226,15 +275,16 @@ def main() -> None:
     wanted.device = choose_device(wanted.device)
     if wanted.memory_of:
         return report_memory(wanted)
-    from transformers import RobertaConfig, RobertaForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        RobertaForSequenceClassification(
-            RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
-        ).save_pretrained(folder)
-        kinds = itertools.product(wanted.tasks, wanted.methods, wanted.modes, wanted.precisions, wanted.dropouts)
+        content = write_config(folder, Row(wanted.family, "", "", "", "", 0.0))
+        AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**content)).save_pretrained(folder)
+        kinds = itertools.product(
+            [wanted.family], wanted.tasks, wanted.methods, wanted.modes, wanted.precisions, wanted.dropouts
+        )
         for row in itertools.starmap(Row, kinds):
             if row.mode == "evaluation" and row.dropout:
                 continue  # dropout is inactive in evaluation
@@ -246,7 +296,7 @@ def main() -> None:
             rows.append(result)
             ratio = result["ratio"]
             print(
-                f"{row.task:5} {row.method:7} {row.mode:10} {row.precision} dropout {row.dropout:<4} "
+                f"{row.family} {row.task:5} {row.method:7} {row.mode:10} {row.precision} dropout {row.dropout:<4} "
                 f"peer {result['samples_per_second']['peer']:7.2f}/s  "
                 f"minipeft {result['samples_per_second']['minipeft']:7.2f}/s  "
                 f"speedup {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})  "
@@ -271,8 +321,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
         dropout = f", dropout {row['dropout']:g}" if row["mode"] == "training" else ""
         lines.append(
-            f"| {row['task']}, {row['method']}, {row['mode']}, {row['precision']}{dropout} "
-            f"| {speed['peer']:.2f} ({row['peer_precision']}) | {speed['minipeft']:.2f} "
+            f"| {row['family']}, {row['task']}, {row['method']}, {row['mode']}, {row['precision']}{dropout} "
+            f"| {speed['peer']:.2f} ({row['peer_precision']}, {row['peer_attention']}) | {speed['minipeft']:.2f} "
             f"| {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) "
             f"| {row['fraction_of_product_rate']:.2f} | {peak} |"
         )
