@@ -7,13 +7,21 @@ roberta-base's shape. Columns: time per token; the minimum FLOPs of matrix produ
 as 2); FLOP utilization, relative to a large matrix product; and saved activations per token. Weights and tokens are
 random and dropout is 0: the time depends on neither. The rows of a table take steps alternately.
 
+    python benchmarks/scaling.py --vary long-texts
+
+Long texts: LoRA training of ModernBERT-base's shape, one text per step, without and with activation checkpointing, each
+in a process of its own. Columns: time of a step, time per token, and peak memory.
+
 `--output` adds the rows to a JSON file, under the machine's name (machine.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +29,21 @@ import torch
 from machine import clock, describe_machine, product_rates, write_rows
 
 import minipeft
-from minipeft.device import choose_device
+from minipeft.device import choose_device, peak_memory
 from minipeft.model.checkpoint import cast_frozen
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.modernbert import ModernBertConfig
 from minipeft.model.roberta import init_weights
 from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw
 
+LONG_TEXTS = [(2048, False), (2048, True), (8192, False), (8192, True)]  # tokens, activation checkpointing
 SHAPES = {  # layers, hidden size, heads
     "mini": (6, 256, 4),
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
 }
-IDENTITY = ("varied", "value", "precision", "device", "shape")  # of a row
+IDENTITY = ("varied", "value", "precision", "device", "shape", "activation_checkpointing")  # of a row
 DEFAULTS: dict[str, Any] = {"tokens": 2048, "length": 64, "shape": "base", "rank": 8}
 VARIED: dict[str, list[Any]] = {
     "tokens": [256, 512, 1024, 2048, 4096, 8192],
@@ -138,21 +148,70 @@ def table(wanted: argparse.Namespace, name: str, precision: str) -> list[dict[st
     return rows
 
 
+def long_texts(wanted: argparse.Namespace, precision: str) -> list[dict[str, Any]]:
+    """Measure and print the table of long texts."""
+    print(f"\n| ModernBERT-base ({precision}) | checkpointing | s/step | µs/token | peak memory, GiB |")
+    print("|---|---|---|---|---|", flush=True)
+    rows = []
+    for length, checkpointing in LONG_TEXTS:
+        if wanted.values and str(length) not in wanted.values:
+            continue
+        case = json.dumps([length, checkpointing, precision])
+        command = [sys.executable, __file__, "--long-text", case, "--device", wanted.device]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        row = json.loads(printed.splitlines()[-1])
+        rows.append(row)
+        print(
+            f"| {length} tokens | {'yes' if checkpointing else 'no'} | {row['seconds']:.1f} "
+            f"| {1e6 * row['seconds'] / length:.0f} | {row['peak_memory_bytes'] / 2**30:.2f} |",
+            flush=True,
+        )
+    return rows
+
+
+def long_text(wanted: argparse.Namespace) -> None:
+    """Print the row of one long text; `long_texts` runs this in a process of its own."""
+    length, checkpointing, precision = json.loads(wanted.long_text)
+    config = ModernBertConfig()
+    torch.manual_seed(0)
+    model = minipeft.apply(SequenceClassifier(config), minipeft.LoRA(rank=8))
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = cast_frozen(model, dtype).to(wanted.device).train()
+    model.encoder.activation_checkpointing = checkpointing
+    optimizer = adamw(model, 0.01)
+    ids = torch.randint(5, 50000, (1, length)).tolist()
+    batch = minipeft.pack(ids, [1], config=config).to(wanted.device)
+    assert batch.labels is not None
+    seconds = []
+    for _ in range(2):  # the first step warms up
+        start = clock(wanted.device)
+        sequence_loss(model(batch), batch.labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(clock(wanted.device) - start)
+    row = {"varied": "long-texts", "value": length, "activation_checkpointing": checkpointing, "precision": precision}
+    row |= {"shape": "modernbert-base", "device": wanted.device, "seconds": min(seconds)}
+    print(json.dumps(row | {"peak_memory_bytes": peak_memory(wanted.device)}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
-    flag("--vary", nargs="+", default=list(VARIED), choices=list(VARIED))
+    flag("--vary", nargs="+", default=list(VARIED), choices=[*VARIED, "long-texts"])
     flag("--values", nargs="+", help="values of the one that --vary names [all of its table]")
     flag("--shape", default=DEFAULTS["shape"], choices=list(SHAPES), help="model size where it is not varied [base]")
     flag("--precisions", nargs="+", default=["fp32", "bf16"])
     flag("--rounds", type=int, default=5)
     flag("--device", default="auto")
     flag("--output", help="JSON file to which the rows are added")
+    flag("--long-text", help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     wanted.device, rows = choose_device(wanted.device), []
+    if wanted.long_text:
+        return long_text(wanted)
     for precision in wanted.precisions:
         for name in wanted.vary:
-            rows += table(wanted, name, precision)
+            rows += long_texts(wanted, precision) if name == "long-texts" else table(wanted, name, precision)
     if wanted.output:
         write_rows(Path(wanted.output), describe_machine(wanted.device), rows, IDENTITY)
 

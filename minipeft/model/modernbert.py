@@ -165,7 +165,7 @@ class ModernBertLayer(EncoderLayer):
         config, (attention, cos, sin) = self.config, plan[self.is_local]
         attention_dropout = config.attention_probs_dropout_prob if self.training else 0.0
         qkv = self.qkv(self.attention_layer_norm(x))  # (total_tokens, 3 · hidden_size)
-        query, key, value = rotate(qkv, cos, sin).chunk(3, dim=-1)  # each (total_tokens, hidden_size)
+        query, key, value = rotate(qkv, cos, sin)  # each (total_tokens, hidden_size)
         if first_tokens is not None:
             x, query = (rows.index_select(0, first_tokens) for rows in (x, query))  # (num_sequences, hidden_size)
         attended = attend(

@@ -18,38 +18,50 @@ def angles(position_ids: Tensor, head_size: int, theta: float, dtype: torch.dtyp
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-def rotate_plain(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the queries and keys among (total_tokens, 3 · hidden_size), and leave the values as they are."""
-    query_key, value = qkv.split([qkv.shape[1] // 3 * 2, qkv.shape[1] // 3], dim=-1)
-    a, b = query_key.unflatten(-1, (-1, 2, cos.shape[-1])).unbind(2)  # (total_tokens, 2 · heads, head_size / 2)
-    rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=2)
-    return torch.cat([rotated.flatten(1), value], dim=-1)
+def rotate_plain(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split (total_tokens, 3 · hidden_size) into queries and keys, which are rotated, and values.
+
+    Returns:
+        Three tensors (total_tokens, hidden_size).
+    """
+    query, key, value = qkv.chunk(3, dim=-1)
+    rotated = []
+    for x in (query, key):
+        a, b = x.unflatten(-1, (-1, 2, cos.shape[-1])).unbind(2)  # each (total_tokens, heads, head_size / 2)
+        rotated.append(torch.stack([a * cos - b * sin, b * cos + a * sin], dim=2).flatten(1))
+    return rotated[0], rotated[1], value
 
 
-def rotate(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the same as `rotate_plain`, with few passes over memory; the gradient is the rotation back."""
     return _Rotate.apply(qkv, cos, sin)  # type: ignore[no-untyped-call]
 
 
-def _rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    output = torch.empty_like(qkv)
-    heads = qkv.shape[1] // (2 * cos.shape[-1]) // 3 * 2  # of queries and keys
-    halves = [x.unflatten(-1, (-1, 2, cos.shape[-1]))[:, :heads].unbind(2) for x in (qkv, output)]
-    (a, b), (new_a, new_b) = halves
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, output: Tensor) -> None:
+    """Write x, rotated, to `output`; both are (total_tokens, hidden_size)."""
+    (a, b), (new_a, new_b) = (t.unflatten(-1, (-1, 2, cos.shape[-1])).unbind(2) for t in (x, output))
     torch.mul(a, cos, out=new_a).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=new_b).addcmul_(a, sin)
-    third = qkv.shape[1] // 3
-    output[:, 2 * third :] = qkv[:, 2 * third :]
-    return output
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        return _rotated(qkv, cos, sin)
+        parts = qkv.chunk(3, dim=-1)
+        outputs = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in parts]
+        for part, output in zip(parts[:2], outputs[:2], strict=True):
+            _rotate(part, cos, sin, output)
+        query, key, value = (*outputs[:2], outputs[2].copy_(parts[2]))
+        return query, key, value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotated(grads[0], cos, -sin), None, None
+        size = grads[0].shape[1]
+        grad = grads[0].new_empty(len(grads[0]), 3 * size)
+        parts = grad.split(size, dim=-1)
+        for of_output, part in zip(grads[:2], parts[:2], strict=True):
+            _rotate(of_output, cos, -sin, part)
+        parts[2].copy_(grads[2])
+        return grad, None, None

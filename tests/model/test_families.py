@@ -111,10 +111,10 @@ def test_logits_equal_transformers_at_published_shapes_from_1_to_512_tokens(name
         vocab_size=VOCABULARY,
         **fields,
     )
-    ids = ragged((1, 512, 71, 300), VOCABULARY)
+    ids = ragged((1, 512, 71), VOCABULARY)
     logits = our_logits(model, ids)
     assert logits.std() > 0.05
-    assert largest(logits, their_logits(reference, ids)) < 1e-5
+    assert largest(logits, torch.cat([their_logits(reference, [row]) for row in ids])) < 1e-5
 
 
 @pytest.mark.parametrize("model_type", NEW)
