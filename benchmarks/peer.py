@@ -62,7 +62,7 @@ def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
     dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32
     model = minipeft.apply(minipeft.load_pretrained(folder, dtype=dtype), METHODS[row.method]).to(wanted.device)
     optimizer = adamw(model, 0.01)
-    max_tokens = wanted.max_tokens or choose_max_tokens(wanted.device, row.precision)
+    max_tokens = wanted.max_tokens or choose_max_tokens(wanted.device, row.precision, model.config.hidden_size)
     model.train(row.mode == "training")
 
     def step(examples: Encoded, indices: list[int]) -> None:
