@@ -5,10 +5,10 @@
 # to the tensors that the encoder takes: its bytes, the merges that make tokens of them, the special tokens around them,
 # and at last the *packed batch*, in which sequences of any lengths lie end to end and nothing is padding.
 #
-# You need to know PyTorch, and nothing about tokenizers. The page opens as a notebook in Jupyter (with jupytext) and
-# runs as a script, `python walkthroughs/01_from_text_to_packed_batch.py`. Every number in it is computed when it runs,
-# and the code it quotes is the package's own, read from the installed file. It uses the small encoder that comes with
-# the package, roberta-mini, so it needs no network.
+# You need to know PyTorch, and nothing about tokenizers. The page is also a script, `python
+# walkthroughs/01_from_text_to_packed_batch.py`. Every number is computed when the page runs, and the quoted code is
+# read from the installed package. It uses the small encoder that comes with the package, roberta-mini, so it needs no
+# network.
 
 # %%
 import itertools
@@ -39,13 +39,13 @@ sentence = "The café's film is unforgettable."
 # grows with the square of the length.
 #
 # *Byte-pair encoding* (BPE; Sennrich, Haddow and Birch 2016) stands between the two. It starts from the smallest pieces
-# and joins those that are often seen together, so that a frequent word is one token and a rare word is spelt out in a
-# few. GPT-2 (Radford et al. 2019) let the smallest pieces be *bytes*, and RoBERTa (Liu et al. 2019, section 4.4) took
-# that over. There are only 256 different bytes, every text in every language is a sequence of them, and so nothing is
-# ever unknown.
+# and joins those that are often seen together, so that a frequent word is one token and a rare word is several. GPT-2
+# (Radford et al. 2019) let the smallest pieces be *bytes*, and RoBERTa (Liu et al. 2019, section 4.4) took that over.
+# There are only 256 different bytes, every text in every language is a sequence of them, so nothing is ever unknown.
 #
 # We now do by hand, in plain Python, what the tokenizer does. It needs two things from the checkpoint's
-# `tokenizer.json`: the vocabulary, from token to number, and the list of merges in the order in which they were learnt.
+# `tokenizer.json`: the vocabulary, from token to number, and the list of merges in the order in which they were
+# learned.
 
 # %%
 content = json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -64,9 +64,9 @@ print("the first merges:", merges[:8])
 #
 # ## Step 1: normalise and split
 #
-# roberta-mini's tokenizer first writes everything in lower case, which spares its small vocabulary a second spelling of
-# each word. (roberta-base keeps capitals.) Then the text is cut into *words*, for merges never reach across a word's
-# edge. GPT-2's rule for it is one regular expression. It keeps a space together with the word that follows it, so that
+# roberta-mini's tokenizer first writes everything in lower case, so that its small vocabulary needs one spelling of
+# each word only. (roberta-base keeps capitals.) Then the text is cut into *words*; merges never cross the edge of a
+# word. GPT-2's rule for it is one regular expression. It keeps a space together with the word that follows it, so that
 # "film" after a space and "film" inside a word can be different tokens, and the text can be put together again exactly.
 
 # %%
@@ -83,16 +83,16 @@ def words_of(text: str) -> list[str]:
 print(words_of(sentence))
 
 # %% [markdown]
-# ## Step 2: bytes, written as characters one can print
+# ## Step 2: bytes, written as printable characters
 #
 # Each word becomes its bytes in UTF-8. An English letter is one byte. The *é* is two, `C3 A9`, so our word *café* has
 # one byte more than it has letters.
 #
-# Files and programs that handle tokens want to print them, but many bytes are no printable character: the space, the
-# line's end, the bytes that only make sense together. GPT-2 therefore gives each of the 256 bytes a printable character
-# of its own. Bytes that are printable in Latin-1 stand for themselves, and the others take the characters from number
-# 256 on, one after the other. The space is one of these others, and that is where the `Ġ` comes from. It is nothing but
-# a spelling, and no information is lost or added.
+# Programs print tokens, but many bytes are not printable characters: the space, the end of a line, and the bytes that
+# have a meaning only together. GPT-2 therefore gives each of the 256 bytes a printable character of its own. Bytes that
+# are printable in Latin-1 stand for themselves, and the others take the characters from number 256 on, one after the
+# other. The space is one of these others, and that is where the `Ġ` comes from. This is only a notation; no information
+# is lost or added.
 
 # %%
 printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -110,13 +110,13 @@ for word in words_of(sentence)[1:3]:
 assert character_of[ord(" ")] == "Ġ" and len(set(character_of.values())) == 256
 
 # %% [markdown]
-# ## Step 3: merge, the earliest learnt first
+# ## Step 3: merge, the earliest learned first
 #
-# Now the merging itself. Among all neighbours in the word, find the pair that was learnt *earliest*, which is the pair
-# with the smallest rank. Join it wherever it stands. Repeat until no neighbours are in the list.
+# Now the merging itself. Among all neighbours in the word, find the pair that was learned *earliest*, which is the pair
+# with the smallest rank. Join it wherever it occurs. Repeat until no pair of neighbours is in the list.
 #
-# Order matters. A merge that was learnt late is made of tokens that earlier merges made, so replaying the merges in the
-# order of learning gives the pieces that training saw. Taking the longest token that fits would often give others.
+# Order matters. A merge that was learned late joins tokens that earlier merges made. Applying the merges in the order
+# of learning gives the pieces that training saw. Taking the longest token that fits would often give other pieces.
 
 
 # %%
@@ -143,16 +143,16 @@ for word in (" café", " unforgettable"):
     print()
 
 # %% [markdown]
-# Read the second table from the top. Every line does one merge. The ranks on the left rise, because the only new pairs
-# that a merge makes possible are those with the token it made, and these were learnt after it. What remains at the
-# bottom is what the encoder will see: the word was too rare in the text that the tokenizer learnt from to have a token
-# of its own, and is spelt in pieces. In the first, the two bytes of *é* have found each other.
+# Read the second table from the top. Every line is one merge. The ranks on the left rise: a merge makes new pairs
+# possible only with the token that it made, and these pairs were learned after it. What remains at the bottom is what
+# the encoder will see: the word was too rare in the tokenizer's training text to have its own token, so it is several
+# pieces. In the first table, the two bytes of *é* have been joined.
 #
 # ## Step 4: numbers, and the comparison
 #
-# The vocabulary turns each piece into its number. That must be exactly what the real tokenizer gives, for this sentence
-# and for every other. So the next cell checks both, on our sentence and on the sentences of the synthetic data for
-# SST-2 (a set of small sentences that comes with the package).
+# The vocabulary turns each piece into its number. These must be exactly the numbers of the real tokenizer. The next
+# cell checks that, on our sentence and on the sentences of the synthetic data for SST-2 (a set of small sentences that
+# comes with the package).
 
 
 # %%
@@ -178,7 +178,7 @@ print("equal on all", len(examples), "sentences")
 #
 # ## Special tokens
 #
-# RoBERTa puts `<s>` before every text and `</s>` behind it. `<s>` stands for no word. It attends to all the others, and
+# RoBERTa puts `<s>` before every text and `</s>` behind it. `<s>` is not a word. It attends to all other tokens, and
 # after the last layer the classifier reads its vector and nothing else; the [next page](02_roberta_in_300_lines.ipynb)
 # shows that. A *pair*, such as the premise and the hypothesis of RTE, is one sequence with `</s></s>` in between.
 
@@ -190,7 +190,7 @@ print(pair.tokens)
 assert pair.ids[: len(single)] == single.ids and pair.tokens.count("</s>") == 3
 
 # %% [markdown]
-# BERT marks the two parts of a pair with *token types*, a second number for each token, 0 or 1, with a learnt vector
+# BERT marks the two parts of a pair with *token types*, a second number for each token, 0 or 1, with a learned vector
 # each. RoBERTa dropped them: its table of token types has a single row, which is added everywhere, and the `</s></s>`
 # alone says where the second part begins. (minipeft also loads BERT's checkpoints, and then `encode` carries the types
 # along.)
@@ -212,18 +212,18 @@ assert len(cut) == 24 and cut.tokens[-5:] == pair.tokens[-5:]
 # there. Everything else, though, is computed for the padding too: every linear layer and every LayerNorm works on the
 # full rectangle, and almost all of the arithmetic of an encoder of this kind is in the linear layers.
 #
-# How large is that waste? The rectangle's width is the *longest* of the batch. With $n$ sequences of lengths
-# $\ell_1, \dots, \ell_n$ the rectangle has $n \max_i \ell_i$ slots, of which $\sum_i \ell_i$ hold a token, so
+# How large is this waste? The rectangle's width is the *longest* of the batch. With $n$ sequences of lengths $\ell_1,
+# \dots, \ell_n$ the rectangle has $n \max_i \ell_i$ slots, of which $\sum_i \ell_i$ hold a token, so
 #
 # $$\text{slots a token} = \frac{n \max_i \ell_i}{\sum_i \ell_i} = \frac{\text{longest}}{\text{mean}} .$$
 #
 # It is 1 only if all are equally long. Lengths of real text are spread widely: most sentences are short, and a few are
-# very long. One long sequence widens the rectangle for all, and the larger the batch, the surer it holds one. The next
-# cell measures it with random batches. The first line has random lengths with a long tail, like those of real text: a
-# *log-normal* distribution, which means that the logarithm of the length is normally distributed. The next two are the
-# synthetic data sets, whose sentences come from a small grammar and are nearly equally long, so that they waste little.
-# The last ones are the real tasks, and are only there if their files are: they are looked for next to the repository,
-# in `shared/glue`, or in the folder that the variable `MINIPEFT_SHARED` names.
+# very long. One long sequence widens the rectangle for all, and and the larger the batch, the more likely it contains
+# one. The next cell measures it with random batches. The first line has random lengths with a long tail, like those of
+# real text: a *log-normal* distribution, which means that the logarithm of the length is normally distributed. The next
+# two are the synthetic data sets, whose sentences come from a small grammar and are nearly equally long, so that they
+# waste little. The last ones are the real tasks, and are only there if their files are: they are looked for next to the
+# repository, in `shared/glue`, or in the folder that the variable `MINIPEFT_SHARED` names.
 
 
 # %%
@@ -254,12 +254,12 @@ for name, lengths in measured.items():
 assert slots_a_token(long_tail, 16) > 2
 
 # %% [markdown]
-# A ratio above 2 means that more than half of the work is spent on nothing. That is the case for the long-tailed
-# lengths with a batch of 16, a common size in fine-tuning.
+# A ratio above 2 means that more than half of the work is done on padding. That is the case for the long-tailed lengths
+# with a batch of 16, a common size in fine-tuning.
 #
-# There is a well-known remedy: sort the examples by length, so that those in a batch are nearly equal. It helps, but it
-# chooses which examples meet in an optimizer step, so it is no longer the random sampling that training assumes.
-# Packing needs no such bargain.
+# A well-known remedy is to sort the examples by length, so that those in a batch are nearly equal. It helps, but it
+# decides which examples are in the same optimizer step, so the steps are no longer random samples. Packing does not
+# have this disadvantage.
 #
 # ## Packing
 #
@@ -308,8 +308,8 @@ print("rectangle / tokens =", round(16 * longest / total, 2))
 source(minipeft.PackedBatch)
 
 # %% [markdown]
-# The names are those of flash-attention's functions for sequences of various lengths, so whoever has met these knows
-# them. We pack three sequences and look at each field.
+# The names are those of flash-attention's functions for sequences of various lengths. We pack three sequences and look
+# at each field.
 
 # %%
 texts = [sentence, "A quiet film.", "Not one good scene in it."]
@@ -338,11 +338,11 @@ print("token_type_ids", batch.token_type_ids)
 #
 # **`position_ids`** say at which place of its *own* sequence a token stands, for attention by itself does not know
 # order: without positions, "dog bites man" and "man bites dog" would be the same set of words. In a padded batch one
-# gets them by counting along the row. In a packed one they have to restart in each sequence. And they start not
-# at 0 but at 2. The reason is history: in the code RoBERTa was trained with, a padding token had the position of its
-# own token id, which is 1 in RoBERTa, and words counted on from there. So rows 0 and 1 of the trained position table
-# are never used by a word, and a table for 512 tokens has 514 rows. Who forgets the offset gets an encoder that runs,
-# and is wrong.
+# gets them by counting along the row. In a packed one they have to restart in each sequence. And they start not at 0
+# but at 2. The reason is history: in the code RoBERTa was trained with, a padding token had the position of its own
+# token id, which is 1 in RoBERTa, and words counted on from there. So rows 0 and 1 of the trained position table are
+# never used by a word, and a table for 512 tokens has 514 rows. Without the offset, the encoder runs and gives wrong
+# results.
 #
 # **`labels`** are class numbers, or floats where the task is a regression; **`token_type_ids`** is None unless the
 # model is a BERT.
@@ -369,8 +369,8 @@ source(minipeft.pack)
 # %% [markdown]
 # ## Packing changes no result
 #
-# A claim about speed is worth nothing if the numbers change. If attention really keeps sequences apart, each must get
-# the same logits alone and between others, up to the rounding of float32.
+# If attention keeps the sequences apart, each must get the same logits alone and in a batch, up to the rounding of
+# float32.
 
 # %%
 torch.manual_seed(0)
@@ -385,10 +385,10 @@ assert torch.allclose(together, alone, atol=1e-5)
 # ## Batches by tokens
 #
 # With packing, the size of a batch in memory is its number of *tokens*, not of sequences. So the training loop takes
-# the examples of an optimizer step, which are drawn at random as usual, and shares them out into as many parts as the
-# machine wants, each of at most so many tokens. It adds up their gradients before the optimizer moves. Inside a step,
-# sorting by length is free: a sum does not depend on the order of its terms. It lets attention work on sequences of
-# nearly equal length side by side.
+# the examples of an optimizer step, which are drawn at random as usual, and divides them into parts of at most a fixed
+# number of tokens. It adds up their gradients before the optimizer moves. Inside a step, sorting by length is free: a
+# sum does not depend on the order of its terms. It lets attention work on sequences of nearly equal length side by
+# side.
 
 # %%
 source(split_by_tokens)
@@ -401,12 +401,55 @@ for part in parts:
 assert sorted(index for part in parts for index in part) == list(range(32))
 
 # %% [markdown]
-# ## What to take along
+# ## Summary
 #
-# - Byte-level BPE turns any text into numbers from a fixed vocabulary: bytes first, then the learnt merges, the
+# - Byte-level BPE turns any text into numbers from a fixed vocabulary: bytes first, then the learned merges, the
 #   earliest first. You have reproduced the tokenizer's own ids with a regular expression and a loop.
 # - `<s>` … `</s>` for a text and `<s>` … `</s></s>` … `</s>` for a pair. Positions begin at 2.
 # - A padded batch costs longest over mean. A packed batch costs its tokens, and `cu_seqlens` is all that attention has
 #   to know about it.
 #
 # The next page takes the packed batch through the encoder: [RoBERTa in 300 lines](02_roberta_in_300_lines.ipynb).
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Compute.** A batch has sequences of 10, 20, 30 and 100 tokens. How many slots does the padded batch have, how
+#    many does the packed batch have, and what is their ratio?
+# 2. **Change the code.** Write `unpack(batch)`, which returns the token ids of each sequence as a list of lists.
+# 3. **Explain.** `split_by_tokens` sorts the sequences of one optimizer step by length. Why does this change nothing,
+#    although sorting the whole training set by length would?
+#
+# Try them before you open the solutions.
+
+# %% [markdown]
+# ### Solution 1
+#
+# Padded: 4 rows as wide as the longest, $4 \cdot 100 = 400$ slots. Packed: $10 + 20 + 30 + 100 = 160$. The ratio is
+# 2.5, the longest divided by the mean length of 40.
+
+# %%
+four = [10, 20, 30, 100]
+packed = minipeft.pack([[5] * length for length in four], config=config)
+print(len(four) * max(four), "slots padded,", packed.total_tokens, "packed")
+assert packed.total_tokens == sum(four) and len(four) * max(four) / packed.total_tokens == max(four) / (sum(four) / 4)
+
+# %% [markdown]
+# ### Solution 2
+#
+# Cut the ids where the lengths say so.
+
+
+# %%
+def unpack(batch: minipeft.PackedBatch) -> list[list[int]]:
+    return [ids.tolist() for ids in batch.input_ids.split(batch.lengths)]
+
+
+assert unpack(batch) == token_ids
+
+# %% [markdown]
+# ### Solution 3
+#
+# The gradient of a step is a sum over its sequences, and a sum does not depend on the order of its terms. Sorting the
+# whole training set changes *which* sequences are in a step: short texts would be trained with short texts, and the
+# steps would no longer be random samples of the data.

@@ -2,14 +2,15 @@
 # # RoBERTa in 300 lines
 #
 # This page goes through the encoder that every method of this package fine-tunes. It says what RoBERTa changed from
-# BERT, takes one sentence through the real modules and looks at the shape of every tensor on the way, computes one
-# attention head by hand, and compares the result with Hugging Face's.
+# BERT, follows one sentence through the real modules with the shape of every tensor, computes one attention head by
+# hand, and compares the result with Hugging Face's.
 #
 # It assumes that you have read [From text to packed batch](01_from_text_to_packed_batch.ipynb): the input is a packed
 # batch, sequences end to end without padding. Everything here runs on the bundled roberta-mini, which has the
 # architecture of roberta-base and is only smaller.
 
 # %%
+import dataclasses
 import importlib.util
 import inspect
 import math
@@ -47,9 +48,9 @@ assert lines < 300
 # ## What RoBERTa changed from BERT
 #
 # BERT (Devlin et al. 2019) showed that one network, trained once on much plain text, can be fine-tuned with little
-# effort to almost any task on sentences. RoBERTa (Liu et al. 2019) is the same network. Its authors asked how much of
-# BERT's success hung on choices that nobody had tried out thoroughly, and found that BERT had been trained far too
-# little. These are the changes, with the sections of the paper in which they are tested:
+# effort to almost any task on sentences. RoBERTa (Liu et al. 2019) is the same network. Its authors tested BERT's
+# training choices one by one, and found that BERT had been trained far too little. These are the changes, with the
+# sections of the paper in which they are tested:
 #
 # | | BERT | RoBERTa | section |
 # |---|---|---|---|
@@ -61,9 +62,8 @@ assert lines < 300
 #
 # *Masked language modelling* itself stayed: hide some of the tokens, and let the network say which they were from the
 # context on both sides. Of the tokens, 15% are chosen. Of the chosen, 80% are replaced by `<mask>`, 10% by a random
-# token, and 10% stay as they are, so that the network cannot rely on `<mask>` to know where it is being asked. This is
-# the function that does it when minipeft pretrains an encoder. It is called for every batch, every time, and so the
-# masking is dynamic without further ado:
+# token, and 10% stay as they are, so that `<mask>` alone does not tell the network where it has to predict. This is the
+# function that does it when minipeft pretrains an encoder. It is called for every batch, so the masking is dynamic:
 
 # %%
 source(mask)
@@ -78,11 +78,11 @@ for _ in range(3):
     assert torch.equal(batch.input_ids[places], truth)
 
 # %% [markdown]
-# Three times the same sentence, three times other words to guess.
+# The same sentence three times, each time with other words to predict.
 #
 # One thing that RoBERTa dropped can still be seen in its shape. BERT's *token types* told the two segments apart that
 # next-sentence prediction was about. RoBERTa's table of token types has one row left. Its vector is added to every
-# token, and that is the same as a part of the position table.
+# token, so it could as well be part of the position table.
 #
 # How much more training is that? In sequences seen, up to
 
@@ -92,9 +92,9 @@ print(8192 * 500_000 / (256 * 1_000_000), "times as many as BERT")
 # %% [markdown]
 # ## The shapes along one sentence
 #
-# We now let one sentence through and write down what each module gives. A forward hook is called by PyTorch whenever a
-# module has computed its output. The letters: there are `total_tokens` tokens in the batch; each is a vector of
-# `hidden_size` numbers.
+# We now pass one sentence through the model and record the output of each module. A forward hook is called by PyTorch
+# whenever a module has computed its output. The letters: there are `total_tokens` tokens in the batch; each is a vector
+# of `hidden_size` numbers.
 
 # %%
 outputs: dict[str, torch.Tensor] = {}
@@ -118,12 +118,12 @@ for name, output in outputs.items():
         print(f"{name:<40}", tuple(output.shape))
 
 # %% [markdown]
-# The list can be read as a story. Two embeddings give each token a vector, for what it is and for where it stands. Six
-# modules in each layer, the linear ones, keep the number of tokens and change the last dimension at most. In the last
-# layer something happens to the *first* dimension: keys and values are there for all tokens, but everything else has
-# one row. We come to that. Then the head makes two numbers of that one row, one for each class.
+# Read the list from the top. Two embeddings give each token a vector, one for the token and one for its position. The
+# six linear modules in each layer keep the number of tokens and change at most the last dimension. In the last layer
+# something happens to the *first* dimension: keys and values are there for all tokens, but everything else has one row.
+# A later section explains it. The head turns this row into two numbers, one for each class.
 #
-# Nowhere is there a dimension for the batch. Sequences lie end to end, and only attention looks at where they begin.
+# There is no batch dimension. Sequences lie end to end, and only attention looks at where they begin.
 #
 # ## Embeddings
 #
@@ -154,15 +154,16 @@ assert torch.allclose(embedded, outputs["encoder.layer_norm"], atol=1e-5)
 source(roberta.EncoderLayer.forward, roberta.EncoderLayer.after_attention)
 
 # %% [markdown]
-# Six linear layers stand in it, and their names will follow you through all the pages: `query`, `key` and `value` make
-# what attention needs, `output` mixes the heads' results, `intermediate` and `ffn_output` are the feed-forward part.
-# These are the places where LoRA and its relatives are put.
+# It has six linear layers, whose names appear on all pages: `query`, `key` and `value` make what attention needs,
+# `output` mixes the heads' results, `intermediate` and `ffn_output` are the feed-forward part. LoRA and similar methods
+# are applied to these layers.
 #
 # ## Attention, by hand
 #
-# Each token makes three vectors. Its *query* says what it looks for, its *key* what it can be found by, and its *value*
-# what it has to give. The score of token $j$ for token $i$ is the product of $i$'s query and $j$'s key. A softmax turns
-# the scores of each $i$ into weights that sum to 1, and the result is the mean of the values with these weights:
+# Each token makes three vectors. Its *query* says what it looks for, its *key* what it offers to be found by, and its
+# *value* what it contributes. The score of token $j$ for token $i$ is the product of $i$'s query and $j$'s key. A
+# softmax turns the scores of each $i$ into weights that sum to 1, and the result is the mean of the values with these
+# weights:
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}\left(\frac{Q K^\top}{\sqrt{d}}\right) V .$$
 #
@@ -197,16 +198,15 @@ print("largest difference:", float((attended - all_heads[:, part]).abs().max()))
 assert torch.allclose(attended, all_heads[:, part], atol=1e-5)
 
 # %% [markdown]
-# `attend_plain` is the version to read: one sequence after the other, each written as the equation. Nothing but the
-# split by `lengths` keeps the sequences of a packed batch apart.
+# `attend_plain` is the version to read: one sequence after the other, each computed as in the equation. Only the split
+# by `lengths` keeps the sequences of a packed batch apart.
 
 # %%
 source(attention.attend_plain)
 
 # %% [markdown]
-# For speed the model calls others. On the CPU it is `attend_grouped`, that puts sequences of nearly equal length side
-# by side and attends to a whole group at once. A fast version that nobody checks is a risk, so the tests hold it
-# against the plain one, and so do we, with a batch of several lengths:
+# For speed the model calls other functions. On the CPU it calls `attend_grouped`, which computes sequences of nearly
+# equal length as one group. The tests compare it with the plain version, and so do we, with a batch of several lengths:
 
 # %%
 more = [sentence, "A quiet film.", "Not one good scene in it.", "Tom saw a dog, a cat and a horse."]
@@ -261,13 +261,13 @@ assert to_the_next > 0.9 and labels[looks + 1] == labels[at + 1] == "car" and lo
 # %% [markdown]
 # The head of the first layer looks at the next token and hardly at anything else. Heads that look at a neighbour are
 # found in most trained transformers. (In roberta-mini they were helped: its pretraining *started* with such heads,
-# because its budget was small. `minipeft/training/start.py` has the reasons.) Later layers spread their weight. The
-# strongest glance in the second picture goes from one mention of the car to the other. Do not read too much into one
-# picture; a weight says where a head looked, not what it made of it.
+# because its budget was small. `minipeft/training/init_weights.py` has the reasons.) Later layers spread their weight.
+# The largest weight between two different words in the second picture goes from one mention of the car to the other. Do
+# not read too much into one picture: a weight says which token is used, not what is computed from it.
 #
 # ## The feed-forward part, and the whole layer
 #
-# With what we have, a layer can be finished by hand: mix the heads, add, normalise, go out and back, add, normalise.
+# Now the rest of the layer can be computed by hand: mix the heads, add, normalise, feed-forward, add, normalise.
 
 # %%
 a = layer.attention_layer_norm(embedded + F.linear(all_heads, layer.output.weight, layer.output.bias))
@@ -282,19 +282,18 @@ print(f"weights of the feed-forward parts: {in_feed_forward / in_layers:.2f} of 
 assert in_feed_forward > in_layers / 2
 
 # %% [markdown]
-# Attention gets the attention, but most of a layer's parameters, and with short sentences most of its arithmetic, are
-# in the feed-forward part.
+# Most of a layer's parameters, and with short sentences most of its arithmetic, are in the feed-forward part.
 #
 # ## Only `<s>` in the last layer
 #
-# The classifier reads one vector a sequence, that of `<s>`. In the last layer, what becomes of the other tokens reaches
-# nobody any more. Is it the same to leave them out? Follow the dependencies backwards. The output of `<s>` in the last
-# layer is a function of its own feed-forward part, which sees `<s>` alone; of its attention, which needs the query of
-# `<s>` and the keys and values of *every* token; and of the residual, which is the row of `<s>`. So keys and values
-# must be computed for all, and the query, `output`, both feed-forward layers and both LayerNorms for `<s>` only. In the
-# earlier layers nothing can be spared, since the next layer needs everybody's keys and values.
+# The classifier reads one vector a sequence, that of `<s>`. The outputs of the other tokens in the last layer are not
+# used. Can they be left out? Follow the dependencies backwards. The output of `<s>` in the last layer is a function of
+# its own feed-forward part, which sees `<s>` alone; of its attention, which needs the query of `<s>` and the keys and
+# values of *every* token; and of the residual, which is the row of `<s>`. So keys and values must be computed for all,
+# and the query, `output`, both feed-forward layers and both LayerNorms for `<s>` only. In the earlier layers nothing
+# can be left out, since the next layer needs the keys and values of every token.
 #
-# This is what you saw in the list of shapes. No approximation is made:
+# This is what the list of shapes shows. It is not an approximation:
 
 # %%
 source(roberta.Encoder.forward)
@@ -319,9 +318,8 @@ assert (base.hidden_size, base.intermediate_size, base.num_hidden_layers) == (76
 #
 # ## The head
 #
-# What is pretrained ends here. The head is new for each task: a linear layer, a tanh, and a linear layer to one number
-# a class. Its weights are random until it is trained, which is why the package says so when it loads an encoder without
-# one.
+# The pretrained part ends here. The head is new for each task: a linear layer, a tanh, and a linear layer to one number
+# per class. Its weights are random until it is trained; the package says so when it loads an encoder without a head.
 
 # %%
 source(roberta.ClassificationHead)
@@ -339,9 +337,9 @@ assert torch.allclose(by_hand, logits, atol=1e-5)
 #
 # ## The same logits as Hugging Face's
 #
-# All this is worth something only if it computes what everybody else's RoBERTa computes. So we write our model out as a
-# checkpoint, let the transformers library load it, give it a padded batch with its mask, and compare. transformers is
-# no dependency of minipeft; it comes with the extra `test`, and without it this cell says so and continues.
+# The model must compute what Hugging Face's RoBERTa computes. So we write it as a checkpoint, let the transformers
+# library load it, give it a padded batch with its mask, and compare. transformers is not a dependency of minipeft; it
+# comes with the extra `test`. Without it this cell prints a message and continues.
 
 # %%
 if importlib.util.find_spec("transformers") is None:
@@ -365,14 +363,66 @@ else:
     assert torch.allclose(ours, expected, atol=1e-5)
 
 # %% [markdown]
-# ## What to take along
+# ## Summary
 #
 # - RoBERTa is BERT's network, trained longer, on more text, in larger batches, with dynamic masking and without
 #   next-sentence prediction.
-# - `(total_tokens, hidden_size)` goes in and comes out of every layer. Attention alone looks across tokens, and it
-#   alone knows where sequences begin.
+# - `(total_tokens, hidden_size)` goes in and comes out of every layer. Only attention looks across tokens, and only
+#   attention knows where sequences begin.
 # - Six linear layers in each layer: `query`, `key`, `value`, `output`, `intermediate`, `ffn_output`.
 # - The classifier reads `<s>`, so the last layer computes little else.
 #
-# Training all of it for each task means a copy of all of it for each task. The next page trains a tiny part instead:
+# Training all parameters means one copy of all of them for each task. The next page trains a small part instead:
 # [LoRA](03_lora.ipynb).
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Compute.** How many parameters does one layer of roberta-base have? ($h = 768$, the feed-forward part is $4h$
+#    wide.)
+# 2. **Change the code.** Leave out the division by $\sqrt d$ in the head computed by hand. Are the weights spread over
+#    more tokens or over fewer? Measure it by the entropy $-\sum_j w_j \log w_j$, the mean over the rows.
+# 3. **Explain.** A programmer forgets to restart `position_ids` in each sequence of a packed batch. Which sequences get
+#    other logits?
+#
+# Try them before you open the solutions.
+
+# %% [markdown]
+# ### Solution 1
+#
+# Four square layers $4(h^2 + h)$, the feed-forward part $4h^2 + 4h$ and $4h^2 + h$, and two LayerNorms with $2h$ each.
+
+# %%
+h = base.hidden_size
+by_formula = 4 * (h * h + h) + (4 * h * h + 4 * h) + (4 * h * h + h) + 2 * 2 * h
+with torch.device("meta"):
+    one_layer = roberta.EncoderLayer(base)
+print(f"{by_formula:,} parameters")
+assert by_formula == sum(parameter.numel() for parameter in one_layer.parameters())
+
+# %% [markdown]
+# ### Solution 2
+#
+# Larger scores make a softmax sharper: the weights are spread over fewer tokens.
+
+
+# %%
+def entropy(weights: torch.Tensor) -> float:
+    return float(-(weights * weights.clamp_min(1e-30).log()).sum(dim=1).mean())
+
+
+undivided = torch.softmax(q @ k.T, dim=1)
+print(f"entropy with the division {entropy(weights):.2f}, without it {entropy(undivided):.2f}")
+assert entropy(undivided) < entropy(weights)
+
+# %% [markdown]
+# ### Solution 3
+#
+# All sequences but the first: the first one starts at the right position, and each later one gets the positions that
+# come after its predecessor.
+
+# %%
+running = dataclasses.replace(several, position_ids=torch.arange(several.total_tokens) + config.position_offset)
+difference = (model(several) - model(running)).abs().amax(dim=1)
+print("largest difference of a logit in each sequence:", [f"{value:.1e}" for value in difference.tolist()])
+assert difference[0] < 1e-6 and (difference[1:] > 1e-3).all()

@@ -2,9 +2,8 @@
 # # LoRA
 #
 # LoRA (*low-rank adaptation*; Hu et al. 2021) leaves the pretrained weights as they are and trains, next to some of
-# them, a product of two thin matrices. This page derives it: the update, its gradients, what alpha and the rank do,
-# where it is put and how it is merged, how many parameters it has; and in the end it trains one and looks at what was
-# learnt.
+# them, a product of two thin matrices. This page derives the update and its gradients, counts the parameters, explains
+# alpha and the rank, the choice of layers and merging; at the end it trains an adapter and looks at what was learned.
 #
 # You need to know which linear layers an encoder has; [RoBERTa in 300 lines](02_roberta_in_300_lines.ipynb) shows them.
 
@@ -32,9 +31,9 @@ def in_base_shape(method: object) -> minipeft.SequenceClassifier:
 # %% [markdown]
 # ## Why not train everything
 #
-# *Full fine-tuning* continues to train every weight of the pretrained network. It works well, and what it costs is not
-# only time. AdamW keeps two numbers for each trained one (running means of its gradient and of the gradient's square),
-# and the gradient itself is a third. And in the end each task has a complete copy of the network.
+# *Full fine-tuning* continues to train every weight of the pretrained network. It works well, but it costs memory as
+# well as time. AdamW keeps two numbers for each trained number (running means of its gradient and of the gradient's
+# square), and the gradient itself is a third. And each task needs a complete copy of the network.
 
 # %%
 full = minipeft.count_parameters(in_base_shape(minipeft.Full()))
@@ -60,7 +59,7 @@ for name, count in (("full fine-tuning", full), ("LoRA, rank 8", lora)):
 #
 # $$\Delta W = s\, B A, \qquad B \in \mathbb{R}^{n \times r}, \quad A \in \mathbb{R}^{r \times m},$$
 #
-# where the fixed number $s$ sets the scale; it has its own section below. So the layer computes
+# where the fixed number $s$ sets the scale; a section below explains it. So the layer computes
 #
 # $$h = W x + b + s\, B A x .$$
 #
@@ -68,8 +67,8 @@ for name, count in (("full fine-tuning", full), ("LoRA, rank 8", lora)):
 # of each there is in $x$. $B$ answers each question with a fixed vector, a column of $B$, that is added to the output.
 # With $r = 1$ the whole change of the layer is: *the more $x$ points this way, the more of that vector is added*.
 #
-# One never forms the matrix $BA$ in training. First $Ax$, then $B$ times that: $r(m + n)$ multiplications a token
-# instead of $mn$. This is the package's layer:
+# The matrix $BA$ is never computed in training. $Ax$ is computed first, then $B$ times the result: $r(m + n)$
+# multiplications a token instead of $mn$. This is the package's layer:
 
 # %%
 source(LoRALinear)
@@ -104,18 +103,18 @@ for rank in (1, 2, 8, 64):
 # $$dY = s\, X A^\top dB^\top + s\, X\, dA^\top B^\top ,$$
 #
 # and the loss by the sum of all products of an element of $G$ with the same element of $dY$, which is $dL =
-# \mathrm{tr}(G^\top dY)$. In a trace factors can be moved around in a circle, and transposed. So the first part is
-# $s\,\mathrm{tr}(G^\top X A^\top dB^\top)$, and the factor of $dB^\top$ is the gradient of $B$. The second part is
-# $s\,\mathrm{tr}(G^\top X\, dA^\top B^\top) = s\,\mathrm{tr}(B^\top G^\top X\, dA^\top)$. Together:
+# \mathrm{tr}(G^\top dY)$. The factors of a trace can be rotated, and a trace is unchanged by transposition. So the
+# first part is $s\,\mathrm{tr}(G^\top X A^\top dB^\top)$, and the factor of $dB^\top$ is the gradient of $B$. The
+# second part is $s\,\mathrm{tr}(G^\top X\, dA^\top B^\top) = s\,\mathrm{tr}(B^\top G^\top X\, dA^\top)$. Together:
 #
 # $$\frac{\partial L}{\partial B} = s\, G^\top (X A^\top), \qquad
 # \frac{\partial L}{\partial A} = s\, (G B)^\top X, \qquad
 # \frac{\partial L}{\partial X} = G W + s\, (G B) A .$$
 #
-# Both products in parentheses are thin, `(tokens, rank)`: the backward pass too has little to compute. And the gradient
-# of $W$, which would be $G^\top X$, is not computed at all. That is the saving in *time*: of the three products of
-# equal size that a linear layer costs in training (forward, gradient of the input, gradient of the weight), one falls
-# away.
+# Both products in parentheses are thin, `(tokens, rank)`: so the backward pass has little to compute, too. And the
+# gradient of $W$, which would be $G^\top X$, is not computed at all. That is the saving in *time*: a linear layer costs
+# three products of equal size in training (forward, gradient of the input, gradient of the weight), and the third is
+# not needed.
 #
 # We check the three formulas against autograd, with a random layer whose $B$ is not 0 any more.
 
@@ -141,10 +140,10 @@ assert layer.weight.grad is None
 # %% [markdown]
 # ## Why B starts at zero, and A does not
 #
-# At the start $B = 0$, so $BA = 0$ and the adapted model computes exactly what the pretrained one does. That is where
-# one wants to start. But then why not let $A$ be 0 too? Look at the formulas: the gradient of $B$ has the factor $A$,
-# and the gradient of $A$ has the factor $B$. With both at 0 both gradients are 0, for every loss, for ever. With $A$
-# random, $B$ gets a gradient at the first step, and as soon as it has moved, so does $A$.
+# At the start $B = 0$, so $BA = 0$ and the adapted model computes exactly what the pretrained one does. Training should
+# start there. Then why is $A$ not 0 as well? Look at the formulas: the gradient of $B$ has the factor $A$, and the
+# gradient of $A$ has the factor $B$. If both are 0, both gradients are 0 for every loss, and nothing is ever learned.
+# With $A$ random, $B$ gets a gradient at the first step, and as soon as it has moved, so does $A$.
 
 # %%
 layer = LoRALinear(Linear(m, n).requires_grad_(False), rank, alpha)
@@ -161,15 +160,15 @@ for step in (1, 2):
 
 # %% [markdown]
 # The random start of $A$ is a uniform distribution that shrinks with the number of inputs (Kaiming's), so that $Ax$ is
-# of the same size for wide and narrow layers. It has consequences: as long as training is short, $\Delta W$ is made of
-# the random questions with which $A$ began, and what is learnt is mostly how $B$ answers them.
+# of the same size for wide and narrow layers. In a short training $A$ changes little, so $\Delta W$ uses the random
+# directions with which $A$ began, and mostly $B$ is learned.
 #
 # ## What alpha and the rank do
 #
-# The scale is $s = \alpha / r$. Here is the reason. With small learning rates the questions in $A$ hardly change, and
-# each adds its own part to the update; if one takes twice as many, the update grows. Dividing by $r$ undoes that, so
-# that one can change the rank and keep the learning rate. And $\alpha$ is one more factor, which one can leave alone:
-# the authors set it once and tune the learning rate (section 4.1), for with Adam the two do almost the same.
+# The scale is $s = \alpha / r$. Here is the reason. With small learning rates the rows of $A$ hardly change, and each
+# adds its part to the update: with twice as many rows, the update grows. Dividing by $r$ undoes that, so that the
+# learning rate can stay the same for another rank. $\alpha$ is a constant factor: the authors set it once and tune the
+# learning rate (section 4.1), since with Adam both have nearly the same effect.
 #
 # Let us see how far *one* step lowers the loss. In the first step only $B$ moves, because the gradient of $A$ is 0.
 # With plain gradient descent and learning rate $\eta$ the loss falls, to first order, by
@@ -275,8 +274,8 @@ source(minipeft.apply)
 # ## A training, and what it learnt
 #
 # Now a real one: roberta-mini on a small part of the synthetic data for SST-2, for a few seconds only: too short to
-# learn the task, long enough to see what kind of change it makes. Beside it we train the same with full fine-tuning, so
-# that we can look at the change of a weight that was *not* forced to have a low rank.
+# learn the task, long enough to see what kind of change it makes. We train the same with full fine-tuning as well, to
+# look at the change of a weight that is *not* restricted to a low rank.
 
 # %%
 settings = {
@@ -342,16 +341,16 @@ assert (spectrum(with_lora.model) > 1e-3).sum(1).max() <= 8
 
 # %% [markdown]
 # LoRA's change has at most eight directions because it is made so. That of full fine-tuning has nearly all, since
-# nothing forbids it; but the curve and the last column say how unequal they are. Section 7.2 of the paper makes the
+# nothing restricts it; but the curve and the last column show how unequal they are. Section 7.2 of the paper makes the
 # corresponding observation with LoRA itself: adapters of rank 8 and rank 64 share their first direction and little
-# beyond it. What a rank does for a task's accuracy is a question for measurements with several seeds, and has a page of
-# its own, `07_comparing_fairly`.
+# beyond it. How the rank affects the accuracy of a task must be measured with several seeds: see [Comparing
+# fairly](07_comparing_fairly.ipynb).
 #
 # ## Merging
 #
-# In use the second path costs time. But $W x + s B A x = (W + s B A)\,x$: the product can be added to the weight once,
-# and then the layer is an ordinary one again, with no cost left. The function is the same; only roundings differ.
-# minipeft keeps the original aside, since adding and then subtracting would not give back the same bits.
+# In prediction the second path costs time. But $W x + s B A x = (W + s B A)\,x$: the product can be added to the weight
+# once, and then the layer is an ordinary one again, with no cost left. The function is the same; only roundings differ.
+# minipeft keeps a copy of the original weight, since adding and then subtracting would not give the same bits.
 
 # %%
 source(LoRALinear.merged_weight, minipeft.methods.adapted.AdaptedLinear.merge)
@@ -371,15 +370,72 @@ print("largest difference:", float((apart - together).abs().max()))
 assert torch.allclose(apart, together, atol=1e-4) and torch.equal(apart, again)
 
 # %% [markdown]
-# Merging is a choice, not a must. Unmerged, one pretrained network can serve many tasks, each with an adapter of a few
-# megabytes, even within one batch; that is what `minipeft.AdapterSet` does.
+# Merging is optional. Unmerged, one pretrained network can serve many tasks, each with an adapter of a few megabytes,
+# even within one batch; that is what `minipeft.AdapterSet` does.
 #
-# ## What to take along
+# ## Summary
 #
 # - $h = Wx + b + \frac{\alpha}{r} B A x$, with $W$ frozen: $r(n + m)$ parameters a layer.
 # - The gradients are thin products; that of $W$ is never computed.
 # - $B$ starts at 0 so that training starts from the pretrained function, and $A$ does not, so that it can leave it.
 # - $\alpha / r$ is a scale. With Adam it acts much like the learning rate.
-# - Merged, it costs nothing in use.
+# - After merging, prediction has no additional cost.
 #
 # There is an even smaller change to a linear layer, which has no matrix at all: [BitFit](04_bitfit.ipynb).
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Compute.** At which rank does LoRA on a square layer of 768 features have as many parameters as the layer's
+#    weight?
+# 2. **Change the code.** Start with $A = 0$ and a random $B$. Does training still start from the pretrained function,
+#    and which of the two has a gradient in the first step?
+# 3. **Explain.** An adapter was trained with alpha 16 and rank 8, and a program loads it with alpha 32. What does the
+#    model compute?
+#
+# Try them before you open the solutions.
+
+# %% [markdown]
+# ### Solution 1
+#
+# $r (768 + 768) = 768^2$ gives $r = 384$, half of the width.
+
+# %%
+width = 768
+same = next(rank for rank in range(1, width + 1) if rank * 2 * width == width**2)
+wide_layer = LoRALinear(Linear(width, width).requires_grad_(False), same, alpha=16)
+print("rank", same)
+assert wide_layer.lora_A.numel() + wide_layer.lora_B.numel() == wide_layer.weight.numel()
+
+# %% [markdown]
+# ### Solution 2
+#
+# Yes: $BA$ is 0 in both cases. Now the gradient of $B$ is 0, because it has the factor $A$, and $A$ moves first.
+
+# %%
+torch.manual_seed(0)
+layer = LoRALinear(Linear(m, n).requires_grad_(False), 3, alpha=6)
+torch.nn.init.zeros_(layer.lora_A)
+torch.nn.init.normal_(layer.lora_B)
+X = torch.randn(tokens, m)
+assert torch.equal(layer(X), Linear.forward(layer, X))
+of_a, of_b = torch.autograd.grad(layer(X).square().mean(), (layer.lora_A, layer.lora_B))
+print(f"first step: size of the gradient of A {float(of_a.norm()):.4f}, of B {float(of_b.norm()):.4f}")
+assert of_a.norm() > 0 and of_b.norm() == 0
+
+# %% [markdown]
+# ### Solution 3
+#
+# The scale $s = \alpha / r$ is 4 instead of 2, so that the change of every adapted weight is twice the trained one. The
+# shapes fit and no error is raised: alpha is part of an adapter, which is why `adapter_config.json` stores it.
+
+# %%
+frozen = Linear(m, n).requires_grad_(False)
+small, large = LoRALinear(frozen, 8, alpha=16), LoRALinear(frozen, 8, alpha=32)
+torch.nn.init.normal_(small.lora_B)
+with torch.no_grad():
+    large.lora_A.copy_(small.lora_A)
+    large.lora_B.copy_(small.lora_B)
+    changes = [layer.merged_weight() - frozen.weight for layer in (small, large)]
+print("ratio of the changes:", round(float(changes[1].norm() / changes[0].norm()), 4))
+assert torch.allclose(changes[1], 2 * changes[0], atol=1e-5)

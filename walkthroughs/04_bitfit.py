@@ -3,11 +3,11 @@
 #
 # BitFit (Ben Zaken, Ravfogel and Goldberg 2022) trains the biases of the encoder and nothing else. A linear layer $y =
 # W x + b$ keeps its $W$ and may change its $b$: one number for each feature of the output. That this works at all is
-# surprising. This page counts the biases, asks what they can do and what they cannot, proves that an eleventh of
-# the parameters of each layer is there in vain, and looks at which biases move in a training.
+# surprising. This page counts the biases, shows what they can do and what they cannot, proves that one eleventh of the
+# trained parameters of each layer has no effect, and looks at which biases move in training.
 #
-# The last page, [LoRA](03_lora.ipynb), is not needed for it; the names of the layers are
-# ([RoBERTa in 300 lines](02_roberta_in_300_lines.ipynb)).
+# You need to know the names of the layers ([RoBERTa in 300 lines](02_roberta_in_300_lines.ipynb)); the page on
+# [LoRA](03_lora.ipynb) is not needed.
 
 # %%
 import copy
@@ -29,7 +29,7 @@ tokenizer = minipeft.load_tokenizer("roberta-mini")
 # %% [markdown]
 # ## The whole method
 #
-# It is the smallest in the package. Nothing is added to the model; some of what is there is no longer frozen.
+# It is the smallest in the package. Nothing is added to the model; some of its parameters are no longer frozen.
 
 # %%
 source(bitfit.BitFit, bitfit.install)
@@ -71,25 +71,24 @@ print(f"LoRA with rank 2         {counted(minipeft.LoRA(rank=2)).method:>8,}")
 assert every.method == 11 * h * layers + h and subset.method == 5 * h * layers
 
 # %% [markdown]
-# The second line is a choice that section 4 of the paper proposes, after looking at which biases had changed most: that
-# of the query and the first of the feed-forward part train, and the results are nearly as good.
+# The second line is a subset that section 4 of the paper proposes, because these biases had changed most: those of the
+# query and of the first feed-forward layer. The results are nearly as good.
 #
 # ## What a bias can do
 #
 # A bias adds the same vector to *every* token, whatever the token is. In a network of linear layers only, that would be
 # almost useless: the sum of all changes would arrive at the end as one constant vector, added to the logits of every
-# input alike. Nothing could be told apart that was not before.
+# input alike. It could not separate any two inputs that were not separated before.
 #
-# But a transformer is not linear, and a constant shift *before* a non-linear function is not a constant behind it. GELU
-# lets large positive numbers through and holds negative ones back. A bias of the `intermediate` layer moves the point
-# at which each of the features opens: it can switch a feature off for all inputs but a few, or let one through that was
-# always held back. The pretrained network computes very many features, of which a task needs some. Choosing among
-# features that are there already is cheap, and this is what a bias can do. The authors see it that way too:
-# fine-tuning, they suggest, is mostly about exposing what pretraining has taught, and less about learning something
-# new.
+# But a transformer is not linear, and a constant shift *before* a non-linear function is not constant after it. GELU
+# passes large positive numbers and suppresses negative ones. A bias of the `intermediate` layer moves the point at
+# which each of the features opens: it can switch a feature off for all inputs but a few, or pass one that was always
+# suppressed. The pretrained network computes very many features, of which a task needs some. A bias can choose among
+# features that exist already. The authors suggest the same: fine-tuning mostly exposes what was learned in pretraining,
+# and learns little that is new.
 #
-# We can see it in one layer. We shift the bias of `intermediate` by the same vector for all, and look at how much the
-# change *differs* between tokens, before GELU and after.
+# We can see it in one layer. We shift the bias of `intermediate` by the same vector for all tokens, and measure how
+# much the change *differs* between tokens, before GELU and after.
 
 # %%
 model = minipeft.load_pretrained("roberta-mini").eval().requires_grad_(False)
@@ -112,18 +111,18 @@ for name, change in (
     assert (over_tokens > 0.01) == (name == "after GELU")
 
 # %% [markdown]
-# Each kind of bias has its own lever:
+# Each kind of bias has another effect:
 #
 # - **`query`**: the score of token $j$ for token $i$ is $(q_i + \delta) \cdot k_j = q_i \cdot k_j + \delta \cdot k_j$.
 #   The second part does not depend on who looks. All tokens look more at those $j$ whose key points along $\delta$: a
 #   bias of the query says *what is interesting in this task*.
-# - **`value`**: the weights of attention sum to 1, so a vector added to every value comes out unchanged at the other
-#   end. It shifts the output by a constant, and then the `output` layer could have done it with its own bias. So one of
-#   the two is enough; below we see that exactly.
+# - **`value`**: the weights of attention sum to 1, so a vector added to every value is added unchanged to the result.
+#   This shifts the output by a constant, which the bias of the `output` layer can do as well. So one of the two is
+#   enough; the next cell shows it.
 # - **`output`, `ffn_output`** and the biases of **LayerNorm**: they shift what the next layers see, and so move the
 #   points at which *these* open.
 # - **`intermediate`**: it moves GELU's opening points, as above.
-# - **`key`**: nothing at all. That deserves a section.
+# - **`key`**: no effect at all. A section below proves it.
 
 # %%
 values, keys, queries = (torch.randn(batch.total_tokens, 256, dtype=torch.float64) for _ in range(3))
@@ -145,11 +144,11 @@ assert torch.allclose(through_value, through_output)
 # %% [markdown]
 # ## What it cannot do
 #
-# It cannot ask new questions. $\Delta h = \Delta b$ has no $x$ in it, while LoRA's $\Delta h = s\,B A x$ looks at the
-# input along new directions. A feature that pretraining has not made can be made by LoRA and not by BitFit. Nor can a
-# bias turn things around: no $\Delta b$ makes $W x + \Delta b$ into $-W x$. We let both learn a random linear change of
-# a single layer, as well as each can. For the bias that is the mean error over the tokens; for a LoRA of full rank
-# nothing is left.
+# It cannot use new directions of the input. $\Delta h = \Delta b$ does not depend on $x$, while LoRA's $\Delta h = s\,B
+# A x$ looks at the input along new directions. A feature that pretraining has not made can be made by LoRA and not by
+# BitFit. Nor can a bias reverse a direction: no $\Delta b$ makes $W x + \Delta b$ equal to $-W x$. We fit a random
+# linear change of a single layer with both, as well as each can. For the bias that is the mean error over the tokens;
+# for a LoRA of full rank nothing is left.
 
 # %%
 torch.manual_seed(0)
@@ -164,8 +163,8 @@ assert left_by_bias.norm() > 0.9 * error.norm()
 
 # %% [markdown]
 # So how well BitFit does depends on how much of the task the pretrained network already knows. The paper finds it close
-# to full fine-tuning where training data are few, and behind it where they are many (section 3). From a small encoder
-# that knows little one should expect less.
+# to full fine-tuning where training data are few, and behind it where they are many (section 3). With a small encoder,
+# expect less.
 #
 # ## Key biases cannot matter
 #
@@ -175,18 +174,18 @@ assert left_by_bias.norm() > 0.9 * error.norm()
 # + \frac{q_i \cdot b_k}{\sqrt{d}} .$$
 #
 # The last term has no $j$ in it: a key bias adds the *same* number to all scores of the token that looks. And softmax
-# does not see a number added to all,
+# is not changed by a number that is added to all scores,
 #
 # $$\frac{e^{s_j + c}}{\sum_l e^{s_l + c}} = \frac{e^c\, e^{s_j}}{e^c \sum_l e^{s_l}}
 # = \frac{e^{s_j}}{\sum_l e^{s_l}} .$$
 #
 # So the output does not depend on $b_k$, whatever the input, and the gradient of every loss with respect to $b_k$ is
-# exactly zero. One can also see that from below: the gradient is $\sum_i q_i \sum_j \partial L / \partial s_{ij} /
+# exactly zero. The formula of the gradient shows the same: it is $\sum_i q_i \sum_j \partial L / \partial s_{ij} /
 # \sqrt{d}$, and since softmax keeps the sum of the weights at 1, the inner sum is zero. (Cordonnier, Loukas and Jaggi
 # 2020 note the same in their study of attention.)
 #
-# A computer rounds. What should cancel leaves a rest, and the rest must shrink when more digits are kept. That is the
-# test: the same gradients in float32 and in float64.
+# With rounding, the terms do not cancel completely, and the remainder must shrink with more digits. We compare the same
+# gradients in float32 and in float64.
 
 # %%
 norms = {}
@@ -227,8 +226,8 @@ print("key biases, trained in vain:", f"{in_vain:,} of {minipeft.count_parameter
 # %% [markdown]
 # ## Which biases move
 #
-# A training of a few seconds on a small part of the synthetic data for SST-2. It is far too short to say anything
-# about accuracy. What we want to see is where the biases go in the first steps.
+# We train for a few seconds on a small part of the synthetic data for SST-2: far too short to say anything about
+# accuracy, but long enough to see which biases move in the first steps.
 
 # %%
 scratch = tempfile.TemporaryDirectory()  # removed when the script ends
@@ -278,14 +277,14 @@ print(
 assert size["key"] / size["query"] > 100 * gradients["key"] / gradients["query"]
 
 # %% [markdown]
-# The bar of the key biases is by far the shortest, and yet they have moved, much further than their gradients would let
-# one expect: the last printed line compares both with the query's. That looks like a contradiction and is none. AdamW
-# divides each gradient by a running estimate of its own size, so that every parameter moves by about the learning rate,
-# however small its gradient is. It cannot know that here the gradient is nothing but rounding. Only the small number
-# that it adds to the divisor, $10^{-8}$ against a division by zero, holds the key biases back, because the rounding
-# noise is even smaller than that. With a larger loss or in a lower precision it would not be, and the key biases would
-# walk about at random as fast as the others walk with a purpose. But wherever they have walked, it has no effect. Put
-# the old ones back, and the logits stay the same:
+# The bar of the key biases is by far the shortest. Still, they have moved much further than their gradients suggest:
+# the last printed line compares both with the query's. The reason is the optimizer. AdamW divides each gradient by a
+# running estimate of its own size, so that every parameter moves by about the learning rate, however small its gradient
+# is. It cannot know that this gradient is only rounding error. Only the small number that it adds to the divisor,
+# $10^{-8}$ against a division by zero, holds the key biases back, because the rounding noise is even smaller than that.
+# With a larger loss or in a lower precision it would not be, and the key biases would move at random as fast as the
+# others move in a useful direction. But their values have no effect. With the old values put back, the logits stay the
+# same:
 
 # %%
 restored = copy.deepcopy(trained)
@@ -302,10 +301,9 @@ print(f"putting back the query biases changes a logit by at most {of_queries:.1e
 assert size["key"] > 0 and of_keys < 1e-4 and of_keys < of_queries / 10
 
 # %% [markdown]
-# So the size of a move is no measure of its use, least of all with an optimizer of Adam's kind. The paper looked at the
-# changes too, and saw the query's bias and the `intermediate` one (there called $b_{m2}$) move most and the key's stay
-# where it was; the subset above comes from that. To find out which biases a task needs one has to train without them
-# and compare:
+# So the size of a change does not measure its use, in particular with Adam. The paper looked at the changes too, and
+# saw the query's bias and the `intermediate` one (there called $b_{m2}$) move most and the key's stay where it was; the
+# subset above comes from that. To find out which biases a task needs, train without them and compare:
 #
 # ```python
 # minipeft.train(task="rte", method=minipeft.BitFit(targets=("query", "intermediate")))
@@ -313,9 +311,9 @@ assert size["key"] > 0 and of_keys < 1e-4 and of_keys < of_queries / 10
 #
 # ## Saving and merging
 #
-# An adapter of BitFit is the changed biases and the head. There is nothing to merge, since the biases *are* the model's
-# own: it costs nothing in use from the start. peft has no BitFit of its own, so the adapter is stored under minipeft's
-# own name for it; `minipeft.export` writes a whole checkpoint that transformers can load.
+# An adapter of BitFit is the changed biases and the head. There is nothing to merge, since these are biases that the
+# model already has: prediction has no additional cost. peft does not have BitFit, so the adapter is stored under a name
+# of minipeft; `minipeft.export` writes a whole checkpoint that transformers can load.
 
 # %%
 adapter = minipeft.load_adapter(minipeft.load_pretrained("roberta-mini"), f"{scratch.name}/run/adapter").eval()
@@ -324,13 +322,57 @@ with torch.no_grad():
 print(adapter.method, minipeft.count_parameters(adapter))
 
 # %% [markdown]
-# ## What to take along
+# ## Summary
 #
 # - BitFit trains $11h$ numbers a layer, and $h$ more.
-# - A bias shifts all tokens alike. It works through the non-linear functions behind it, by choosing among the features
-#   that are there. It cannot make new ones.
-# - Key biases cancel in the softmax: exactly without effect, gradient zero. With AdamW they move all the same.
-# - A bias that moved is not yet a bias that mattered.
+# - A bias shifts all tokens alike. It acts through the non-linear functions after it, by choosing among existing
+#   features. It cannot make new ones.
+# - Key biases cancel in the softmax: they have no effect, and their gradient is zero. With AdamW they move
+#   nevertheless.
+# - A bias that moved need not have had an effect.
 #
 # How these numbers are moved, step by step, is the subject of the next page: [the training
 # loop](05_the_training_loop.ipynb).
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Compute.** How many biases does BitFit train in roberta-large ($h = 1024$, 24 layers)?
+# 2. **Change the code.** Freeze the key biases after `minipeft.apply`. How many parameters of roberta-mini are left?
+# 3. **Explain.** Training the biases of both `value` and `output` does not give the model more functions than training
+#    that of `output` alone. Why?
+#
+# Try them before you open the solutions.
+
+# %% [markdown]
+# ### Solution 1
+#
+# $11 h$ in each layer and $h$ for the embeddings: $11 \cdot 1024 \cdot 24 + 1024 = 271{,}360$.
+
+# %%
+large = minipeft.EncoderConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+with torch.device("meta"):
+    in_large = minipeft.count_parameters(minipeft.apply(minipeft.SequenceClassifier(large), minipeft.BitFit()))
+print(f"{in_large.method:,} biases")
+assert in_large.method == 11 * 1024 * 24 + 1024
+
+# %% [markdown]
+# ### Solution 2
+#
+# `count_parameters` counts what has `requires_grad`. The key biases are $h$ numbers in each layer.
+
+# %%
+model = minipeft.apply(minipeft.load_pretrained("roberta-mini"), minipeft.BitFit())
+with_keys = minipeft.count_parameters(model).method
+for layer in model.encoder.layers:
+    layer.key.bias.requires_grad_(False)
+without_keys = minipeft.count_parameters(model).method
+print(f"{with_keys:,} biases, {without_keys:,} without those of the keys")
+assert with_keys - without_keys == in_vain
+
+# %% [markdown]
+# ### Solution 3
+#
+# The weights of attention sum to 1, so a value bias $b_v$ adds $b_v$ to the result of attention for every token.
+# `output` then makes $W_o b_v + b_o$ of both biases. Its own bias can be that vector already: `through_value` and
+# `through_output` above are equal.

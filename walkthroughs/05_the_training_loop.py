@@ -1,14 +1,13 @@
 # %% [markdown]
 # # The training loop
 #
-# Everything that turns a frozen encoder and a few new numbers into a trained adapter happens in one function,
-# `train_loop` in `minipeft/training/loop.py`. It is plain statements from top to bottom. This page takes it apart:
-# the optimizer, derived and rebuilt by hand; the learning rate; how a batch of any size is cut up and still gives the
-# same gradient; clipping; and, at the end, the part that is easiest to get wrong and does not look like mathematics at
-# all: which epoch's figure one may report.
+# Training happens in one function, `train_loop` in `minipeft/training/loop.py`. It is plain statements from top to
+# bottom. This page explains its parts: the optimizer, derived and computed by hand; the learning rate; how a batch of
+# any size is divided and still gives the same gradient; clipping; and, at the end, which epoch's result may be
+# reported.
 #
-# It opens as a notebook in Jupyter (with jupytext) and runs as a script: `python walkthroughs/05_the_training_loop.py`.
-# Every number in it is computed below, and every piece of the package's source is printed from the package itself.
+# It is also a script: `python walkthroughs/05_the_training_loop.py`. Every number is computed below, and every
+# quotation of the package's source is read from the package.
 
 # %%
 import json
@@ -32,9 +31,10 @@ from minipeft.training.optim import adamw, linear_schedule, parameter_groups, se
 from minipeft.training.recipes import BATCH_SIZE, GRAD_ACCUM, LORA_RECIPES
 
 # %% [markdown]
-# The loop begins by collecting what trains, giving it to an optimizer and counting the steps of the whole run. What
-# trains was decided before, by `minipeft.apply`: it froze the model and left `requires_grad` only where the method and
-# the classification head need it. The loop knows nothing else about LoRA or BitFit.
+# The loop begins by collecting the trainable parameters, creating the optimizer and counting the steps of the whole
+# run. Which parameters are trainable was decided before, by `minipeft.apply`: it froze the model and left
+# `requires_grad` only where the method and the classification head need it. The loop knows nothing else about LoRA or
+# BitFit.
 
 # %%
 piece(loop.train_loop, "trained = [", "total_steps =")
@@ -43,9 +43,9 @@ piece(loop.train_loop, "trained = [", "total_steps =")
 # ## AdamW, step by step
 #
 # Plain gradient descent subtracts the gradient times a learning rate, $w \leftarrow w - \eta g$. In a transformer this
-# works badly, because gradients differ by orders of magnitude from tensor to tensor: a rate that moves one of them
-# sensibly leaves another where it is, or blows it up. Adam (Kingma and Ba 2015) divides each gradient by its own usual
-# size. It keeps two moving averages for every single number that trains, of the gradient and of its square,
+# works badly, because gradients differ by orders of magnitude from tensor to tensor: a rate that suits one of them is
+# too small, or far too large, for another. Adam (Kingma and Ba 2015) divides each gradient by its own usual size. It
+# keeps two moving averages for every trainable number, of the gradient and of its square,
 #
 # $$m_t = \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2 ,$$
 #
@@ -128,12 +128,12 @@ picture(
 )
 
 # %% [markdown]
-# A short fine-tuning run has only a few hundred steps; all of them would be in the wrong part of that curve.
+# A short fine-tuning run has only a few hundred steps; without the correction, all of them would be too large.
 #
-# **Why "decoupled" matters.** One could also add $\lambda w$ to the gradient, which is the derivative of a penalty
+# **Why "decoupled" matters.** Another way is to add $\lambda w$ to the gradient, which is the derivative of a penalty
 # $\tfrac{\lambda}{2} w^2$. For plain gradient descent that is the same thing. For Adam it is not, because the penalty's
-# gradient is then divided by $\sqrt v$ too. Take two weights that start at 1 and see nothing but noise, the second a
-# thousand times less of it than the first:
+# gradient is then divided by $\sqrt v$ too. Take two weights that start at 1 and get only noise as gradients, the
+# second a thousand times less than the first:
 
 # %%
 torch.manual_seed(0)
@@ -151,8 +151,8 @@ assert abs(ends["decoupled, AdamW"][0] - ends["decoupled, AdamW"][1]) < 1e-3
 assert abs(ends["penalty in the gradient"][1]) < 0.2 < ends["penalty in the gradient"][0]
 
 # %% [markdown]
-# Decoupled, both shrink alike. Coupled, the weight whose gradients are small is driven to zero, although nothing said
-# that it should be: there the penalty is all that Adam sees, and it is scaled up to a full step.
+# Decoupled, both shrink equally. Coupled, the weight with small gradients is driven to zero: there the penalty is most
+# of the gradient, and Adam scales it to a full step.
 #
 # ## What decays, and what does not
 #
@@ -164,10 +164,10 @@ source(parameter_groups)
 # %% [markdown]
 # Matrices decay; vectors do not. A matrix multiplies, so pulling it towards zero makes the function smoother. A
 # LayerNorm's weight starts at 1 and *is* the scale of the signal: pulling it to zero only turns the layer down. A bias
-# shifts, and shrinking a shift makes nothing simpler. For parameter-efficient methods there is a second reason, and it
-# is the better one. What does decay mean as a preference? For LoRA's $A$ and $B$, which make up a *change* of the
-# pretrained weight, "towards zero" means "towards the pretrained model", which is sensible. For BitFit's biases, which
-# are the pretrained values themselves, "towards zero" means *away* from the pretrained model.
+# shifts, and a smaller shift is not a simpler function. For parameter-efficient methods there is a second reason. For
+# LoRA's $A$ and $B$, which make up a *change* of the pretrained weight, "towards zero" means "towards the pretrained
+# model", which is sensible. For BitFit's biases, which are the pretrained values themselves, "towards zero" means
+# *away* from the pretrained model.
 #
 # Here is what falls into the two groups for three methods. Every one also trains the head.
 
@@ -184,8 +184,8 @@ for method in (minipeft.LoRA(rank=2), minipeft.BitFit(), minipeft.Full()):
         assert all((p.ndim >= 2) == (group["weight_decay"] > 0) for p in group["params"])
 
 # %% [markdown]
-# To be sure that nothing is hidden in `adamw` and `set_learning_rate`, the hand-written step against them, on a linear
-# layer: its weight with decay, its bias without, the learning rate different in every step as in the loop.
+# The next cell compares the hand-written step with `adamw` and `set_learning_rate`, on a linear layer: its weight with
+# decay, its bias without, the learning rate different in every step as in the loop.
 
 # %%
 layer = nn.Linear(5, 4)
@@ -207,18 +207,18 @@ for name, parameter in layer.named_parameters():
 # %% [markdown]
 # ## Warmup and decay of the learning rate
 #
-# At the start the head is random, so its gradients say more about the head than about the text, and Adam's averages
-# rest on a handful of them. The rate therefore climbs in a straight line from zero. At the end it falls in a straight
-# line to zero, so that the last steps average out noise instead of adding to it.
+# At the start the head is random, so the gradients say more about the head than about the text, and Adam's averages are
+# made of few gradients. The rate therefore climbs in a straight line from zero. At the end it falls in a straight line
+# to zero, so that the last steps average out noise instead of adding to it.
 
 # %%
 source(linear_schedule)
 
 # %% [markdown]
 # There is no scheduler object here. The factor is a *pure function of the step*: it has no state that could be saved
-# wrongly, and a run that is resumed at step 500 has the rate of step 500. Two things follow from the definition that
-# surprise people. The first step of a run with warmup has the rate zero and moves nothing. And a warmup longer than the
-# run never reaches the full rate, so a quick trial with `--train-limit` needs a smaller `--warmup-steps`.
+# wrongly, and a run that is resumed at step 500 has the rate of step 500. Two things follow from the definition. The
+# first step of a run with warmup has the rate zero and moves nothing. And a warmup longer than the run never reaches
+# the full rate, so a quick trial with `--train-limit` needs a smaller `--warmup-steps`.
 
 # %%
 examples = len(generate("rte", "train")["label"])  # as many as RTE has
@@ -254,14 +254,14 @@ picture(
 piece(loop.train_loop, "while now.place < len(train):", "norm = clip_grad_norm_")
 
 # %% [markdown]
-# The important line is the one with `/ len(chosen)`. The loss of a step is the mean over its sequences,
-# $L = \frac{1}{N}\sum_{i=1}^N \ell_i$, and differentiation is linear: the gradient of a sum is the sum of gradients,
+# The important line contains `/ len(chosen)`. The loss of a step is the mean over its sequences, $L =
+# \frac{1}{N}\sum_{i=1}^N \ell_i$, and differentiation is linear: the gradient of a sum is the sum of gradients,
 # whichever way the terms are grouped. So each part may take the *sum* of its own losses, divide by the $N$ of the whole
 # step, and call `backward()`, which adds to what is already in `.grad`. Parts may be of any size.
 #
 # The usual shortcut, each part's *mean* divided by the number of parts, is only right when all parts have equally many
-# sequences. The last batch of an epoch breaks it, and packing would break it everywhere. Measured, on sentences of very
-# different lengths:
+# sequences. It is wrong for the last batch of an epoch, and with packing it would be wrong for every batch. Measured,
+# on sentences of very different lengths:
 
 # %%
 tokenizer = minipeft.load_tokenizer("roberta-mini")
@@ -312,14 +312,14 @@ for task in ("rte", "sst2"):
     assert all(sum(found[i] for i in batch) <= MAX_TOKENS["cpu"] for batch in merged)
 
 # %% [markdown]
-# So `--batch-size 16 --grad-accum 4` and `--batch-size 64 --grad-accum 1` are one and the same run. Small batches are
-# merged, and a step on short sentences is one large batch. On longer texts it is a few of them.
+# So `--batch-size 16 --grad-accum 4` and `--batch-size 64 --grad-accum 1` are the same run. Small batches are merged,
+# and a step on short sentences is one large batch. On longer texts it is a few of them.
 #
 # ## Clipping
 #
 # Before the step the gradient of everything that trains is taken as one long vector and, where it is longer than 1,
-# scaled to the length 1. Adam does not care about the scale of gradients in general, so why clip? Because it does care
-# about a *sudden* change of it. A single bad batch enters $v$ with its square, and $v$ forgets slowly. Below, one
+# scaled to the length 1. Adam does not depend on the scale of the gradients, so why clip? Because it does depend on a
+# *sudden* change of the scale. A single bad batch enters $v$ with its square, and $v$ decays slowly. Below, one
 # gradient out of two thousand is a hundred times too large:
 
 # %%
@@ -353,8 +353,8 @@ picture(
 )
 
 # %% [markdown]
-# Without clipping the bad batch does harm twice: a step that is too large, in a direction that this one batch decides,
-# and then steps that are much too small for the rest of a short run. With clipping neither happens. After it, the loop
+# Without clipping the bad batch has two effects: a step that is too large, in a direction that this one batch decides,
+# and then steps that are much too small for the rest of a short run. With clipping neither happens. Then the loop
 # checks that loss and gradient are finite, lets the optimizer step, and counts:
 
 # %%
@@ -371,16 +371,16 @@ piece(loop.train_loop, "logits = predict_logits(", "processes.on_rank_zero(publi
 source(checkpoint.publish, checkpoint.best_epoch)
 
 # %% [markdown]
-# ## What choosing the best epoch does to a figure
+# ## The best epoch is a biased figure
 #
-# That last function deserves distrust. RTE has 277 validation rows. A classifier that is right with probability $p$
-# on each row is measured with the standard error
+# RTE has 277 validation rows. A classifier that is right with probability $p$ on each row is measured with the standard
+# error
 #
 # $$\mathrm{se} = \sqrt{p\,(1-p)/n} ,$$
 #
 # the standard deviation of the mean of $n$ coin tosses. Now evaluate it after each of 25 epochs and report the largest
 # value. Even if training changes *nothing*, the largest of 25 noisy measurements lies above the truth. For independent
-# ones that are nearly normal, how far is a number one can simulate in a line:
+# measurements that are nearly normal, a simulation tells how far:
 
 # %%
 rng = np.random.default_rng(0)
@@ -393,9 +393,9 @@ print(f"expected largest of {epochs} independent normal numbers: {largest_of:.2f
 print(f"so the best epoch would read {p + largest_of * error:.3f} instead of {p:.3f}")
 
 # %% [markdown]
-# But epochs are not independent: the same rows are asked each time, and most of the answers stay what they were. So let
-# each answer stay with a probability and be drawn again otherwise. The classifier's true accuracy is 0.70 in *every*
-# epoch of this simulation; there is no best epoch to find.
+# But epochs are not independent: the rows are the same each time, and most of the answers do not change. So let each
+# answer stay with a probability, and be drawn again otherwise. The classifier's true accuracy is 0.70 in *every* epoch
+# of this simulation; there is no best epoch to find.
 
 
 # %%
@@ -440,11 +440,11 @@ picture(
 # %% [markdown]
 # Three consequences:
 #
-# - The inflation grows with the number of evaluations. A method that is evaluated 25 times gets more of it than one
+# - The bias grows with the number of evaluations. A method that is evaluated 25 times gets more of it than one
 #   evaluated five times, and the difference looks like a better method.
 # - It shrinks with the number of rows, like the standard error. On a split of many thousand rows it hardly matters; on
-#   277 it is worth several points of accuracy, as much as one hopes to see between two methods.
-# - More seeds do not remove it. They make the *mean* of the bests more certain, and it is certain of the wrong number:
+#   277 it is several points of accuracy, as much as a typical difference between two methods.
+# - More seeds do not remove it. They reduce the spread of the mean, but the mean stays too high:
 
 # %%
 measured = simulate(0.9, runs=5000).max(axis=1).reshape(1000, 5)
@@ -455,10 +455,9 @@ assert measured.mean(axis=1).std() < 0.6 * measured.std() and best_of[0.9][24] >
 
 # %% [markdown]
 # Choosing the best epoch is a sensible way to choose an *adapter*, and the loop does that. It is not a way to measure
-# one. The last epoch was not chosen by its score, so its figure is an honest one, with the standard error, as long
-# as nothing else was chosen by it either: a learning rate that was picked on the same rows inflates in the same way.
-# `result.json` therefore holds **both**, and so should every table: best, because papers print it, and last, because it
-# is the number that a new set of rows would confirm.
+# one. The last epoch was not chosen by its score, so its figure is unbiased, as long as nothing else was chosen on the
+# same rows: a learning rate that was chosen there adds the same bias. `result.json` therefore holds **both**, and so
+# should every table: best, because papers print it, and last, because new rows would confirm it.
 #
 # ## A real run
 #
@@ -525,8 +524,8 @@ print("reloaded:", again)
 assert again["accuracy"] == content["best"]["value"]
 
 # %% [markdown]
-# And it is safe there: a second run into the same folder is refused in one line, before anything is loaded or written.
-# So is all bad input.
+# A second run into the same folder raises an error of one line, before anything is loaded or written. So does all other
+# bad input.
 
 # %%
 for wrong in ({"output": str(output)}, {"output": str(output), "lr": -1.0}, {"task": "imdb"}):
@@ -538,13 +537,66 @@ for wrong in ({"output": str(output)}, {"output": str(output), "lr": -1.0}, {"ta
         raise AssertionError("not refused")
 
 # %% [markdown]
-# ## To take away
+# ## Summary
 #
 # - AdamW moves each number by about one learning rate a step, whatever its gradient's size; bias correction makes that
 #   true from the first step on, and decoupled decay shrinks all decaying weights alike.
-# - What decays is a statement about where zero is: it suits LoRA's matrices, not BitFit's biases.
+# - Decay pulls towards zero: this suits LoRA's matrices, not BitFit's biases.
 # - The step's loss is a mean over sequences, so any way to cut the batch up gives the same gradient, if sums are
 #   divided by the count of the whole step.
-# - The best of many epochs on few rows is an inflated figure. Report the last epoch's next to it.
+# - The best of many epochs on few rows is biased upwards. Report the last epoch's figure next to it.
 #
 # Next: [where the time goes](06_where_the_time_goes.ipynb).
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Compute.** RTE has 2,490 training examples. How many optimizer steps are 25 epochs of 16 x 4 sequences, and what
+#    is the factor on the learning rate at step 500 with 100 warmup steps?
+# 2. **Change the code.** Write a cosine schedule with the arguments of `linear_schedule`: warmup as before, then half a
+#    cosine from 1 to 0. Where is it above the linear one?
+# 3. **Explain.** `--batch-size 8 --grad-accum 8` does not fit into memory. May you use `--batch-size 4 --grad-accum 16`
+#    without choosing another learning rate?
+#
+# Try them before you open the solutions.
+
+# %% [markdown]
+# ### Solution 1
+#
+# $\lceil 2490 / 64 \rceil = 39$ steps in an epoch, 975 in all. After the warmup the factor falls in a straight line to
+# 0 at step 975: $(975 - 500) / (975 - 100) = 0.543$.
+
+# %%
+steps_of_rte = 25 * math.ceil(2490 / 64)
+print(f"{steps_of_rte} steps, factor {linear_schedule(500, 100, steps_of_rte):.3f}")
+assert steps_of_rte == 975 and math.isclose(linear_schedule(500, 100, 975), 475 / 875)
+
+# %% [markdown]
+# ### Solution 2
+#
+# It is above the linear schedule in the first half after the warmup, and below it in the second.
+
+
+# %%
+def cosine_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
+    if step < warmup_steps:
+        return step / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
+
+
+for step in (0, 50, 100, 300, 537, 775, 975):
+    print(f"step {step:3}: cosine {cosine_schedule(step, 100, 975):.3f}, linear {linear_schedule(step, 100, 975):.3f}")
+assert cosine_schedule(300, 100, 975) > linear_schedule(300, 100, 975)
+assert cosine_schedule(775, 100, 975) < linear_schedule(775, 100, 975)
+
+# %% [markdown]
+# ### Solution 3
+#
+# Yes. Both take 64 sequences in a step, and the gradient is the same sum, divided by 64, whichever way it is cut up.
+# (In minipeft both are even the same run, because `split_by_tokens` forms the batches.)
+
+# %%
+halves = gradient_of([range(16), range(16, 32)], lambda part: 1 / 32)
+quarters = gradient_of([range(start, start + 8) for start in range(0, 32, 8)], lambda part: 1 / 32)
+print(f"relative difference: {float((halves - quarters).norm() / halves.norm()):.1e}")
+assert (halves - quarters).norm() < 1e-4 * halves.norm()

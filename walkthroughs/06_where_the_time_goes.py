@@ -1,16 +1,14 @@
 # %% [markdown]
 # # Where the time goes
 #
-# LoRA trains a tiny part of an encoder's parameters. It would be natural to expect that it takes a small part of the
-# time, too. It does not: it saves at most about a third of the arithmetic, and on the clock often less. This page
-# counts the operations of a training step, explains where that third comes from and where part of it goes again, and
-# then looks at what really makes fine-tuning faster.
+# LoRA trains a tiny part of an encoder's parameters. Its time is not reduced by the same factor: it saves at most about
+# a third of the arithmetic, and often less of the time. This page counts the operations of a training step, explains
+# this third, and then looks at what makes fine-tuning faster.
 #
-# It opens as a notebook in Jupyter (with jupytext) and runs as a script:
-# `python walkthroughs/06_where_the_time_goes.py`. There are two kinds of numbers in it. **Operations** are counted by a
-# formula and checked, to the last one, against torch's own counter; they are the same on every machine. **Times** are
-# measured while the page runs, on one thread, and as the processor time of this program, so that other programs disturb
-# them less. They are still those of one machine in one moment, and they vary; nothing depends on them.
+# It is also a script: `python walkthroughs/06_where_the_time_goes.py`. It has two kinds of numbers. **Operations** are
+# counted by a formula and checked, to the last one, against torch's own counter; they are the same on every machine.
+# **Times** are measured while the page runs, on one thread, and as the processor time of this program, so that other
+# programs disturb them less. They belong to one machine at one time, and they vary; no conclusion depends on them.
 
 # %%
 import time
@@ -57,10 +55,10 @@ def counted(act):
 #
 # Nearly all the arithmetic of a transformer is in matrix products. To multiply an $(m, k)$ matrix by a $(k, n)$ one
 # means $mn$ sums of $k$ products each: $2mkn$ floating-point operations, counting a multiplication and an addition as
-# two. That unit is what one calls FLOP.
+# two. These are the FLOP of the literature.
 #
-# How many of them a second can this machine do? Large products show its best rate. In small or thin ones fetching the
-# numbers takes longer than multiplying them:
+# How many of them can this machine do in a second? Large products show its best rate. In small or thin products,
+# reading the numbers takes longer than multiplying them:
 
 # %%
 torch.manual_seed(0)
@@ -88,8 +86,8 @@ machine = max(rates["large: 768 x 768 by 768 x 768"], rates["large, through mini
 
 # %% [markdown]
 # Compare LoRA's two thin products with the large one. The one by $A$, in particular, usually runs far below it: its
-# operations are few, but each of them is dear. The last row is the same product as the first, asked for in another way;
-# we come back to it.
+# operations are few, but each takes longer. The last row is the same product as the first, through another library; a
+# section below explains it.
 #
 # ## Counting a forward pass
 #
@@ -107,9 +105,9 @@ source(EncoderLayer.forward, EncoderLayer.after_attention)
 # | feed-forward: $h \to 4h$ and $4h \to h$ | $2 \cdot 8Th^2 = 16Th^2$ |
 # | attention: scores $QK^\top$, then weights times $V$, in each sequence of length $L$ | $2 \cdot 2L^2h$ |
 #
-# The heads do not appear: cut into heads, the products are smaller and there are more of them, and the sum is the same.
-# Dropout, LayerNorm, GELU and softmax are not in the table either. They do a few operations a number where the products
-# do hundreds, but they do cost time, and we come back to them.
+# The number of heads does not appear: with more heads the products are smaller and more numerous, and the sum is the
+# same. Dropout, LayerNorm, GELU and softmax are not in the table either. They do a few operations per number where the
+# products do hundreds. They do take time; the profile below shows how much.
 #
 # Two things make minipeft's count smaller than the table's. The last layer computes queries, output and feed-forward
 # only for the first token of each sequence, `<s>`, because the classifier reads nothing else: look for `first_tokens`
@@ -161,9 +159,8 @@ print(f"{'in all':14} {by_formula.total():14,}   torch counts {by_torch:,}")
 assert by_formula.total() == by_torch
 
 # %% [markdown]
-# The linear layers are nearly everything, and attention, which is famous for being quadratic, is small. When does it
-# catch up? A layer's linear operations are $24Lh^2$ a sequence and attention's are $4L^2h$: they are equal at
-# $L = 6h$.
+# The linear layers are nearly everything, and attention is small, although it is quadratic in the length. When is it as
+# large? A layer's linear operations are $24Lh^2$ a sequence and attention's are $4L^2h$: they are equal at $L = 6h$.
 
 # %%
 base = minipeft.EncoderConfig()  # the default is roberta-base's shape
@@ -174,7 +171,7 @@ for length in (16, 64, 256, 6 * base.hidden_size):
 assert parts["attention"] == linear
 
 # %% [markdown]
-# For sentences, then, think of linear layers alone.
+# For sentences, only the linear layers matter.
 #
 # ## The backward pass of one layer
 #
@@ -187,8 +184,8 @@ assert parts["attention"] == linear
 # pass cost. The first is needed for the layers below. The second is needed only if $W$ trains. So
 #
 # - a **trained** layer costs 1 forward and 2 backward;
-# - a **frozen** layer costs 1 forward and **1** backward. It is frozen, but it is not free: the adapters below it need
-#   the gradient of their outputs, and the only way to them leads through $W$;
+# - a **frozen** layer costs 1 forward and **1** backward. The adapters below it need the gradient of their outputs,
+#   which is computed through $W$;
 # - a frozen layer **with nothing to train below** costs 1 forward and 0 backward.
 
 # %%
@@ -309,12 +306,13 @@ assert 1 < cost["head"] < cost["LoRA, top layer"] < 1.02
 #   frozen weight. A bias's own gradient is a sum, not a product.
 # - **LoRA** costs about two as well. Its own products are small. Its lowest layer saves a little, because
 #   nothing below it trains.
-# - LoRA in the **top layer** alone is only just above one forward pass: the gradient stops where nothing trains below.
-# - The **head** alone is one forward pass and next to nothing.
+# - LoRA in the **top layer** alone is only just above one forward pass: no gradient is computed where nothing trains
+#   below.
+# - The **head** alone is one forward pass and very little more.
 #
-# So the saving of LoRA against full fine-tuning is 1 of 3, and cannot be more while the lowest layer is adapted. How
-# few parameters train does not come into it. That holds for every other method of the package too. Here they are as
-# torch counts them, with their default settings:
+# So LoRA saves one third of full fine-tuning's operations, and cannot save more while the lowest layer is adapted. The
+# number of trainable parameters does not matter. The same holds for every other method of the package. These are
+# torch's counts with their default settings:
 
 # %%
 prices, counts = {}, {}
@@ -368,12 +366,12 @@ picture(
 )
 
 # %% [markdown]
-# The longer the texts, the closer the two come: attention is not cheaper for being between frozen layers.
+# The longer the texts, the smaller the difference: attention is not cheaper between frozen layers.
 #
 # ## On the clock
 #
-# Two thirds of the operations ought to be two thirds of the time. Here is one step of each method on this machine:
-# forward, backward and the optimizer, for the batch of above.
+# Do two thirds of the operations take two thirds of the time? Here is one step of each method on this machine: forward,
+# backward and the optimizer, for the batch of above.
 
 # %%
 took = {}
@@ -394,12 +392,12 @@ for name, (method, _) in methods.items():
 print(f"time of LoRA / full: {took['LoRA'] / took['full']:.2f}; BitFit / full: {took['BitFit'] / took['full']:.2f}")
 
 # %% [markdown]
-# The percentage is the part of the best rate, that of the first table, which the step reaches. All of these are this
-# machine's, measured once; run the page again and they move, and a ratio can come out on either side of the one of
-# the operations. What pulls which way? Full fine-tuning writes a gradient for every weight, and its optimizer reads
-# and writes several numbers for each of them; LoRA does not. Against that, LoRA's thin products are slow, as measured
-# above; its forward pass has more calls and reads each activation more often; and what is not a matrix product stays
-# as it was. How much is that? The profiler knows. This is a LoRA step, by kind of work:
+# The percentage is the part of the best rate, that of the first table, which the step reaches. All of these were
+# measured once on this machine. In another run they differ, and a ratio can be above or below that of the operations.
+# What are the reasons? Full fine-tuning writes a gradient for every weight, and its optimizer reads and writes several
+# numbers for each of them; LoRA does not. Against that, LoRA's thin products are slow, as measured above; its forward
+# pass has more calls and reads each activation more often; and what is not a matrix product takes as long as before.
+# The profiler shows how much that is. This is a LoRA step, by kind of work:
 
 # %%
 KINDS = {
@@ -433,14 +431,14 @@ picture(
 )
 
 # %% [markdown]
-# What is not a matrix product is the same for full fine-tuning, or less. So by its operations two thirds of the time is
-# about the best that LoRA can do, and what it really saves is memory (no gradient and no optimizer state for what is
-# frozen) and room on the disk (a small file for every task). Training fast is another matter.
+# What is not a matrix product is the same for full fine-tuning, or less. So two thirds of the time is about the best
+# that LoRA can reach. What it saves is memory (no gradient and no optimizer state for frozen weights) and disk space (a
+# small file for every task).
 #
 # ## What is faster
 #
-# **No padding.** Padding a batch to its longest sequence computes every linear layer on tokens that nobody reads. To
-# measure it, the same texts with real `<pad>` tokens at their ends:
+# **No padding.** Padding a batch to its longest sequence computes every linear layer on padding tokens. The next cell
+# measures the same texts with `<pad>` tokens at their ends:
 
 # %%
 longest = max(batch.lengths)
@@ -455,9 +453,8 @@ print(f"padded / packed: operations {operations[1] / operations[0]:.2f}, time he
 assert operations[1] / operations[0] > cost["full"] / cost["LoRA"]
 
 # %% [markdown]
-# This one factor is already larger than everything that LoRA saves in operations, and it grows with the longest text of
-# a batch next to the mean. (A padded model would also have to mask those tokens; here we only want to know their
-# price.)
+# This factor is larger than everything that LoRA saves in operations, and it grows with the ratio of the longest text
+# to the mean. (A padded model would also have to mask those tokens; here we only measure their cost.)
 #
 # **The last layer for `<s>` alone.** Keys and values are still needed for all tokens; five sixths of the last layer's
 # linear operations are not.
@@ -475,12 +472,13 @@ with torch.no_grad():
 print(f"time of the encoder here: {times[0] / times[1]:.2f} of that with the whole last layer")
 
 # %% [markdown]
-# The assertion in that cell is the important part: the result is the same. An optimization that changes the result is a
+# The assertion in that cell is important: the result is the same. An optimization that changes the result is a
 # different method.
 #
-# **No gradient below the first trainable tensor.** The table above has it: LoRA in the top layer alone needs hardly
-# more than a forward pass. PyTorch does this by itself, as long as nothing at the bottom trains. One LayerNorm bias in
-# the embeddings, as in BitFit, and the gradient has to go all the way down. Here is LoRA from a layer on upwards:
+# **No gradient below the first trainable tensor.** The table above shows it: LoRA in the top layer alone needs hardly
+# more than a forward pass. PyTorch does this automatically, if nothing at the bottom trains. With a single trainable
+# LayerNorm bias in the embeddings, as in BitFit, the gradient has to be computed for all layers. Here is LoRA from a
+# layer on upwards:
 
 # %%
 one = forward_operations(base, many).total()
@@ -489,7 +487,7 @@ for first in (0, base.num_hidden_layers // 2, base.num_hidden_layers - 1):
     print(f"roberta-base, LoRA from layer {first:2}: {parts.total() / one:.2f} forward passes")
 
 # %% [markdown]
-# This is a different method, of course, with other results: the count says what it saves, not whether it is worth it.
+# This is a different method with other results: the count says what it saves, not whether the accuracy is sufficient.
 #
 # **One product for targets that share an input.** Query and value both multiply the same $x$ by an $A$ of their own.
 # Stacked, these are one product of twice the width. The operations are the same, to the last one; there are fewer calls
@@ -504,11 +502,11 @@ assert all(torch.allclose(one, other, atol=1e-3) for one, other in zip(apart(), 
 print(f"time here: {seconds(stacked) / seconds(apart):.2f} of that of two products")
 
 # %% [markdown]
-# `LoRALinear` above does not do this: each layer knows only itself, which is what makes it fit on a page.
+# `LoRALinear` above does not do this: each layer is independent of the others, which keeps it short.
 #
 # **Lower precision.** A bfloat16 number has half the bytes of a float32 and, on hardware that multiplies it directly,
-# several times the rate. On hardware that does not, it can even be slower. Whether it pays is a question to the machine
-# and not to a book, and the first table has the answer:
+# several times the rate. On hardware that does not, it can even be slower. It depends on the machine, and the first
+# table has the rate of this one:
 
 # %%
 ratio_of_rates = rates["large, in bfloat16"] / machine
@@ -517,7 +515,7 @@ print(f"bfloat16 products run at {ratio_of_rates:.2f} times the rate of float32 
 # %% [markdown]
 # That is why `--precision auto` takes bfloat16 on CUDA, and float32 elsewhere.
 #
-# **The fastest product there is.** A matrix product is a call to a library, and a machine may have several. On the CPU,
+# **The fastest matrix product.** A matrix product is a call to a library, and a machine may have several. On the CPU,
 # torch's float32 products go to MKL, which on some makes of CPU leaves the widest registers (AVX-512) unused, and its
 # bfloat16 products to oneDNN, which uses them on every make. So minipeft asks oneDNN for the float32 ones too:
 
@@ -526,14 +524,62 @@ source(ours.linear)
 print(f"here its rate is {machine / rates['large: 768 x 768 by 768 x 768']:.2f} times that of torch's own product")
 
 # %% [markdown]
-# No operation is saved by that, and none is different. It took one look at the first table: a rate that is low for the
-# machine is worth a question.
+# The operations are the same. A rate in the first table that is low for the machine is a reason to look for another
+# library.
 #
-# ## To take away
+# ## Summary
 #
 # - Count first: $2mkn$ a product, the linear layers are nearly everything for sentences, and forward : backward is
 #   1 : 2 for a trained layer, 1 : 1 for a frozen one, 1 : 0 where nothing below trains.
 # - LoRA and BitFit save a third of full fine-tuning's operations at most, however few parameters they train.
-# - What is not computed at all is the only thing that is certain to be fast: padding, the last layer's other tokens,
-#   gradients that nobody needs.
-# - A ratio of two times belongs to a machine and a moment. Interleave what is compared, repeat it, and give the range.
+# - The only certain saving is what is not computed at all: padding, the last layer's other tokens, gradients that
+#   nobody needs.
+# - A ratio of two times belongs to one machine at one time. Measure alternately, repeat, and give the range.
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Compute.** How many operations does roberta-base's `intermediate` layer (768 to 3,072 features) take for 512
+#    tokens?
+# 2. **Change the code.** Put LoRA of rank 8 on all six linear layers. How many forward passes does a training step
+#    cost?
+# 3. **Explain.** In the table, BitFit trains fewer parameters than LoRA, and takes more operations. Why?
+#
+# Try them before you open the solutions.
+
+# %% [markdown]
+# ### Solution 1
+#
+# $2mkn = 2 \cdot 512 \cdot 768 \cdot 3072$, about 2.4 billion.
+
+# %%
+x, weight = torch.randn(512, 768), torch.randn(3072, 768)
+operations = counted(lambda: F.linear(x, weight))
+print(f"{operations:,}")
+assert operations == 2 * 512 * 768 * 3072
+
+# %% [markdown]
+# ### Solution 2
+#
+# A little more than with query and value alone: the additional products are thin.
+
+# %%
+everywhere = ("query", "key", "value", "output", "intermediate", "ffn_output")
+model = pretrained(minipeft.LoRA(rank=8, targets=everywhere))
+by_formula = training_operations(config, batch.lengths, rank=8, targets=everywhere).total()
+print(f"{by_formula / forward_only:.2f} forward passes; with query and value {cost['LoRA']:.2f}")
+assert by_formula == counted(lambda: loss_of(model).backward())
+assert cost["LoRA"] < by_formula / forward_only < cost["full"]
+
+# %% [markdown]
+# ### Solution 3
+#
+# BitFit trains a bias in the embeddings, below the first layer. So the gradient has to pass through every frozen layer
+# down to the bottom. With LoRA nothing below the first layer's query and value trains, and the first layer's products
+# need no gradient of their input.
+
+# %%
+assert cost["BitFit"] > cost["LoRA"]
+assert minipeft.count_parameters(pretrained(minipeft.BitFit())).method < (
+    minipeft.count_parameters(pretrained(minipeft.LoRA(rank=8))).method
+)

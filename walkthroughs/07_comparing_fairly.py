@@ -1,13 +1,12 @@
 # %% [markdown]
 # # Comparing fairly
 #
-# "LoRA is two points above BitFit" sounds like a result. It is the difference of two numbers, and each of them would
-# have been another one with another seed, on other validation rows, or with another learning rate. This page measures
-# how much of a figure is chance, derives what a few seeds can and cannot show, looks at what choosing does to a figure,
-# and then reads a comparison made by `minipeft compare`, going no further than its figures carry.
+# "LoRA is two points above BitFit" is the difference of two numbers, and each of them would be different with another
+# seed, on other validation rows, or with another learning rate. This page measures how much of a figure is chance,
+# derives what a few seeds can and cannot show, shows how selection biases a figure, and then reads a comparison made by
+# `minipeft compare`.
 #
-# It opens as a notebook in Jupyter (with jupytext) and runs as a script:
-# `python walkthroughs/07_comparing_fairly.py`. Every number below is computed in it.
+# It is also a script: `python walkthroughs/07_comparing_fairly.py`. Every number below is computed when it runs.
 
 # %%
 import contextlib
@@ -80,15 +79,15 @@ for name in first:
 assert different == ["LoRA's A", "the head", "the order of the first epoch"]
 
 # %% [markdown]
-# None of what differs is a property of a method. All of it is in the figure.
+# None of these differences is a property of the method, but all of them affect the figure.
 #
-# ## How much that moves a figure
+# ## How much a seed changes a figure
 #
-# To see a spread one needs many runs, and many runs take long. So this section trains the smallest thing there is: the
-# head alone, on the vectors that the frozen encoder gives for the synthetic data for SST-2. These vectors are
-# computed once, and then a run takes a fraction of a second. It is a toy (synthetic data say nothing about English),
-# but its chance is real chance: twenty seeds, three learning rates, eight epochs each, and for every epoch we keep
-# which of the 872 validation rows it got right.
+# A spread needs many runs, and many runs take long. So this section trains only the head, on the vectors that the
+# frozen encoder gives for the synthetic data for SST-2. These vectors are computed once, and then a run takes a
+# fraction of a second. The example is small (and synthetic data say nothing about English), but its random variation is
+# real: twenty seeds, three learning rates, eight epochs each, and for every epoch we keep which of the 872 validation
+# rows it got right.
 
 # %%
 config = minipeft.load_pretrained("roberta-mini").config
@@ -140,18 +139,18 @@ print(f"standard deviation {seed_spread:.4f}")
 assert accuracies.max() - accuracies.min() > 2 * seed_spread > 0
 
 # %% [markdown]
-# Whoever ran this once got one of these numbers and did not see the others.
+# A single run gives one of these numbers.
 #
-# ## The other half: which rows were asked
+# ## The validation rows are a sample, too
 #
-# Seeds are not all. The validation rows are a sample too. Let $X_i$ be 1 where row $i$ is answered correctly and 0
-# where it is not, with probability $p$ for a 1. Then $X_i^2 = X_i$, so its variance is
+# Seeds are not the only source of chance. The validation rows are a sample, too. Let $X_i$ be 1 where row $i$ is
+# answered correctly and 0 where it is not, with probability $p$ for a 1. Then $X_i^2 = X_i$, so its variance is
 # $E[X_i^2] - E[X_i]^2 = p - p^2 = p(1-p)$. The variance of a sum of $n$ independent rows is $n$ times that, and
 # dividing the sum by $n$ divides the variance by $n^2$. So the accuracy of *one fixed model* has the standard deviation
 #
 # $$\mathrm{se} = \sqrt{\frac{p\,(1-p)}{n}}$$
 #
-# over the splits that one might have been given. To check that, draw splits: 277 rows (as many as RTE has), with
+# over all splits that could have been drawn. To check that, draw splits: 277 rows (as many as RTE has), with
 # replacement, from our 872, again and again, and measure the first seed's model on each.
 
 # %%
@@ -168,10 +167,9 @@ assert n == 277 and abs(measured.std() - by_formula) < 0.1 * by_formula
 # These are the sizes of RTE's, MRPC's, SST-2's and MNLI's (matched) validation. To halve the error one needs four times
 # the rows.
 #
-# Why do both matter? Because each of them survives when the other is removed. Averaging over seeds makes the first
-# part small, but the seeds all answer the *same* rows, and a row that one of them gets wrong is likely to be wrong for
-# another. Below, a split is drawn, then $k$ of the seeds, and their mean accuracy is taken: how far does it move from
-# draw to draw?
+# Both matter, because neither removes the other. Averaging over seeds makes the first part small, but the seeds all
+# answer the *same* rows, and a row that one of them gets wrong is likely to be wrong for another. Below, a split is
+# drawn, then $k$ of the seeds, and their mean accuracy is taken: how much does it vary from draw to draw?
 
 # %%
 pairs = [(one, other) for one in seeds for other in range(one)]
@@ -206,15 +204,14 @@ picture(
 )
 
 # %% [markdown]
-# More seeds of the same comparison on the same rows run into a floor, which is the split's own error. And a larger
-# split alone never shows how far the seeds lie apart. A figure needs both: several seeds, and the error of the rows.
+# With more seeds on the same rows the error does not fall below that of the split. And a larger split alone does not
+# show how much the seeds differ. A figure needs both: several seeds, and the error of the rows.
 #
 # ## Three seeds say little
 #
 # Suppose that two methods are the same, with three seeds each. How often do all three of one lie above all three of the
-# other? Put the six results in order. Nothing distinguishes them, so every choice of three places for the first method
-# is equally likely: $\binom{6}{3}$ choices, of which exactly one is "the three highest". No assumption about the shape
-# of the distribution enters.
+# other? Put the six results in order. Every choice of three places for the first method is equally likely: there are
+# $\binom{6}{3}$ choices, and exactly one of them is "the three highest". This holds for every distribution.
 
 # %%
 for k in (1, 2, 3, 5):
@@ -227,9 +224,9 @@ for k in (1, 2, 3, 5):
 assert math.comb(6, 3) == 20
 
 # %% [markdown]
-# With three seeds, 1 in 20 if one had said beforehand which is to be the better one; if one looks first and then speaks
-# of the better one, 1 in 10. And nobody compares only two. Expectations add up even where pairs share rows of a table,
-# so the number of pairs that look separated in a table of *equal* methods is simply the number of pairs, divided by 10:
+# With three seeds it is 1 in 20 if the better method was named beforehand, and 1 in 10 if either may be the better one.
+# A table usually has more than two methods. Expectations add up, so the expected number of separated pairs in a table
+# of *equal* methods is the number of pairs divided by 10:
 
 # %%
 for methods in (2, 4, 8):
@@ -237,15 +234,15 @@ for methods in (2, 4, 8):
     print(f"{methods} equal methods, 3 seeds each: {count:2} pairs, {count / 10:.1f} separated by chance")
 
 # %% [markdown]
-# This is why `minipeft compare` asks for more before it calls two rows apart:
+# This is why `minipeft compare` has a second condition before it calls two rows significantly different:
 
 # %%
 say(rule.RULE)
 source(rule.standard_error, rule._significant_pairs)
 
 # %% [markdown]
-# The first condition is about the seeds, the second about the rows. What does the rule do? Draw results from normal
-# distributions and count. All lengths here are in standard errors of the split.
+# The first condition is about the seeds, the second about the rows. To see what the rule does, draw results from normal
+# distributions and count. The unit is one standard error of the split.
 
 
 # %%
@@ -282,16 +279,17 @@ print(f"a true difference of 1 standard error, 3 seeds, spread 0.5: seen in {fou
 assert differences[4] == 1 and found[3, 0.5][4] < 0.5 and found[5, 1.0][8] <= found[3, 1.0][8]
 
 # %% [markdown]
-# Two things to remember. Where the seeds scatter more than the rows, the second condition adds little, and chance comes
-# back towards 1 in 10 for three seeds. And the rule is strict: it misses small true differences most of the time, and
-# where the seeds scatter as widely as the rows it sees less with five seeds than with three, since *every* seed must
-# lie above. So "not apart" never means "the same". It means that these figures do not tell.
+# Two results. Where the seeds scatter more than the rows, the second condition adds little, and the rate of false
+# statements approaches 1 in 10 for three seeds. And the rule is strict: it misses small true differences most of the
+# time, and where the seeds scatter as widely as the rows it sees less with five seeds than with three, since *every*
+# seed must lie above. So "not significantly different" does not mean "equal".
 #
-# ## Choosing flatters
+# ## Selection biases a figure
 #
-# [The training loop](05_the_training_loop.ipynb) showed that the best of many epochs reads too high even if nothing was
-# learned. A grid of learning rates adds another choice on the same rows. Our toy has 3 × 8 candidates per seed. Take
-# 277 rows as the validation, pick the best candidate on them, and ask the same candidate on other rows:
+# [The training loop](05_the_training_loop.ipynb) showed that the best of many epochs is too high even if nothing was
+# learned. A grid of learning rates adds another selection on the same rows. Our example has 3 × 8 candidates per seed.
+# Take 277 rows as the validation split, select the best candidate on them, and measure the same candidate on other
+# rows:
 
 # %%
 candidates = right.reshape(len(seeds), -1, len(labels))  # (seeds, rates x epochs, rows)
@@ -314,13 +312,13 @@ by_epoch, by_both, by_holdout = (np.mean(values) for values in gains.values())
 assert by_both > by_epoch - 0.002 and by_both > abs(by_holdout) and by_epoch > 0
 
 # %% [markdown]
-# The first two figures are what choosing on the validation added to it. In the third the choice was made on rows of
-# their own, and the rest is chance of the 100 divisions. That is what `--holdout` does: `minipeft train --holdout 0.1`
-# keeps a tenth of the *training* rows aside, chooses the best epoch on them, and reports the validation at that epoch.
-# The validation then chooses no epoch, and the price is a tenth of the training data. It does not choose a learning
-# rate: `compare` keeps, of several, the one with the best median on the validation, which flatters it. So
+# The first two figures are the bias from selecting on the validation split. In the third the selection used separate
+# rows, and the remainder is chance. That is what `--holdout` does: `minipeft train --holdout 0.1` separates 10 percent
+# of the *training* rows, selects the best epoch on them, and reports the validation split at that epoch. The cost is 10
+# percent of the training data. It does not select a learning rate: `compare` keeps, of several, the one with the best
+# median on the validation split, which is a biased figure. So
 #
-# - give every method a grid of the same size (the one with more tries gets more of the flattery), and say how large;
+# - give every method a grid of the same size (more tries give more bias), and say how large;
 # - read the last epoch next to the best one, or use `--holdout`;
 # - never tune your own method and run the other one with its defaults.
 #
@@ -346,8 +344,8 @@ assert describe_differences(small["tasks"][0], "best")[0].startswith("No stateme
 
 # %% [markdown]
 # Each row has its median over the seeds with the worst and the best seed, by the best epoch and by the last. Then come
-# the differences, and here the command refuses to speak: with two seeds, order alone happens in 1 of 3 pairs of equals.
-# The folder also has `page.html` with the pictures, `table.csv`, and each run as `train` leaves it.
+# the differences, and here the command makes no statement: with two seeds, 1 of 3 pairs of equal methods is in perfect
+# order. The folder also has `page.html` with the pictures, `table.csv`, and each run as `train` leaves it.
 #
 # ## Reading a real one
 #
@@ -356,12 +354,12 @@ assert describe_differences(small["tasks"][0], "best")[0].startswith("No stateme
 # Read such a page in this order:
 #
 # 1. **What was compared?** The encoder, the data, the number of seeds, and the command.
-# 2. **The yardstick.** One standard error of the split, which the page draws as a band. A difference inside it is not
-#    worth a sentence, however nice the order looks.
+# 2. **The standard error.** One standard error of the split, which the page draws as a band. A difference inside it
+#    says nothing.
 # 3. **The spread.** The range over the seeds of the two rows in question: do they overlap?
-# 4. **The sentences**, by the last epoch as well as by the best. Where only the best epoch tells two rows apart, the
-#    choice of the epoch may have done it.
-# 5. **How many pairs were looked at?** Some stand apart by chance.
+# 4. **The sentences**, by the last epoch as well as by the best. Where two rows differ only by the best epoch, the
+#    selection of the epoch may be the reason.
+# 5. **How many pairs were looked at?** Some differ by chance.
 
 # %%
 file = Path(minipeft.__file__).parents[1] / "walkthroughs" / "comparison" / "table.json"
@@ -407,8 +405,7 @@ else:
     picture(figure, "The last epoch's median against LoRA's rank, with the range of the seeds, a panel for each task.")
 
 # %% [markdown]
-# Then the paragraph, from these figures and no further than they carry. It is said of that encoder, that data and those
-# settings alone:
+# The next cell states what these figures show, for that encoder, that data and those settings only:
 
 
 # %%
@@ -441,18 +438,18 @@ if not ranked:
     print("Without figures there is nothing to say.")
 
 # %% [markdown]
-# One more thing that no table shows: what *else* changed. With `--alpha` left alone, the factor alpha / rank on LoRA's
-# update ([page 3](03_lora.ipynb)) falls as the rank grows, so a study of ranks with one alpha and one learning rate is
-# also a study of step sizes. The command above tells whether it was so.
+# A table does not show what *else* changed. With `--alpha` left alone, the factor alpha / rank on LoRA's update ([page
+# 3](03_lora.ipynb)) falls as the rank grows, so a study of ranks with one alpha and one learning rate is also a study
+# of step sizes. The command above shows whether this was the case.
 #
 # ## The LoRA paper's MNLI start
 #
-# The last trap is a comparison of runs that did not begin alike. RTE, MRPC and STS-B are small. Hu et al. (2021,
-# appendix D.1) therefore do not begin them at $B = 0$, but with the LoRA matrices of their best MNLI run, whose
-# hundreds of thousands of sentence pairs teach the very thing that RTE asks. They also report the median of five seeds,
+# The last problem is a comparison of runs with different starting points. RTE, MRPC and STS-B are small. Hu et al.
+# (2021, appendix D.1) therefore do not begin them at $B = 0$, but with the LoRA matrices of their best MNLI run, whose
+# hundreds of thousands of sentence pairs are the same kind of task as RTE. They also report the median of five seeds,
 # each at its best epoch. In a second setup, for a comparison with adapters, they begin from the pretrained model alone,
-# and mark these rows with a dagger. Comparing the two kinds of figures says nothing about the methods: they
-# differ in what the model has seen before.
+# and mark these rows with a dagger. Comparing the two kinds of figures says nothing about the methods: they differ in
+# what the model has seen before.
 #
 # `--init-adapter RUN` is that start. This is all of it:
 
@@ -495,8 +492,7 @@ print(f"config.json of the run on {child.content['task']} says where it began: {
 assert began_with.parts[0] == parent.name
 
 # %% [markdown]
-# So short a chain shows how it is done and nothing about whether it helps. On real data, with a machine that has
-# the time (measured figures are the README's business):
+# Such a short chain shows how it is done, not whether it helps. On real data:
 #
 # ```bash
 # python train.py --task mnli --method lora --rank 8 --output runs/mnli
@@ -505,12 +501,56 @@ assert began_with.parts[0] == parent.name
 #   --init-adapter runs/mnli
 # ```
 #
-# Two comparisons that differ in one flag: that is a fair one. Note what the five seeds of the last command share: one
-# MNLI run. Their spread does not contain *its* seed, so it is too small for a statement about the recipe as a whole.
+# Two comparisons that differ in one flag are a fair comparison. The five seeds of the last command share one MNLI run.
+# Their spread does not contain the seed of that run, so it is too small for a statement about the whole recipe.
 #
-# ## To take away
+# ## Summary
 #
 # - A figure has two kinds of chance in it, seeds and rows. Report a median with its range, and the split's error.
-# - Three seeds in perfect order happen to equals in 1 of 10 pairs. Count your pairs.
-# - What chose a figure cannot measure it. Give the last epoch too, or hold rows out, and give all methods equal grids.
-# - "Not apart" is not "equal", and no table speaks about encoders, data or settings that are not in it.
+# - Equal methods with three seeds are in perfect order in 1 of 10 pairs. Count your pairs.
+# - Rows that were used for a selection give a biased figure. Give the last epoch too, or hold rows out, and give all
+#   methods equal grids.
+# - "Not significantly different" is not "equal", and a table says nothing about other encoders, data or settings.
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Compute.** What is one standard error of an accuracy of 0.9 on 408 rows, and how many rows give one of 0.005?
+# 2. **Change the code.** Drop the first condition of the rule: call two methods apart if their medians of three seeds
+#    differ by more than one standard error. How often are equal methods called apart, where the seeds scatter as widely
+#    as the rows?
+# 3. **Explain.** A paper tries 12 learning rates for its method and 3 for the baseline, and reports the best of each on
+#    the validation rows. What is wrong?
+#
+# Try them before you open the solutions.
+
+# %% [markdown]
+# ### Solution 1
+#
+# $\sqrt{0.9 \cdot 0.1 / 408} = 0.0149$, and $n = 0.09 / 0.005^2 = 3600$.
+
+# %%
+print(f"{rule.standard_error('accuracy', 0.9, 408):.4f}; {0.9 * 0.1 / 0.005**2:,.0f} rows")
+assert math.isclose(rule.standard_error("accuracy", 0.9, 3600), 0.005)
+
+# %% [markdown]
+# ### Solution 2
+#
+# Several times as often as with both conditions.
+
+# %%
+one, other = rng.standard_normal((2, 20_000, 3))
+by_medians = np.mean(np.abs(np.median(one, axis=1) - np.median(other, axis=1)) > 1)
+print(f"by the medians alone: {by_medians:.3f}; by both conditions: {false[3, 1.0]:.3f}")
+assert by_medians > 2 * false[3, 1.0]
+
+# %% [markdown]
+# ### Solution 3
+#
+# The best of 12 noisy figures is larger than the best of 3, even if all learning rates are equally good. The method
+# gets more of this than the baseline does. In standard deviations of the noise:
+
+# %%
+best_of_12, best_of_3 = (rng.standard_normal((20_000, tries)).max(axis=1).mean() for tries in (12, 3))
+print(f"expected best of 12: {best_of_12:.2f}, of 3: {best_of_3:.2f}")
+assert best_of_12 > best_of_3 + 0.5

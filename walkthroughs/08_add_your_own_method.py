@@ -2,16 +2,16 @@
 # # Add your own method
 #
 # A method is two things: a frozen dataclass that holds its settings, and one function that installs it in a frozen
-# model. This page writes a complete small one, trains it, saves it, loads it again and merges it. It opens as a
-# notebook in Jupyter (with jupytext) and runs as a script: `python walkthroughs/08_add_your_own_method.py`.
+# model. This page writes a complete small one, trains it, saves it, loads it again and merges it. It is also a script:
+# `python walkthroughs/08_add_your_own_method.py`.
 #
-# The method is the simplest that changes a square linear layer, and no paper's: it scales each feature of the input by
-# a number of its own and adds it to the output,
+# The method is a simple one that changes a square linear layer and is from no paper: it multiplies each feature of the
+# input by a trained number and adds the result to the output,
 #
 # $$h = W x + b + d \odot x .$$
 #
-# That is $W + \mathrm{diag}(d)$ in the place of $W$, so it merges, and $d = 0$ is the pretrained function, so that is
-# where it starts. It costs `hidden_size` numbers a target and layer.
+# This replaces $W$ by $W + \mathrm{diag}(d)$, so it can be merged. It starts at $d = 0$, the pretrained function. It
+# has `hidden_size` parameters for each target in each layer.
 
 # %%
 import tempfile
@@ -30,8 +30,8 @@ from minipeft.model.roberta import Linear
 # %% [markdown]
 # ## The settings
 #
-# They print as their constructor, they are checked once, when they are made, and what is wrong with them is said in one
-# line. `check_targets` knows the names of the linear layers and takes peft's names for them too.
+# They print as their constructor. They are checked once, when they are created, and an invalid value raises an error of
+# one line. `check_targets` knows the names of the linear layers and takes peft's names for them too.
 
 
 # %%
@@ -52,8 +52,8 @@ class Diagonal:
 # ## The layer
 #
 # `AdaptedLinear` keeps the frozen layer's own weight and bias under their own names, so that the checkpoint's table of
-# names still finds them, and knows how to merge and unmerge whatever `merged_weight` says. What trains is float32 and
-# is cast to the activations' type, for the frozen weights may be bfloat16.
+# names still finds them, and it merges and unmerges what `merged_weight` returns. Trainable parameters are float32 and
+# are cast to the activations' type, since the frozen weights may be bfloat16.
 
 
 # %%
@@ -81,7 +81,7 @@ def install(model: SequenceClassifier, method: Diagonal) -> None:
 # ## The row
 #
 # In the package this would be the line in `minipeft/methods/__init__.py`, next to the others. peft does not have the
-# method, so the row says nothing of peft, and the adapter is stored under a name of our own, MINIPEFT_DIAGONAL.
+# method, so the row has no entry for it, and the adapter is stored under the name MINIPEFT_DIAGONAL.
 
 # %%
 METHODS["diagonal"] = Row(Diagonal, install)
@@ -103,8 +103,8 @@ assert torch.allclose(layer.diagonal.grad, x.sum(0), atol=1e-6)
 # %% [markdown]
 # ## Training it
 #
-# Nothing else was touched, and everything works: the command line would take `--method diagonal --targets value`. Here
-# it trains on a part of the synthetic data for SST-2, with the bundled encoder.
+# Nothing else has to change: the command line would take `--method diagonal --targets value`. Here it trains on a part
+# of the synthetic data for SST-2, with the bundled encoder.
 
 # %%
 scratch = tempfile.TemporaryDirectory()  # removed when the script ends
@@ -145,11 +145,58 @@ with torch.no_grad():
     assert torch.equal(minipeft.unmerge(model)(batch), logits)
 
 # %% [markdown]
-# ## What its test file would hold
+# ## What its test file contains
 #
 # The two assertions above, the count of its parameters from the formula, and a line each in the lists of
-# `tests/methods/test_methods.py` and `tests/test_adapter.py`, which run every method through saving in one process and
-# loading in another, through bfloat16, merging and exporting.
+# `tests/methods/test_methods.py` and `tests/adapters/test_adapter.py`, which run every method through saving in one
+# process and loading in another, through bfloat16, merging and exporting.
 
 # %%
 assert minipeft.count_parameters(result.model).method == config.num_hidden_layers * 3 * config.hidden_size
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. **Compute.** How many parameters does `Diagonal()` train in roberta-base?
+# 2. **Change the code.** Start $d$ at random numbers with standard deviation 0.02. Which assertion of this page fails?
+# 3. **Explain.** Why does `merged_weight` compute in float32, although the frozen weights may be bfloat16?
+#
+# Try them before you open the solutions.
+
+# %% [markdown]
+# ### Solution 1
+#
+# Query and value in 12 layers with 768 numbers each: $2 \cdot 12 \cdot 768 = 18{,}432$.
+
+# %%
+with torch.device("meta"):
+    base = minipeft.apply(minipeft.SequenceClassifier(minipeft.EncoderConfig()), Diagonal())
+print(f"{minipeft.count_parameters(base).method:,} parameters")
+assert minipeft.count_parameters(base).method == 2 * 12 * 768
+
+# %% [markdown]
+# ### Solution 2
+#
+# The first one of the first test: the adapted layer does not start from the pretrained function any more.
+
+
+# %%
+class RandomDiagonalLinear(DiagonalLinear):
+    def __init__(self, frozen: Linear) -> None:
+        super().__init__(frozen)
+        nn.init.normal_(self.diagonal, std=0.02)
+
+
+layer = RandomDiagonalLinear(Linear(6, 6))
+assert not torch.equal(layer(x), Linear.forward(layer, x))
+
+# %% [markdown]
+# ### Solution 3
+#
+# A bfloat16 number has eight significant bits. A small change that is added to a weight in bfloat16 can be lost
+# completely. In float32 it is added exactly enough, and rounded once at the end.
+
+# %%
+weight, change = torch.tensor(1.0), torch.tensor(0.003)
+print("in bfloat16:", float(weight.bfloat16() + change.bfloat16()), " in float32:", float(weight + change))
+assert weight.bfloat16() + change.bfloat16() == 1 and weight + change != 1
