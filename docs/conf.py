@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -78,15 +79,18 @@ def visit_displaymath(self: Any, node: nodes.math_block) -> None:
 
 
 def put_pictures_into_the_page(app: Any, doctree: nodes.document, name: str) -> None:
-    """Replace a walkthrough's SVG files by their content, which then takes the page's own text colour."""
+    """Replace SVG files by their content: text then has the page's own colour, also where a reader switches to dark."""
+    from picture import TEXT_COLOURS
     from showing import TEXT_COLOUR
 
     for image in list(doctree.findall(nodes.image)):
         file = Path(app.srcdir, image["uri"])
-        if file.suffix == ".svg" and "jupyter_execute" in file.parts:
-            svg = file.read_text(encoding="utf-8").replace(TEXT_COLOUR, "currentColor")
-            svg = svg[svg.index("<svg") :]
-            image.replace_self(nodes.raw("", f'<figure class="picture">{svg}</figure>', format="html"))
+        if file.suffix == ".svg":
+            svg = re.sub(r"@media .*?\}\s*\}", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+            for colour in (TEXT_COLOUR, *TEXT_COLOURS):
+                svg = svg.replace(colour, "currentColor")
+            content = f'<figure class="picture">{svg[svg.index("<svg") :]}</figure>'
+            image.replace_self(nodes.raw("", content, format="html"))
 
 
 def setup(app: Any) -> None:

@@ -8,11 +8,12 @@ from tables import lora_training, machines, read
 
 PICTURE = Path(__file__).resolve().parent / "_static" / "speed.svg"
 WIDTH, ROW, LEFT, BAR = 760, 26, 232, 400
+TEXT_COLOURS = ("#1f2328", "#59636e")  # on a light page; the site replaces them by its own
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; fill: #1f2328 }
 .head { font-weight: 600 } .soft { fill: #59636e; font-size: 12px } .peer { fill: #9aa4af } .ours { fill: #2f7dc1 }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .soft { fill: #9198a1 } .peer { fill: #6e7681 }
-.ours { fill: #58a6ff } }
+.ours { fill: #58a6ff }}
 """
 
 

@@ -51,6 +51,18 @@ def test_every_public_name_appears_in_a_walkthrough() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of_stem)
+def test_a_page_ends_with_three_exercises_and_their_solutions(page: Path) -> None:
+    exercises = page.read_text(encoding="utf-8").partition("\n# ## Exercises\n")[2]
+    assert re.findall(r"^# (\d)\. \*\*(.*?)\.\*\*", exercises, re.MULTILINE) == [
+        ("1", "Compute"),
+        ("2", "Change the code"),
+        ("3", "Explain"),
+    ]
+    assert re.findall(r"^# ### Solution (\d)$", exercises, re.MULTILINE) == ["1", "2", "3"]
+    assert exercises.count("assert ") >= 2, "a solution is executed"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of_stem)
 def test_a_notebook_has_the_scripts_text_and_code_and_quotes_the_present_code(
     page: Path, notebooks: ModuleType
 ) -> None:

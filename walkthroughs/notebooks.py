@@ -21,7 +21,7 @@ sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 from showing import fingerprint  # noqa: E402 - a script next to this one
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
-HIDDEN, FOLDED = "remove-input", "hide-input"  # MyST-NB's tags
+HIDDEN, FOLDED, SOLUTION = "remove-input", "hide-input", "hide-cell"  # MyST-NB's tags
 
 
 def main(arguments: list[str]) -> None:
@@ -49,10 +49,14 @@ def of_script(page: Path) -> Any:
         "minipeft": {"script": fingerprint(page.read_text(encoding="utf-8"))},
     }
     notebook.nbformat, notebook.nbformat_minor = 4, 5
+    solutions = False
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
         cell["metadata"] = {}
-        if cell.cell_type == "code":
+        solutions = solutions or "### Solution" in cell.source
+        if cell.cell_type == "code" and solutions:
+            cell["metadata"] = {"tags": [SOLUTION]}
+        elif cell.cell_type == "code":
             called = set(re.findall(r"^(\w+)\(", cell.source, re.MULTILINE))
             if not re.sub(r"^(source|piece)\((.|\n)*?\)$", "", cell.source, flags=re.MULTILINE).strip():
                 cell["metadata"] = {"tags": [HIDDEN]}
