@@ -213,20 +213,27 @@ def dataset_table(rows: Dataset, place: str, by_name: bool = True) -> Table:
         place: The data set in messages.
         by_name: Whether classes are read as their names (None for the -1 of a hidden label), not as their indices.
     """
-    classes = {
-        name: tuple(feature.names)
-        for name, feature in rows.features.items()
-        if by_name and type(feature).__name__ == "ClassLabel" and feature.names
-    }
+    found = {name: _class_names(feature) for name, feature in rows.features.items()} if by_name else {}
+    classes = {name: names for name, names in found.items() if names}
 
     def values(names: Sequence[str]) -> Iterator[Sequence[Any]]:
         for batch in rows.select_columns(list(names)).iter(1000):
             columns = (
-                [classes[name][value] if value is not None and value >= 0 else None for value in batch[name]]
-                if name in classes
-                else batch[name]
+                [_named(value, classes[name]) for value in batch[name]] if name in classes else batch[name]
                 for name in names
             )
             yield from zip(*columns, strict=True)
 
     return numbered(place, tuple(rows.column_names), values, classes)
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """Return the class names of a ClassLabel, or of a list of them; none for other features."""
+    feature = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+    return tuple(feature.names or ()) if type(feature).__name__ == "ClassLabel" else ()
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    return None if value is None or value < 0 else names[value]

@@ -62,8 +62,8 @@ def local_copy(path: str) -> str:
     except MinipeftError:
         raise
     except ImportError as error:  # aiohttp for https, s3fs for s3, …
-        remedy = "Run pip install 'minipeft[remote]'." if path.startswith("http") else "Install it."
-        raise MinipeftError(f"{path}: {first_line(error)}. {remedy}") from None
+        remedy = " Run pip install 'minipeft[remote]'." if path.startswith("http") else ""
+        raise MinipeftError(f"{path}: {first_line(error)}.{remedy}") from None
     except Exception as error:  # each file system raises its own
         if _is_missing(error):
             raise MinipeftError(f"{path}: not found. Check the address.") from None

@@ -187,6 +187,7 @@ def test_names_configs_and_splits(imdb: HubServer, cache: Path, tmp_path: Path) 
         ("owner/none", None),
         ("nothing", None),
         ("imdb:plain_text", str(tmp_path / "valid.csv")),
+        (address := "hf://datasets/owner/imdb/plain_text/train-00000-of-00002.parquet", None),
     ]
     found = read(cache, calls)
     assert "--validation tset: no split of owner/imdb:plain_text (there are test, train, unsupervised)" in found[0]
@@ -198,15 +199,32 @@ def test_names_configs_and_splits(imdb: HubServer, cache: Path, tmp_path: Path) 
     assert "--data owner/none: no such file or folder, and no data set of the hub can be loaded" in found[4]
     assert "--data nothing: no such file or folder, and no data set of the hub can be loaded" in found[5]
     assert found[6] == ["owner/imdb:plain_text", 40, ["from a file"], origin]
+    assert found[7][:2] == [address, 27]
 
-    calls = [("imdb", "test"), ("owner/two", None), ("owner/two:plain_text", None), ("owner/none", None)]
+    calls = [("imdb", "test"), ("owner/two", None), ("owner/two:plain_text", None), ("owner/none", None), calls[7]]
     imdb.requests.clear()
     found = read(cache, calls, TRANSFORMERS_OFFLINE="1")
     assert found[0] == ["owner/imdb:plain_text", 40, ["a dull film, number 100"], origin]
     assert found[1][:2] == ["owner/two:other", 36]  # the only one in the cache
     assert "no such data set in the cache (there are owner/two:other); TRANSFORMERS_OFFLINE is set" in found[2]
     assert "--data owner/none: no such file or folder, and no such data set in the cache; TRANSF" in found[3]
+    assert found[4][:2] == [address, 27]
     assert not imdb.requests
+
+
+def test_classes_are_read_by_name_alone_and_in_lists() -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    label = ClassLabel(names=["b", "a"])
+    kinds = {"text": Value("string"), "label": label, "labels": [label]}
+    columns = {"text": ["x", "y", "z"], "label": [1, -1, None], "labels": [[1, 0], [], None]}
+    table = hub_data.dataset_table(Dataset.from_dict(columns, features=Features(kinds)), "place")
+    assert table.classes == {"label": ("b", "a"), "labels": ("b", "a")}
+    assert [tuple(values) for _, values in table.read(["labels", "label", "text"])] == [
+        (["a", "b"], "a", "x"),
+        ([], None, "y"),
+        (None, None, "z"),
+    ]
 
 
 @pytest.mark.parametrize(
