@@ -235,9 +235,11 @@ def load_run(
 
 
 def _warn_if_unfinished(folder: Path, settings: dict[str, Any], task: Task) -> None:
-    """Warn that a run was interrupted, with the epoch of its adapter."""
+    """Warn that a run was interrupted, with the epoch of its adapter; raise where there is none yet."""
     if (folder / "result.json").is_file():
         return
+    if not (folder / "adapter").is_dir():
+        raise MinipeftError(f"{folder}: no epoch is finished, so there is no adapter. Continue with train.py --resume.")
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [parse_json(line) for line in lines]

@@ -104,7 +104,7 @@ class Lease:
         """Put .owner with this process's file into place; return the error where that fails."""
         staged = self.path.with_name(f"{LEASE}.{self.token}.partial")
         try:
-            staged.mkdir()
+            staged.mkdir(parents=True)  # another process may have removed the empty folder
             content = {"host": socket.gethostname(), "pid": os.getpid()}
             (staged / self.token).write_text(json.dumps(content), encoding="utf-8")
             with suppress(OSError):  # succeeds only where it is empty

@@ -18,7 +18,7 @@ from conftest import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minipeft import MinipeftError
+from minipeft import MinipeftError, train
 from minipeft.cli.cli import main
 from minipeft.data.splits import CHUNK_CHARACTERS, CHUNK_ROWS, chunk_examples
 from minipeft.inference.predict import LoadedRun, load_run
@@ -212,6 +212,17 @@ def test_an_output_may_be_csv_and_is_named_with_its_rows(
             f"probability_{name}": value for name, value in expected["probabilities"].items()
         }
         assert all(value == round(value, 6) for value in expected["probabilities"].values())
+
+
+def test_a_run_without_a_finished_epoch_says_how_to_continue(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"task": "sst2", "model": str(tiny_checkpoint), "data": str(small_data), "output": str(tmp_path / "run")}
+    with pytest.raises(MinipeftError, match="no epoch was finished, so there is no checkpoint"):
+        train(**settings, lr=1e38, warmup_steps=0, batch_size=8, grad_accum=1, epochs=1, device="cpu", quiet=True)
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("no epoch is finished, so there is no adapter. Continue with train.py --resume.")
 
 
 def test_a_run_that_was_interrupted_gives_a_warning(
