@@ -52,10 +52,6 @@ def _values(column: Any) -> list[Any]:
     """Convert a pyarrow array to a list, in which equal values of a dictionary are one object."""
     if not hasattr(column, "dictionary"):
         return column.to_pylist()
-    import pyarrow
-
     indices = column.indices.to_pylist()
-    used = sorted(set(indices) - {None})
-    values = column.dictionary.take(pyarrow.array(used, pyarrow.int64())).to_pylist()
-    by_index = dict(zip(used, values, strict=True))
+    by_index = {index: column.dictionary[index].as_py() for index in set(indices) - {None}}
     return [by_index.get(index) for index in indices]

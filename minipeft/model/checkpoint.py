@@ -140,12 +140,15 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, ignored: tuple[str, .
         part = nn.Module() if name == "bias" else model.get_submodule(name)
         if name == "bias":
             model.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        init_weights(part.to_empty(device="cpu"), config.initializer_range)
+        for tensor_name, parameter in list(part.named_parameters(recurse=False)):
+            # not to_empty, for which torch imports sympy
+            setattr(part, tensor_name, nn.Parameter(torch.empty(parameter.shape, device="cpu")))
+        init_weights(part, config.initializer_range)
     if new:
         from minipeft.hub.hub import model_name
 
-        logger.warning(
-            "%s has no %s: initialised (normal, standard deviation %g)",
+        logger.info(
+            "%s has no %s: newly initialized (normal, standard deviation %g)",
             model_name(folder),
             " and ".join(new),
             config.initializer_range,

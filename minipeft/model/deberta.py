@@ -19,7 +19,7 @@ from minipeft.model.config import HIDDEN_ACTIVATIONS, EncoderConfig
 from minipeft.model.disentangled import RelativePlan, attend_disentangled, bucket
 from minipeft.model.dropout import dropout
 from minipeft.model.grouped import Prefix, group_by_length
-from minipeft.model.roberta import ClassificationHead, Encoder, EncoderLayer, LayerNorm
+from minipeft.model.roberta import ClassificationHead, Embedding, Encoder, EncoderLayer, LayerNorm
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,9 @@ class DebertaEncoder(Encoder):
     def add_embeddings(self, config: EncoderConfig) -> None:
         """Create the modules of the embeddings."""
         assert isinstance(config, DebertaConfig)
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings = Embedding(config.vocab_size, config.hidden_size)
         self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.relative_embeddings = nn.Embedding(2 * config.position_buckets, config.hidden_size)
+        self.relative_embeddings = Embedding(2 * config.position_buckets, config.hidden_size)
         self.relative_layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def make_layer(self, config: EncoderConfig, number: int) -> nn.Module:

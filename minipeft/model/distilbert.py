@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minipeft.data.batching import PackedBatch
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
-from minipeft.model.roberta import ClassificationHead, Encoder, EncoderLayer, LayerNorm
+from minipeft.model.roberta import ClassificationHead, Embedding, Encoder, EncoderLayer, LayerNorm
 
 # Our module in the encoder → transformers' path behind "distilbert.".
 NAMES = {
@@ -72,8 +72,8 @@ class DistilBertEncoder(Encoder):
 
     def add_embeddings(self, config: EncoderConfig) -> None:
         """Create the modules that `embed` uses."""
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.word_embeddings = Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = Embedding(config.max_position_embeddings, config.hidden_size)
         self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def make_layer(self, config: EncoderConfig, number: int) -> nn.Module:

@@ -22,7 +22,7 @@ from minipeft.model.attention import Plan, attend, plan_attention
 from minipeft.model.config import HIDDEN_ACTIVATIONS, EncoderConfig
 from minipeft.model.dropout import dropout
 from minipeft.model.grouped import Groups, Prefix
-from minipeft.model.roberta import Encoder, EncoderLayer, LayerNorm, Linear
+from minipeft.model.roberta import Embedding, Encoder, EncoderLayer, LayerNorm, Linear
 from minipeft.model.rotary import angles, rotate
 
 # Our module in the encoder → transformers' path behind "model.".
@@ -195,7 +195,7 @@ class ModernBertEncoder(Encoder):
     def add_embeddings(self, config: EncoderConfig) -> None:
         """Create the modules of the embeddings, and the last LayerNorm."""
         assert isinstance(config, ModernBertConfig)
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings = Embedding(config.vocab_size, config.hidden_size)
         self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.norm_bias)
         self.final_layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.norm_bias)
 

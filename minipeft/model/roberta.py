@@ -42,6 +42,14 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
 
 
+class Embedding(nn.Embedding):
+    """nn.Embedding; on the meta device it draws no numbers, for which torch would import torch._dynamo."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class EncoderLayer(nn.Module):
     """x → a = LayerNorm(x + attention(x));  LayerNorm(a + W₂ f(W₁ a)), f being hidden_act."""
 
@@ -108,9 +116,9 @@ class Encoder(nn.Module):
 
     def add_embeddings(self, config: EncoderConfig) -> None:
         """Create the modules that `embed` uses."""
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.embedding_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.embedding_size)
+        self.word_embeddings = Embedding(config.vocab_size, config.embedding_size)
+        self.position_embeddings = Embedding(config.max_position_embeddings, config.embedding_size)
+        self.token_type_embeddings = Embedding(config.type_vocab_size, config.embedding_size)
         self.layer_norm = LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
 
     def make_layer(self, config: EncoderConfig, number: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -30,13 +31,28 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, without the import of torch._dynamo (a second), which only an optimizer in torch.compile needs."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):
+            method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+            if method is not None and not hasattr(method, "__dynamo_disable"):
+                setattr(method, "__dynamo_disable", method)  # not by a dot: Python would mangle it
+        super().__init__(*arguments, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        return inspect.unwrap(torch.optim.AdamW.step)(self, closure)
+
+
 def adamw(
     model: nn.Module, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) over the trainable parameters; the learning rate is set in every step."""
     groups = parameter_groups(model, weight_decay)
     fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
+    return AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

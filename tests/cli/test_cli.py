@@ -39,6 +39,22 @@ def test_train_py_says_what_it_trains_and_leaves_a_result(
     assert content["model"].endswith(str(tiny_checkpoint)) and content["data"].startswith(str(small_data))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on CUDA torch imports torch._dynamo itself")
+def test_a_training_imports_nothing_that_it_does_not_need(
+    small_data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """One process, a jsonl file, no torch.compile: each of these modules takes a second or more to import."""
+    flags = ["--task", "rte", "--model", tiny_checkpoint, "--data", small_data, *SMALL, "--output", tmp_path / "run"]
+    script = f"""
+import sys
+from minipeft.cli.cli import main_train
+assert main_train({list(map(str, flags))}) == 0
+print(*{{"torch._dynamo", "sympy", "pandas", "datasets"}} & set(sys.modules), "imported")
+"""
+    done = run_command("-c", script)
+    assert done.stdout.splitlines()[-1] == "imported", done.stdout + done.stderr
+
+
 def test_without_data_or_a_network_the_stand_in_is_used_and_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
     flags = ["--task", "sst2", "--method", "head", "--model", tiny_checkpoint, *SMALL, "--device", "cpu"]
     flags += ["--output", tmp_path / "run"]

@@ -82,6 +82,7 @@ def test_every_kind_of_weights_gives_the_same_model(kind: str, tmp_path: Path) -
 def test_a_language_model_or_a_bare_encoder_gets_a_new_head_and_says_so_in_one_line(
     model_type: str, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "minipeft")
     reference = reference_model(model_type, kind="language model")
     reference.save_pretrained(tmp_path / "masked")
     getattr(reference, family).save_pretrained(tmp_path / "bare")  # no prefix; a bare encoder of bert may have a pooler
@@ -101,6 +102,7 @@ def test_a_language_model_or_a_bare_encoder_gets_a_new_head_and_says_so_in_one_l
 def test_a_bert_encoder_with_its_pooler_keeps_it_and_gets_a_new_classifier(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "minipeft")
     reference = reference_model("bert")
     reference.bert.save_pretrained(tmp_path)
     model = load_pretrained(tmp_path)
@@ -121,6 +123,7 @@ def test_a_bert_encoder_with_its_pooler_keeps_it_and_gets_a_new_classifier(
 def test_tensors_for_another_purpose_are_dropped_by_name(
     extra: str, checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "minipeft")
     before = logits(load_pretrained(checkpoint))
     rewrite(checkpoint, lambda state: state | {extra: torch.zeros(3, 2)})
     assert torch.equal(before, logits(load_pretrained(checkpoint)))
@@ -184,6 +187,7 @@ def test_a_saved_language_model_loads_in_transformers_with_the_same_logits(model
 def test_a_classifier_gives_a_language_model_a_new_head_and_says_so(
     checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "minipeft")
     model = load_language_model(checkpoint)
     assert model(pack(ragged(LENGTHS), config=model.config)).isfinite().all()
     (line,) = lines(caplog)
