@@ -59,6 +59,7 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
     config = model.config
     content = adapter_content(model)
     # The config travels in the weights too: a kill between the two renames is then seen when the adapter is loaded.
+    details = {"problem_type": config.problem_type} | details
     details = {"labels": list(config.id2label.values()), "base": base_model_fields(config), "config": content} | details
     metadata = {"minipeft": json.dumps(details)}  # one entry: safetensors orders several at random
     write_together(
@@ -97,7 +98,8 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
     apply(model, method)
     _fill(model, state | own)
     if isinstance(labels, list):
-        model.config = model.config.with_labels([str(label) for label in labels])
+        problem_type = adapter.details.get("problem_type")
+        model.config = model.config.with_labels([str(label) for label in labels], problem_type)
     return model
 
 

@@ -38,7 +38,7 @@ from minipeft.training.settings import read_settings
 
 MEMORY_PER_RUN = 4 << 30  # bytes: full fine-tuning of roberta-base in fp32, with AdamW's state
 LOCK = ".lock"
-DATA_SETTINGS = ("data", "text_column", "pair_column", "label_column", "label_type", "validation")
+DATA_SETTINGS = ("data", "text_column", "pair_column", "label_column", "label_type", "label_separator", "validation")
 POLL_INTERVAL = 0.1  # seconds
 
 

@@ -29,7 +29,7 @@ LISTS = ("targets", "method_options", "class_weights")  # all words are one valu
 OWN = ("output", "resume", "quiet")  # the comparison sets them for its runs
 SEEDS = (1, 2, 3)
 FIELDS = {field.name: str(field.type) for field in dataclasses.fields(TrainSettings)}
-NUMBERS = tuple(name for name, kind in FIELDS.items() if "int" in kind or "float" in kind)
+NUMBERS = tuple(name for name, kind in FIELDS.items() if ("int" in kind or "float" in kind) and name not in LISTS)
 SPLIT_AT_COMMAS = (*NUMBERS, "targets")
 
 Values = dict[str, list[Any]]  # where it is for ("" for all, a task, a method, TASK/METHOD) → values

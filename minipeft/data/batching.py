@@ -16,6 +16,8 @@ from torch import Tensor
 
 from minipeft.errors import MinipeftError
 
+MULTI_LABEL = "multi_label_classification"  # of config.problem_type, as in transformers
+
 
 class PackingConfig(Protocol):
     """The fields of a model config that packing reads; EncoderConfig has them."""
@@ -30,6 +32,8 @@ class PackingConfig(Protocol):
     def max_length(self) -> int: ...
     @property
     def num_labels(self) -> int: ...
+    @property
+    def problem_type(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class PackedBatch:
 
 def pack(
     token_ids: Sequence[Sequence[int] | Encoding],
-    labels: Sequence[int] | Sequence[float] | None = None,
+    labels: Sequence[int] | Sequence[float] | Sequence[Sequence[float]] | None = None,
     config: PackingConfig | None = None,
 ) -> PackedBatch:
     """Pack sequences end to end into one batch.
@@ -86,7 +90,8 @@ def pack(
 
     Args:
         token_ids: Lists of int, or tokenizers.Encoding (which carries BERT's token types), with special tokens.
-        labels: One per sequence: class indices, or floats if config.num_labels is 1 (regression).
+        labels: One per sequence: class indices, or floats if config.num_labels is 1 (regression), or num_labels zeros
+            and ones if config.problem_type is "multi_label_classification".
         config: The model's config, model.config. Required, for positions and bounds.
 
     Returns:
@@ -173,11 +178,19 @@ def _token_types(token_ids: Sequence[Sequence[int] | Encoding], config: PackingC
     return torch.tensor(types, dtype=torch.int64)
 
 
-def _labels(labels: Sequence[int] | Sequence[float] | None, count: int, config: PackingConfig) -> Tensor | None:
+def _labels(labels: Sequence[Any] | None, count: int, config: PackingConfig) -> Tensor | None:
     if labels is None:
         return None
     if len(labels) != count:
         raise MinipeftError(f"{len(labels)} labels for {count} sequences; give one label per sequence")
+    if config.problem_type == MULTI_LABEL:
+        for number, label in enumerate(labels):
+            if not isinstance(label, Sequence) or len(label) != config.num_labels or not set(label) <= {0, 1}:
+                raise MinipeftError(
+                    f"label {label!r} of sequence {number} is not a list of {config.num_labels} zeros and ones. "
+                    "Give one for each label of the model."
+                )
+        return torch.tensor(labels, dtype=torch.float32).view(count, config.num_labels)
     if config.num_labels == 1:
         for number, label in enumerate(labels):
             if not isinstance(label, (int, float)) or not math.isfinite(label):

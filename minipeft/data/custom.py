@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from minipeft.data.hub_data import find_dataset, hub_split, is_hub_name, is_hub_
 from minipeft.data.labels import LABEL_TYPES, NUMBER, find_labels
 from minipeft.data.lines import stem_of
 from minipeft.data.memory import PLACE, MemoryData, MemorySplit
+from minipeft.data.multilabel import find_label_sets, warn_of_lists
 from minipeft.data.remote import is_remote
 from minipeft.data.splits import VALIDATION_FRACTION, with_recorded_split
 from minipeft.data.tasks import TASKS, Task
@@ -57,10 +58,14 @@ class CustomData:
         if "validation" in files:
             validation = f"validation from {files['validation']}"
         else:
-            stratified = ", stratified by class" if self.task.stratified and self.class_counts else ""
+            stratified = ", stratified by class" if self.task.stratified and self.task.has_classes else ""
             validation = f"of which {VALIDATION_FRACTION:.0%} are for validation{stratified}, the same for every seed"
         counts = [f"{name} {count:,}" for name, count in self.class_counts.items()]
-        kind = f"{len(counts):,} classes ({format_names(counts)})" if counts else "labels that are numbers"
+        kind = (
+            f"{len(counts):,} {'labels' if self.task.multilabel else 'classes'} ({format_names(counts)})"
+            if counts
+            else "labels that are numbers"
+        )
         return f"{files['train']}{self.origin}: {self.rows:,} rows, {validation}; {kind}"
 
     def describe_columns(self) -> str:
@@ -92,6 +97,8 @@ def inspect_custom_data(
     label_column: str | None,
     label_type: str,
     validation: str | None,
+    label_separator: str | None = None,
+    threshold: float | None = 0.5,
 ) -> CustomData:
     """Inspect a custom dataset; the labels of the whole training file are read once.
 
@@ -101,8 +108,10 @@ def inspect_custom_data(
         text_column: Column of the texts; the default is "text".
         pair_column: Column of the second texts; None if there is none.
         label_column: Column of the labels; the default is "label".
-        label_type: "auto", "classes" or "numbers" (regression).
+        label_type: "auto", "classes", "numbers" (regression) or "multilabel".
         validation: The validation file, or a split of the data set of the hub.
+        label_separator: The character between the labels of a text, for "multilabel".
+        threshold: The probability from which on a label is predicted, for "multilabel"; None: to be chosen.
 
     Raises:
         MinipeftError: for data that cannot be trained on. The message names the file, the row and the remedy.
@@ -126,7 +135,10 @@ def inspect_custom_data(
         for column, flag in flags.items():
             if column not in table.columns:
                 raise table.missing(column, f"{flag} names another")
-    class_counts, rows = find_labels(open_split(files["train"]), label, label_type)
+    if label_type == "multilabel":
+        class_counts, rows = find_label_sets(open_split(files["train"]), label, label_separator)
+    else:
+        class_counts, rows = find_labels(open_split(files["train"]), label, label_type)
     if "validation" not in files and rows < FEWEST_ROWS:
         raise MinipeftError(
             f"{files['train']}: {rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "
@@ -135,6 +147,10 @@ def inspect_custom_data(
     unread = tuple(column for column in open_split(files["train"]).columns if column not in flags)
     custom = _task(name, columns, tuple(class_counts), label, files)
     warnings = _column_warnings(files["train"], columns, unread)
+    if label_type == "multilabel":
+        custom = as_multilabel(custom, label_separator, threshold)
+    else:
+        warnings += warn_of_lists(files["train"], label, class_counts)
     if (
         path.is_file()
         and "validation" not in files
@@ -223,9 +239,16 @@ def custom_task(settings: Mapping[str, Any]) -> Task | None:
         files = _files(source, validation, VALIDATION_NAMES[:1])  # another validation file is recorded
     except MinipeftError:  # the data were moved or deleted; only evaluating on them needs them
         files = {"train": source}
-    return with_recorded_split(
-        _task(settings["task"], columns, tuple(labels), settings["label_column"], files), dict(settings)
-    )
+    task = _task(settings["task"], columns, tuple(labels), settings["label_column"], files)
+    if settings.get("label_type") == "multilabel":
+        task = as_multilabel(task, settings.get("label_separator"), None)
+    return with_recorded_split(task, dict(settings))
+
+
+def as_multilabel(task: Task, label_separator: str | None, threshold: float | None) -> Task:
+    """Return the task with a set of labels per example."""
+    metrics = ("micro_f1", "macro_f1", "average_precision")
+    return replace(task, metrics=metrics, multilabel=True, label_separator=label_separator, threshold=threshold)
 
 
 def _task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], label: str, files: dict[str, Any]) -> Task:

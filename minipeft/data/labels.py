@@ -12,7 +12,7 @@ from minipeft.data.table import Table
 from minipeft.data.tasks import Task
 from minipeft.errors import MinipeftError, format_names, is_unicode, short_repr
 
-LABEL_TYPES = ("auto", "classes", "numbers")
+LABEL_TYPES = ("auto", "classes", "numbers", "multilabel")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 MOST_CLASSES, LONGEST_NAME = 100_000, 1000
 FEWEST_ROWS_PER_CLASS = 2  # on average; with fewer the column is hardly one of classes
@@ -28,6 +28,8 @@ def class_name(value: Any, place: str) -> str:
         return str(int(value))
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)
+    if isinstance(value, (list, tuple)):
+        raise MinipeftError(f"{place}: label {short_repr(value)} is a list. Pass --label-type multilabel.")
     raise MinipeftError(
         f"{place}: label {short_repr(value)} is neither a name of up to {LONGEST_NAME:,} characters nor a number; "
         "fix or remove the row"

@@ -18,7 +18,8 @@ def parquet_table(path: str) -> Table:
 
     local = local_copy(path)
     try:
-        columns = tuple(parquet.read_schema(local).names)
+        schema = parquet.read_schema(local)
+        columns = tuple(schema.names)
     except Exception as error:  # the library raises exceptions of many kinds
         raise MinipeftError(f"{path}: not readable as parquet ({first_line(error)}); write the file again") from None
 
@@ -26,10 +27,11 @@ def parquet_table(path: str) -> Table:
         row = 0
         try:
             # A text that the file stores once may occur in a million rows: a dictionary keeps it once in memory, too.
-            file = parquet.ParquetFile(local, buffer_size=1 << 20, read_dictionary=list(names))
+            plain = [name for name in names if not schema.field(name).type.num_fields]  # not lists
+            file = parquet.ParquetFile(local, buffer_size=1 << 20, read_dictionary=plain)
             for group in range(file.metadata.num_row_groups):
                 for chunk in map(file.metadata.row_group(group).column, range(file.metadata.num_columns)):
-                    if chunk.path_in_schema in names and chunk.total_uncompressed_size > LARGEST_COLUMN:
+                    if chunk.path_in_schema.split(".")[0] in names and chunk.total_uncompressed_size > LARGEST_COLUMN:
                         raise MinipeftError(
                             f"{path}: column {chunk.path_in_schema!r} has {chunk.total_uncompressed_size:,} bytes in "
                             f"row group {group}; write the file again with smaller row groups"

@@ -21,7 +21,8 @@ from minipeft.data.hub_data import (
     open_split,
     read_split_rows,
 )
-from minipeft.data.labels import read_label
+from minipeft.data.labels import read_label as read_class
+from minipeft.data.multilabel import read_label_set
 from minipeft.data.rows import open_table
 from minipeft.data.table import Table, numbered
 from minipeft.data.tasks import Split, Task
@@ -133,7 +134,7 @@ def _validation_mask(task: Task) -> bytearray:
     """1 for the rows of the training file that are the validation split."""
     rows = open_split(dict(task.files)["train"]).read([task.label_column])
     labels = [read_label(task, value, place) for place, (value,) in rows]
-    if task.is_regression or not task.stratified:
+    if not task.has_classes or not task.stratified:
         return random_mask(len(labels), VALIDATION_FRACTION, VALIDATION_SEED)
     return stratified_mask(labels, VALIDATION_FRACTION, VALIDATION_SEED)
 
@@ -171,6 +172,11 @@ def _folder(task: Task, source: str) -> Path:
 def _file(folder: Path, split: str) -> str | None:
     """The file of a split; of several formats the first of ENDINGS."""
     return next(filter(None, (split_file(folder, split, [ending]) for ending in ENDINGS)), None)
+
+
+def read_label(task: Task, value: Any, place: str) -> Any:
+    """Return a row's label: a class index, a float for regression, or a tuple of indices for multi-label."""
+    return (read_label_set if task.multilabel else read_class)(task, value, place)
 
 
 def read_examples(

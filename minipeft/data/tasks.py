@@ -29,6 +29,7 @@ class Task:
             training file.
         multilabel: Whether an example has a set of labels, of any number, in place of one.
         label_separator: The character between the labels of a multi-label text; None where they are lists.
+        threshold: Probability from which on a label of a multi-label task is predicted; None: to be chosen.
         stratified: Whether examples are drawn from the training split class by class; False for a run of an earlier
             version, which did not.
     """
@@ -44,6 +45,7 @@ class Task:
     stratified: bool = True
     multilabel: bool = False
     label_separator: str | None = None
+    threshold: float | None = 0.5
 
     @property
     def is_custom(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minipeft.adapters.adapter import load_adapter
+from minipeft.adapters.adapter_file import read_adapter
 from minipeft.adapters.merging import check_export_folder, merged_copy, save_merged
 from minipeft.data import standin
 from minipeft.data.custom import custom_task
@@ -230,6 +231,9 @@ def load_run(
         )
     _warn_if_unfinished(folder, settings, task)
     cast_frozen(load_adapter(model, folder / "adapter"), dtype)
+    if task.multilabel:
+        details = read_adapter(folder / "adapter", model.config).details
+        task = replace(task, threshold=float(details.get("threshold", 0.5)))
     device = choose_device(device)
     return LoadedRun(model.to(device).eval(), load_tokenizer(model_folder), task, settings, device)
 

@@ -28,7 +28,7 @@ from minipeft import __version__
 from minipeft.data.find_files import list_files
 from minipeft.data.remote import local_copy
 from minipeft.data.rows import STANDARD_INPUT
-from minipeft.data.tasks import Split
+from minipeft.data.tasks import Split, Task
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import make_folder, read_json, write_atomically, write_json, write_text
 from minipeft.inference.predict import load_run
@@ -100,7 +100,11 @@ def predict_file(
             dict(zip(echo, values, strict=True)) | prediction
             for values, prediction in zip(echoed, run.predict(chunk.texts, chunk.pairs), strict=True)
         ]
-        return _csv_lines(predictions, echo) if as_csv else "".join(json.dumps(row) + "\n" for row in predictions)
+        return (
+            _csv_lines(predictions, echo, run.task.label_separator or ";")
+            if as_csv
+            else "".join(json.dumps(row) + "\n" for row in predictions)
+        )
 
     if target is None:
         for chunk in chunks:
@@ -127,7 +131,7 @@ def predict_file(
             names = [_part_file(parts, number) for number in range(count)]
             for part in names:
                 _wait(part.exists, "")
-            header = _csv_header(run.task.labels, echo) if as_csv else ""
+            header = _csv_header(run.task, echo) if as_csv else ""
             write_atomically(target, lambda temporary: _concatenate_parts(names, temporary, header))
             shutil.rmtree(parts)
             print(f"{target}: {written:,} predictions", file=sys.stderr)
@@ -175,18 +179,21 @@ def _part_file(parts: Path, number: int) -> Path:
     return parts / f"{number:09d}.jsonl"
 
 
-def _csv_header(labels: tuple[str, ...], echo: Sequence[str]) -> str:
+def _csv_header(task: Task, echo: Sequence[str]) -> str:
     """The header of predictions as csv: the echoed columns, the label and each class's probability, or the score."""
-    return _csv_line([*echo, *(["label", *(f"probability_{label}" for label in labels)] if labels else ["score"])])
+    label = "labels" if task.multilabel else "label"
+    values = ["score"] if task.is_regression else [label, *(f"probability_{name}" for name in task.labels)]
+    return _csv_line([*echo, *values])
 
 
-def _csv_lines(predictions: list[dict[str, Any]], echo: Sequence[str]) -> str:
-    rows = (
-        [row[name] for name in echo]
-        + ([row["score"]] if "score" in row else [row["label"], *row["probabilities"].values()])
-        for row in predictions
-    )
-    return "".join(map(_csv_line, rows))
+def _csv_lines(predictions: list[dict[str, Any]], echo: Sequence[str], separator: str) -> str:
+    def values(row: dict[str, Any]) -> list[Any]:
+        if "score" in row:
+            return [row["score"]]
+        label = row["label"] if "label" in row else separator.join(row["labels"])
+        return [label, *row["probabilities"].values()]
+
+    return "".join(_csv_line([*(row[name] for name in echo), *values(row)]) for row in predictions)
 
 
 def _csv_line(fields: list[Any]) -> str:

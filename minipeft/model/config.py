@@ -12,6 +12,7 @@ from minipeft.errors import MinipeftError, check_choice, short_repr
 # Upper bounds on the sizes in a config.json; no published model comes near them.
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 10
 
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 HIDDEN_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 # Model types whose first token has position pad_token_id + 1; in the other families it has position 0.
@@ -41,6 +42,7 @@ class EncoderConfig:
         attention_probs_dropout_prob: Dropout probability of the attention weights.
         classifier_dropout: Dropout probability in the head; None means hidden_dropout_prob, as in transformers.
         id2label: Class index → name.
+        problem_type: The kind of labels, one of PROBLEM_TYPES; None: classes, or regression with one label.
 
     Raises:
         MinipeftError: for a value that no encoder can have; the message names the field.
@@ -62,6 +64,7 @@ class EncoderConfig:
     attention_probs_dropout_prob: float = 0.1
     classifier_dropout: float | None = None
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
+    problem_type: str | None = None
 
     # For subclasses: our field → its name in config.json, where the two differ.
     JSON_NAMES: ClassVar[dict[str, str]] = {}
@@ -109,6 +112,8 @@ class EncoderConfig:
             if not (isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max):
                 raise MinipeftError(f"{name} {short_repr(value)} in the model's config is not a number of 0 or more")
         check_choice("hidden_act", self.hidden_act, HIDDEN_ACTIVATIONS)
+        if self.problem_type is not None:
+            check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         if list(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise MinipeftError(
                 f"id2label {short_repr(self.id2label)} in the model's config does not count its classes from 0"
@@ -152,9 +157,9 @@ class EncoderConfig:
         """Dropout probability of the classification head."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
-    def with_labels(self, names: list[str]) -> EncoderConfig:
+    def with_labels(self, names: list[str], problem_type: str | None = None) -> EncoderConfig:
         """Return the same shape with the classes `names`."""
-        return dataclasses.replace(self, id2label=dict(enumerate(names)))
+        return dataclasses.replace(self, id2label=dict(enumerate(names)), problem_type=problem_type)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], defaults: dict[str, Any]) -> EncoderConfig:

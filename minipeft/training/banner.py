@@ -27,6 +27,10 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
     steps = schedule.total_steps(len(examples.train))
     if task.is_regression:
         target = f"(numbers from {min(labels):g} to {max(labels):g})"
+    elif task.multilabel:
+        counts = Counter(task.labels[index] for one in labels for index in one)
+        named = format_names([f"{name} {count:,}" for name, count in counts.most_common()])
+        target = f"({sum(counts.values()) / len(labels):.2f} labels per example: {named})"
     else:
         counts = Counter(task.labels[int(label)] for label in labels)
         target = f"({format_names([f'{name} {count:,}' for name, count in counts.most_common()])})"
@@ -71,7 +75,7 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
 
 
 def _majority(examples: Examples, task: Task) -> str:
-    if task.is_regression:
+    if not task.has_classes:
         return ""
     _, accuracy = constant_baseline(examples.validation.split.labels, task)
     return f" (the majority class alone has accuracy {accuracy:.4f})"

@@ -61,7 +61,12 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
     """
     given = {name: getattr(settings, name) for name in ("text_column", "pair_column", "label_column", "validation")}
     if is_custom(settings.task, settings.data):
-        custom = inspect_custom_data(settings.task, settings.data, label_type=settings.label_type, **given)
+        threshold = None if isinstance(settings.threshold, str) else settings.threshold
+        options = {"label_separator": settings.label_separator, "threshold": threshold}
+        if settings.label_type != "multilabel":
+            _refuse_multilabel(settings)
+        given |= {"label_type": settings.label_type, **options}
+        custom = inspect_custom_data(settings.task, settings.data, **given)
         return custom.task, custom
     task = get_task("rte" if settings.task == "auto" else settings.task)
     given["label_type"] = None if settings.label_type == "auto" else settings.label_type
@@ -71,7 +76,18 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
                 f"--{name.replace('_', '-')} {value!r} is for custom datasets, and {task.name} is GLUE's. "
                 "Name your file by --data, or leave it out."
             )
+    _refuse_multilabel(settings)
     return task, None
+
+
+def _refuse_multilabel(settings: TrainSettings) -> None:
+    """Raise where a setting of multi-label data is given for other data."""
+    for name, value, default in (
+        ("label-separator", settings.label_separator, None),
+        ("threshold", settings.threshold, TrainSettings().threshold),
+    ):
+        if value != default:
+            raise MinipeftError(f"--{name} {value!r} is for --label-type multilabel. Add it, or leave --{name} out.")
 
 
 def choose_source(settings: TrainSettings, task: Task, custom: CustomData | None = None) -> DataSource:

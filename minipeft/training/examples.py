@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Encoding
 
 from minipeft.data.batching import PackedBatch, pack, random_mask, stratified_mask
+from minipeft.data.multilabel import multi_hot
 from minipeft.data.tasks import Split, Task
 from minipeft.data.tokenizer import Tokenizer
 from minipeft.data.tokens import TokenTable
@@ -45,15 +46,16 @@ class Encoded:
     def subset(self, chosen: Sequence[int]) -> Encoded:
         """The examples where `chosen` is true, in their order."""
         indices = array("q", (index for index, one in enumerate(chosen) if one))
-        labels = array("d" if self.split.task.is_regression else "q", (self.split.labels[index] for index in indices))
+        labels = label_store(self.split.task, (self.split.labels[index] for index in indices))
         lengths = array("i", (self.lengths[index] for index in indices))
         return Encoded(Split(self.split.task, [], None, labels), _Subset(self.sequences, indices), lengths)
 
     def batch(self, indices: list[int], config: EncoderConfig) -> PackedBatch:
         """The examples at `indices`, packed with their labels."""
-        return pack(
-            [self.sequences[index] for index in indices], [self.split.labels[index] for index in indices], config=config
-        )
+        labels: Any = [self.split.labels[index] for index in indices]
+        if self.split.task.multilabel:
+            labels = multi_hot(labels, config.num_labels)
+        return pack([self.sequences[index] for index in indices], labels, config=config)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -67,8 +69,15 @@ class Encoded:
     @cached_property
     def length_fingerprint(self) -> str:
         """A hash of the lengths and labels alone, which the checkpoints of older versions hold."""
-        lengths, labels = np.asarray(self.lengths, dtype=np.int64), np.asarray(self.split.labels, dtype=np.float64)
-        return hashlib.sha256(lengths.tobytes() + labels.tobytes()).hexdigest()
+        lengths = np.asarray(self.lengths, dtype=np.int64).tobytes()
+        if self.split.task.multilabel:
+            return hashlib.sha256(lengths + repr(list(self.split.labels)).encode()).hexdigest()
+        return hashlib.sha256(lengths + np.asarray(self.split.labels, dtype=np.float64).tobytes()).hexdigest()
+
+
+def label_store(task: Task, labels: Iterable[Any] = ()) -> Any:
+    """Return labels as an array, or as a list for multi-label."""
+    return list(labels) if task.multilabel else array("d" if task.is_regression else "q", labels)
 
 
 class _Subset(Sequence[Any]):
@@ -110,7 +119,7 @@ def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, En
         MinipeftError: where one of the two would be empty.
     """
     task, labels = examples.split.task, examples.split.labels
-    if task.stratified and not task.is_regression:
+    if task.stratified and task.has_classes:
         mask = stratified_mask([int(label) for label in labels], fraction, seed)
     else:
         mask = random_mask(len(examples), fraction, seed)
@@ -130,7 +139,7 @@ def encode_split(
     Raises:
         MinipeftError: for a text whose token ids the model does not have: the tokenizer is not the model's.
     """
-    labels: array[Any] = array("d" if task.is_regression else "q")
+    labels = label_store(task)
 
     def encodings() -> Iterator[Encoding]:
         for chunk in chunks:

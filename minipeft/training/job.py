@@ -191,7 +191,7 @@ def config_of(job: Job, settings: TrainSettings) -> dict[str, Any]:
             "text_column": task.columns[0],
             "pair_column": task.columns[1] if len(task.columns) == 2 else None,
             "label_column": task.label_column,
-            "label_type": "numbers" if task.is_regression else "classes",
+            "label_type": "multilabel" if task.multilabel else "numbers" if task.is_regression else "classes",
             "validation": str(files["validation"]) if "validation" in (files := dict(task.files)) else None,
         }
     resolved = {

@@ -35,7 +35,7 @@ from minipeft.training.examples import Examples
 from minipeft.training.graphs import StepGraphs
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.loss import Loss
-from minipeft.training.metrics import evaluate, predict_logits, score
+from minipeft.training.metrics import evaluate_all
 from minipeft.training.optim import adamw, set_learning_rate
 from minipeft.training.recipes import CHECKPOINT_MINUTES
 from minipeft.training.report import EpochTable, disable_bar, warn_about_predictions
@@ -159,11 +159,7 @@ def train_loop(
             began = time.perf_counter()
             _add_step(before, now, events, folder)
             now.seconds += time.perf_counter() - began
-            logits = predict_logits(model, validation, schedule.max_tokens, device, processes)
-            evaluated = score(logits, validation.split.labels, task)
-            for name, others in examples.others.items():
-                figures = evaluate(model, others, schedule.max_tokens, device, processes)
-                evaluated |= {f"{name}_{figure}": value for figure, value in figures.items()}
+            logits, evaluated = evaluate_all(model, examples, schedule.max_tokens, device, processes)
             if not math.isfinite(evaluated["eval_loss"]):
                 raise MinipeftError(
                     f"step {now.step}: the validation loss is {evaluated['eval_loss']}. Lower --lr "

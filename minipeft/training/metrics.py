@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ from torch import Tensor
 
 from minipeft.data.batching import pack, split_by_tokens
 from minipeft.data.buckets import pad_to_bucket
+from minipeft.data.multilabel import multi_hot
 from minipeft.data.tasks import Task
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.training import multilabel_metrics
+from minipeft.training.checkpoint import HOLDOUT
 from minipeft.training.distributed import SINGLE_PROCESS, Processes
-from minipeft.training.examples import Encoded
+from minipeft.training.examples import Encoded, Examples
 from minipeft.training.loss import sequence_loss as sequence_loss
+from minipeft.training.multilabel_metrics import best_threshold
 
 Array = np.ndarray[Any, Any]
 
@@ -102,10 +107,50 @@ def evaluate(
     )
 
 
-def score(logits: Tensor, labels: Sequence[int] | Sequence[float], task: Task) -> dict[str, float]:
+def evaluate_all(
+    model: SequenceClassifier, examples: Examples, max_tokens: int, device: str, processes: Processes
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the validation logits, and eval_loss and the metrics of the validation and the other splits.
+
+    A threshold that is to be chosen has the highest micro F1 on the held-out examples, or, without them, on the
+    validation examples.
+    """
+    splits = {"": examples.validation, **{f"{name}_": other for name, other in examples.others.items()}}
+    logits = {name: predict_logits(model, split, max_tokens, device, processes) for name, split in splits.items()}
+    task = examples.validation.split.task
+    figures: dict[str, float] = {}
+    if task.multilabel:
+        chooser = f"{HOLDOUT}_" if HOLDOUT in examples.others else ""
+        if task.threshold is None:
+            expected = multi_hot(splits[chooser].split.labels, task.num_labels)
+            threshold = best_threshold(logits[chooser].double().sigmoid().numpy(), np.asarray(expected, dtype=bool))
+            task = replace(task, threshold=threshold)
+        figures["threshold"] = float(task.threshold or 0.5)
+    for prefix, split in splits.items():
+        values = score(logits[prefix], split.split.labels, task)
+        figures |= {f"{prefix}{name}": value for name, value in values.items()}
+    return logits[""], figures
+
+
+def score(logits: Tensor, labels: Sequence[Any], task: Task) -> dict[str, float]:
     """Return eval_loss and the task's metrics for logits (examples, num_labels)."""
+    if task.multilabel:
+        return _score_sets(logits, labels, task)
     expected = torch.tensor(labels, dtype=torch.float32 if task.is_regression else torch.int64)
     loss = sequence_loss(logits, expected).item() / len(logits)
     predictions = logits[:, 0] if task.is_regression else logits.argmax(dim=1)
     values = {name: METRICS[name](predictions.numpy(), expected.numpy()) for name in task.metrics}
     return {"eval_loss": loss, **values}
+
+
+def _score_sets(logits: Tensor, labels: Sequence[Any], task: Task) -> dict[str, float]:
+    """`score` for a multi-label task."""
+    expected = torch.tensor(multi_hot(labels, task.num_labels)).view(len(logits), task.num_labels)
+    probabilities, actual = logits.double().sigmoid().numpy(), expected.bool().numpy()
+    predictions = probabilities >= (task.threshold or 0.5)
+    return {
+        "eval_loss": sequence_loss(logits, expected).item() / len(logits),
+        "micro_f1": multilabel_metrics.micro_f1(predictions, actual),
+        "macro_f1": multilabel_metrics.macro_f1(predictions, actual),
+        "average_precision": multilabel_metrics.average_precision(probabilities, actual),
+    }

@@ -34,11 +34,25 @@ class Predictor:
     device: str
 
     def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """Return the class name and all probabilities of each text, or its score for regression, with six digits."""
+        """Return what is predicted for each text, with six digits.
+
+        It is a dict of "label", the class name, and "probabilities"; of "labels", the names of those whose probability
+        reaches the task's threshold, and "probabilities" for multi-label; of "score" for regression.
+        """
         logits = self.predict_logits(texts, pairs)
         if self.task.is_regression:
             return [{"score": round(value, 6)} for value in logits[:, 0].tolist()]
         names = list(self.model.config.id2label.values())
+        if self.task.multilabel:
+            exact = logits.double().sigmoid()
+            chosen = (exact >= (self.task.threshold or 0.5)).tolist()
+            return [
+                {
+                    "labels": [name for name, one in zip(names, flags, strict=True) if one],
+                    "probabilities": dict(zip(names, row, strict=True)),
+                }
+                for flags, row in zip(chosen, exact.round(decimals=6).tolist(), strict=True)
+            ]
         probabilities = logits.softmax(1).double().round(decimals=6)
         return [
             {"label": names[best], "probabilities": dict(zip(names, row, strict=True))}
@@ -53,7 +67,8 @@ class Predictor:
         """
         if self.task.is_regression:
             raise MinipeftError(f"{self.task.name} is a regression task and has no probabilities. Use predict.")
-        return self.predict_logits(texts, pairs).double().softmax(1).numpy()
+        logits = self.predict_logits(texts, pairs).double()
+        return (logits.sigmoid() if self.task.multilabel else logits.softmax(1)).numpy()
 
     def predict_logits(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> Tensor:
         """Return the logits, (num_texts, num_labels), float32 on the CPU.

@@ -140,7 +140,7 @@ def build_model(job: Job) -> SequenceClassifier:
     """Load the pretrained weights, install the method, and move the model to the job's device."""
     torch.manual_seed(job.schedule.seed)
     model = load_pretrained(job.model.folder, job.task.num_labels)
-    model.config = model.config.with_labels(list(job.task.labels) or ["score"])
+    model.config = model.config.with_labels(list(job.task.labels) or ["score"], job.task.problem_type)
     apply(model, job.method)
     for adapter in job.initial_adapters:
         taken = initialize_from_adapter(model, adapter)
@@ -248,6 +248,8 @@ def result_content(job: Job, examples: Examples, model: SequenceClassifier, prog
             **{name: metadata.version(name) for name in ("torch", "tokenizers", "datasets", "safetensors")},
         },
     }
+    if task.multilabel:
+        content["threshold"] = best["threshold"]
     if task.is_custom and not task.is_regression:
         content["macro_f1"] = {"best": best["macro_f1"], "last": last["macro_f1"]}
     if job.holdout:

@@ -58,6 +58,8 @@ class TrainSettings:
     pair_column: str | None = None
     label_column: str | None = None
     label_type: str = "auto"
+    label_separator: str | None = None
+    threshold: float | str = 0.5
     validation: str | Any | None = None  # like data
     class_weights: str | list[str] | dict[str, float] | None = None
     label_smoothing: float = 0.0
@@ -188,6 +190,23 @@ def _above_zero(flag: str, value: Any) -> float:
     return number
 
 
+def _separator(flag: str, value: Any) -> str:
+    if not isinstance(value, str) or len(value) != 1:
+        raise MinipeftError(f"{flag} {value!r} is not a character. Write one such as ';'.")
+    return value
+
+
+def _threshold(flag: str, value: Any) -> float | str:
+    """Return "auto", or a probability."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if value != "auto" and not 0 < number < 1:
+        raise MinipeftError(f"{flag} {value!r} is not a probability between 0 and 1. Choose one, or auto.")
+    return "auto" if value == "auto" else number
+
+
 def _class_weights(flag: str, value: Any) -> str | dict[str, float]:
     """Return "balanced", or the weights by class name from a dict or NAME=WEIGHT texts."""
     words = [value] if isinstance(value, str) else value
@@ -245,6 +264,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("lr", "weight_decay", "checkpoint_minutes", "group_timeout", "max_grad_norm"), _positive),
     **dict.fromkeys(("beta1", "beta2", "warmup_ratio", "label_smoothing"), _below_one),
     "class_weights": _class_weights,
+    "label_separator": _separator,
+    "threshold": _threshold,
     "epsilon": _above_zero,
     "lr_schedule": _lr_schedule,
     "warmup_steps": _non_negative_int,

@@ -210,7 +210,7 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(
         ('{"text": "a", "label": "z"}', r"label 'z' is not one of the training file's \(a, b\); fix or remove the row"),
         ('{"text": "a", "label": 0}', "label 0 is not one of"),
         ('{"text": "a"}', "no label; add it"),
-        ('{"text": "a", "label": ["a"]}', r"label \['a'\] is neither"),
+        ('{"text": "a", "label": ["a"]}', r"label \['a'\] is a list"),
         ('{"text": null, "label": "a"}', "text is null"),
     ],
 )

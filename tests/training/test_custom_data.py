@@ -292,7 +292,7 @@ def test_a_resumed_run_goes_on_with_its_events_and_has_each_step_once(
     train(output=str(tmp_path / "whole"), **settings)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         evaluations: list[int] = []
-        evaluate = loop.predict_logits
+        evaluate = loop.evaluate_all
 
         def killed(*given: Any) -> Any:
             evaluations.append(1)
@@ -300,7 +300,7 @@ def test_a_resumed_run_goes_on_with_its_events_and_has_each_step_once(
                 raise KeyboardInterrupt
             return evaluate(*given)
 
-        patch.setattr(loop, "predict_logits", killed)
+        patch.setattr(loop, "evaluate_all", killed)
         train(output=str(tmp_path / "run"), **settings)
     train(output=str(tmp_path / "run"), resume=True, **settings)
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 2
