@@ -106,6 +106,8 @@ def test_no_file_imports_transformers_peft_or_accelerate(path: Path) -> None:
         "huggingface_hub",
         "matplotlib",
         "tensorboard",
+        "wandb",  # the trackers, where --report-to names them
+        "mlflow",
         "sklearn",  # imported by what scikit-learn itself calls
         "numpy",
         "pyarrow",

@@ -243,6 +243,7 @@ def add_train_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] = 
     flag("--output", metavar="DIR", help="folder of the run [runs/<task>-<method>…]")
     flag("--checkpoint-minutes", type=float, default=CHECKPOINT_MINUTES, help=f"between two [{CHECKPOINT_MINUTES:g}]")
     flag("--resume", action="store_true", help="continue from the run's last checkpoint [off]")
+    flag("--report-to", nargs="+", metavar="TRACKER", help="tensorboard, wandb, mlflow or none [tensorboard, if there]")
     flag("--quiet", action="store_true", help="no banner and no progress bars [off]")
 
 

@@ -25,7 +25,7 @@ from minipeft.methods import get_method
 from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method, read_settings
 
 SWEPT = ("rank", "lr", "seed")  # with task and method: what a comparison is a product of
-LISTS = ("targets", "method_options", "class_weights")  # all words are one value
+LISTS = ("targets", "method_options", "class_weights", "report_to")  # all words are one value
 OWN = ("output", "resume", "quiet")  # the comparison sets them for its runs
 SEEDS = (1, 2, 3)
 FIELDS = {field.name: str(field.type) for field in dataclasses.fields(TrainSettings)}

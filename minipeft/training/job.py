@@ -37,7 +37,7 @@ from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_metho
 
 # Settings that --resume may change. "data" is compared as "source".
 FREE_TO_CHANGE = (
-    *("output", "checkpoint_minutes", "group_timeout", "resume", "quiet", "data"),
+    *("output", "checkpoint_minutes", "group_timeout", "resume", "quiet", "data", "report_to"),
     *("device", "compile", "activation_checkpointing", "cuda_graphs"),
 )
 # Settings that a resumed run takes from its config.json where they are not given.
@@ -79,6 +79,7 @@ class Job:
     checkpoint_minutes: float
     resume: bool
     quiet: bool
+    report_to: tuple[str, ...] | None
     config: dict[str, Any]
     processes: Processes
 
@@ -149,6 +150,7 @@ def resolve(settings: TrainSettings) -> Job:
         checkpoint_minutes=settings.checkpoint_minutes,
         resume=settings.resume,
         quiet=settings.quiet,
+        report_to=settings.report_to,
         config={},
         processes=processes,
     )

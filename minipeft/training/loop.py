@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,11 +54,13 @@ class RunFolder:
         path: the run's folder.
         checkpoint_minutes: minutes between checkpoints; every epoch ends with one as well.
         quiet: print nothing.
+        report_to: experiment trackers; None for TensorBoard where it is installed.
     """
 
     path: Path
     checkpoint_minutes: float = CHECKPOINT_MINUTES
     quiet: bool = False
+    report_to: Sequence[str] | None = None
 
 
 def train_loop(
@@ -99,10 +102,10 @@ def train_loop(
         publish(folder, model, now, task, schedule.select_by)
 
     saved_at = time.monotonic()
-    events = Events(folder / "tensorboard", now.step + 1, processes.is_main_process)
+    report = Events(folder, run_folder.report_to, now.step + 1, processes.is_main_process)
     table = EpochTable(evaluation_metrics(examples), quiet)
     bar_settings = {"total": total_steps, "initial": now.step, "unit": "step", "disable": disable_bar(quiet)}
-    with collect_signals() as received, tqdm(**bar_settings) as bar:
+    with collect_signals() as received, report as events, tqdm(**bar_settings) as bar:
         if now.step < total_steps:
             table.print_header()
         while now.step < total_steps and not schedule.out_of_patience(now.history, len(train)):

@@ -175,7 +175,7 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
         total = sum(map(len, (examples.train, examples.validation, *examples.others.values())))
         logger.warning("%d of %d examples were truncated to %d tokens", examples.truncated, total, job.max_length)
     processes.on_rank_zero(lambda: _write_config(job))
-    return RunFolder(job.output, job.checkpoint_minutes, job.quiet)
+    return RunFolder(job.output, job.checkpoint_minutes, job.quiet, job.report_to)
 
 
 def _write_config(job: Job) -> None:

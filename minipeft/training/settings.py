@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from minipeft.data.memory import MemoryData, is_in_memory, read_memory
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_seed
 from minipeft.methods import get_method, method_name
+from minipeft.training.events import check_trackers
 from minipeft.training.optim import LR_SCHEDULES
 from minipeft.training.recipes import (
     ALPHA,
@@ -95,6 +96,7 @@ class TrainSettings:
     group_timeout: float = GROUP_TIMEOUT
     resume: bool = False
     quiet: bool = False
+    report_to: tuple[str, ...] | None = None
 
 
 def keywords_of(settings: Callable[Keywords, Any]) -> Callable[[Callable[..., Answer]], Callable[Keywords, Answer]]:
@@ -272,6 +274,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "holdout": _fraction,
     "seed": _seed,
     "method_options": _options,
+    "report_to": check_trackers,
 }
 
 

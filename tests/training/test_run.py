@@ -166,7 +166,16 @@ def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_d
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert set(config) == {f.name for f in fields(TrainSettings)} | {"source", "labels", "stratified"}
     own = {"text_column", "pair_column", "label_column", "validation"}
-    optional = {"init_adapter", "holdout", "patience", "eval_every", "steps", "warmup_ratio"}
+    optional = {
+        "init_adapter",
+        "holdout",
+        "patience",
+        "eval_every",
+        "steps",
+        "warmup_ratio",
+        "class_weights",
+        "report_to",
+    }
     assert {name for name, value in config.items() if value is None} == optional | own  # none given
 
 
