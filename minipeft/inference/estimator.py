@@ -19,7 +19,10 @@ from minipeft.training.run import train
 from minipeft.training.settings import TrainSettings
 
 # Settings that `fit` decides: the texts and labels are its arguments.
-OF_FIT = ("task", "data", "text_column", "pair_column", "label_column", "label_type", "validation", "resume")
+OF_FIT = (
+    *("task", "data", "text_column", "pair_column", "label_column", "label_type", "label_separator", "threshold"),
+    *("validation", "resume"),
+)
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainSettings) if f.name not in OF_FIT} | {"quiet": True}
 PICKLED = ("config.json", "result.json", "metrics.jsonl", "adapter/*")  # the files that prediction needs
 

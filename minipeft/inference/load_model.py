@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from minipeft.adapters.adapter import load_adapter
 from minipeft.adapters.adapter_file import CONFIG, WEIGHTS, read_adapter
+from minipeft.data.batching import MULTI_LABEL
+from minipeft.data.custom import as_multilabel
 from minipeft.data.tasks import TASKS, Task
 from minipeft.device import choose_device, choose_max_tokens
 from minipeft.errors import MinipeftError, first_line
@@ -66,9 +68,10 @@ def load_adapter_folder(folder: Path, device: str, precision: str, pairs: bool |
     labels = adapter.details.get("labels") or _labels_of_head(folder)
     model = _without_warnings(base, len(labels))
     load_adapter(model, folder)
-    model.config = model.config.with_labels([str(label) for label in labels])
     settings = {"method": type(adapter.method).__name__, "model": name}
     task = _task(str(adapter.details.get("task") or folder.name), labels, adapter.details.get("columns"), pairs)
+    if model.config.problem_type == MULTI_LABEL:
+        task = as_multilabel(task, None, float(adapter.details.get("threshold", 0.5)))
     settings |= _limits(model, adapter.method, device, precision)
     return cast_frozen(model, _dtype(precision)), base, task, settings
 
@@ -86,6 +89,8 @@ def load_checkpoint(folder: Path, device: str, precision: str, pairs: bool | Non
     model = load_pretrained(folder, config.num_labels, _dtype(precision))
     model.config = config
     task = _task(folder.name, list(config.id2label.values()), None, pairs)
+    if config.problem_type == MULTI_LABEL:
+        task = as_multilabel(task, None, 0.5)
     return model, folder, task, {"model": str(folder)} | _limits(model, None, device, precision)
 
 

@@ -13,6 +13,7 @@ import torch
 from conftest import largest
 from safetensors.torch import load_file, save_file
 
+import minipeft
 from minipeft import MinipeftError, load_run
 from minipeft.cli.cli import main
 from minipeft.hub.hub import name_in_path
@@ -61,6 +62,25 @@ def test_a_merged_checkpoint_predicts_what_its_run_does(
     found = load_run(merged[task], "cpu").predict(TEXTS, pairs)
     assert [row["label"] for row in found] == [row["label"] for row in expected]
     assert largest(probabilities(found), probabilities(expected)) < 1e-5
+
+
+def test_an_adapter_and_a_checkpoint_of_several_labels_predict_sets(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    rows = [{"text": text, "label": ["a", "b"][: n % 3]} for n, text in enumerate(TEXTS * 10)]
+    settings = {"label_type": "multilabel", "threshold": 0.3, "method": "head", "epochs": 1, "precision": "fp32"}
+    result = minipeft.train(
+        data=rows, model=str(tiny_checkpoint), device="cpu", quiet=True, output=str(tmp_path / "run"), **settings
+    )
+    assert load_run(result.output / "adapter", "cpu").predict(TEXTS) == result.predict(TEXTS)
+    load_run(result.output, "cpu").export(tmp_path / "merged")
+    found = load_run(tmp_path / "merged", "cpu")
+    assert largest(probabilities(found.predict(TEXTS)), probabilities(result.predict(TEXTS))) < 1e-5
+    for ours, theirs in zip(
+        result.predict(TEXTS), pipeline("text-classification", str(tmp_path / "merged"), top_k=None)(TEXTS), strict=True
+    ):
+        for row in theirs:
+            assert ours["probabilities"][row["label"]] == pytest.approx(row["score"], abs=1e-5)
 
 
 def test_adapters_and_checkpoints_are_evaluated_on_a_file(
