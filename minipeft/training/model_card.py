@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from typing import Any
 
@@ -13,6 +12,7 @@ from minipeft.training.banner import describe_method
 from minipeft.training.job import Job
 
 CARD = "README.md"
+FOLDERS = re.compile(r"(?<![\w:/\\])([A-Za-z]:)?([/\\][^\s/\\,;]+)+[/\\](?=[^\s/\\])")  # in front of a file's name
 
 
 def make_card(job: Job, content: dict[str, Any]) -> str:
@@ -25,8 +25,7 @@ def make_card(job: Job, content: dict[str, Any]) -> str:
     task, config, name = job.task, job.config, str(content["method"])
     base = base_name(str(job.model.folder))
     in_peft = METHODS[name].peft is not None
-    folder = os.path.dirname(job.data.source)
-    data = job.data.description.replace(folder + os.sep, "") if len(folder) > 1 else job.data.description
+    data = FOLDERS.sub("", job.data.description)
     header = {
         **({"base_model": base} if "/" in base else {}),
         "library_name": "peft" if in_peft else "minipeft",

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 
 from minipeft import load_run
 from minipeft.cli.cli import main
+from minipeft.training.model_card import FOLDERS
 
 TEXTS = ["a good film", "a bad film"]
 
@@ -145,6 +146,22 @@ def test_the_card_of_a_run_says_what_the_hub_and_a_reader_need(small_runs: dict[
             assert part in card.text, part
         assert ("second text" in card.text) == (task == "rte")
         assert str(run.parent) not in card.text
+
+
+@pytest.mark.parametrize(
+    ("description", "shown"),
+    [
+        (
+            "/home/a/x.csv: 80 rows, validation from /tmp/b/y.csv; 2 classes",
+            "x.csv: 80 rows, validation from y.csv; 2 classes",
+        ),
+        ("C:\\data\\x.csv: 80 rows", "x.csv: 80 rows"),
+        ("nyu-mll/glue (rte), from the local cache", "nyu-mll/glue (rte), from the local cache"),
+        ("https://a.org/b/x.csv: 80 rows", "https://a.org/b/x.csv: 80 rows"),
+    ],
+)
+def test_no_folder_of_this_machine_is_in_the_card(description: str, shown: str) -> None:
+    assert FOLDERS.sub("", description) == shown
 
 
 def test_the_cards_commands_work(small_runs: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
