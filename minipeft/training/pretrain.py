@@ -38,6 +38,7 @@ from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 from minipeft.training.pretrain_settings import HELD_OUT_EVERY, PretrainSettings, check_settings, new_config
 
 _epoch_order = lru_cache(maxsize=1)(epoch_order)  # asked for in every step
+RECORD = "pretrain.json"
 IGNORED = ("resume", "quiet", "checkpoint_minutes", "device")  # a resumed run may change these
 
 
@@ -50,8 +51,11 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     """
     check_settings(settings)
     folder = Path(settings.output)
+    _check_folder(folder, settings)
     with Lease(folder):
-        _open_folder(folder, settings)
+        record = _check_folder(folder, settings)  # again, now that nobody else can change it
+        make_folder(folder / "checkpoint")
+        write_json(folder / RECORD, record)
         return _train(folder, settings)
 
 
@@ -177,19 +181,18 @@ def _history(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def _open_folder(folder: Path, settings: PretrainSettings) -> None:
+def _check_folder(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
+    """Return what the folder records of the settings; raise where it records others."""
     wanted = {name: value for name, value in asdict(settings).items() if name not in IGNORED}
     wanted["text"] = list(settings.text)
-    record = folder / "pretrain.json"
-    check_output(folder, record.name, "pretraining run", settings.resume)
-    if record.is_file():
-        for name, value in read_json(record).items():
+    check_output(folder, RECORD, "pretraining run", settings.resume)
+    if (folder / RECORD).is_file():
+        for name, value in read_json(folder / RECORD).items():
             if wanted.get(name) != value:
                 raise MinipeftError(
                     f"{folder}: the run has {name} {value!r}, not {wanted.get(name)!r}. Resume with the same settings."
                 )
-    make_folder(folder / "checkpoint")
-    write_json(record, wanted)
+    return wanted
 
 
 def _tokenizer(folder: Path, settings: PretrainSettings) -> Tokenizer:
