@@ -180,6 +180,9 @@ def add_train_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] = 
         default="auto",
         help="a file, folder or address, a data set of the hub (owner/name:config), or GLUE's folder [auto: GLUE]",
     )
+    flag("--long-text", default="truncate", help="over --max-length: truncate, or window to split it [truncate]")
+    flag("--stride", type=int, metavar="N", help="tokens that two windows have in common [--max-length / 4]")
+    flag("--window-pooling", default="mean", help="of a text's windows: mean or max of their logits [mean]")
     flag("--text-column", metavar="COLUMN", help="of a custom dataset: the texts [text]")
     flag("--pair-column", metavar="COLUMN", help="of a custom dataset: the second texts [none]")
     flag("--label-column", metavar="COLUMN", help="of a custom dataset: the labels, as names or numbers [label]")

@@ -22,6 +22,7 @@ from minipeft.data.splits import choose_data, chunk_examples, read_chunks, read_
 from minipeft.data.table import Table
 from minipeft.data.tasks import Split, Task, get_task
 from minipeft.data.tokenizer import load_tokenizer
+from minipeft.data.windows import LongTexts
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, check_int, short_repr
 from minipeft.files import parse_json, read_json
@@ -57,7 +58,8 @@ class LoadedRun(Predictor):
         values: dict[str, float] = {}
         for prefix, name in splits.items():
             rows = read_chunks(self.task, name, source, limit)
-            examples = encode_split(self.task, rows, self.tokenizer, self.settings["max_length"], self.model.config)
+            max_length, long_texts = self.settings["max_length"], LongTexts.of(self.settings)
+            examples = encode_split(self.task, rows, self.tokenizer, max_length, self.model.config, long_texts)
             figures = evaluate(self.model, examples, self.settings["max_tokens"], self.device)
             values |= {prefix + figure: value for figure, value in figures.items()}
         return values

@@ -140,7 +140,7 @@ def publish(folder: Path, model: SequenceClassifier, progress: Progress, task: T
             "score": best[task.metrics[0]],
         }
         if task.multilabel:
-            details["threshold"] = best["threshold"]
+            details |= {"threshold": best["threshold"], "label_separator": task.label_separator}
         save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
     write_lines(folder / "metrics.jsonl", progress.history)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
 from tokenizers import Encoding
 
 from minipeft.data.batching import PackedBatch, pack, random_mask, stratified_mask
@@ -17,6 +19,7 @@ from minipeft.data.multilabel import multi_hot
 from minipeft.data.tasks import Split, Task
 from minipeft.data.tokenizer import Tokenizer
 from minipeft.data.tokens import TokenTable
+from minipeft.data.windows import LongTexts, Windows, encode_windows
 from minipeft.errors import MinipeftError
 from minipeft.model.config import EncoderConfig
 
@@ -29,14 +32,20 @@ class Encoded:
         split: its task and labels; the texts may be left out.
         sequences: lists of int or tokenizers.Encoding, as `pack` takes them.
         lengths: tokens of each sequence.
+        windows: which sequences are the windows of which example; None where each example is one sequence.
     """
 
     split: Split
     sequences: Sequence[Any]
     lengths: Sequence[int]
+    windows: Windows | None = None
 
     def __len__(self) -> int:
-        return len(self.sequences)
+        return len(self.sequences) if self.windows is None else len(self.windows)
+
+    def sequences_of(self, examples: Sequence[int]) -> Sequence[int]:
+        """Return the sequences of examples, in their order."""
+        return examples if self.windows is None else self.windows.sequences(examples)
 
     @classmethod
     def unlabelled(cls, task: Task, sequences: list[Any]) -> Encoded:
@@ -45,17 +54,33 @@ class Encoded:
 
     def subset(self, chosen: Sequence[int]) -> Encoded:
         """The examples where `chosen` is true, in their order."""
-        indices = array("q", (index for index, one in enumerate(chosen) if one))
+        indices: Sequence[int] = array("q", (index for index, one in enumerate(chosen) if one))
         labels = label_store(self.split.task, (self.split.labels[index] for index in indices))
+        windows = self.windows
+        if windows is not None:
+            counts, pooling = windows.counts(), windows.pooling
+            windows = Windows.of_counts([counts[index] for index in indices], pooling)
+            indices = self.sequences_of(indices)
         lengths = array("i", (self.lengths[index] for index in indices))
-        return Encoded(Split(self.split.task, [], None, labels), _Subset(self.sequences, indices), lengths)
+        return Encoded(Split(self.split.task, [], None, labels), _Subset(self.sequences, indices), lengths, windows)
 
     def batch(self, indices: list[int], config: EncoderConfig) -> PackedBatch:
-        """The examples at `indices`, packed with their labels."""
-        labels: Any = [self.split.labels[index] for index in indices]
+        """The sequences at `indices`, packed with their labels; the windows of an example share its weight."""
+        owners = indices if self.windows is None else [self._owners[index] for index in indices]
+        labels: Any = [self.split.labels[owner] for owner in owners]
         if self.split.task.multilabel:
             labels = multi_hot(labels, config.num_labels)
-        return pack([self.sequences[index] for index in indices], labels, config=config)
+        batch = pack([self.sequences[index] for index in indices], labels, config=config)
+        if self.windows is None:
+            return batch
+        starts = self.windows.starts
+        return replace(batch, weights=torch.tensor([1 / (starts[one + 1] - starts[one]) for one in owners]))
+
+    @cached_property
+    def _owners(self) -> Sequence[int]:
+        """The example of each sequence, if there are windows."""
+        assert self.windows is not None
+        return self.windows.owners()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -132,22 +157,56 @@ def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, En
 
 
 def encode_split(
-    task: Task, chunks: Iterable[Split], tokenizer: Tokenizer, max_length: int, config: EncoderConfig
+    task: Task,
+    chunks: Iterable[Split],
+    tokenizer: Tokenizer,
+    max_length: int,
+    config: EncoderConfig,
+    long_texts: LongTexts | None = None,
 ) -> Encoded:
     """Tokenize a split chunk by chunk; 12 bytes per example and its label stay in memory.
+
+    Texts of more than `max_length` tokens are truncated, or split into windows with `long_texts`.
 
     Raises:
         MinipeftError: for a text whose token ids the model does not have: the tokenizer is not the model's.
     """
     labels = label_store(task)
 
+    counts = array("i")
+
     def encodings() -> Iterator[Encoding]:
         for chunk in chunks:
-            yield from tokenizer.encode_full(chunk.texts, chunk.pairs, max_length)
+            if long_texts is None:
+                yield from tokenizer.encode_full(chunk.texts, chunk.pairs, max_length)
+            else:
+                for found in encode_windows(tokenizer, chunk.texts, chunk.pairs, max_length, long_texts.stride):
+                    yield from found
+                    counts.append(len(found))
             labels.extend(chunk.labels)
 
     sequences = TokenTable(_checked(encodings(), tokenizer, config), with_types=config.type_vocab_size > 1)
-    return Encoded(Split(task, [], None, labels), sequences, sequences.lengths)
+    windows = None if long_texts is None else Windows.of_counts(counts, long_texts.pooling)
+    return Encoded(Split(task, [], None, labels), sequences, sequences.lengths, windows)
+
+
+def encode_texts(
+    task: Task,
+    texts: list[str],
+    pairs: list[str] | None,
+    tokenizer: Tokenizer,
+    max_length: int,
+    long_texts: LongTexts | None,
+    labels: Sequence[Any] = (),
+) -> Encoded:
+    """Tokenize texts in memory, with or without labels."""
+    if long_texts is None:
+        found, windows = tokenizer.encode_full(texts, pairs, max_length), None
+    else:
+        by_text = encode_windows(tokenizer, texts, pairs, max_length, long_texts.stride)
+        found = list(chain.from_iterable(by_text))
+        windows = Windows.of_counts(list(map(len, by_text)), long_texts.pooling)
+    return Encoded(Split(task, [], None, labels), found, [len(one.ids) for one in found], windows)
 
 
 def _checked(encodings: Iterable[Encoding], tokenizer: Tokenizer, config: EncoderConfig) -> Iterator[Encoding]:

@@ -12,6 +12,7 @@ from minipeft.adapters.adapter import read_initial_adapter
 from minipeft.adapters.adapter_file import Adapter
 from minipeft.data.splits import normalize_source, with_recorded_split
 from minipeft.data.tasks import Task
+from minipeft.data.windows import LongTexts
 from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision
 from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.files import read_json
@@ -41,7 +42,17 @@ FREE_TO_CHANGE = (
     *("device", "compile", "activation_checkpointing", "cuda_graphs"),
 )
 # Settings that a resumed run takes from its config.json where they are not given.
-KEPT_BY_RESUME = ("epochs", "steps", "lr", "warmup_steps", "warmup_ratio", "max_length", "max_tokens", "select_by")
+KEPT_BY_RESUME = (
+    "epochs",
+    "steps",
+    "lr",
+    "warmup_steps",
+    "warmup_ratio",
+    "max_length",
+    "stride",
+    "max_tokens",
+    "select_by",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class Job:
     """A run, complete: no field is left to be chosen.
 
     Attributes:
+        long_texts: how texts over max_length are split into windows; None: they are truncated.
         initial_adapters: the adapter that the run is initialized from, if any.
         precision: "fp32" or "bf16", of the frozen weights and the activations.
         schedule: what the loop computes.
@@ -69,6 +81,7 @@ class Job:
     loss: LossSettings
     batch_size: int
     max_length: int
+    long_texts: LongTexts | None
     holdout: float
     train_limit: int
     eval_limit: int
@@ -129,6 +142,8 @@ def resolve(settings: TrainSettings) -> Job:
     defaults = recipe(None if custom is not None else task.name, settings.method, *shape)
     max_tokens = settings.max_tokens or choose_max_tokens(device, precision, model.config.hidden_size)
     schedule = choose_schedule(settings, data, defaults, max_tokens)
+    max_length = choose_max_length(settings.max_length, method, model.config.max_length)
+    windows, stride = settings.long_text == "window", settings.stride
     job = Job(
         data=data,
         model=model,
@@ -139,7 +154,10 @@ def resolve(settings: TrainSettings) -> Job:
         schedule=schedule,
         loss=loss,
         batch_size=settings.batch_size,
-        max_length=choose_max_length(settings.max_length, method, model.config.max_length),
+        max_length=max_length,
+        long_texts=LongTexts(max_length // 4 if stride is None else stride, settings.window_pooling)
+        if windows
+        else None,
         holdout=settings.holdout or 0.0,
         train_limit=settings.train_limit or ALL_ROWS,
         eval_limit=settings.eval_limit or ALL_ROWS,
@@ -209,6 +227,7 @@ def config_of(job: Job, settings: TrainSettings) -> dict[str, Any]:
         "warmup_steps": schedule.warmup_steps,
         "max_tokens": schedule.max_tokens,
         "max_length": job.max_length,
+        "stride": job.long_texts.stride if job.long_texts else None,
         "device": job.device,
         "precision": job.precision,
         "output": str(job.output),

@@ -124,7 +124,7 @@ def train_loop(
                 weight = loss_of.total_weight([train.split.labels[index] for index in chosen])
                 if method.penalty is not None and processes.is_main_process:
                     method.penalty(model).backward()
-                mine = processes.share(chosen, train.lengths)
+                mine = processes.share(train.sequences_of(chosen), train.lengths)
                 for indices in split_by_tokens(mine, train.lengths, schedule.max_tokens):
                     batch = train.batch(indices, model.config)
                     if graphs is not None:

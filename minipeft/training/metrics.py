@@ -88,14 +88,14 @@ def predict_logits(
     """Return logits (examples, num_labels), float32 on the host, in the order of the examples, on every process."""
     was_training = model.training
     model.eval()
-    logits = torch.zeros(len(examples), model.config.num_labels)  # so that the sum over the processes is the whole
-    for indices in split_by_tokens(
-        processes.share(range(len(examples)), examples.lengths), examples.lengths, max_tokens
-    ):
+    count = len(examples.sequences)
+    logits = torch.zeros(count, model.config.num_labels)  # so that the sum over the processes is the whole
+    for indices in split_by_tokens(processes.share(range(count), examples.lengths), examples.lengths, max_tokens):
         batch = pad_to_bucket(pack([examples.sequences[index] for index in indices], config=model.config), model.config)
         logits[indices] = model(batch.to(device))[: len(indices)].cpu()
     model.train(was_training)
-    return processes.all_reduce_sum(logits)
+    logits = processes.all_reduce_sum(logits)
+    return logits if examples.windows is None else examples.windows.pool(logits)
 
 
 def evaluate(

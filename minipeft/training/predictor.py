@@ -12,9 +12,10 @@ from torch import Tensor
 
 from minipeft.data.tasks import Task
 from minipeft.data.tokenizer import Tokenizer
+from minipeft.data.windows import LongTexts
 from minipeft.errors import MinipeftError, short_repr
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.examples import Encoded
+from minipeft.training.examples import encode_texts
 from minipeft.training.metrics import predict_logits
 
 
@@ -87,7 +88,8 @@ class Predictor:
             raise MinipeftError(f"{len(texts)} texts and {len(pairs)} pairs: give each text one pair")
         if not texts:
             return torch.zeros(0, self.task.num_labels)
-        examples = Encoded.unlabelled(self.task, self.tokenizer.encode_full(texts, pairs, self.settings["max_length"]))
+        long_texts, max_length = LongTexts.of(self.settings), self.settings["max_length"]
+        examples = encode_texts(self.task, texts, pairs, self.tokenizer, max_length, long_texts)
         logits = predict_logits(self.model, examples, self.settings["max_tokens"], self.device)
         if not logits.isfinite().all():
             row = int((~logits.isfinite()).any(1).nonzero()[0])

@@ -129,7 +129,7 @@ def load_examples(job: Job) -> Examples:
     encoded = {}
     for name, split in {"train": "train", "validation": task.validation, **dict(task.also)}.items():
         chunks = read_chunks(task, split, job.data.source, job.train_limit if name == "train" else job.eval_limit)
-        encoded[name] = encode_split(task, chunks, tokenizer, job.max_length, job.model.config)
+        encoded[name] = encode_split(task, chunks, tokenizer, job.max_length, job.model.config, job.long_texts)
     train, validation = encoded.pop("train"), encoded.pop("validation")
     if job.holdout:
         train, encoded[HOLDOUT] = hold_out(train, job.holdout, job.schedule.seed)

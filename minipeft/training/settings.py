@@ -6,11 +6,13 @@ import dataclasses
 import inspect
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from minipeft.data.memory import MemoryData, is_in_memory, read_memory
+from minipeft.data.windows import POOLINGS
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_seed
 from minipeft.methods import get_method, method_name
 from minipeft.training.events import check_trackers
@@ -82,6 +84,9 @@ class TrainSettings:
     epsilon: float = EPSILON
     max_grad_norm: float = MAX_GRAD_NORM
     max_length: int | None = None
+    long_text: str = "truncate"
+    stride: int | None = None
+    window_pooling: str = "mean"
     seed: int = 42
     precision: str = "auto"
     device: str = "auto"
@@ -145,6 +150,9 @@ def read_settings(given: dict[str, Any]) -> TrainSettings:
         first, second = getattr(settings, one), getattr(settings, other)
         if first is not None and second is not None:
             raise MinipeftError(f"{_flag(one)} {first} and {_flag(other)} {second} exclude each other. Leave one out.")
+    for name in ("stride", "window_pooling") if settings.long_text == "truncate" else ():
+        if (value := getattr(settings, name)) != defaults[name]:
+            raise MinipeftError(f"{_flag(name)} {value!r} is for --long-text window. Add it, or leave the flag out.")
     return settings
 
 
@@ -230,8 +238,8 @@ def _class_weights(flag: str, value: Any) -> str | dict[str, float]:
     return weights
 
 
-def _lr_schedule(flag: str, value: Any) -> str:
-    check_choice(flag, value, LR_SCHEDULES)
+def _choice(choices: Iterable[str], flag: str, value: Any) -> str:
+    check_choice(flag, value, choices)
     return str(value)
 
 
@@ -269,7 +277,10 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "label_separator": _separator,
     "threshold": _threshold,
     "epsilon": _above_zero,
-    "lr_schedule": _lr_schedule,
+    "lr_schedule": partial(_choice, LR_SCHEDULES),
+    "long_text": partial(_choice, ("truncate", "window")),
+    "window_pooling": partial(_choice, POOLINGS),
+    "stride": _non_negative_int,
     "warmup_steps": _non_negative_int,
     "holdout": _fraction,
     "seed": _seed,

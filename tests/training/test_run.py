@@ -173,6 +173,8 @@ def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_d
         "eval_every",
         "steps",
         "warmup_ratio",
+        "label_separator",
+        "stride",
         "class_weights",
         "report_to",
     }
