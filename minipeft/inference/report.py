@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minipeft.data.multilabel import multi_hot
 from minipeft.data.splits import read_chunks
-from minipeft.data.tasks import Split
+from minipeft.data.tasks import Split, Task
 from minipeft.errors import MinipeftError
 from minipeft.inference.predict import LoadedRun
 from minipeft.training.metrics import score
@@ -69,7 +70,8 @@ def build_report(run: LoadedRun, chunks: Iterable[Split], data: str) -> dict[str
     Returns:
         What report.json holds: "task", "data", "examples", "metrics", and "mistakes", the MISTAKES that are the most
         confident (for regression those with the largest errors), the first of equals first. For classes also "classes",
-        "averages", "confusion_matrix", "confusions" and "calibration"; for regression "errors".
+        "averages", "confusion_matrix", "confusions" and "calibration"; for multi-label the same without the confusions,
+        with "threshold"; for regression "errors".
     """
     task = run.task
     if task.multilabel:
@@ -81,16 +83,16 @@ def build_report(run: LoadedRun, chunks: Iterable[Split], data: str) -> dict[str
     mistakes: list[tuple[float, int, dict[str, Any]]] = []
     for chunk in chunks:
         of_chunk = run.predict_logits(chunk.texts, chunk.pairs)
-        predicted, confidence, severity = _judge(of_chunk, chunk)
+        predicted, severity = _judge(of_chunk, chunk)
         for place in np.argsort(-severity, kind="stable")[:MISTAKES].tolist():
             if severity[place] > 0:
                 example = {
                     "index": len(labels) + place,
                     "text": chunk.texts[place],
                     **({} if chunk.pairs is None else {"pair": chunk.pairs[place]}),
-                    "label": chunk.labels[place] if task.is_regression else task.labels[int(chunk.labels[place])],
-                    "prediction": predicted[place] if task.is_regression else task.labels[int(predicted[place])],
-                    **({} if task.is_regression else {"confidence": float(confidence[place])}),
+                    "label": _name(task, chunk.labels[place]),
+                    "prediction": _name(task, predicted[place]),
+                    **({} if task.is_regression else {"confidence": float(severity[place])}),
                 }
                 mistakes.append((float(severity[place]), -len(labels) - place, example))
         mistakes = heapq.nlargest(MISTAKES, mistakes, key=lambda mistake: mistake[:2])
@@ -99,24 +101,47 @@ def build_report(run: LoadedRun, chunks: Iterable[Split], data: str) -> dict[str
     if not labels:
         raise MinipeftError(f"{data}: no row to evaluate on. Add labelled rows.")
     everything = torch.cat(logits)
+    figures = _errors if task.is_regression else _label_figures if task.multilabel else _class_figures
     return {
         "task": task.name,
         "data": data,
         "examples": len(labels),
         "metrics": score(everything, labels, task),
-        **(_errors(everything, labels) if task.is_regression else _figures(everything, labels, task.labels)),
+        **figures(everything, labels, task),
         "mistakes": [example for _, _, example in mistakes],
     }
 
 
-def _judge(logits: Tensor, chunk: Split) -> tuple[Array, Array, Array]:
-    """Return the predictions, their probabilities, and how wrong each is: 0 if it is right."""
+def _judge(logits: Tensor, chunk: Split) -> tuple[Sequence[Any], Array]:
+    """Return the predictions, and how wrong each is: 0 if it is right.
+
+    It is the probability of a wrong class, the largest one of the wrong decisions for multi-label, and the absolute
+    error for regression.
+    """
+    if chunk.task.multilabel:
+        probabilities, predicted, actual = _decide(logits, chunk.labels, chunk.task)
+        wrong = np.where(predicted == actual, 0.0, np.abs(probabilities - actual))
+        return [tuple(np.flatnonzero(row).tolist()) for row in predicted], wrong.max(1)
     labels = np.asarray(chunk.labels)
     if chunk.task.is_regression:
-        predicted = logits[:, 0].double().numpy()
-        return predicted, np.ones(len(predicted)), np.abs(predicted - labels)
+        scores = logits[:, 0].double().numpy()
+        return scores.tolist(), np.abs(scores - labels)
     predicted, confidence = _predict(logits)
-    return predicted, confidence, np.where(predicted == labels, 0.0, confidence)
+    return predicted.tolist(), np.where(predicted == labels, 0.0, confidence)
+
+
+def _name(task: Task, label: Any) -> Any:
+    """Return the name of a class, the names of several, or a score as it is."""
+    if task.multilabel:
+        return [task.labels[number] for number in label]
+    return label if task.is_regression else task.labels[int(label)]
+
+
+def _decide(logits: Tensor, labels: Sequence[Any], task: Task) -> tuple[Array, Array, Array]:
+    """Return the probability of each label, whether it is predicted, and whether the text has it."""
+    probabilities = logits.double().sigmoid().numpy()
+    actual = np.asarray(multi_hot(labels, task.num_labels), dtype=bool).reshape(probabilities.shape)
+    return probabilities, probabilities >= (task.threshold or 0.5), actual
 
 
 def _predict(logits: Tensor) -> tuple[Array, Array]:
@@ -125,7 +150,7 @@ def _predict(logits: Tensor) -> tuple[Array, Array]:
     return best.numpy(), logits.double().softmax(1).gather(1, best[:, None])[:, 0].numpy()
 
 
-def _errors(logits: Tensor, labels: Sequence[Any]) -> dict[str, Any]:
+def _errors(logits: Tensor, labels: Sequence[Any], task: Task) -> dict[str, Any]:
     """Return the errors of regression."""
     errors = logits[:, 0].double().numpy() - np.asarray(labels, dtype=np.float64)
     return {
@@ -137,9 +162,24 @@ def _errors(logits: Tensor, labels: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _figures(logits: Tensor, labels: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+def _label_figures(logits: Tensor, labels: Sequence[Any], task: Task) -> dict[str, Any]:
+    """Return the figures of a multi-label task."""
+    probabilities, predicted, actual = _decide(logits, labels, task)
+    counts = [(predicted & actual).sum(0), predicted.sum(0), actual.sum(0)]
+    classes = [label_figures(name, *of_label) for name, *of_label in zip(task.labels, *counts, strict=True)]
+    micro = label_figures("micro", *(int(count.sum()) for count in counts))
+    averages = {"micro": {name: micro[name] for name in ("precision", "recall", "f1")}, **average_figures(classes)}
+    return {
+        "threshold": task.threshold or 0.5,
+        "classes": classes,
+        "averages": averages,
+        "calibration": calibration(probabilities.ravel(), actual.ravel()),
+    }
+
+
+def _class_figures(logits: Tensor, labels: Sequence[Any], task: Task) -> dict[str, Any]:
     """Return the figures of classes."""
-    expected = np.asarray(labels)
+    names, expected = task.labels, np.asarray(labels)
     predicted, confidence = _predict(logits)
     matrix = confusion_matrix(expected, predicted, len(names)) if len(names) <= LARGEST_MATRIX else None
     wrong = expected != predicted
@@ -148,7 +188,7 @@ def _figures(logits: Tensor, labels: Sequence[Any], names: Sequence[str]) -> dic
     classes = class_figures(expected, predicted, names)
     return {
         "classes": classes,
-        "averages": average_figures(classes, predicted),
+        "averages": average_figures(classes),
         "confusion_matrix": None if matrix is None else {"labels": list(names), "rows": matrix.tolist()},
         "confusions": [
             {"label": names[pairs[0, place]], "prediction": names[pairs[1, place]], "count": int(counts[place])}
@@ -182,13 +222,14 @@ def label_figures(name: str, true: int, chosen: int, support: int) -> dict[str, 
     }
 
 
-def average_figures(classes: Sequence[dict[str, Any]], predicted: Array) -> dict[str, dict[str, float]]:
+def average_figures(classes: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return the means of precision, recall and F1 over the classes that occur: plain, and weighted by support."""
     occurring = [row for row in classes if row["support"] or row["predicted"]]
-    weights = {"macro": [1] * len(occurring), "weighted": [row["support"] for row in occurring]}
+    support = [row["support"] for row in occurring]
+    weights = {"macro": None, "weighted": support if any(support) else None}
     return {
         kind: {
-            name: float(np.average([row[name] for row in occurring], weights=weight))
+            name: float(np.average([row[name] for row in occurring] or [0.0], weights=weight))
             for name in ("precision", "recall", "f1")
         }
         for kind, weight in weights.items()
@@ -201,8 +242,8 @@ def calibration(confidence: Array, correct: Array) -> dict[str, Any]:
     ECE = sum over the bins of (examples in the bin / examples) * |accuracy - mean confidence|
 
     Args:
-        confidence: (num_examples,), the probability of the predicted class.
-        correct: (num_examples,), whether the prediction is right.
+        confidence: (num_examples,), the probability of the predicted class, or of a label.
+        correct: (num_examples,), whether the prediction is right, or the text has the label.
 
     Reference: Guo et al. 2017, On Calibration of Modern Neural Networks, section 2.
     """

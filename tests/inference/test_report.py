@@ -40,9 +40,15 @@ class Fixed:
         return self.logits[[int(text) for text in texts]]
 
 
-def report_of(logits: list[list[float]], labels: list[Any], names: tuple[str, ...] = NAMES, chunk: int = 7) -> Any:
+def report_of(
+    logits: list[list[float]],
+    labels: list[Any],
+    names: tuple[str, ...] = NAMES,
+    chunk: int = 7,
+    task: Task | None = None,
+) -> Any:
     metrics = ("accuracy", "macro_f1") if names else ("pearson", "spearman")
-    task = Task("task", ("text",), names, metrics)
+    task = task or Task("task", ("text",), names, metrics)
     chunks = [
         Split(task, list(map(str, range(start, min(start + chunk, len(labels))))), None, labels[start : start + chunk])
         for start in range(0, len(labels), chunk)
@@ -108,6 +114,42 @@ def test_the_mistakes_are_the_most_confident_ones(rows: list[tuple[int, list[flo
     for row, place in zip(found, expected, strict=True):
         assert row["label"] == NAMES[labels[place]] and row["prediction"] == NAMES[int(logits[place].argmax())]
         assert row["confidence"] == confidence[place]
+
+
+SETS = st.lists(
+    st.tuples(st.sets(st.integers(0, 2)).map(sorted).map(tuple), *[st.floats(-4, 4, width=32)] * 3), min_size=1
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(SETS, st.sampled_from([0.3, 0.5, 0.8]), st.integers(1, 9))
+def test_figures_of_sets_of_labels_are_those_of_scikit_learn(
+    rows: list[tuple[Any, ...]], threshold: float, chunk: int
+) -> None:
+    labels, logits = [row[0] for row in rows], [list(row[1:]) for row in rows]
+    task = Task("task", ("text",), NAMES, ("micro_f1",), multilabel=True, threshold=threshold)
+    report = report_of(logits, labels, chunk=chunk, task=task)
+    probabilities = torch.tensor(logits).double().sigmoid().numpy()
+    predicted = probabilities >= threshold
+    actual = np.array([[number in row for number in range(3)] for row in labels])
+    expected = classification_report(actual, predicted, target_names=NAMES, output_dict=True, zero_division=0)
+    averages = [
+        (f"{kind} avg", row) for kind, row in report["averages"].items() if kind == "micro" or actual.any(0).all()
+    ]
+    assert len(averages) in (1, 3)
+    for name, row in [*((row["label"], row) for row in report["classes"]), *averages]:
+        for ours, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+            assert row[ours] == pytest.approx(expected[name][theirs], abs=1e-12)
+    assert [row["support"] for row in report["classes"]] == actual.sum(0).tolist()
+    wrong = np.where(predicted == actual, 0.0, np.abs(probabilities - actual)).max(1)
+    order = sorted(np.flatnonzero(wrong).tolist(), key=lambda place: -wrong[place])[:20]
+    assert [(row["index"], row["confidence"]) for row in report["mistakes"]] == [
+        (place, wrong[place]) for place in order
+    ]
+    for row in report["mistakes"]:
+        assert row["label"] == [NAMES[number] for number in labels[row["index"]]]
+        assert row["prediction"] == [NAMES[number] for number in np.flatnonzero(predicted[row["index"]])]
+    assert "confusion_matrix" not in report and "A label is predicted from" in render_report(report)
 
 
 def test_regression_has_errors_and_the_largest_of_them() -> None:
@@ -210,6 +252,35 @@ def test_a_report_on_a_split_of_a_task_and_without_matplotlib(
         assert names == ["confusion_matrix.txt", "report.html", "report.json"]
     printed, _ = evaluated(capsys, small_runs["sst2"], "--split", "train", "--report", tmp_path / "train")
     assert json.loads((tmp_path / "train" / "report.json").read_text())["examples"] == 96
+
+
+@pytest.mark.full
+def test_a_report_on_a_run_of_several_labels_per_text(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"text": f"film {number}", "label": [NAMES[n] for n in range(3) if number >> n & 1]} for number in range(64)
+    ]
+    (tmp_path / "sets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(
+        data=str(tmp_path / "sets.jsonl"),
+        label_type="multilabel",
+        model=str(tiny_checkpoint),
+        method="head",
+        epochs=1,
+        precision="fp32",
+        output=str(tmp_path / "run"),
+        quiet=True,
+    )
+    plain, _ = evaluated(capsys, tmp_path / "run", "--input", tmp_path / "sets.jsonl")
+    printed, _ = evaluated(
+        capsys, tmp_path / "run", "--input", tmp_path / "sets.jsonl", "--report", tmp_path / "report"
+    )
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert printed == plain == report["metrics"] and [row["support"] for row in report["classes"]] == [32, 32, 32]
+    assert report["averages"]["micro"]["f1"] == pytest.approx(plain["micro_f1"])
+    names = [path.name for path in sorted((tmp_path / "report").iterdir())]
+    assert names == ["report.html", "report.json"] and Page((tmp_path / "report" / "report.html").read_text()).tags
 
 
 def test_a_terminal_gets_a_table_and_everything_else_json(
