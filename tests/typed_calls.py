@@ -12,3 +12,9 @@ def calls() -> minipeft.Result:
     minipeft.train(ranks=2)  # type: ignore[call-arg]
     minipeft.train("rte")  # type: ignore[call-arg]
     return minipeft.train(task="sst2", method="bitfit")
+
+
+def estimators() -> minipeft.Classifier:
+    minipeft.Classifier(rank="two")  # type: ignore[arg-type]
+    minipeft.Classifier(ranks=2)  # type: ignore[call-arg]
+    return minipeft.Classifier(method="lora", rank=8, epochs=3).fit(["a", "b"], ["x", "y"])
