@@ -84,8 +84,6 @@ class Predictor:
             raise MinipeftError(
                 f"{self.task.name} takes {columns}: give {'each text a pair' if pairs is None else 'no pair'}"
             )
-        if pairs is not None and len(pairs) != len(texts):
-            raise MinipeftError(f"{len(texts)} texts and {len(pairs)} pairs: give each text one pair")
         if not texts:
             return torch.zeros(0, self.task.num_labels)
         long_texts, max_length = LongTexts.of(self.settings), self.settings["max_length"]

@@ -83,7 +83,7 @@ def test_what_is_not_a_list_of_texts_is_refused(result: Result) -> None:
 
 def test_pairs_must_be_as_many_as_the_texts(small_runs: dict[str, Path]) -> None:
     run = load_run(small_runs["rte"], "cpu")
-    with pytest.raises(MinipeftError, match="2 texts and 1 pairs"):
+    with pytest.raises(MinipeftError, match="2 texts but 1 pairs"):
         run.predict(["a", "b"], ["c"])
 
 
