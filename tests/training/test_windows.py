@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import padded, reference_model
+from conftest import padded, reference_model, run_command
 from small import rows, small_run, without_times
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -198,3 +199,26 @@ def test_settings_that_cannot_be_are_refused_in_one_line(
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.full
+def test_two_processes_train_to_the_losses_of_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """With windows, class weights and label smoothing; without dropout."""
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config))
+    found = [{"text": text, "label": "long" if len(text.split()) > 45 else "short"} for text in texts_of(40)]
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in found))
+    options = {"long_text": "window", "max_length": LENGTH, "stride": STRIDE, "precision": "fp32", "dropout": 0.0}
+    options |= {"class_weights": "balanced", "label_smoothing": 0.1, "device": "cpu", "epochs": 2, "batch_size": 8}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    arguments = ["train.py", f"--data={source}", f"--model={model}", "--grad-accum=1", "--quiet", *flags]
+    assert main_train([*arguments[1:], f"--output={tmp_path / 'one'}"]) == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = run_command(*torchrun, *arguments, f"--output={tmp_path / 'two'}", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-5)
+        assert two["eval_loss"] == pytest.approx(one["eval_loss"], abs=1e-5)
