@@ -34,6 +34,7 @@ from minipeft.hub.hub import resolve_model
 from minipeft.training.choices import choose_source, find_task
 from minipeft.training.interrupt import collect_signals
 from minipeft.training.job import FREE_TO_CHANGE, recorded_precision
+from minipeft.training.report import disable_bar
 from minipeft.training.settings import read_settings
 
 MEMORY_PER_RUN = 4 << 30  # bytes: full fine-tuning of roberta-base in fp32, with AdamW's state
@@ -195,7 +196,8 @@ def _execute(waiting: list[Run], plan: Plan, runner: Runner, quiet: bool) -> dic
     """
     queue, running, failed = list(waiting), set[str](), dict[str, str]()
     done = len(plan.runs) - len(waiting)
-    with collect_signals() as received, tqdm(total=len(plan.runs), initial=done, unit="run", disable=quiet) as bar:
+    no_bar, total = disable_bar(quiet), len(plan.runs)
+    with collect_signals() as received, tqdm(total=total, initial=done, unit="run", disable=no_bar) as bar:
         try:
             while queue or running:
                 while queue and len(running) < runner.jobs:
@@ -205,15 +207,17 @@ def _execute(waiting: list[Run], plan: Plan, runner: Runner, quiet: bool) -> dic
                 time.sleep(POLL_INTERVAL)
                 if received:
                     raise Interrupted(
-                        received[0], f"interrupted with {bar.n} of {len(plan.runs)} runs done; resume with --resume"
+                        received[0], f"interrupted with {done} of {total} runs done; resume with --resume"
                     )
                 for name, error in runner.poll().items():
                     running.remove(name)
+                    done += 1
                     bar.update()
                     if error is not None:
                         failed[name] = error
-                        if not quiet:
-                            tqdm.write(f"{name} failed: {error}", file=sys.stderr)
+                    if not quiet:
+                        outcome = "finished" if error is None else f"failed: {error}"
+                        tqdm.write(f"{done} of {total}: {name} {outcome}", file=sys.stderr)
         finally:
             runner.stop()
     return {run.name: failed[run.name] for run in plan.runs if run.name in failed}

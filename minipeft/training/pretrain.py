@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -36,6 +37,7 @@ from minipeft.training.interrupt import collect_signals
 from minipeft.training.lease import Lease
 from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
 from minipeft.training.pretrain_settings import HELD_OUT_EVERY, PretrainSettings, check_settings, new_config
+from minipeft.training.report import disable_bar
 
 _epoch_order = lru_cache(maxsize=1)(epoch_order)  # asked for in every step
 RECORD = "pretrain.json"
@@ -90,7 +92,7 @@ def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
     model.train()
     with (
         collect_signals() as received,
-        tqdm(total=settings.steps, initial=first_step, unit="step", disable=settings.quiet) as bar,
+        tqdm(total=settings.steps, initial=first_step, unit="step", disable=disable_bar(settings.quiet)) as bar,
     ):
         for step in range(first_step, settings.steps):
             length = settings.block_length if step < 0.9 * settings.steps else settings.long_block_length
@@ -124,7 +126,9 @@ def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
                 }
                 history.append(row)
                 write_lines(folder / "metrics.jsonl", history)
-                bar.set_postfix(eval_loss=f"{row['eval_loss']:.3f}", perplexity=f"{row['perplexity']:.1f}")
+                if not settings.quiet:
+                    figures = "  ".join(f"{name} {row[name]:.4f}" for name in ("train_loss", "eval_loss", "perplexity"))
+                    tqdm.write(f"step {done} of {settings.steps}  {figures}", file=sys.stderr)
             if saving:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
                 write_atomically(state_file, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]

@@ -206,6 +206,8 @@ def write_result(job: Job, examples: Examples, model: SequenceClassifier, progre
 
     def write() -> dict[str, Any]:
         if (folder / "result.json").is_file():
+            if not job.quiet:
+                print(f"{folder}: the run is already finished", file=sys.stderr)
             return read_json(folder / "result.json")
         write_text(folder / "adapter" / CARD, make_card(job, content))
         write_json(folder / "result.json", content)

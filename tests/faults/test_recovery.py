@@ -58,9 +58,9 @@ def test_a_finished_run_stays_as_it_is_and_says_so(
     resume(copy, settings)
     after = contents(copy)
     assert {name for name in before if before[name] != after.get(name)} == {"config.json"}  # output and resume
-    assert f"resuming {copy} from step 24 (epoch 4); the adapter is epoch {best_epoch(copy)}'s" in (
-        capsys.readouterr().err
-    )
+    written = capsys.readouterr().err
+    assert f"resuming {copy} from step 24 (epoch 4); the adapter is epoch {best_epoch(copy)}'s" in written
+    assert f"{copy}: the run is already finished" in written
 
 
 def test_killed_after_the_last_epoch_and_before_the_result(
