@@ -114,6 +114,20 @@ def reference_model(
     return model
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes run the tests: one a core, up to four, for all tests; none for files named one by one.
+
+    A file's tests stay in one process, so that they share its fixtures.
+    """
+    named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    return 0 if named else min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the tests marked `full` too: the slow ones")
     parser.addoption(
