@@ -288,6 +288,7 @@ settings = {
     "grad_accum": 1,
     "epochs": 1,
     "warmup_steps": 2,
+    "precision": "fp32",
     "quiet": True,
 }
 scratch = tempfile.TemporaryDirectory()  # removed when the script ends

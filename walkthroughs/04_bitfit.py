@@ -243,6 +243,7 @@ result = minipeft.train(
     epochs=1,
     warmup_steps=2,
     lr=1e-2,
+    precision="fp32",
     output=f"{scratch.name}/run",
     quiet=True,
 )

@@ -479,6 +479,7 @@ result = minipeft.train(
     grad_accum=2,
     lr=2e-3,
     warmup_steps=6,
+    precision="fp32",
     device="cpu",
     output=str(output),
     quiet=True,

@@ -513,7 +513,8 @@ ratio_of_rates = rates["large, in bfloat16"] / machine
 print(f"bfloat16 products run at {ratio_of_rates:.2f} times the rate of float32 here")
 
 # %% [markdown]
-# That is why `--precision auto` takes bfloat16 on CUDA, and float32 elsewhere.
+# `--precision auto` takes bfloat16 where the device has instructions for it: GPUs from compute capability 8.0, and CPUs
+# with AVX512-BF16 or AMX.
 #
 # **The fastest matrix product.** A matrix product is a call to a library, and a machine may have several. On the CPU,
 # torch's float32 products go to MKL, which on some makes of CPU leaves the widest registers (AVX-512) unused, and its

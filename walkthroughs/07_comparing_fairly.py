@@ -333,7 +333,8 @@ scratch = tempfile.TemporaryDirectory()  # removed when the script ends
 folder = Path(scratch.name) / "comparison"
 command = "compare --task sst2 --method lora bitfit --rank 2 --lr 3e-3 --seed 1 2 --epochs 1 --warmup-steps 2"
 limits = "--batch-size 8 --grad-accum 1 --train-limit 64 --eval-limit 128 --max-length 64"
-where = ["--model", "roberta-mini", "--data", "standin", "--device", "cpu", "--jobs", "1", "--quiet"]
+where = ["--model", "roberta-mini", "--data", "standin", "--device", "cpu", "--precision", "fp32"]
+where += ["--jobs", "1", "--quiet"]
 say(f"minipeft {command} {limits} …")
 with contextlib.redirect_stdout(io.StringIO()):  # its last line names a temporary folder
     status = main([*command.split(), *limits.split(), *where, "--output", str(folder)])
@@ -483,6 +484,7 @@ child = minipeft.train(
     model="roberta-mini",
     data="standin",
     **{"train_limit": 64, "eval_limit": 64, "epochs": 1, "warmup_steps": 1, "seed": 1, "device": "cpu"},
+    precision="fp32",
     output=str(folder.parent / "child"),
     quiet=True,
 )

@@ -117,6 +117,7 @@ result = minipeft.train(
     train_limit=1024,
     epochs=2,
     lr=1e-2,
+    precision="fp32",
     warmup_steps=5,
     output=str(folder / "run"),
     quiet=True,
