@@ -79,7 +79,8 @@ def speed() -> str:
         plain = [row for row in rows if row["peer_precision"] == "fp32" and not row["group_by_length"]]
         found: dict[tuple[str, ...], dict[str, Any]] = {}
         for row in plain:
-            training = f"{TASKS[row['task']]} {METHODS[row['method']]}, {row['mode']}"
+            family = "" if row["family"] == "roberta" else f"{row['family']}: "
+            training = f"{family}{TASKS[row['task']]} {METHODS[row['method']]}, {row['mode']}"
             dropout = f"{row['dropout']:g}" if row["mode"] == "training" else ""
             found.setdefault((training, dropout), {})[row["precision"]] = row
         lines = []
@@ -118,7 +119,8 @@ def fastest_peer() -> str:
                 peer = "fp32, batches grouped by length" if row["group_by_length"] else "bf16 through autocast"
                 rates = row["samples_per_second"]
                 ours = f"{rates['minipeft']:.2f} ({row['precision']})"
-                lines.append([peer, TASKS[row["task"]], f"{rates['peer']:.2f}", ours, spread(row["ratio"]), name])
+                task = TASKS[row["task"]] + ("" if row["family"] == "roberta" else f", {row['family']}")
+                lines.append([peer, task, f"{rates['peer']:.2f}", ours, spread(row["ratio"]), name])
     columns = ["peer", "task", "peer, samples/s", "minipeft, samples/s", "speedup", "machine"]
     commands = "".join(
         f"python benchmarks/peer.py --data GLUE --tokenizer TOKENIZER --rounds 3 --methods lora {flags}\n"
@@ -162,13 +164,13 @@ def recorded(name: str) -> Callable[[], str]:
 
 
 def lora_training(precision: str) -> list[tuple[float, str, dict[str, Any]]]:
-    """Return (speedup, machine, row) of LoRA training against the peer in fp32, the lowest speedup first."""
+    """Return (speedup, machine, row) of roberta-base's LoRA training against the peer in fp32, the lowest first."""
     found = [
         (row["ratio"]["median"], name, row)
         for name, _, rows in machines("cpu")
         for row in rows
         if row["method"] == "lora" and row["mode"] == "training" and row["precision"] == precision
-        if row["peer_precision"] == "fp32" and not row["group_by_length"]
+        if row["peer_precision"] == "fp32" and not row["group_by_length"] and row["family"] == "roberta"
     ]
     return sorted(found, key=lambda entry: entry[0])
 
