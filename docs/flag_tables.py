@@ -1,4 +1,4 @@
-"""Directive `flags`: the flags of a minipeft command, from the parser that reads them."""
+"""Directive `commands`: every command of minipeft with its flags, from the parser that reads them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,22 @@ def commands() -> dict[str, argparse.ArgumentParser]:
     return dict(choice.choices)
 
 
-class Flags(SphinxDirective):
-    """`:::{flags} train` lists the flags of `minipeft train` in their groups, each with an address of its own."""
-
-    required_arguments = 1
+class Commands(SphinxDirective):
+    """List the flags of every command in their groups; each flag has an address, such as `#train-rank`."""
 
     def run(self) -> list[nodes.Node]:
-        command = self.arguments[0]
+        sections: list[nodes.Node] = []
+        for command, parser in commands().items():
+            section = nodes.section(ids=[f"minipeft-{command}"], names=[f"minipeft {command}"])
+            section += nodes.title("", f"minipeft {command}")
+            section += self._groups(command, parser)
+            self.state.document.note_implicit_target(section)
+            sections.append(section)
+        return sections
+
+    def _groups(self, command: str, parser: argparse.ArgumentParser) -> list[nodes.Node]:
         found: list[nodes.Node] = []
-        for group in commands()[command]._action_groups:
+        for group in parser._action_groups:
             actions = [action for action in group._group_actions if not isinstance(action, argparse._HelpAction)]
             if not actions:
                 continue
@@ -69,5 +76,5 @@ def _paragraph(text: str) -> nodes.paragraph:
 
 
 def setup(app: Any) -> dict[str, bool]:
-    app.add_directive("flags", Flags)
+    app.add_directive("commands", Commands)
     return {"parallel_read_safe": True}

@@ -251,13 +251,14 @@ picture(
 # and the next:
 
 # %%
-piece(loop.train_loop, "while now.place < len(train):", "norm = clip_grad_norm_")
+piece(loop.train_loop, "while now.step < next_evaluation:", "norm = clip_grad_norm_")
 
 # %% [markdown]
-# The important line contains `/ len(chosen)`. The loss of a step is the mean over its sequences, $L =
-# \frac{1}{N}\sum_{i=1}^N \ell_i$, and differentiation is linear: the gradient of a sum is the sum of gradients,
-# whichever way the terms are grouped. So each part may take the *sum* of its own losses, divide by the $N$ of the whole
-# step, and call `backward()`, which adds to what is already in `.grad`. Parts may be of any size.
+# The important line contains `/ weight`, the number of sequences of the whole step (with class weights, the sum of
+# their weights). The loss of a step is the mean over its sequences, $L = \frac{1}{N}\sum_{i=1}^N \ell_i$, and
+# differentiation is linear: the gradient of a sum is the sum of gradients, whichever way the terms are grouped. So each
+# part may take the *sum* of its own losses, divide by the $N$ of the whole step, and call `backward()`, which adds to
+# what is already in `.grad`. Parts may be of any size.
 #
 # The usual shortcut, each part's *mean* divided by the number of parts, is only right when all parts have equally many
 # sequences. It is wrong for the last batch of an epoch, and with packing it would be wrong for every batch. Measured,
@@ -367,7 +368,7 @@ piece(loop.train_loop, "optimizer.step()", "bar.update()")
 # adapter, in the two files that `minipeft.save_adapter` writes:
 
 # %%
-piece(loop.train_loop, "logits = predict_logits(", "processes.on_rank_zero(publish_epoch)")
+piece(loop.train_loop, "logits, evaluated = evaluate_all(", "processes.on_rank_zero(publish_epoch)")
 source(checkpoint.publish, checkpoint.best_epoch)
 
 # %% [markdown]

@@ -77,7 +77,7 @@ class Classifier:
         self.set_params(**settings)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return every setting by name."""
+        """Return every setting by name; `deep` has no effect, as no setting is an estimator."""
         return {name: getattr(self, name) for name in DEFAULTS}
 
     def set_params(self, **settings: Any) -> Classifier:
@@ -128,17 +128,17 @@ class Classifier:
         return self
 
     def predict(self, X: Any) -> Array:
-        """Return the most probable class of each text, (num_texts,)."""
+        """Return the most probable class of each text of `X`, (num_texts,)."""
         best = self.predict_proba(X).argmax(1)
         return self.classes_[best]
 
     def predict_proba(self, X: Any) -> Array:
-        """Return the probabilities, (num_texts, num_classes), float64; the columns are in the order of `classes_`."""
+        """Return the probabilities of `X`, (num_texts, num_classes), float64; columns in the order of `classes_`."""
         predictor = self._load()
         return predictor.predict_proba(*_read_texts(X))[:, self._columns]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the fraction of correct predictions."""
+        """Return the fraction of correct predictions of `X` against the labels `y`, weighted by `sample_weight`."""
         return float(np.average(self.predict(X) == np.asarray(y), weights=sample_weight))
 
     def _load(self) -> Predictor:

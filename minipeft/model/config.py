@@ -158,7 +158,7 @@ class EncoderConfig:
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
     def with_labels(self, names: list[str], problem_type: str | None = None) -> EncoderConfig:
-        """Return the same shape with the classes `names`."""
+        """Return the same shape with the classes `names` and transformers' `problem_type`."""
         return dataclasses.replace(self, id2label=dict(enumerate(names)), problem_type=problem_type)
 
     @classmethod

@@ -73,11 +73,16 @@ class Result:
         return float(self.content["best"]["value"])
 
     def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """Return the class name and all probabilities of each text, or its score for regression, with six digits."""
+        """Return the class name and all probabilities of each text, or its score for regression, with six digits.
+
+        Args:
+            texts: the texts, or the first texts of pairs.
+            pairs: the second texts, for tasks on pairs.
+        """
         return self.predictor.predict(texts, pairs)
 
     def predict_proba(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray[Any, Any]:
-        """Return the probabilities, (num_texts, num_labels), as a NumPy array."""
+        """Return the probabilities of `texts` (and `pairs`), (num_texts, num_labels), as a NumPy array."""
         return self.predictor.predict_proba(texts, pairs)
 
 
