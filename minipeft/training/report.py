@@ -43,7 +43,7 @@ class EpochTable:
         values = "".join(f"  {row[name]:>{width}.4f}" for name, width in zip(self.figures, self.widths, strict=True))
         minutes, seconds = divmod(round(elapsed), 60)
         self._print(
-            f"{row['epoch']:>5.4g}  {row['train_loss']:>10.4f}{values}  {row['samples_per_second']:>9.1f}  "
+            f"{round(row['epoch'], 2):>5}  {row['train_loss']:>10.4f}{values}  {row['samples_per_second']:>9.1f}  "
             f"{minutes:>4}:{seconds:02}{'  best' if best else ''}"
         )
 
