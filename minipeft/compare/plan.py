@@ -68,7 +68,8 @@ class Plan:
         words = ["minipeft compare"]
         for name, values in self.flags.items():
             flag = f"--{name.replace('_', '-')}"
-            words.append(flag if values == {"": [True]} else f"{flag} {_format_values(values)}")
+            switch = values.get("", [None])[0] is True  # 1 == True: a rank of 1 is not a switch
+            words.append(flag if switch else f"{flag} {_format_values(values)}")
         return " ".join(words)
 
 

@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipeft.cli.cli import main
+from minipeft.cli.flags import command_line
 from minipeft.compare.charts import spread_out
 from minipeft.compare.local_runner import PROGRAM
 from minipeft.compare.plan import make_plan, read_values, value_for
@@ -103,6 +104,13 @@ def test_a_plan_is_the_product_and_methods_without_a_rank_run_once() -> None:
     assert {run["lr"] for run in runs if run["method"] == "full"} == {1e-4, 3e-4}
     assert all("rank" not in run for run in runs if run["method"] != "lora")
     assert [run["seed"] for run in runs] == [1] * 12 + [2] * 12  # half of it is a comparison too
+
+
+def test_the_command_of_a_plan_has_every_value() -> None:
+    words = {"task": ["rte"], "method": ["lora"], "rank": ["1"], "seed": ["1"], "compile": True}
+    command = make_plan(words).command.split()
+    given = vars(command_line().parse_args([*command[1:], "--output", "folder"]))
+    assert {name: given[name] for name in words} == words
 
 
 def test_what_is_more_special_comes_first() -> None:
@@ -304,7 +312,6 @@ BIG = [
 
 def write_comparison(folder: Path, arguments: list[str], value: Callable[[dict[str, Any]], float]) -> None:
     """What a comparison of `arguments` leaves when each run's best value is `value` of its settings."""
-    from minipeft.cli.flags import command_line
 
     words = vars(command_line().parse_args([*arguments, "--output", str(folder)]))
     made = make_plan(words)
