@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from minipeft.errors import MinipeftError, check_choice
+from minipeft.errors import MinipeftError, check_choice, under_torchrun
 
 MAX_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}  # of a batch; more for a larger machine
 
 
 def choose_device(device: str) -> str:
-    """Return cuda, mps or cpu for "auto"; raise MinipeftError for a device that is absent."""
+    """Return cuda, mps or cpu for "auto"; raise MinipeftError for a device that is absent.
+
+    "cuda:1" makes that GPU the current one, and returns cuda.
+    """
     import torch
+
+    device, colon, number = device.partition(":")
 
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
@@ -20,6 +25,12 @@ def choose_device(device: str) -> str:
     check_choice("device", device, ("auto", *present))
     if not present[device]:
         raise MinipeftError(f"device {device}: this machine or this torch has none. Pass --device cpu.")
+    if colon:
+        if device != "cuda" or not number.isdecimal() or int(number) >= torch.cuda.device_count():
+            raise MinipeftError(f"device {device}:{number}: this machine has no such GPU. Pass --device {device}.")
+        if under_torchrun():
+            raise MinipeftError(f"device {device}:{number}: torchrun gives each process a GPU. Pass --device cuda.")
+        torch.cuda.set_device(int(number))
     return device
 
 

@@ -115,6 +115,7 @@ def test_no_file_imports_transformers_peft_or_accelerate(path: Path) -> None:
         "aiohttp",  # of the extra `remote`
         "filelock",
         "jinja2",
+        "ray",
         "markupsafe",  # of jinja2
     } | set(sys.stdlib_module_names)
     assert imported(path) <= allowed

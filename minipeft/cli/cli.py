@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from minipeft import __version__
@@ -123,6 +124,10 @@ def _predict(wanted: dict[str, Any]) -> None:
     from minipeft.inference.predict import load_run
     from minipeft.inference.predict_file import predict_file
 
+    runner = ("runner", "jobs", "jobs_per_gpu", "ray_address", "cpus_per_run", "gpus_per_run", "resume")
+    several = {name: wanted.pop(name) for name in runner}
+    if wanted["input"] is None:
+        _reject_flags(several, "without --input", *several)
     if wanted["glue_test"] is not None:
         from minipeft.inference.glue_test import predict_glue_test
 
@@ -153,6 +158,14 @@ def _predict(wanted: dict[str, Any]) -> None:
         _reject_flags(wanted, "together with --input", "text", "pair")
         columns = {name: wanted[name] for name in ("text_column", "pair_column", "file_format")}
         columns["echo"] = wanted["echo"] or ()
+        if wanted["output"] and not Path(wanted["output"]).suffix and Path(wanted["input"]).is_dir():
+            from minipeft.compare.predict_folder import predict_folder
+
+            predict_folder(
+                wanted["run"], wanted["input"], wanted["output"], device=wanted["device"], **columns, **several
+            )
+            return
+        _reject_flags(several, "without a folder as --input and as --output", *several)
         predict_file(wanted["run"], wanted["input"], wanted["output"], device=wanted["device"], **columns)
 
 

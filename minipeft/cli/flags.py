@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from minipeft import __version__
@@ -110,12 +110,14 @@ def command_line(arguments: Sequence[str] | None = None) -> Parser:
     predict.add_argument("run", help=RUN)
     predict.add_argument("--text", action="append", help="a text; may be given several times")
     predict.add_argument("--pair", action="append", help="its second sentence, for tasks on pairs")
-    predict.add_argument("--output", help="new file for the predictions of --input, csv or jsonl [standard output]")
+    predict.add_argument("--output", help="new csv or jsonl file, or a folder for one file per input [standard output]")
     predict.add_argument("--echo", nargs="+", metavar="COLUMN", help="columns of --input to repeat: id, text, … [none]")
     predict.add_argument(
         "--glue-test", metavar="FOLDER", help="predict GLUE's test split into FOLDER/RTE.tsv, …, as its server takes it"
     )
     predict.add_argument("--data", help="folder with <task>/test.parquet for --glue-test [the run's own data]")
+    add_runner_flags(predict.add_argument_group("a folder of files into a folder of predictions").add_argument)
+    predict.add_argument("--resume", action="store_true", default=None, help="predict the missing files only [off]")
     for command in (evaluate, predict):
         command.add_argument(
             "--input",
@@ -135,7 +137,7 @@ def command_line(arguments: Sequence[str] | None = None) -> Parser:
                 "--report", metavar="FOLDER", help="figures by class, calibration and mistakes in a new folder [none]"
             )
             command.add_argument("--json", action="store_true", help="JSON on a terminal too [a table on a terminal]")
-        command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+        command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … or mps [auto]")
 
     add_pretrain_flags(
         commands.add_parser("pretrain", help="masked-language-model pretraining, from nothing or from a checkpoint")
@@ -229,7 +231,7 @@ def add_train_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] = 
     flag("--seed", type=int, default=42, help="of the head, LoRA's A, the order and dropout [42]")
 
     flag = parser.add_argument_group("hardware").add_argument
-    flag("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1 … or mps [auto]")
     flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 where that is native, else fp32]")
     flag("--max-tokens", type=int, metavar="N", help=f"tokens of a batch; bounds the memory [{tokens}]")
     flag("--compile", action="store_true", help="let torch.compile fuse the small operations [off]")
@@ -284,7 +286,7 @@ def add_pretrain_flags(parser: argparse.ArgumentParser) -> None:
     flag("--seed", type=int, default=0, help="of the weights, the order, the masks and dropout [0]")
 
     flag = parser.add_argument_group("hardware").add_argument
-    flag("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1 … or mps [auto]")
     flag("--precision", default="auto", help="auto, fp32 or bf16 [auto: bf16 where that is native, else fp32]")
 
     flag = parser.add_argument_group("output").add_argument
@@ -313,6 +315,18 @@ class SeveralValues(Parser):
         return group
 
 
+def add_runner_flags(flag: Callable[..., Any]) -> None:
+    """The flags that say where several commands are executed, and how many at once."""
+    flag("--runner", help="local, or ray: on a Ray cluster that shares --output [local]")
+    flag(
+        "--jobs", type=int, metavar="N", help="at once [CPU: by cores and memory; --jobs-per-gpu on each GPU; ray: all]"
+    )
+    flag("--jobs-per-gpu", type=int, metavar="N", help="at once on each GPU of this machine [1]")
+    flag("--ray-address", metavar="ADDRESS", help="of a Ray cluster [RAY_ADDRESS, or a Ray on this machine]")
+    flag("--cpus-per-run", type=float, metavar="N", help="CPUs, and threads, of each on Ray [1]")
+    flag("--gpus-per-run", type=float, metavar="N", help="GPUs of each on Ray, such as 0.5 [1 if the cluster has any]")
+
+
 COMPARE_FLAGS = ("--task", "--method", "--seed", "--output", "--resume", "--quiet")  # where compare has its own
 
 
@@ -324,7 +338,7 @@ def add_compare_flags(commands: Any, arguments: Sequence[str]) -> None:
     flag("--method", nargs="+", required=True, metavar="METHOD", help=METHODS)
     flag("--seed", nargs="+", action="extend", metavar="VALUE", help="three or more show a spread [1 2 3]")
     flag("--output", required=True, metavar="DIR", help="folder of the comparison")
-    flag("--jobs", type=int, metavar="N", help="runs at once [CPU: as cores and memory allow, else 1]")
+    add_runner_flags(flag)
     flag("--resume", action="store_true", help="continue the comparison in --output; finished runs are kept [off]")
     flag("--quiet", action="store_true", help="no progress bar [off]")
     add_train_flags(settings, arguments)

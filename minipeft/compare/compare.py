@@ -10,65 +10,50 @@ Each run is a separate process, `minipeft train … --resume`: finished runs are
 from __future__ import annotations
 
 import json
-import sys
-import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from minipeft.compare.formatting import format_csv, format_text
-from minipeft.compare.local_runner import LocalRunner, count_cores, memory_size
+from minipeft.compare.local_runner import Command
 from minipeft.compare.page import render_page
 from minipeft.compare.plan import NUMBERS, Plan, Run, changed_flags, make_plan
+from minipeft.compare.runner import RunnerOptions, execute, make_runner
 from minipeft.compare.table import comparison_table
 from minipeft.data.splits import read_chunks
 from minipeft.data.tasks import Task
 from minipeft.device import choose_device, choose_precision
-from minipeft.errors import Interrupted, MinipeftError, check_int
+from minipeft.errors import MinipeftError
 from minipeft.files import check_output, make_folder, read_json, write_json, write_text
 from minipeft.hub.hub import resolve_model
 from minipeft.training.choices import choose_source, find_task
-from minipeft.training.interrupt import collect_signals
 from minipeft.training.job import FREE_TO_CHANGE, recorded_precision
-from minipeft.training.report import disable_bar
 from minipeft.training.settings import read_settings
 
-MEMORY_PER_RUN = 4 << 30  # bytes: full fine-tuning of roberta-base in fp32, with AdamW's state
 LOCK = ".lock"
 DATA_SETTINGS = ("data", "text_column", "pair_column", "label_column", "label_type", "label_separator", "validation")
-POLL_INTERVAL = 0.1  # seconds
 
 
-class Runner(Protocol):
-    """Where runs are executed: LocalRunner, or another class with these methods."""
-
-    jobs: int  # how many runs to execute at once
-
-    def start(self, run: Run) -> None: ...
-    def poll(self) -> dict[str, str | None]: ...
-    def stop(self) -> None: ...
-
-
-def compare(output: str, jobs: int | None = None, resume: bool = False, quiet: bool = False, **flags: Any) -> None:
+def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any) -> None:
     """Execute the unfinished runs, write the tables and the page, and print the tables.
 
     Args:
         output: the comparison's folder.
-        jobs: how many runs to execute at once. Default: one on an accelerator; on the CPU as many as cores and
-            memory allow.
         resume: continue the comparison that `output` holds.
         quiet: show no progress bar.
-        flags: the flags of `train`, each with the list of words that `plan.make_plan` parses.
+        flags: the fields of RunnerOptions; and the flags of `train`, each with the list of words that
+            `plan.make_plan` parses.
 
     Raises:
         MinipeftError: for invalid input, before anything is written; and at the end when a run has failed.
         Interrupted: after SIGINT or SIGTERM, when all runs are saved.
     """
     folder = Path(output)
+    options = RunnerOptions.take_from(flags)
     plan = make_plan(flags)
     check_output(folder, "plan.json", "comparison", resume, (LOCK,))
     before = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else {}
@@ -77,7 +62,7 @@ def compare(output: str, jobs: int | None = None, resume: bool = False, quiet: b
         plan = _with_precision_of(folder, plan)
     waiting = [run for run in plan.runs if not _is_finished(folder, run)]
     sources = _sources(plan.runs if not before else waiting)
-    jobs = _choose_jobs(jobs, _check_runs(waiting), len(waiting))
+    device = _check_runs(waiting, here=options.runner == "local")
     examples = before.get("validation_examples") or _count_validation(sources)
 
     make_folder(folder)
@@ -85,9 +70,9 @@ def compare(output: str, jobs: int | None = None, resume: bool = False, quiet: b
         content = {"flags": plan.flags, "validation_examples": examples, "runs": [asdict(run) for run in plan.runs]}
         write_json(folder / "plan.json", content)
         make_folder(folder / "logs")
-        failed = _execute(
-            [run for run in plan.runs if not _is_finished(folder, run)], plan, LocalRunner(folder, jobs), quiet
-        )
+        commands = [_command(folder, run) for run in plan.runs if not _is_finished(folder, run)]
+        runner = partial(make_runner, folder, options, device, len(commands))
+        failed = execute(commands, len(plan.runs), "run", runner, quiet)
         table = comparison_table(folder, plan, examples, failed)
         write_json(folder / "table.json", table)
         write_text(folder / "table.csv", format_csv(table))
@@ -134,25 +119,26 @@ def _is_finished(folder: Path, run: Run) -> bool:
     return True
 
 
-def _check_runs(runs: list[Run]) -> str:
-    """Validate the settings of all runs, fetch their models once, and return the device that they use."""
+def _command(folder: Path, run: Run) -> Command:
+    place = folder / "runs" / run.name
+    return Command(run.name, ["train", *run.arguments, f"--output={place}", "--resume", "--quiet"], place)
+
+
+def _check_runs(runs: list[Run], here: bool) -> str:
+    """Validate the settings of all runs and fetch their models once.
+
+    Returns:
+        The device that they use if they run `here`, on this machine.
+    """
     settings = [read_settings(run.settings) for run in runs]
-    devices = {name: choose_device(name) for name in {wanted.device for wanted in settings}}
-    for wanted in {(wanted.precision, wanted.device) for wanted in settings}:
+    devices = {name: choose_device(name) for name in {wanted.device for wanted in settings} if here}
+    for wanted in {(wanted.precision, wanted.device) for wanted in settings if here}:
         choose_precision(wanted[0], devices[wanted[1]])
     for name in {wanted.model for wanted in settings}:
         resolve_model(name)
+    if named := sorted(name for name in devices if ":" in name):
+        return named[0]
     return next((device for device in devices.values() if device != "cpu"), "cpu")
-
-
-def _choose_jobs(jobs: int | None, device: str, runs: int) -> int:
-    """Return --jobs or its default."""
-    if jobs is not None:
-        return check_int("--jobs", jobs)
-    memory = memory_size()
-    if device != "cpu" or memory is None:
-        return 1
-    return max(1, min(runs, count_cores(), memory // MEMORY_PER_RUN))
 
 
 def _sources(runs: list[Run]) -> list[tuple[Task, str, int | None]]:
@@ -180,44 +166,10 @@ def _count_validation(sources: list[tuple[Task, str, int | None]]) -> dict[str, 
 
 
 def _lock(folder: Path) -> AbstractContextManager[Any]:
-    """Lock the folder against a second comparison. Each run has a lock as well (local_runner.py)."""
+    """Lock the folder against a second comparison on this machine. Each run has a lease as well."""
     try:
         return FileLock(folder / LOCK).acquire(timeout=1)
     except Timeout:
         raise MinipeftError(
             f"{folder} is in use by another comparison. Wait for it to end, or choose another --output."
         ) from None
-
-
-def _execute(waiting: list[Run], plan: Plan, runner: Runner, quiet: bool) -> dict[str, str]:
-    """Execute runs, `runner.jobs` at once, and return the errors of those that failed, by name.
-
-    After SIGINT or SIGTERM the active runs save and end, and Interrupted is raised.
-    """
-    queue, running, failed = list(waiting), set[str](), dict[str, str]()
-    done = len(plan.runs) - len(waiting)
-    no_bar, total = disable_bar(quiet), len(plan.runs)
-    with collect_signals() as received, tqdm(total=total, initial=done, unit="run", disable=no_bar) as bar:
-        try:
-            while queue or running:
-                while queue and len(running) < runner.jobs:
-                    runner.start(queue[0])
-                    running.add(queue.pop(0).name)
-                    bar.set_postfix_str(", ".join(sorted(running)))
-                time.sleep(POLL_INTERVAL)
-                if received:
-                    raise Interrupted(
-                        received[0], f"interrupted with {done} of {total} runs done; resume with --resume"
-                    )
-                for name, error in runner.poll().items():
-                    running.remove(name)
-                    done += 1
-                    bar.update()
-                    if error is not None:
-                        failed[name] = error
-                    if not quiet:
-                        outcome = "finished" if error is None else f"failed: {error}"
-                        tqdm.write(f"{done} of {total}: {name} {outcome}", file=sys.stderr)
-        finally:
-            runner.stop()
-    return {run.name: failed[run.name] for run in plan.runs if run.name in failed}

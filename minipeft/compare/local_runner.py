@@ -1,4 +1,4 @@
-"""Runs a comparison's runs on this machine, each in a child process that ends when the comparison ends."""
+"""Runs `minipeft` commands on this machine, each in a child process that ends when its parent ends."""
 
 from __future__ import annotations
 
@@ -7,78 +7,114 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from minipeft.training.lease import wait_for_release
 
-from minipeft.compare.plan import Run
-
-WAIT_FOR_RUN = 60.0  # seconds in which the same run of a killed comparison must save and end
+WAIT_FOR_RUN = 60.0  # seconds in which the same command of a killed parent must save and end
 PROGRAM = (
     "import sys; from minipeft.compare.local_runner import run_child; from minipeft.cli.cli import main; "
     "sys.exit(run_child(main, sys.argv[1], sys.argv[2:]))"
 )
 
 
+@dataclass(frozen=True)
+class Command:
+    """A `minipeft` command: its name in messages and logs, its words, and the file or folder that it writes."""
+
+    name: str
+    arguments: list[str]
+    output: Path
+
+
 class LocalRunner:
-    """Starts runs as child processes `minipeft train … --resume`.
+    """Starts `minipeft` commands as child processes.
 
     Args:
-        folder: the comparison's folder. Runs are written to runs/<name>, their output to logs/<name>.txt.
-        jobs: how many runs to execute at once; they share the CPU cores.
+        folder: what the commands say is written to logs/<name>.txt in it.
+        jobs: how many to execute at once; they share the CPU cores.
+        gpus: the values of CUDA_VISIBLE_DEVICES among which the commands are divided; empty to leave it as it is.
     """
 
-    def __init__(self, folder: Path, jobs: int) -> None:
-        self.folder, self.jobs = folder, jobs
+    def __init__(self, folder: Path, jobs: int, gpus: Sequence[str] = ()) -> None:
+        self.folder, self.jobs, self.gpus = folder, jobs, gpus
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.gpu_of: dict[str, str] = {}
 
-    def start(self, run: Run) -> None:
-        """Start a run. The user's own OMP_NUM_THREADS takes precedence over the equal share of the cores."""
-        threads = str(max(1, count_cores() // self.jobs))
-        environment = {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads, **os.environ}
-        train = ["train", *run.arguments, f"--output={self.folder / 'runs' / run.name}", "--resume", "--quiet"]
-        with open(self._log(run.name), "wb") as log:
-            self.processes[run.name] = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(self._log(run.name).with_suffix(".lock")), *train],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                **_own_process_group(),
-            )
+    def start(self, command: Command) -> None:
+        """Start a command. The user's own OMP_NUM_THREADS takes precedence over the equal share of the cores."""
+        environment = dict(os.environ)
+        if self.gpus:
+            running = [self.gpu_of[other] for other in self.processes]
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpu_of[command.name] = choose_gpu(self.gpus, running)
+        threads = max(1, count_cores() // self.jobs)
+        self.processes[command.name] = start_child(self.folder, command, threads, environment)
 
     def poll(self) -> dict[str, str | None]:
-        """Return the runs that have ended since the last call: name → error message, None for success."""
+        """Return the commands that have ended since the last call: name → error message, None for success."""
         ended = [name for name, process in self.processes.items() if process.poll() is not None]
         statuses = {name: self.processes.pop(name).returncode for name in ended}
-        return {name: _error(status, self._log(name)) if status else None for name, status in statuses.items()}
+        return {name: error_of(self.folder, name, status) for name, status in statuses.items()}
 
     def stop(self) -> None:
-        """Let the active runs save and end, and wait for them."""
+        """Let the active commands save and end, and wait for them."""
         for process in self.processes.values():
             assert process.stdin is not None
             process.stdin.close()
         for process in self.processes.values():
             process.wait()
 
-    def _log(self, name: str) -> Path:
-        return self.folder / "logs" / f"{name}.txt"
+
+def choose_gpu(gpus: Sequence[str], running: Sequence[str]) -> str:
+    """Return the GPU with the fewest running jobs, the first of several.
+
+    Args:
+        gpus: the GPUs, as CUDA_VISIBLE_DEVICES names them.
+        running: the GPU of each job that runs.
+    """
+    return min(gpus, key=lambda gpu: running.count(gpu))
 
 
-def run_child(main: Callable[[Sequence[str]], int], lock: str, arguments: Sequence[str]) -> int:
-    """Call `main`, that of the command line, with the arguments while this child process holds a lock file.
+def visible_gpus(environment: Mapping[str, str], count: int) -> list[str]:
+    """Return what names each of `count` GPUs in CUDA_VISIBLE_DEVICES: a number or an identifier."""
+    names = environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if count else []
+    return [name.strip() for name in names[:count]] if len(names) >= count else [str(gpu) for gpu in range(count)]
 
-    The child of a killed comparison may still be saving; the child of the next comparison waits for its lock.
+
+def start_child(
+    folder: Path, command: Command, threads: int, environment: Mapping[str, str], cwd: str | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command as a child process; what it says is written to logs/<name>.txt in `folder`."""
+    shares = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    log = log_file(folder, command.name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(command.output), *command.arguments],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            env={**shares, **environment},
+            cwd=cwd,
+            **_own_process_group(),
+        )
+
+
+def log_file(folder: Path, name: str) -> Path:
+    return folder / "logs" / f"{name}.txt"
+
+
+def run_child(main: Callable[[Sequence[str]], int], output: str, arguments: Sequence[str]) -> int:
+    """Call `main`, that of the command line, when no other process writes to the folder `output`.
+
+    The child of a killed parent may still be saving; the child of the next one waits for it.
     """
     threading.Thread(target=_terminate_with_parent, daemon=True).start()
-    try:
-        with FileLock(lock, timeout=WAIT_FOR_RUN):
-            return main(arguments)
-    except Timeout:
-        print(f"minipeft: {lock}: the run is in use by another process. Wait for it to end.", file=sys.stderr)
-        return 2
+    wait_for_release(Path(output), WAIT_FOR_RUN)
+    return main(arguments)
 
 
 def _terminate_with_parent() -> None:
@@ -95,10 +131,13 @@ def _own_process_group() -> dict[str, Any]:
     return {"start_new_session": True}
 
 
-def _error(status: int, log: Path) -> str:
-    """The error message of a failed child process: its last `minipeft:` line, its last line, or the signal."""
+def error_of(folder: Path, name: str, status: int) -> str | None:
+    """The error message of a child process that has ended: its last `minipeft:` line, its last line, or the signal."""
+    if status == 0:
+        return None
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
+    log = log_file(folder, name)
     lines = [line.rsplit("\r", 1)[-1].strip() for line in log.read_text("utf-8", "replace").splitlines()]
     printed = [line for line in lines if line]
     errors = [line.removeprefix("minipeft: ") for line in printed if line.startswith("minipeft: ")]

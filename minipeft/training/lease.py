@@ -152,6 +152,18 @@ class Lease:
                 folder.rmdir()
 
 
+def wait_for_release(folder: Path, seconds: float) -> None:
+    """Wait, for at most some seconds, while a process with a heartbeat holds the lease of a folder."""
+    lease, end = Lease(folder), time.monotonic() + seconds
+    beat, since = 0, time.monotonic()
+    while (owner := lease._owner()) and not _has_died(owner) and time.monotonic() < end:
+        if (now := _heartbeat(owner)) != beat:
+            beat, since = now, time.monotonic()
+        elif time.monotonic() - since > 5 * BEAT_SECONDS:
+            return  # it was stopped: whoever takes the lease waits for STALE_SECONDS
+        time.sleep(BEAT_SECONDS / 10)
+
+
 def _heartbeat(file: Path) -> int:
     """The modification time of an owner's file in nanoseconds; 0 where there is none."""
     try:

@@ -32,6 +32,7 @@ from minipeft.compare.local_runner import PROGRAM
 from minipeft.compare.plan import make_plan, read_values, value_for
 from minipeft.compare.table import standard_error
 from minipeft.errors import MinipeftError
+from minipeft.training.lease import Lease
 
 TASKS, METHODS = ["rte", "sst2", "stsb"], ["lora", "bitfit", "full"]
 PLACES = ["", *TASKS, *METHODS, *(f"{task}/{method}" for task in TASKS for method in METHODS)]
@@ -608,10 +609,9 @@ def test_a_second_comparison_in_the_same_folder_is_refused(glue: Path, capsys: p
 
 
 def test_a_run_that_a_killed_comparison_is_still_saving_is_waited_for(tmp_path: Path) -> None:
-    """The child process does nothing before the lock of its run is free, and then executes the command."""
-    lock = tmp_path / "rte.lock"
-    with FileLock(lock):
-        command = [sys.executable, "-c", PROGRAM, str(lock), "no-such-command"]
+    """The child process does nothing before the lease of its run is free, and then executes the command."""
+    with Lease(tmp_path / "run"):
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), "no-such-command"]
         waiting = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(2)

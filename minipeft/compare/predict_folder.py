@@ -1,0 +1,81 @@
+"""Predictions for a folder of files: one file of predictions for each, by a runner.
+
+FOLDER/plan.json             the run and the flags
+FOLDER/<file>.jsonl          the predictions of <file>; FOLDER/logs/<file>.txt is what its command has said
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from minipeft.adapters.adapter_file import WEIGHTS
+from minipeft.compare.local_runner import Command
+from minipeft.compare.runner import RunnerOptions, execute, make_runner
+from minipeft.device import choose_device
+from minipeft.errors import MinipeftError, format_names
+from minipeft.files import check_output, make_folder, read_json, write_json
+
+
+def predict_folder(run: str, path: str, output: str, *, device: str, resume: bool | None, **flags: Any) -> None:
+    """Predict every file of a folder into a folder of its own, each by a command `minipeft predict`.
+
+    A file of predictions is complete or absent.
+
+    Args:
+        run: the run's folder.
+        path: the folder of the files.
+        output: the folder of the predictions.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        resume: keep what `output` holds, and predict the missing files only.
+        flags: the fields of RunnerOptions; and `predict_file`'s text_column, pair_column, file_format and echo.
+
+    Raises:
+        MinipeftError: for bad input, before anything is written; and at the end when a file has failed.
+        Interrupted: after SIGINT or SIGTERM, with the finished files kept.
+    """
+    options, folder = RunnerOptions.take_from(flags), Path(output)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise MinipeftError(
+            f"--output {output}: torchrun shares one file of predictions. Use --runner, or name a file."
+        )
+    files = sorted(entry for entry in Path(path).iterdir() if entry.is_file() and not entry.name.startswith("."))
+    if not files:
+        raise MinipeftError(f"{path}: the folder has no files. Name one with files to predict.")
+    check_output(folder, "plan.json", "folder of predictions", bool(resume))
+    plan = {"run": str(Path(run).absolute()), "adapter": _digest(Path(run) / "adapter" / WEIGHTS), **flags}
+    plan["echo"] = list(plan["echo"])
+    if (folder / "plan.json").is_file() and read_json(folder / "plan.json") != plan:
+        raise MinipeftError(f"{folder} was predicted with another run or other flags. Choose another --output.")
+    device_type = choose_device(device) if options.runner == "local" else device
+    commands = [_command(plan, file, folder / f"{file.name}.jsonl", device) for file in files]
+    waiting = [command for command in commands if not command.output.exists()]
+
+    make_folder(folder)
+    write_json(folder / "plan.json", plan)
+    runner = partial(make_runner, folder, options, device if ":" in device else device_type, len(waiting))
+    failed = execute(waiting, len(files), "file", runner, False)
+    print(f"{folder}: predictions of {len(files) - len(failed)} of {len(files)} files")
+    if failed:
+        reasons = [f"{name} ({reason})" for name, reason in failed.items()]
+        raise MinipeftError(
+            f"{len(failed)} of {len(files)} files failed: {format_names(reasons)}. --resume tries them again."
+        )
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        raise MinipeftError(f"{path} is missing. Name the folder of a run.") from None
+
+
+def _command(plan: dict[str, Any], file: Path, target: Path, device: str) -> Command:
+    words = ["predict", plan["run"], "--input", str(file.absolute()), "--output", str(target.absolute())]
+    for name, flag in (("text_column", "--text-column"), ("pair_column", "--pair-column"), ("file_format", "--format")):
+        words += [flag, plan[name]] if plan[name] is not None else []
+    words += ["--echo", *plan["echo"]] if plan["echo"] else []
+    return Command(file.name, [*words, "--device", device], target)

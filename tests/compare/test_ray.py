@@ -1,0 +1,194 @@
+"""`--runner ray` on a real Ray cluster of two nodes with one CPU each: results, lost nodes, killed drivers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, environment
+from test_compare import children_in, run_to_the_end, without_times
+
+from minipeft.cli.cli import main
+from minipeft.compare.local_runner import Command
+from minipeft.compare.ray_runner import TOKEN, run_on_node
+
+pytestmark = pytest.mark.full
+SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without CPUs and two nodes with one each, as processes of this machine."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install minipeft[ray]")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(OMP_NUM_THREADS="1").items():
+            patch.setenv(name, value)
+        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
+        cluster.workers = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_checkpoint: Path, small_data: Path) -> list[str]:
+    """Two seeds of one method, and a run whose learning rate is too high for any float."""
+    return [
+        *("compare", "--task", "rte", "--method", "lora", "head", "--rank", "1", "--seed", "1", "lora=1,2"),
+        *("--lr", "1e-3", "head=1e38", "--epochs", "4", "--model", str(tiny_checkpoint), "--data", str(small_data)),
+        *("--batch-size", "4", "--grad-accum", "1", "--warmup-steps", "0", "--train-limit", "64", "--device", "cpu"),
+        *("--precision", "fp32", "--quiet"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def local(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison of the local runner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        folder = tmp_path_factory.mktemp("local") / "comparison"
+        assert run_to_the_end(flags, folder, "--jobs", "2").status == 2
+    return folder
+
+
+def driver(cluster: Any, flags: list[str], folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "minipeft", *flags, "--output", str(folder), "--resume", "--runner", "ray"]
+    return subprocess.Popen(
+        [*command, "--ray-address", cluster.address],
+        cwd=REPOSITORY,
+        env=environment(OMP_NUM_THREADS="1"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("runs/*/checkpoint/state.pt"))
+
+
+def pids_of(folder: Path) -> list[int]:
+    """The child processes of the runs below a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"--output={folder}/runs/".encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().partition("PPid:")[2].split()[0])
+
+
+def state_of(pid: int) -> str:
+    """The letter that the kernel gives a process's state; empty for a process that does not exist."""
+    try:
+        return Path(f"/proc/{pid}/status").read_text().partition("State:")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def assert_same_comparison(one: Path, other: Path) -> None:
+    """Tables without times, and every adapter to the bit."""
+    assert without_times(one) == without_times(other)
+    adapters = sorted(one.glob("runs/*/adapter/*"))
+    assert len(adapters) == 4
+    for path in adapters:
+        assert path.read_bytes() == (other / path.relative_to(one)).read_bytes(), path
+    pages = [
+        re.sub(r"[0-9.]+ s\b|\d[\d.,]* (GiB|MiB)", "", (folder / "page.html").read_text()) for folder in (one, other)
+    ]
+    assert len(pages[0].splitlines()) == len(pages[1].splitlines())
+
+
+def test_a_comparison_on_ray_is_that_of_the_local_runner(
+    cluster: Any, flags: list[str], local: Path, tmp_path: Path
+) -> None:
+    """The run that diverges is reported with the last line of its log, and does not stop the others."""
+    done = run_to_the_end(flags, tmp_path / "comparison", "--runner", "ray", "--ray-address", cluster.address)
+    assert done.status == 2
+    assert re.search(r"1 of 3 runs failed, the first rte-head-lr1e\+38-seed1 \(step .*nan", done.err), done.err
+    assert_same_comparison(done.folder, local)
+    assert not (done.folder / TOKEN).exists()
+
+
+def test_a_driver_that_is_killed_is_resumed(cluster: Any, flags: list[str], local: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "comparison"
+    first = driver(cluster, flags, folder)
+    wait_until(lambda: checkpoints(folder), first)
+    first.kill()
+    first.communicate()
+    second = driver(cluster, flags, folder)
+    _, said = second.communicate(timeout=300)
+    assert second.returncode == 2 and "1 of 3 runs failed, the first rte-head" in said, said
+    assert_same_comparison(folder, local)
+    assert not children_in(folder)
+
+
+def test_a_run_whose_node_is_lost_continues_on_another_and_its_frozen_process_never_writes(
+    cluster: Any, flags: list[str], local: Path, tmp_path: Path
+) -> None:
+    """The process and its parent stand still from before their node is removed until the run has finished elsewhere."""
+    folder = tmp_path / "comparison"
+    process = driver(cluster, flags, folder)
+    wait_until(lambda: checkpoints(folder), process)
+    run = checkpoints(folder)[0].parent.parent
+    (frozen,) = (pid for pid in pids_of(folder) if f"--output={run}\0" in Path(f"/proc/{pid}/cmdline").read_text())
+    worker = parent_of(frozen)
+    for pid in (worker, frozen):
+        os.kill(pid, signal.SIGSTOP)
+    (node,) = (n for n in cluster.workers if n.all_processes["raylet"][0].process.pid == parent_of(worker))
+    cluster.remove_node(node, allow_graceful=False)
+    try:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 2 and "1 of 3 runs failed" in said, said
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        os.kill(frozen, signal.SIGCONT)
+        wait_until(lambda: state_of(frozen) in ("Z", ""))
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        assert_same_comparison(folder, local)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        cluster.workers.remove(node)
+        cluster.workers.append(cluster.add_node(num_cpus=1, object_store_memory=80 << 20))
+
+
+def test_a_folder_of_files_is_predicted_on_ray_and_a_bad_file_is_reported(
+    cluster: Any, small_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, output = tmp_path / "files", tmp_path / "predictions"
+    files.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (files / name).write_text("".join(f"sentence {number} of {name}\n" for number in range(20)))
+    (files / "bad.jsonl").write_text("not json\n")
+    common = ["predict", str(small_runs["sst2"]), "--input", str(files), "--device", "cpu"]
+    ray = ["--runner", "ray", "--ray-address", cluster.address]
+    assert main([*common, "--output", str(output), *ray]) == 2
+    assert "1 of 3 files failed: bad.jsonl" in capsys.readouterr().err
+    for name in ("a.txt", "b.txt"):
+        assert main([*common[:2], "--input", str(files / name), "--output", str(tmp_path / f"{name}.jsonl")]) == 0
+        assert (output / f"{name}.jsonl").read_bytes() == (tmp_path / f"{name}.jsonl").read_bytes()
+    assert not (output / "bad.jsonl.jsonl").exists()
+
+
+def test_a_node_that_does_not_share_the_folder_is_refused_by_name(tmp_path: Path) -> None:
+    command = Command("run", ["train"], tmp_path / "run")
+    assert "does not share this folder" in str(run_on_node(tmp_path, command, 1, str(tmp_path), "token"))
+    assert not list(tmp_path.iterdir())
