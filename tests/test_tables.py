@@ -32,6 +32,13 @@ def test_every_table_is_what_the_json_says(tables: ModuleType) -> None:
     assert marked == set(tables.TABLES), "a result is on no page"
 
 
+def test_the_front_page_is_short_and_its_links_lead_somewhere() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert link.startswith("https://") or (REPOSITORY / link.partition("#")[0]).exists(), link
+
+
 def test_a_table_follows_its_json_and_a_new_machine_gets_its_own(
     tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
