@@ -52,8 +52,9 @@ def provenance(entry: dict[str, Any]) -> str:
     """Return a line with machine, date, versions and seeds, and the commands; what was not recorded is left out."""
     machine = entry.get("machine") or entry
     numbers = [f"{name} {machine[f'cpu_{name}']}" for name in ("family", "model") if machine.get(f"cpu_{name}")]
-    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    parts = [", ".join([*filter(None, [machine.get("gpu")]), machine["cpu"], *numbers, threads])]
+    count = machine.get("threads")
+    threads = f"{count} thread{'s' if count > 1 else ''}" if count else None
+    parts = [", ".join(filter(None, [machine.get("gpu"), machine["cpu"], *numbers, threads]))]
     if machine.get("instruction_sets"):
         parts[0] += f" ({', '.join(machine['instruction_sets'])})"
     parts.append(entry["date"])
