@@ -31,7 +31,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks are committed with their outputs; walkthroughs/notebooks.py writes them
 nb_ipywidgets_js: dict[str, Any] = {}  # no page asks a CDN
 nb_render_markdown_format = "gfm"
-nb_code_prompt_show = "Show the code of the {type}"
+nb_code_prompt_show = "Show the code"
 html_math_renderer = "mathml"
 
 autodoc_member_order = "bysource"
