@@ -24,7 +24,6 @@ version = release = minipeft.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
-suppress_warnings = ["toc.not_readable", "toc.not_included"]  # index.md may name a page before it exists, or after
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
