@@ -74,10 +74,6 @@ def build_report(run: LoadedRun, chunks: Iterable[Split], data: str) -> dict[str
         with "threshold"; for regression "errors".
     """
     task = run.task
-    if task.multilabel:
-        raise MinipeftError(
-            f"--report: {task.name} is multi-label, and a report is for single classes or numbers. Leave it out."
-        )
     logits: list[Tensor] = []
     labels: list[Any] = []
     mistakes: list[tuple[float, int, dict[str, Any]]] = []

@@ -24,8 +24,8 @@ DIVERGED = 10.0  # a loss of so many times that of a constant prediction
 
 def disable_bar(quiet: bool) -> bool | None:
     """Return tqdm's argument `disable`: a bar is shown on a terminal and in a notebook, whose stderr is no terminal."""
-    in_notebook = "ipykernel" in sys.modules
-    return True if quiet else False if in_notebook else None
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return True if quiet else False if hasattr(shell, "kernel") else None
 
 
 class EpochTable:

@@ -294,8 +294,8 @@ def without_times(folder: Path) -> Any:
         times = ("seconds", "samples_per_second", "peak_memory_bytes")
         if isinstance(value, dict):
             return {name: cut(inner) for name, inner in value.items() if name not in times}
-        if isinstance(value, str):  # a run that diverged says where it lies
-            return value.replace(str(folder), "")
+        if isinstance(value, str):  # a run that diverged says which checkpoint it keeps: an interrupted one has one
+            return re.sub(r" \([^()]*checkpoint[^()]*\)", "", value.replace(str(folder), ""))
         return [cut(inner) for inner in value] if isinstance(value, list) else value
 
     return cut(json.loads((folder / "table.json").read_text()))

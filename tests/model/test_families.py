@@ -319,6 +319,7 @@ def test_a_pretrained_checkpoint_without_a_head_gets_a_new_one(
         from transformers import ElectraForPreTraining
 
         ElectraForPreTraining(reference_model("electra").config).save_pretrained(tmp_path)
+    caplog.set_level("INFO", "minipeft")
     model = load_pretrained(tmp_path, num_labels=3)
     assert ("head.dense" in caplog.text) == (model_type != "modernbert")  # which is pretrained there
     assert "head.out_proj" in caplog.text

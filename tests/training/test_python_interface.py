@@ -10,12 +10,12 @@ import typing
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-import minipeft
 from minipeft import MinipeftError, Result, load_run, train
 from minipeft.cli.flags import add_train_flags
 from minipeft.training.report import disable_bar
@@ -98,9 +98,10 @@ def test_results_and_runs_print_as_one_short_line(result: Result) -> None:
 
 
 def test_a_bar_is_shown_on_a_terminal_and_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
     assert disable_bar(True) is True and disable_bar(False) is None
-    monkeypatch.setitem(sys.modules, "ipykernel", minipeft)
+    shell = SimpleNamespace(kernel=None)  # a notebook's shell has a kernel, that of a terminal has none
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     assert disable_bar(True) is True and disable_bar(False) is False
 
 

@@ -39,7 +39,7 @@ def sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def interrupt_second_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     from minipeft.training import loop
 
-    evaluate, calls = loop.predict_logits, []
+    evaluate, calls = loop.evaluate_all, []
 
     def stop(*given: Any) -> Any:
         calls.append(1)
@@ -47,7 +47,7 @@ def interrupt_second_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return evaluate(*given)
 
-    monkeypatch.setattr(loop, "predict_logits", stop)
+    monkeypatch.setattr(loop, "evaluate_all", stop)
 
 
 @pytest.mark.full
