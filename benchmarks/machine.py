@@ -60,11 +60,11 @@ def _is_installed(name: str) -> bool:
 
 def _command() -> str:
     """Return the command of this process; folders of this machine are GLUE and TOKENIZER, as on the pages."""
-    words = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    arguments = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
     for flag, name in (("--data", "GLUE"), ("--tokenizer", "TOKENIZER"), ("--output", "RESULTS")):
-        if flag in words:
-            words[words.index(flag) + 1] = name
-    return " ".join(words)
+        if flag in arguments:
+            arguments[arguments.index(flag) + 1] = name
+    return " ".join(arguments)
 
 
 def _cpu_info() -> dict[str, str]:

@@ -25,7 +25,7 @@ from minipeft.methods import get_method
 from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method, read_settings
 
 SWEPT = ("rank", "lr", "seed")  # with task and method: what a comparison is a product of
-LISTS = ("targets", "method_options", "class_weights", "report_to")  # all words are one value
+LISTS = ("targets", "method_options", "class_weights", "report_to")  # all arguments of the flag are one value
 OWN = ("output", "resume", "quiet")  # the comparison sets them for its runs
 SEEDS = (1, 2, 3)
 FIELDS = {field.name: str(field.type) for field in dataclasses.fields(TrainSettings)}
@@ -45,14 +45,14 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """The flags of `minipeft train`."""
-        words: list[str] = []
+        arguments: list[str] = []
         for name, value in self.settings.items():
             flag = f"--{name.replace('_', '-')}"
             if isinstance(value, list):
-                words += [flag, *map(str, value)]
+                arguments += [flag, *map(str, value)]
             else:
-                words += [flag] if value is True else [f"{flag}={value}"]
-        return words
+                arguments += [flag] if value is True else [f"{flag}={value}"]
+        return arguments
 
 
 @dataclass(frozen=True)
@@ -65,24 +65,24 @@ class Plan:
     @property
     def command(self) -> str:
         """The command that asks for this plan, but for its --output."""
-        words = ["minipeft compare"]
+        arguments = ["minipeft compare"]
         for name, values in self.flags.items():
             flag = f"--{name.replace('_', '-')}"
             switch = values.get("", [None])[0] is True  # 1 == True: a rank of 1 is not a switch
-            words.append(flag if switch else f"{flag} {_format_values(values)}")
-        return " ".join(words)
+            arguments.append(flag if switch else f"{flag} {_format_values(values)}")
+        return " ".join(arguments)
 
 
 def make_plan(given: dict[str, Any]) -> Plan:
-    """The command line's words, a list for each flag, as a plan. Raises MinipeftError by the flag's name."""
+    """The command line's arguments, a list for each flag, as a plan. Raises MinipeftError by the flag's name."""
     tasks, methods = (_names(name, given[name]) for name in ("task", "method"))
     if "auto" in tasks:
         raise MinipeftError("--task auto: in a comparison every task has a name; give one of GLUE's, or your data one")
     fields = {method: {field.name for field in dataclasses.fields(get_method(method))} for method in methods}
     flags: dict[str, Values] = {
-        name: {"": [True]} if words is True else read_values(name, words, tasks, methods)
+        name: {"": [True]} if arguments is True else read_values(name, arguments, tasks, methods)
         for name in FIELDS
-        if name not in ("task", "method", *OWN) and (words := given.get(name))
+        if name not in ("task", "method", *OWN) and (arguments := given.get(name))
     }
     flags.setdefault("seed", {}).setdefault("", list(SEEDS))
     used: set[tuple[str, str]] = set()
@@ -111,8 +111,8 @@ def make_plan(given: dict[str, Any]) -> Plan:
     return Plan(flags, sorted(runs, key=lambda run: seeds.index(run.settings["seed"])))
 
 
-def _names(name: str, words: list[str]) -> list[str]:
-    names = [part for word in words for part in word.split(",") if part]
+def _names(name: str, arguments: list[str]) -> list[str]:
+    names = [part for argument in arguments for part in argument.split(",") if part]
     _check_unique(name, names)
     return names
 
@@ -123,15 +123,15 @@ def _check_unique(name: str, values: list[Any]) -> None:
             raise MinipeftError(f"--{name.replace('_', '-')} {value} is given twice; give it once")
 
 
-def read_values(name: str, words: list[str], tasks: list[str], methods: list[str]) -> Values:
-    """A flag's words → its values, by where they are for."""
+def read_values(name: str, arguments: list[str], tasks: list[str], methods: list[str]) -> Values:
+    """A flag's arguments → its values, by where they are for."""
     flag = f"--{name.replace('_', '-')}"
     values: Values = {}
-    for word in words:
-        where, text = _split(flag, name, word, tasks, methods)
+    for argument in arguments:
+        where, text = _split(flag, name, argument, tasks, methods)
         parts = text.split(",") if name in SPLIT_AT_COMMAS else [text]
         if not all(parts):
-            raise MinipeftError(f"{flag} {word!r}: a value is missing; give one, or leave it out")
+            raise MinipeftError(f"{flag} {argument!r}: a value is missing; give one, or leave it out")
         values.setdefault(where, []).extend(_value(name, part) for part in parts)
     for where, chosen in values.items():
         if len(chosen) > 1 and name not in SWEPT + LISTS:

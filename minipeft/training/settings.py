@@ -219,21 +219,21 @@ def _threshold(flag: str, value: Any) -> float | str:
 
 def _class_weights(flag: str, value: Any) -> str | dict[str, float]:
     """Return "balanced", or the weights by class name from a dict or NAME=WEIGHT texts."""
-    words = [value] if isinstance(value, str) else value
-    if words == ["balanced"]:
+    given = [value] if isinstance(value, str) else value
+    if given == ["balanced"]:
         return "balanced"
-    if isinstance(words, dict):
-        weights = {str(name): _above_zero(f"{flag} {name}", weight) for name, weight in words.items()}
+    if isinstance(given, dict):
+        weights = {str(name): _above_zero(f"{flag} {name}", weight) for name, weight in given.items()}
     else:
         weights = {}
-        for word in words:
-            name, equals, weight = str(word).rpartition("=")
+        for text in given:
+            name, equals, weight = str(text).rpartition("=")
             try:
                 number = float(weight)
             except ValueError:
                 number = math.nan
             if not equals or math.isnan(number):
-                raise MinipeftError(f"{flag}: {word!r} is not NAME=WEIGHT. Write it such as spam=5, or pass balanced.")
+                raise MinipeftError(f"{flag}: {text!r} is not NAME=WEIGHT. Write it such as spam=5, or pass balanced.")
             weights[name] = _above_zero(f"{flag} {name}", number)
     return weights
 
