@@ -41,8 +41,8 @@ class FileServer:
                 handler.send_header("ETag", f'"{hash(body)}"')
                 handler.end_headers()
                 if handler.command == "GET":
+                    self.downloads += bool(body)  # before the client has the body
                     handler.wfile.write(body)
-                    self.downloads += bool(body)
 
             do_HEAD = do_GET
 
