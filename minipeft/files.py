@@ -7,7 +7,6 @@ import os
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,8 @@ def write_together(writers: dict[Path, Callable[[Path], object]]) -> None:
             with open(temporary[path], "rb+") as file:  # Windows syncs only files that are open for writing
                 os.fsync(file.fileno())
             temporary[path].chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
-        for path, (folder, check) in product(writers, list(OWNERSHIP_CHECKS.items())):
-            if folder in path.absolute().parents:
-                check()
+        for path in writers:
+            check_ownership(path)
         for path in writers:
             os.replace(temporary[path], path)
         _sync_folder(path.parent)
@@ -55,6 +53,13 @@ def write_together(writers: dict[Path, Callable[[Path], object]]) -> None:
         for left in temporary.values():
             with suppress(OSError):
                 left.unlink(missing_ok=True)
+
+
+def check_ownership(path: Path) -> None:
+    """Raise MinipeftError where this process held a lease of a folder above `path`, and holds it no more."""
+    for folder, check in list(OWNERSHIP_CHECKS.items()):
+        if folder in path.absolute().parents:
+            check()
 
 
 def _sync_folder(folder: Path) -> None:

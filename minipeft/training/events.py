@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.errors import MinipeftError, check_choice, first_line
-from minipeft.files import make_folder, read_json, write_json
+from minipeft.files import check_ownership, make_folder, read_json, write_json
 
 logger = logging.getLogger("minipeft")
 
@@ -144,7 +144,13 @@ class Events:
         return self
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Report metrics by name."""
+        """Report metrics by name.
+
+        Raises:
+            MinipeftError: if another process has taken over the run's folder.
+        """
+        if self.trackers:
+            check_ownership(self.folder / "tensorboard")
         for name, tracker in list(self.trackers.items()):
             try:
                 tracker.add(step, metrics)

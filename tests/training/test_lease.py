@@ -21,6 +21,7 @@ from minipeft import MinipeftError
 from minipeft.cli.cli import main_train
 from minipeft.files import LEASE, write_lines, write_text
 from minipeft.training import lease as lease_module
+from minipeft.training.events import Events
 from minipeft.training.lease import Lease
 
 TRAIN = """
@@ -217,7 +218,10 @@ def test_a_process_that_lost_the_lease_writes_no_file_of_the_folder(tmp_path: Pa
         for path in files:
             with pytest.raises(MinipeftError, match="process 2 on node8 has taken the run over"):
                 write_lines(path, [{"epoch": 2}])
+        with Events(run, ["tensorboard"], 1) as events, pytest.raises(MinipeftError, match="has taken the run over"):
+            events.add(1, {"loss": 1.0})
         write_text(tmp_path / "elsewhere", "written")
+    assert not (run / "tensorboard").exists()
     assert all(path.read_text() == "before" for path in files) and not list(run.rglob("*.partial"))
     write_text(files[0], "without a lease, as predict writes its files")
 
