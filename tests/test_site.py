@@ -82,6 +82,19 @@ def test_the_reference_names_everything(site: Path) -> None:
     assert [name for name in METHODS if f">{name}<" not in methods and name not in methods] == []
 
 
+def test_every_flag_of_training_comparing_and_predicting_is_on_a_written_page() -> None:
+    """In addition to the reference, which is made from the parser."""
+    docs = REPOSITORY / "docs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(docs))
+        from flag_tables import commands
+    text = "".join(path.read_text(encoding="utf-8") for path in [*docs.glob("*.md"), *docs.glob("examples/*")])
+    written = set(re.findall(r"--[a-z][a-z0-9-]*[a-z0-9]", text))
+    for command in ("train", "compare", "evaluate", "predict"):
+        flags = {flag for action in commands()[command]._actions for flag in action.option_strings}
+        assert {flag for flag in flags if flag.startswith("--")} - written <= {"--help"}, command
+
+
 @pytest.mark.full
 def test_pages_show_without_an_error_on_a_phone_and_a_desktop_in_light_and_dark(site: Path) -> None:
     with chromium() as browser:
