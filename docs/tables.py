@@ -153,6 +153,56 @@ def scaling() -> str:
     return text.removeprefix("\n")
 
 
+def processes() -> str:
+    """The throughput of training with several processes."""
+    text = ""
+    for _, machine, rows in machines("processes"):
+        lines = []
+        for row in rows:
+            count, cores = row["processes"], row["cores"]
+            name = f"{count} on {cores} cores" if count > cores else str(count)
+            speedup = f"{spread(row['speedup'])} over {row['rounds']} rounds" if count > 1 else "1"
+            lines.append([name, f"{row['samples_per_second']:.2f}", f"{row['seconds_per_step']:.2f}", speedup])
+        columns = ["processes, one thread each", "samples/s", "seconds per step", "speedup"]
+        text += "\n" + markdown(columns, [False, True, True, True], lines) + provenance(machine)
+    return text.removeprefix("\n")
+
+
+def all_reduce() -> str:
+    """The seconds of an all-reduce and of a step, measured and as the formula of scaling-out.md predicts them."""
+    text = ""
+    for _, machine, rows in machines("processes"):
+        several = [row for row in rows if row["processes"] > 1]
+        sizes = several[0]["bytes"]
+        lines = []
+        kinds = {"one number": "one number", "lora": "LoRA r = 2 and the head", "full": "all parameters"}
+        for name, what in kinds.items():
+            line = [f"all-reduce: {what}", format_bytes(sizes[name])]
+            for row in several:
+                line.append(milliseconds(row["all_reduce_seconds"][name]))
+                fitted = row["processes"] == 2 and name != "lora"
+                line.append("fitted" if fitted else milliseconds(row["predicted_all_reduce_seconds"][name]))
+            lines.append(line)
+        steps = [row[name] for row in several for name in ("seconds_per_step", "predicted_seconds_per_step")]
+        lines.append(["step of LoRA, 64 examples", "", *map(milliseconds, steps)])
+        columns = ["", "bytes"]
+        columns += [f"N = {row['processes']}, {how}" for row in several for how in ("measured", "predicted")]
+        bandwidth, latency = several[0]["bandwidth"], several[0]["latency"]
+        text += "\n" + markdown(columns, [False, *[True] * (len(columns) - 1)], lines)
+        text += f"\nBandwidth {bandwidth / 1e9:.2f} GB/s and latency {1e6 * latency:.0f} µs, fitted to N = 2. "
+        text += f"A step with one process: {milliseconds(rows[0]['seconds_per_step'])}.\n"
+        text += provenance(machine)
+    return text.removeprefix("\n")
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.2f} ms" if seconds < 0.01 else f"{1e3 * seconds:,.0f} ms"
+
+
+def format_bytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size} B"
+
+
 def recorded(name: str) -> Callable[[], str]:
     """Return the function that writes a table of recorded.json."""
 
@@ -211,6 +261,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "fastest-peer": fastest_peer,
     "scaling": scaling,
+    "processes": processes,
+    "all-reduce": all_reduce,
     "why": why,
     "methods-short": methods_short,
     **{name.replace("_", "-"): recorded(name) for name in read("recorded")},

@@ -6,10 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 from machine import machine_name, write_rows
+from processes import FULL, LORA, ONE, all_reduce, make_rows
 
 
 def test_a_new_machine_is_added_and_a_repeated_row_replaces_the_old_one(tmp_path: Path) -> None:
@@ -23,3 +25,19 @@ def test_a_new_machine_is_added_and_a_repeated_row_replaces_the_old_one(tmp_path
     content = json.loads(file.read_text())
     assert content[machine_name(one)]["rows"] == [{"task": "sst2", "speed": 2}, {"task": "rte", "speed": 4}]
     assert content[machine_name(other)] == {"machine": other, "rows": [{"task": "rte", "speed": 3}]}
+
+
+def test_bandwidth_and_latency_are_fitted_to_two_processes_and_predict_the_other_all_reduces() -> None:
+    """On a machine that follows the formula, every prediction is what was measured."""
+    sizes, bandwidth, latency, cores = {ONE: 1, LORA: 665_858, FULL: 124_647_170}, 1e9, 1e-4, 2
+    reduced = {
+        count: [{name: all_reduce(count, 4 * size, bandwidth, latency) for name, size in sizes.items()}]
+        for count in (2, 4)
+    }
+    seconds = {1: [8.0], 2: [4.0 + reduced[2][0][LORA]], 4: [4.0 + reduced[4][0][LORA]]}
+    one, *several = make_rows(sizes, seconds, reduced, cores)
+    assert one["speedup"]["median"] == 1 and one["samples_per_second"] == 8
+    for row in several:
+        assert row["predicted_all_reduce_seconds"] == pytest.approx(row["all_reduce_seconds"], rel=1e-6)
+        assert row["predicted_seconds_per_step"] == pytest.approx(row["seconds_per_step"], rel=1e-6)
+        assert row["speedup"]["median"] == pytest.approx(8 / row["seconds_per_step"])
