@@ -12,7 +12,7 @@ from sphinx.util.docutils import SphinxDirective
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of every command by its name."""
-    from minipeft.cli.flags import command_line
+    from minipeft.cli.command_line import command_line
 
     actions = command_line()._actions
     (choice,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from minipeft.cli.flags import Parser, add_train_flags, command_line
+from minipeft.cli.command_line import command_line
+from minipeft.cli.flags import Parser, add_train_flags
 
 EXAMPLES = sorted(path for path in (REPOSITORY / "docs" / "examples").iterdir())
 SCRIPTS = [path for path in EXAMPLES if path.suffix in (".sh", ".sbatch")]

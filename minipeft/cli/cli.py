@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from minipeft import __version__
-from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_train_flags, command_line
+from minipeft.cli.command_line import command_line
+from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_train_flags
 from minipeft.errors import ErrorOnRankZero, Interrupted, MinipeftError, WorkerError, is_rank_zero
 
 

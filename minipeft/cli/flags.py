@@ -1,14 +1,12 @@
-"""The flags of every command, each with its help and its default."""
+"""The flags of `minipeft train` and `minipeft pretrain`, each with its help and its default."""
 
 from __future__ import annotations
 
 import argparse
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from minipeft import __version__
 from minipeft.cli.describe import choose_defaults
 from minipeft.data.tasks import TASKS
 from minipeft.device import MAX_TOKENS
@@ -40,19 +38,6 @@ TRAIN_EXAMPLES = """examples:
 
 `minipeft methods` lists the methods with their options. --help after other flags shows the defaults of their recipe:
 {prog} --task sst2 --method full --help"""
-PREDICT_EXAMPLES = """examples:
-  minipeft predict runs/rte-lora-r2-seed42 --text "It rains." --pair "The street is wet."
-  minipeft predict runs/reviews --input new.csv --echo id text --output labels.csv
-  minipeft predict runs/sst2 --glue-test submission"""
-COMPARE_EXAMPLES = """examples:
-  minipeft compare --task rte sst2 --method lora bitfit --output comparisons/two
-  minipeft compare --task rte --method lora --rank 1 2 8 --lr 3e-4 1e-3 --seed 1 2 3 --output comparisons/ranks
-  minipeft compare --task rte mrpc --method lora full --epochs rte=20 mrpc=10 --jobs 2 --output comparisons/epochs
-
-"""
-
-
-RUN = "folder of a run, of an adapter (minipeft's or peft's), or of a merged checkpoint"
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,88 +65,6 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=36)
-
-
-def command_line(arguments: Sequence[str] | None = None) -> Parser:
-    """Return the parser of `minipeft`; its help states the defaults of the task and method that `arguments` name."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = Parser(prog="minipeft", description="Parameter-efficient fine-tuning of encoders in plain PyTorch.")
-    parser.add_argument("--version", action="version", version=f"minipeft {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    train = commands.add_parser(
-        "train",
-        help="fine-tune on a task",
-        epilog=TRAIN_EXAMPLES.format(prog="minipeft train"),
-        usage="%(prog)s [flags]",
-    )
-    add_train_flags(train, arguments)
-
-    add_compare_flags(commands, arguments)
-
-    methods = commands.add_parser("methods", help="the methods: options, defaults, parameters, paper, peft")
-    methods.add_argument("name", nargs="?", help="one method, with an explanation of its options [all]")
-
-    evaluate = commands.add_parser("evaluate", help="loss and metrics of a run's best adapter")
-    evaluate.add_argument("run", help=RUN)
-    evaluate.add_argument("--split", help="split to evaluate [the task's validation split]")
-    evaluate.add_argument("--data", help="folder with <task>/<split>.parquet [the run's own data]")
-
-    predict = commands.add_parser("predict", help="label and probabilities of texts", epilog=PREDICT_EXAMPLES)
-    predict.add_argument("run", help=RUN)
-    predict.add_argument("--text", action="append", help="a text; may be given several times")
-    predict.add_argument("--pair", action="append", help="its second sentence, for tasks on pairs")
-    predict.add_argument("--output", help="new csv or jsonl file, or a folder for one file per input [standard output]")
-    predict.add_argument("--echo", nargs="+", metavar="COLUMN", help="columns of --input to repeat: id, text, … [none]")
-    predict.add_argument(
-        "--glue-test", metavar="FOLDER", help="predict GLUE's test split into FOLDER/RTE.tsv, …, as its server takes it"
-    )
-    predict.add_argument("--data", help="folder with <task>/test.parquet for --glue-test [the run's own data]")
-    add_runner_flags(predict.add_argument_group("a folder of files into a folder of predictions").add_argument)
-    predict.add_argument("--resume", action="store_true", default=None, help="predict the missing files only [off]")
-    for command in (evaluate, predict):
-        command.add_argument(
-            "--input",
-            help="jsonl, json, csv, tsv, parquet or txt (a text per line), its address, a folder of files, or - for "
-            "standard input",
-        )
-        command.add_argument(
-            "--format",
-            dest="file_format",
-            help="of --input: txt, csv, tsv, jsonl, json [by ending; -: txt or jsonl]",
-        )
-        command.add_argument("--text-column", help="column of the texts in --input [the task's, or text]")
-        command.add_argument("--pair-column", help="column of the second sentences [the task's, or pair]")
-        if command is evaluate:
-            command.add_argument("--label-column", help="column of the labels in --input [the run's]")
-            command.add_argument(
-                "--report", metavar="FOLDER", help="figures by class, calibration and mistakes in a new folder [none]"
-            )
-            command.add_argument("--json", action="store_true", help="JSON on a terminal too [a table on a terminal]")
-        command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … or mps [auto]")
-
-    add_pretrain_flags(
-        commands.add_parser("pretrain", help="masked-language-model pretraining, from nothing or from a checkpoint")
-    )
-
-    export = commands.add_parser(
-        "export",
-        aliases=["merge"],
-        help="merge a run's adapter: a checkpoint that transformers loads, and the largest difference of a logit",
-    )
-    export.add_argument("run", help="folder of a finished run")
-    export.add_argument("folder", help="new folder for the checkpoint")
-
-    push = commands.add_parser("push", help="upload an adapter with its model card, or a merged checkpoint, to the hub")
-    push.add_argument("run", help=RUN)
-    push.add_argument("name", help="repository: owner/name; it is created if it does not exist")
-    push.add_argument("--private", action="store_true", help="make a new repository private [off]")
-    push.add_argument("--dry-run", action="store_true", help="list the files, without a token or a connection [off]")
-
-    fetch = commands.add_parser(
-        "fetch", help="download a checkpoint into the Hugging Face cache, verified; print its folder"
-    )
-    fetch.add_argument("name", help="roberta-base, roberta-large, …, owner/name or owner/name@revision")
-    return parser
 
 
 def add_train_flags(parser: argparse.ArgumentParser, arguments: Sequence[str] = ()) -> None:
@@ -295,69 +198,3 @@ def add_pretrain_flags(parser: argparse.ArgumentParser) -> None:
     flag("--checkpoint-minutes", type=float, default=5.0, help="minutes between checkpoints [5]")
     flag("--resume", action="store_true", help="continue the run in --output [off]")
     flag("--quiet", action="store_true", help="no progress bar [off]")
-
-
-class SeveralValues(Parser):
-    """Take the flags of `train` for `compare`: each that has a value has several, kept as the words they are."""
-
-    def add_argument_group(self, *names: Any, **options: Any) -> Any:
-        group = super().add_argument_group(*names, **options)
-        add_argument = group.add_argument
-
-        def add_several(name: str, **options: Any) -> argparse.Action | None:
-            if name in COMPARE_FLAGS:
-                return None
-            if options.get("action") != "store_true":
-                options = {"help": options["help"], "metavar": "VALUE", "nargs": "+", "action": "extend"}
-            return add_argument(name, **options)
-
-        group.add_argument = add_several  # type: ignore[method-assign, assignment]
-        return group
-
-
-def add_runner_flags(flag: Callable[..., Any]) -> None:
-    """The flags that say where several commands are executed, and how many at once."""
-    flag("--runner", help="local, or ray: on a Ray cluster that shares --output [local]")
-    flag(
-        "--jobs", type=int, metavar="N", help="at once [CPU: by cores and memory; --jobs-per-gpu on each GPU; ray: all]"
-    )
-    flag("--jobs-per-gpu", type=int, metavar="N", help="at once on each GPU of this machine [1]")
-    flag("--ray-address", metavar="ADDRESS", help="of a Ray cluster [RAY_ADDRESS, or a Ray on this machine]")
-    flag("--cpus-per-run", type=float, metavar="N", help="CPUs, and threads, of each on Ray [1]")
-    flag("--gpus-per-run", type=float, metavar="N", help="GPUs of each on Ray, such as 0.5 [1 if the cluster has any]")
-
-
-COMPARE_FLAGS = ("--task", "--method", "--seed", "--output", "--resume", "--quiet")  # where compare has its own
-
-
-def add_compare_flags(commands: Any, arguments: Sequence[str]) -> None:
-    """`minipeft compare`: its own flags, and the flags of `train`."""
-    own, settings = Parser(add_help=False), SeveralValues(add_help=False)
-    flag = own.add_argument_group("comparison").add_argument
-    flag("--task", nargs="+", required=True, metavar="TASK", help=", ".join(TASKS))
-    flag("--method", nargs="+", required=True, metavar="METHOD", help=METHODS)
-    flag("--seed", nargs="+", action="extend", metavar="VALUE", help="three or more show a spread [1 2 3]")
-    flag("--output", required=True, metavar="DIR", help="folder of the comparison")
-    add_runner_flags(flag)
-    flag("--resume", action="store_true", help="continue the comparison in --output; finished runs are kept [off]")
-    flag("--quiet", action="store_true", help="no progress bar [off]")
-    add_train_flags(settings, arguments)
-    commands.add_parser(
-        "compare",
-        help="several runs side by side: tasks, methods, ranks, learning rates, seeds -> tables and a page",
-        usage="minipeft compare --task TASK ... --method METHOD ... --output DIR [settings of train]",
-        parents=[own, settings],
-        description="Train every combination of tasks, methods, ranks, learning rates and seeds, and compare them.",
-        epilog=COMPARE_EXAMPLES
-        + (
-            "every flag with a VALUE takes it for all runs, or for some:\n"
-            "  VALUE              for every run that can take it: --rank 4 goes to the methods that have a rank\n"
-            "  TASK=VALUE         for the runs of a task:      --epochs sst2=1 mrpc=3\n"
-            "  METHOD=VALUE       for the runs of a method:    --lr 1e-3 full=3e-4\n"
-            "  TASK/METHOD=VALUE  for the runs of both:        --lr stsb/full=1e-4\n"
-            "--rank, --lr and --seed take several, as in --lr lora=1e-3,3e-3. Of several learning rates the tables\n"
-            "keep the one with the best median over the seeds, for each task, method and rank.\n\n"
-            "DIR gets page.html, table.csv, table.json, plan.json and a folder for each run. Exit status: 0 done,\n"
-            "2 wrong input or a run that failed, 130 or 143 interrupted, with every run saved."
-        ),
-    )

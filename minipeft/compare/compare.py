@@ -31,7 +31,7 @@ from minipeft.errors import MinipeftError
 from minipeft.files import check_output, make_folder, read_json, write_json, write_text
 from minipeft.hub.hub import resolve_model
 from minipeft.training.choices import choose_source, find_task
-from minipeft.training.job import FREE_TO_CHANGE, recorded_precision
+from minipeft.training.resume_check import FREE_TO_CHANGE, recorded_precision
 from minipeft.training.settings import read_settings
 
 LOCK = ".lock"

@@ -10,15 +10,14 @@ from typing import Any
 
 from minipeft.adapters.adapter import read_initial_adapter
 from minipeft.adapters.adapter_file import Adapter
-from minipeft.data.splits import normalize_source, with_recorded_split
+from minipeft.data.splits import with_recorded_split
 from minipeft.data.tasks import Task
 from minipeft.data.windows import LongTexts
 from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision
-from minipeft.errors import MinipeftError, check_choice, short_repr
+from minipeft.errors import check_choice
 from minipeft.files import read_json
 from minipeft.hub.hub import model_name
-from minipeft.methods import METHODS
-from minipeft.training.checkpoint import held_of, read_progress, state_file
+from minipeft.training.checkpoint import held_of, state_file
 from minipeft.training.choices import (
     ALL_ROWS,
     Checkpoint,
@@ -33,26 +32,9 @@ from minipeft.training.choices import (
 from minipeft.training.distributed import Processes, join_processes
 from minipeft.training.loss import LossSettings
 from minipeft.training.recipes import recipe
+from minipeft.training.resume_check import check_same_settings, continue_settings
 from minipeft.training.schedule import Schedule
 from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method, non_default_options
-
-# Settings that --resume may change. "data" is compared as "source".
-FREE_TO_CHANGE = (
-    *("output", "checkpoint_minutes", "group_timeout", "resume", "quiet", "data", "report_to"),
-    *("device", "compile", "activation_checkpointing", "cuda_graphs"),
-)
-# Settings that a resumed run takes from its config.json where they are not given.
-KEPT_BY_RESUME = (
-    "epochs",
-    "steps",
-    "lr",
-    "warmup_steps",
-    "warmup_ratio",
-    "max_length",
-    "stride",
-    "max_tokens",
-    "select_by",
-)
 
 
 @dataclass(frozen=True)
@@ -99,6 +81,9 @@ class Job:
     @property
     def task(self) -> Task:
         return self.data.task
+
+    def check_same_settings(self) -> str:
+        return check_same_settings(self.output, self.task, self.schedule, self.config)
 
 
 def resolve(settings: TrainSettings) -> Job:
@@ -173,7 +158,7 @@ def resolve(settings: TrainSettings) -> Job:
         processes=processes,
     )
     job = dataclasses.replace(job, config=config_of(job, settings))
-    processes.on_rank_zero(lambda: check_same_settings(job))
+    processes.on_rank_zero(job.check_same_settings)
     return job
 
 
@@ -181,24 +166,6 @@ def read_run(folder: Path) -> tuple[dict[str, Any], bool]:
     """Return the content of a run's config.json, empty for a new run, and whether the run has a checkpoint."""
     path = folder / "config.json"
     return read_json(path) if path.is_file() else {}, state_file(folder).is_file()
-
-
-def continue_settings(settings: TrainSettings, task: Task, before: dict[str, Any]) -> TrainSettings:
-    """Return the settings of a resumed run: what is not given is as in its config.json, `before`."""
-    kept: dict[str, Any] = {name: before.get(name) for name in KEPT_BY_RESUME if getattr(settings, name) is None}
-    for one, other in (("epochs", "steps"), ("steps", "epochs")):
-        if getattr(settings, one) is not None:
-            kept.pop(other, None)
-    if kept.get("select_by") not in ("eval_loss", *task.metrics):
-        kept.pop("select_by", None)  # the labels have changed, which is refused later by name
-    if settings.precision == "auto":
-        kept["precision"] = recorded_precision(before)
-    return dataclasses.replace(settings, **kept)
-
-
-def recorded_precision(config: dict[str, Any]) -> str:
-    """Return the precision of a run from its config.json; a version that recorded none, or "auto", had fp32."""
-    return "bf16" if config.get("precision") == "bf16" else "fp32"
 
 
 def config_of(job: Job, settings: TrainSettings) -> dict[str, Any]:
@@ -244,61 +211,3 @@ def _model_to_reload(wanted: str, folder: Path) -> str:
     if wanted == "auto":
         return model_name(folder)
     return str(folder.resolve()) if Path(wanted).expanduser().is_dir() else wanted
-
-
-def check_same_settings(job: Job) -> str:
-    """Raise where a resumed run would change; a run without a checkpoint starts from scratch.
-
-    Returns:
-        What the learning rate does, where the run had ended and now has more epochs or steps; else "".
-    """
-    folder = job.output
-    if not state_file(folder).is_file():
-        return ""
-    # A run of an older version lacks the settings that were added since: it had their defaults.
-    added = dataclasses.asdict(TrainSettings()) | {"select_by": job.task.metrics[0], "stratified": False}
-    before = added | read_json(folder / "config.json")
-    before["source"] = normalize_source(str(before.get("source")))
-    before["precision"] = recorded_precision(before)
-    extension = describe_extension(job, before)
-    for name, value in before.items():
-        now = job.config.get(name)
-        if name not in FREE_TO_CHANGE and now != value and not (extension and name in ("epochs", "steps")):
-            raise MinipeftError(
-                f"{folder}: the run has {name} {short_repr(value)}, not {short_repr(now)}. "
-                "Resume it with the same settings, or choose another --output."
-            )
-    return extension
-
-
-def describe_extension(job: Job, before: dict[str, Any]) -> str:
-    """Return what the learning rate does where a finished run continues with more epochs or steps; else "".
-
-    A run with a constant learning rate continues as if it had had more epochs from the start. A linear decay starts
-    again on the line of a run with more epochs.
-
-    Raises:
-        MinipeftError: for a run whose last steps depend on their total number in another way.
-    """
-    folder, schedule = job.output, job.schedule
-    unit = "steps" if before["steps"] else "epochs"
-    old, new = before[unit], job.config[unit]
-    if not (isinstance(old, int) and isinstance(new, int) and new > old) or (unit == "epochs" and schedule.steps):
-        return ""
-    progress = read_progress(folder)
-    if (progress["step"] if unit == "steps" else progress["epoch"]) < old:
-        return ""  # it was interrupted, or stopped early
-    reason = ""
-    if METHODS[job.config["method"]].after_step is not None:
-        reason = f"{job.config['method']} distributes its ranks over the run's steps"
-    elif schedule.lr_schedule not in ("linear", "constant"):
-        reason = f"the {schedule.lr_schedule} learning rate has reached 0"
-    if reason:
-        raise MinipeftError(
-            f"{folder}: {reason}, so the run's {old} {unit} cannot become {new}. Start a new run with --{unit} {new} "
-            f"and another --output, or with --init-adapter {folder}."
-        )
-    total_steps = new if unit == "steps" else new * progress["step"] // old
-    rate = schedule.learning_rate(progress["step"], total_steps)
-    does = f"starts again at {rate:g} and decays to 0" if schedule.lr_schedule == "linear" else f"stays {rate:g}"
-    return f"{folder} continues from {old} to {new} {unit}: the {schedule.lr_schedule} learning rate {does}"

@@ -31,7 +31,7 @@ from minipeft.training.banner import print_banner, print_result
 from minipeft.training.checkpoint import HOLDOUT, Progress, best_epoch, state_file
 from minipeft.training.examples import Examples, encode_split, hold_out
 from minipeft.training.graphs import StepGraphs
-from minipeft.training.job import Job, check_same_settings, resolve
+from minipeft.training.job import Job, resolve
 from minipeft.training.lease import Lease
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.model_card import CARD, make_card
@@ -122,7 +122,7 @@ def hold_folder(job: Job) -> Iterator[None]:
         def take_lease() -> None:
             stack.enter_context(Lease(job.output))
             check_output(job.output, "config.json", "run", job.resume)  # again, now that nobody else can change it
-            check_same_settings(job)
+            job.check_same_settings()
 
         job.processes.on_rank_zero(take_lease)
         yield
@@ -185,7 +185,7 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
 
 def _write_config(job: Job) -> None:
     """Make the folder a run's, without the temporary files of a killed run, or the result of a run that is extended."""
-    folder, extension = job.output, check_same_settings(job)
+    folder, extension = job.output, job.check_same_settings()
     for path in folder.rglob(PARTIAL):
         with suppress(OSError):  # a folder: of another process that is trying to take the lease
             path.unlink()

@@ -15,7 +15,7 @@ from conftest import REPOSITORY, contents, run_command
 
 import minipeft
 from minipeft.cli.cli import main
-from minipeft.cli.flags import command_line
+from minipeft.cli.command_line import command_line
 from minipeft.data.tasks import TASKS
 from minipeft.device import choose_max_tokens
 from minipeft.files import write_json

@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipeft.cli.cli import main
-from minipeft.cli.flags import command_line
+from minipeft.cli.command_line import command_line
 from minipeft.compare.charts import spread_out
 from minipeft.compare.local_runner import PROGRAM
 from minipeft.compare.plan import make_plan, read_values, value_for
@@ -598,7 +598,8 @@ CONTRAST = """
 def test_help_says_how_values_are_given_and_is_quick_to_import() -> None:
     ended = run_command("-m", "minipeft", "compare", "--help")
     assert ended.returncode == 0 and "TASK/METHOD=VALUE" in ended.stdout and "--train-limit" in ended.stdout
-    script = "import sys; from minipeft.cli.flags import command_line; command_line(); sys.exit('torch' in sys.modules)"
+    script = """import sys; from minipeft.cli.command_line import command_line
+command_line(); sys.exit('torch' in sys.modules)"""
     assert run_command("-c", script).returncode == 0
 
 
