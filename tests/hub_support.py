@@ -21,6 +21,16 @@ from minipeft.hub import hub
 
 ROBERTA = "FacebookAI/roberta-base"
 ROOT = Path(hub.__file__).parents[2]
+GLUE_CARD = b"""---
+configs:
+- config_name: rte
+  data_files:
+  - split: train
+    path: rte/train-*
+  - split: validation
+    path: rte/validation-*
+---
+"""
 
 
 def checkpoint(megabytes: float = 1.0) -> dict[str, bytes]:

@@ -43,6 +43,22 @@ def moved(folder: Path, method: Any, **options: Any) -> SequenceClassifier:
     return model
 
 
+def check_opens_in_peft(method: Any, model_type: str, folder: Path) -> SequenceClassifier:
+    """A saved adapter that has moved opens in peft with the same logits; return the model that it was saved from."""
+    from peft import PeftModel
+
+    reference = reference_model(model_type)
+    reference.save_pretrained(folder / "base")
+    model = moved(folder / "base", method)
+    save_adapter(model, folder / "adapter")
+    wrapped = PeftModel.from_pretrained(reference, folder / "adapter").eval()
+    with torch.no_grad():
+        theirs = wrapped(**padded(ragged(LENGTHS), model.config.pad_token_id)).logits
+    assert largest(logits(model), theirs) < 1e-5
+    assert largest(logits(model), logits(load_pretrained(folder / "base"))) > 1e-2
+    return model
+
+
 def pair(folder: Path, config: Callable[..., Any], model_type: str = "roberta") -> tuple[Any, SequenceClassifier]:
     """A model that peft has wrapped, its trained values moved at random, and ours, loaded from what it saved.
 

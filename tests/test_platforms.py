@@ -44,7 +44,6 @@ JOB = """
 import json, sys, time
 from pathlib import Path
 from minipeft.cli.cli import main
-from minipeft.compare.compare import _command
 from minipeft.compare.local_runner import LocalRunner, count_cores, memory_size
 from minipeft.compare.plan import make_plan
 
@@ -63,7 +62,7 @@ words = {"task": "rte", "method": "lora", "epochs": "500", "seed": "1", "checkpo
 stopped = Path(output) / "stopped"
 (stopped / "logs").mkdir(parents=True)
 runner = LocalRunner(stopped, 1)
-runner.start(_command(stopped, run))
+runner.start(run.train_command(stopped))
 while not (stopped / "runs" / run.name / "checkpoint" / "state.pt").exists():
     assert not runner.poll(), (stopped / "logs" / f"{run.name}.txt").read_text()
     time.sleep(0.05)

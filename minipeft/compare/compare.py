@@ -19,7 +19,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from minipeft.compare.formatting import format_csv, format_text
-from minipeft.compare.local_runner import Command
 from minipeft.compare.page import render_page
 from minipeft.compare.plan import NUMBERS, Plan, Run, changed_flags, make_plan
 from minipeft.compare.runner import RunnerOptions, execute, make_runner
@@ -70,7 +69,7 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
         content = {"flags": plan.flags, "validation_examples": examples, "runs": [asdict(run) for run in plan.runs]}
         write_json(folder / "plan.json", content)
         make_folder(folder / "logs")
-        commands = [_command(folder, run) for run in plan.runs if not _is_finished(folder, run)]
+        commands = [run.train_command(folder) for run in plan.runs if not _is_finished(folder, run)]
         runner = partial(make_runner, folder, options, device, len(commands))
         failed = execute(commands, len(plan.runs), "run", runner, quiet)
         table = comparison_table(folder, plan, examples, failed)
@@ -117,11 +116,6 @@ def _is_finished(folder: Path, run: Run) -> bool:
                 "or choose another --output."
             )
     return True
-
-
-def _command(folder: Path, run: Run) -> Command:
-    place = folder / "runs" / run.name
-    return Command(run.name, ["train", *run.arguments, f"--output={place}", "--resume", "--quiet"], place)
 
 
 def _check_runs(runs: list[Run], here: bool) -> str:

@@ -30,6 +30,18 @@ class Command:
     output: Path
 
 
+def format_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as flags of a command: True is a switch, a list has several values, and None is left out."""
+    words: list[str] = []
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, list):
+            words += [flag, *map(str, value)]
+        elif value is not None:
+            words.append(flag if value is True else f"{flag}={value}")
+    return words
+
+
 class LocalRunner:
     """Starts `minipeft` commands as child processes.
 

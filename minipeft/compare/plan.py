@@ -18,8 +18,10 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+from minipeft.compare.local_runner import Command, format_flags
 from minipeft.errors import MinipeftError
 from minipeft.methods import get_method
 from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method, read_settings
@@ -42,17 +44,11 @@ class Run:
     name: str
     settings: dict[str, Any]
 
-    @property
-    def arguments(self) -> list[str]:
-        """The flags of `minipeft train`."""
-        arguments: list[str] = []
-        for name, value in self.settings.items():
-            flag = f"--{name.replace('_', '-')}"
-            if isinstance(value, list):
-                arguments += [flag, *map(str, value)]
-            else:
-                arguments += [flag] if value is True else [f"{flag}={value}"]
-        return arguments
+    def train_command(self, folder: Path) -> Command:
+        """Return the command that trains the run in `folder`/runs, or continues it there."""
+        output = folder / "runs" / self.name
+        settings = self.settings | {"output": output, "resume": True, "quiet": True}
+        return Command(self.name, ["train", *format_flags(settings)], output)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.adapters.adapter_file import WEIGHTS
-from minipeft.compare.local_runner import Command
+from minipeft.compare.local_runner import Command, format_flags
 from minipeft.compare.runner import RunnerOptions, execute, make_runner
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, format_names
@@ -74,8 +74,6 @@ def _digest(path: Path) -> str:
 
 
 def _command(plan: dict[str, Any], file: Path, target: Path, device: str) -> Command:
-    words = ["predict", plan["run"], "--input", str(file.absolute()), "--output", str(target.absolute())]
-    for name, flag in (("text_column", "--text-column"), ("pair_column", "--pair-column"), ("file_format", "--format")):
-        words += [flag, plan[name]] if plan[name] is not None else []
-    words += ["--echo", *plan["echo"]] if plan["echo"] else []
-    return Command(file.name, [*words, "--device", device], target)
+    flags = {"input": file.absolute(), "output": target.absolute(), "device": device, "format": plan["file_format"]}
+    flags |= {name: plan[name] for name in ("text_column", "pair_column")} | {"echo": plan["echo"] or None}
+    return Command(file.name, ["predict", plan["run"], *format_flags(flags)], target)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import run_command
 from hub_server import HubServer
+from hub_support import GLUE_CARD
 
 from minipeft import MinipeftError, train
 from minipeft.data.splits import choose_data, normalize_source, read_split
@@ -21,16 +22,6 @@ from minipeft.data.tasks import Split, get_task
 from minipeft.training.examples import Encoded, hold_out
 
 RTE = get_task("rte")
-README = """---
-configs:
-- config_name: rte
-  data_files:
-  - split: train
-    path: rte/train-*
-  - split: validation
-    path: rte/validation-*
----
-"""
 CHOOSE_AND_READ = """
 from minipeft.data.splits import choose_data, read_split
 from minipeft.data.tasks import get_task
@@ -90,7 +81,7 @@ def server() -> Iterator[HubServer]:
 
 
 def choose_and_read(server: HubServer, files: dict[str, bytes], home: Path) -> subprocess.CompletedProcess[str]:
-    server.repos["datasets/nyu-mll/glue"] = {"README.md": README.encode(), **files}
+    server.repos["datasets/nyu-mll/glue"] = {"README.md": GLUE_CARD, **files}
     variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "datasets")}
     return run_command("-c", CHOOSE_AND_READ, HF_HUB_OFFLINE="0", **variables)
 

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from hub_server import Failure, HubServer
+from hub_support import GLUE_CARD
 from runs import assert_same, assert_whole, finish, history, start_workers, state, training, worker
 from safetensors.torch import load_file
 
@@ -26,15 +26,6 @@ from minipeft.training.distributed import Processes
 def full(request: pytest.FixtureRequest) -> None:
     if not request.config.getoption("--faults-full"):
         pytest.skip("a long case: pass --faults-full")
-
-
-@pytest.fixture(scope="module")
-def no_dropout(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("weights") / "no-dropout")
-    content = json.loads((folder / "config.json").read_text())
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(content | no_dropout))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +239,7 @@ def test_a_503_for_one_rank_changes_neither_model_nor_data(tiny_checkpoint: Path
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
     splits = {f"rte/{split}-00000-of-00001.parquet": file.getvalue() for split in ("train", "validation")}
-    server.repos["datasets/nyu-mll/glue"] = {"README.md": GLUE_CONFIGS, **splits}
+    server.repos["datasets/nyu-mll/glue"] = {"README.md": GLUE_CARD, **splits}
     server.failures = [Failure("hub", word, 503) for word in ("/api/models/", "/tree/", "GET /datasets/nyu-mll/glue")]
     server.start()
     caches = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_DATASETS_CACHE": str(tmp_path / "d")}
@@ -269,18 +260,6 @@ def test_a_503_for_one_rank_changes_neither_model_nor_data(tiny_checkpoint: Path
     assert len(server.asked("hub", "/api/models/")) == 2, "the other rank asked the hub too"
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["model"], config["source"]) == ("owner/tiny", "nyu-mll/glue")
-
-
-GLUE_CONFIGS = b"""---
-configs:
-- config_name: rte
-  data_files:
-  - split: train
-    path: rte/train-*
-  - split: validation
-    path: rte/validation-*
----
-"""
 
 
 def test_a_step_is_shared_out_by_its_tokens() -> None:

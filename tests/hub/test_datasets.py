@@ -6,20 +6,10 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 from hub_server import Failure, HubServer
-from hub_support import start_python
+from hub_support import GLUE_CARD, start_python
 
 pytest_plugins = ["hub_fixtures"]
 
-CONFIGS = b"""---
-configs:
-- config_name: rte
-  data_files:
-  - split: train
-    path: rte/train-*
-  - split: validation
-    path: rte/validation-*
----
-"""
 READ = """
 from minipeft.data.splits import choose_data, read_split
 from minipeft.data.tasks import TASKS
@@ -37,7 +27,7 @@ def parquet(rows: int) -> bytes:
 
 def test_glue_comes_from_the_hub_despite_faults_and_then_from_the_cache(server: HubServer, cache: Path) -> None:
     splits = {f"rte/{split}-00000-of-00001.parquet": parquet(20) for split in ("train", "validation")}
-    server.repos["datasets/nyu-mll/glue"] = {"README.md": CONFIGS, **splits}
+    server.repos["datasets/nyu-mll/glue"] = {"README.md": GLUE_CARD, **splits}
     server.failures = [Failure("hub", "/tree/", 503), Failure("hub", "GET /datasets/nyu-mll/glue/resolve", 503)]
     server.stale_token = "hf_stale"
     home = {"HF_HOME": str(cache.parent), "HF_DATASETS_CACHE": str(cache.parent / "datasets")}

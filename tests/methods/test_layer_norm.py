@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import forget_details, largest, padded, ragged, reference_model
-from peft_agreement import LENGTHS, check_logits_and_gradients, check_training, logits, moved, pair
+from conftest import forget_details, largest, padded, ragged
+from peft_agreement import LENGTHS, check_logits_and_gradients, check_opens_in_peft, check_training, logits, moved, pair
 
 from minipeft import (
     LayerNormTuning,
@@ -78,17 +78,7 @@ def test_training_agrees_with_peft(tmp_path: Path) -> None:
 def test_a_saved_adapter_opens_in_peft_and_here_with_the_same_logits(
     layer_norms: tuple[str, ...], model_type: str, tmp_path: Path
 ) -> None:
-    from peft import PeftModel
-
-    reference = reference_model(model_type)
-    reference.save_pretrained(tmp_path / "base")
-    model = moved(tmp_path / "base", LayerNormTuning(layer_norms))
-    save_adapter(model, tmp_path / "adapter")
-    wrapped = PeftModel.from_pretrained(reference, tmp_path / "adapter").eval()
-    with torch.no_grad():
-        theirs = wrapped(**padded(ragged(LENGTHS), model.config.pad_token_id)).logits
-    assert largest(logits(model), theirs) < 1e-5
-    assert largest(logits(model), logits(load_pretrained(tmp_path / "base"))) > 1e-2
+    model = check_opens_in_peft(LayerNormTuning(layer_norms), model_type, tmp_path)
     again = load_adapter(load_pretrained(tmp_path / "base"), tmp_path / "adapter")
     assert torch.equal(logits(again), logits(model)) and again.method == model.method
 

@@ -14,8 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DEBERTA_V3, REPOSITORY, environment, largest, padded, ragged, reference_model, shared
+from family_checks import LENGTHS, check_activation_checkpointing, check_bfloat16, check_run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from peft_agreement import check_training
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,19 +30,15 @@ from minipeft import (
     MinipeftError,
     PrefixTuning,
     PromptTuning,
-    Result,
     SequenceClassifier,
     VeRA,
     apply,
     export,
     load_adapter,
     load_pretrained,
-    load_run,
-    load_tokenizer,
     merge,
     pack,
     save_adapter,
-    train,
     unmerge,
 )
 from minipeft.cli.cli import main_train
@@ -50,9 +48,7 @@ from minipeft.model.deberta import DebertaConfig
 from minipeft.model.disentangled import RelativePlan, attend_disentangled, attend_disentangled_plain, bucket
 from minipeft.model.families import FAMILIES, load_config, tensor_names
 from minipeft.model.grouped import group_by_length
-from minipeft.training.optim import adamw, set_learning_rate
 
-LENGTHS = (7, 1, 40, 3, 129, 300, 2, 64)
 SMALL_BUCKETS = {"position_buckets": 8, "max_relative_positions": 32}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CPU = torch.device("cpu")
@@ -213,29 +209,15 @@ def test_dropout_in_training_spreads_the_logits_as_in_transformers(dropout: dict
     assert ks_2samp(ours, theirs).pvalue > 1e-3
 
 
-@torch.no_grad()
 def test_bfloat16_is_as_near_to_float32_as_in_transformers(tmp_path: Path) -> None:
-    reference, model = both(tmp_path)
-    half = load_pretrained(tmp_path, dtype=torch.bfloat16)
-    ids = ragged(LENGTHS)
-    exact, logits = model(pack(ids, config=model.config)), half(pack(ids, config=half.config))
-    theirs = reference.to(torch.bfloat16)(**padded(ids, 0)).logits.float()
-    assert 0 < largest(logits, exact) < max(0.02, 1.5 * largest(theirs, exact))
+    reference, _ = both(tmp_path)
+    check_bfloat16(reference, tmp_path, 0.02)
 
 
 @pytest.mark.parametrize("method", [Full(), LoRA(rank=2, dropout=0.1)], ids=["full", "lora"])
 def test_activation_checkpointing_gives_the_same_gradients_to_the_bit(method: Any, tmp_path: Path) -> None:
     _, model = both(tmp_path, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
-    apply(model, method).train()
-    gradients = []
-    for checkpointing in (False, True):
-        model.encoder.activation_checkpointing = checkpointing
-        torch.manual_seed(1)
-        model(pack(ragged(LENGTHS), config=model.config)).square().sum().backward()
-        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-        model.zero_grad()
-    for a, b in zip(*gradients, strict=True):
-        assert torch.equal(a, b)
+    check_activation_checkpointing(apply(model, method), ragged(LENGTHS))
 
 
 # -------------------------------------------------------------------------------------------------------- config.json
@@ -350,22 +332,7 @@ def test_lora_of_peft_trains_20_steps_as_in_peft_and_goes_back(variant: str, tmp
         assert largest(merge(model)(batch), logits) < 1e-5
         unmerge(model)
 
-    model.train(), wrapped.train()
-    optimizer = adamw(model, weight_decay=0.0)
-    set_learning_rate(optimizer, 3e-3)
-    theirs = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], 3e-3, weight_decay=0.0)
-    first = last = 0.0
-    for step in range(20):
-        ids, labels = ragged((7, 1, 40, 3, 60, 7), seed=step), (torch.arange(6) + step) % 2
-        loss = F.cross_entropy(model(pack(ids, config=model.config)), labels)
-        expected = F.cross_entropy(wrapped(**padded(ids, 0)).logits, labels)
-        for value, how in ((loss, optimizer), (expected, theirs)):
-            value.backward()
-            how.step()
-            how.zero_grad()
-        assert largest(loss, expected) < 1e-4, step
-        first, last = first or loss.item(), loss.item()
-    assert first != last
+    check_training(wrapped, model, tmp_path, rate=3e-3)
 
     save_adapter(model, tmp_path / "ours")
     opened = PeftModel.from_pretrained(reference_model("deberta-v2"), tmp_path / "ours").eval()
@@ -449,43 +416,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", ["lora", "bitfit", "prompt_tuning", "full"])
 def test_a_run_on_real_rte_is_saved_predicts_resumes_and_merges(method: str, tiny: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    def run(output: Path, **settings: Any) -> Result:
-        return train(
-            task="rte",
-            model=str(tiny),
-            data=str(shared("glue")),
-            method=method,
-            output=str(output),
-            **{
-                "train_limit": 48,
-                "eval_limit": 16,
-                "batch_size": 8,
-                "device": "cpu",
-                "precision": "fp32",
-                "quiet": True,
-                **settings,
-            },
-        )
-
-    result = run(tmp_path / "run", epochs=2, max_length=200)
-    finished = load_run(tmp_path / "run")
-    assert finished.evaluate()["accuracy"] == result.best
-    if method != "prompt_tuning":  # which no encoder's weights can hold
-        finished.export(tmp_path / "exported")
-        theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported").eval()
-    texts, pairs = ["A man sleeps.", "It is late."], ["A man rests.", "It is early."]
-    model = finished.model
-    batch = pack(load_tokenizer(tiny).encode(texts, pairs), config=model.config)
-    assert batch.token_type_ids is None
-    with torch.no_grad():
-        logits = model(batch)
-        if method == "lora":
-            assert largest(merge(model)(batch), logits) < 1e-5
-        if method != "prompt_tuning":
-            ids = [list(ids) for ids in load_tokenizer(tiny).encode(texts, pairs)]
-            assert largest(theirs(**padded(ids, 0)).logits, logits) < 1e-5
+    check_run(tiny, tmp_path, method)
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(tiny: Path, tmp_path: Path) -> None:

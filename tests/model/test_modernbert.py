@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import largest, padded, ragged, reference_model, refused, shared
+from conftest import largest, padded, ragged, reference_model, refused
+from family_checks import LENGTHS, check_activation_checkpointing, check_bfloat16, check_run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,11 +29,8 @@ from minipeft import (
     SequenceClassifier,
     apply,
     load_pretrained,
-    load_run,
-    load_tokenizer,
     pack,
     save_adapter,
-    train,
 )
 from minipeft.data.batching import PackedBatch
 from minipeft.data.standin import generate
@@ -43,8 +40,6 @@ from minipeft.model.families import load_config
 from minipeft.model.modernbert import ModernBertConfig
 from minipeft.model.rotary import angles, rotate, rotate_plain
 from minipeft.model.varlen import plan_varlen
-
-LENGTHS = (7, 1, 40, 3, 129, 300, 2, 64)
 
 
 def both(folder: Path, num_labels: int = 2, **shape: Any) -> tuple[Any, SequenceClassifier]:
@@ -202,29 +197,15 @@ def test_the_last_layer_for_first_tokens_alone_equals_the_full_one(local_last: b
     agree(*outputs, list(model.encoder.parameters()), 1e-4)
 
 
-@torch.no_grad()
 def test_bfloat16_is_as_near_to_float32_as_in_transformers(tmp_path: Path) -> None:
-    reference, model = both(tmp_path)
-    half = load_pretrained(tmp_path, dtype=torch.bfloat16)
-    ids = ragged(LENGTHS)
-    exact, logits = model(pack(ids, config=model.config)), half(pack(ids, config=half.config))
-    theirs = reference.to(torch.bfloat16)(**padded(ids, 0)).logits.float()
-    assert 0 < largest(logits, exact) < max(0.03, 1.5 * largest(theirs, exact))
+    reference, _ = both(tmp_path)
+    check_bfloat16(reference, tmp_path, 0.03)
 
 
 @pytest.mark.parametrize("method", [Full(), LoRA(rank=2, dropout=0.1)], ids=["full", "lora"])
 def test_activation_checkpointing_gives_the_same_gradients_to_the_bit(method: Any, tmp_path: Path) -> None:
     _, model = both(tmp_path, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2, classifier_pooling="mean")
-    apply(model, method).train()
-    gradients = []
-    for checkpointing in (False, True):
-        model.encoder.activation_checkpointing = checkpointing
-        torch.manual_seed(1)
-        model(pack(ragged(LENGTHS), config=model.config)).square().sum().backward()
-        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-        model.zero_grad()
-    for a, b in zip(*gradients, strict=True):
-        assert torch.equal(a, b)
+    check_activation_checkpointing(apply(model, method), ragged(LENGTHS))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -367,26 +348,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_on_real_rte_is_saved_predicts_and_merges(tiny: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    result = train(
-        task="rte",
-        model=str(tiny),
-        data=str(shared("glue")),
-        output=str(tmp_path / "run"),
-        **{"train_limit": 48, "eval_limit": 16, "batch_size": 8, "device": "cpu", "precision": "fp32", "quiet": True},
-        epochs=2,
-        max_length=200,
-    )
-    finished = load_run(tmp_path / "run")
-    assert finished.evaluate()["accuracy"] == result.best
-    assert finished.model.method.targets == ("qkv",)
-    finished.export(tmp_path / "exported")
-    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported").eval()
-    ids = [list(ids) for ids in load_tokenizer(tiny).encode(["A man sleeps.", "It is late."], ["A man rests.", "No."])]
-    with torch.no_grad():
-        logits = finished.model(pack(ids, config=finished.model.config))
-        assert largest(theirs(**padded(ids, 0)).logits, logits) < 1e-5
+    assert check_run(tiny, tmp_path).model.method.targets == ("qkv",)
 
 
 def test_bitfit_is_refused_in_one_line_and_leaves_nothing(
@@ -399,14 +361,4 @@ def test_bitfit_is_refused_in_one_line_and_leaves_nothing(
 
 def test_a_step_of_2048_tokens_with_activation_checkpointing_trains(tmp_path: Path) -> None:
     _, model = both(tmp_path, max_position_embeddings=2048)
-    apply(model, LoRA(rank=2)).train()
-    ids, labels = ragged((2048, 5)), torch.tensor([0, 1])
-    losses = []
-    for checkpointing in (False, True):
-        model.encoder.activation_checkpointing = checkpointing
-        loss = F.cross_entropy(model(pack(ids, config=model.config)), labels)
-        loss.backward()
-        losses.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
-        model.zero_grad()
-    for a, b in zip(*losses, strict=True):
-        assert torch.equal(a, b)
+    check_activation_checkpointing(apply(model, LoRA(rank=2)), ragged((2048, 5)))
