@@ -79,8 +79,9 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 
 def nearest(value: Any, choices: Iterable[str]) -> str:
     """Return a question that names the choice most similar to `value`, or "" where none is similar."""
-    found = get_close_matches(str(value).lower(), list(choices), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
+    by_lower = {choice.lower(): choice for choice in choices}
+    found = get_close_matches(str(value).lower(), list(by_lower), n=1)
+    return f" (did you mean {by_lower[found[0]]}?)" if found else ""
 
 
 def check_seed(value: Any, name: str = "--seed") -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.compare.local_runner import Command, format_flags
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, nearest
 from minipeft.methods import get_method
 from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method, read_settings
 
@@ -145,8 +145,8 @@ def _split(flag: str, name: str, word: str, tasks: list[str], methods: list[str]
         return where, text
     if equals and name in SPLIT_AT_COMMAS:
         raise MinipeftError(
-            f"{flag} {word!r}: {where!r} is no task or method of this comparison; "
-            f"one of {', '.join((*tasks, *methods))}, or TASK/METHOD"
+            f"{flag} {word!r}: {where!r} is not a task or method of this comparison; "
+            f"one of {', '.join((*tasks, *methods))}, or TASK/METHOD{nearest(where, (*tasks, *methods))}"
         )
     return "", word
 

@@ -67,7 +67,7 @@ def _table(place: str, rows: Iterator[tuple[int, list[str]]]) -> Table:
             if fields not in ([], [""]):  # an empty line
                 yield f"{place}, line {number}", [fields[i] or None if i < len(fields) else None for i in places]
 
-    return Table(place, tuple(header), read)
+    return Table(place, tuple(header), read, has_header=True)
 
 
 def _csv_rows(place: str, lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:

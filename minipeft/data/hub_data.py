@@ -62,7 +62,7 @@ def is_hub_split(path: str) -> bool:
 def open_split(path: str | MemorySplit) -> Table:
     """Open rows in memory, a split of a data set of the hub, or a file as `open_table` does."""
     if isinstance(path, MemorySplit):
-        return dataset_table(path.rows, path.place)
+        return dataset_table(path.rows, path.place, in_memory=True)
     if path == PLACE:
         raise MinipeftError(f"the run was trained on {PLACE}; evaluate it on a file, by --input")
     match = NAME.fullmatch(path)
@@ -205,13 +205,14 @@ def _cache() -> Path:
     return Path(config.HF_DATASETS_CACHE)
 
 
-def dataset_table(rows: Dataset, place: str, by_name: bool = True) -> Table:
+def dataset_table(rows: Dataset, place: str, by_name: bool = True, in_memory: bool = False) -> Table:
     """Return the rows of a Dataset as a table.
 
     Args:
         rows: The rows.
         place: The data set in messages.
         by_name: Whether classes are read as their names (None for the -1 of a hidden label), not as their indices.
+        in_memory: Whether they are rows in memory, whose places are indices.
     """
     found = {name: _class_names(feature) for name, feature in rows.features.items()} if by_name else {}
     classes = {name: names for name, names in found.items() if names}
@@ -224,7 +225,7 @@ def dataset_table(rows: Dataset, place: str, by_name: bool = True) -> Table:
             )
             yield from zip(*columns, strict=True)
 
-    return numbered(place, tuple(rows.column_names), values, classes)
+    return numbered(place, tuple(rows.column_names), values, classes, in_memory)
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:

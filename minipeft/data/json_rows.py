@@ -6,6 +6,7 @@ import codecs
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from json import JSONDecodeError
 from typing import Any
 
 from minipeft.data.lines import CHUNK, LONGEST_LINE, iterate_lines, open_bytes, read_errors
@@ -40,10 +41,13 @@ def _table(place: str, texts: Iterator[tuple[int, str]]) -> Table:
     def objects() -> Iterator[tuple[str, dict[str, Any]]]:
         for number, text in texts:
             try:
-                row = parse_json(text)
+                row = parse_json(text.rstrip())
             except ValueError as error:
+                line, reason = number, first_line(error)
+                if isinstance(error, JSONDecodeError):  # which counts the lines of the text
+                    line, reason = number + text[: error.pos].lstrip().count("\n"), f"{error.msg}, column {error.colno}"
                 raise MinipeftError(
-                    f"{place}: not readable as JSON (line {number}: {first_line(error)}); fix or remove the line"
+                    f"{place}: not readable as JSON (line {line}: {reason}); fix or remove the line"
                 ) from None
             if not isinstance(row, dict):
                 raise MinipeftError(f"{place}, line {number}: not a JSON object; fix or remove the line")

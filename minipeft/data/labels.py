@@ -10,7 +10,7 @@ from typing import Any
 
 from minipeft.data.table import Table
 from minipeft.data.tasks import Task
-from minipeft.errors import MinipeftError, format_names, is_unicode, short_repr
+from minipeft.errors import MinipeftError, format_names, is_unicode, nearest, short_repr
 
 LABEL_TYPES = ("auto", "classes", "numbers", "multilabel")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -43,8 +43,8 @@ def read_label(task: Task, label: Any, place: str) -> Any:
     if task.is_custom and not task.is_regression:
         if (found := task.numbers.get(class_name(label, place))) is None:
             raise MinipeftError(
-                f"{place}: label {short_repr(label)} is not one of the training file's ({format_names(task.labels)}); "
-                "fix or remove the row"
+                f"{place}: label {short_repr(label)} is not one of the training file's ({format_names(task.labels)})"
+                f"{nearest(label, task.labels)}; fix or remove the row"
             )
         return found
     if isinstance(label, str) and label not in task.labels:
@@ -63,7 +63,8 @@ def read_label(task: Task, label: Any, place: str) -> Any:
         return int(label)
     hidden = " (GLUE hides the labels of its test split)" if label == -1 else ""
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(task.labels))
-    raise MinipeftError(f"{place}: label {short_repr(label)} is not one of {task.name}'s: {classes}{hidden}")
+    meant = nearest(label, task.labels) if isinstance(label, str) else hidden
+    raise MinipeftError(f"{place}: label {short_repr(label)} is not one of {task.name}'s: {classes}{meant}")
 
 
 def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, int], int]:

@@ -24,7 +24,7 @@ def parquet_table(path: str) -> Table:
         raise MinipeftError(f"{path}: not readable as parquet ({first_line(error)}); write the file again") from None
 
     def read(names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
-        row = 0
+        row = 1  # the next one
         try:
             # A text that the file stores once may occur in a million rows: a dictionary keeps it once in memory, too.
             plain = [name for name in names if not schema.field(name).type.num_fields]  # not lists

@@ -194,7 +194,7 @@ def _read_texts(X: Any) -> tuple[list[str], list[str] | None]:
         parts = list(row) if paired and hasattr(row, "__len__") and not isinstance(row, str) else [row]
         if len(parts) != 1 + paired or not all(isinstance(part, str) for part in parts):
             kind = "a pair of texts" if paired else "a text"
-            raise MinipeftError(f"Classifier: row {place} of X is {short_repr(row)}, not {kind}. Pass texts.")
+            raise MinipeftError(f"Classifier: X[{place}] is {short_repr(row)}, not {kind}. Pass texts.")
     if paired:
         return [str(row[0]) for row in rows], [str(row[1]) for row in rows]
     return [str(row) for row in rows], None

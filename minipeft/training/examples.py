@@ -210,20 +210,20 @@ def encode_texts(
 
 
 def _checked(encodings: Iterable[Encoding], tokenizer: Tokenizer, config: EncoderConfig) -> Iterator[Encoding]:
-    for row, encoding in enumerate(encodings):
+    for encoding in encodings:
         if not encoding.ids:
             raise MinipeftError(
-                f"{tokenizer.folder}: the tokenizer gives row {row} no token, not even a special one. "
+                f"{tokenizer.folder}: the tokenizer gives a text no token, not even a special one. "
                 "Use the model's tokenizer."
             )
         if max(encoding.ids) >= config.vocab_size:
             raise MinipeftError(
-                f"{tokenizer.folder}: the tokenizer gives row {row} the token id {max(encoding.ids)}, "
+                f"{tokenizer.folder}: the tokenizer gives a text the token id {max(encoding.ids)}, "
                 f"outside the model's vocabulary of {config.vocab_size}. Use the model's tokenizer."
             )
         if config.type_vocab_size > 1 and max(encoding.type_ids) >= config.type_vocab_size:
             raise MinipeftError(
-                f"{tokenizer.folder}: the tokenizer gives row {row} the token type {max(encoding.type_ids)}, "
+                f"{tokenizer.folder}: the tokenizer gives a text the token type {max(encoding.type_ids)}, "
                 f"outside the model's {config.type_vocab_size}. Use the model's tokenizer."
             )
         yield encoding

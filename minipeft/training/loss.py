@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minipeft.data.batching import PackedBatch
 from minipeft.data.tasks import Task
-from minipeft.errors import MinipeftError, format_names, short_repr
+from minipeft.errors import MinipeftError, format_names, nearest, short_repr
 
 BALANCED = "balanced"
 
@@ -106,8 +106,8 @@ class LossSettings:
         for name in () if self.class_weights in ("", BALANCED) else self.class_weights:
             if name not in task.numbers:
                 raise MinipeftError(
-                    f"--class-weights: {short_repr(name)} is not a class of {task.name} ({format_names(task.labels)}). "
-                    "Name one of them."
+                    f"--class-weights: {short_repr(name)} is not a class of {task.name} ({format_names(task.labels)})"
+                    f"{nearest(name, task.labels)}. Name one of them."
                 )
 
     def weights(self, labels: Sequence[Any], task: Task) -> tuple[float, ...]:

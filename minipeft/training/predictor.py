@@ -105,5 +105,5 @@ def _list_of_texts(name: str, values: Iterable[str]) -> list[str]:
     texts = list(values)
     for place, text in enumerate(texts):
         if not isinstance(text, str):
-            raise MinipeftError(f"{name}: number {place} is {short_repr(text)}, not a text. Pass a list of texts.")
+            raise MinipeftError(f"{name}[{place}] is {short_repr(text)}, not a text. Pass a list of texts.")
     return texts

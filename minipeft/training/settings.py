@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from minipeft.data.memory import is_in_memory, read_memory
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, nearest
 from minipeft.methods import get_method, method_name
 from minipeft.training.checks import CHECKS, parse_options
 from minipeft.training.recipes import (
@@ -175,8 +175,11 @@ def choose_method(settings: TrainSettings, initial: Any = None) -> Any:
             raise MinipeftError(f"--{name} {value!r} has no meaning for {settings.method}. Leave it out.")
     for name in options:
         if name not in fields or name in METHOD_FLAGS:
-            known = ", ".join(f.name for f in dataclasses.fields(config) if f.name not in METHOD_FLAGS) or "none"
-            raise MinipeftError(f"--method-options: {settings.method} has no {name!r}. Its options are: {known}.")
+            known = [f.name for f in dataclasses.fields(config) if f.name not in METHOD_FLAGS]
+            raise MinipeftError(
+                f"--method-options: {settings.method} has no {name!r}{nearest(name, known)}. "
+                f"Its options are: {', '.join(known) or 'none'}."
+            )
     defaults = {name: value for name, value in REPORT.items() if settings.method in ("lora", "dora")}
     if initial is not None:
         if type(initial) is not config:

@@ -185,12 +185,34 @@ def test_an_unknown_flag_or_command_names_the_nearest(
     assert meant in written and len(written.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("flag", "value", "meant"), [("--task", "rtee", "rte"), ("--method", "lorra", "lora")])
-def test_an_unknown_task_or_method_names_the_nearest(
-    flag: str, value: str, meant: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "meant"),
+    [
+        (["--task", "rtee"], "rte"),
+        (["--task", "RTE"], "rte"),
+        (["--method", "lorra"], "lora"),
+        (["--method-options", "rslra=true"], "rslora"),
+        (["--data", "reviews.csv", "--text-column", "revew"], "review"),
+        (["--data", "reviews.csv", "--text-column", "review", "--label-column", "star"], "stars"),
+        (["--data", "good.csv", "--select-by", "macrof1"], "macro_f1"),
+        (["--data", "good.csv", "--class-weights", "godo=2"], "good"),
+        (["--data", "good.csv", "--validation", "other.csv", "--output", "run"], "good"),
+    ],
+    ids=" ".join,
+)
+def test_an_unknown_name_is_answered_with_the_nearest(
+    flags: list[str], meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", flag, value]) == 2
-    assert f"(did you mean {meant}?)" in capsys.readouterr().err
+    """Names of tasks, methods and their options, columns, metrics and labels."""
+    rows = "".join(f"film {number},{('good', 'bad')[number % 2]}\n" for number in range(20))
+    (tmp_path / "reviews.csv").write_text(f"review,stars\n{rows}")
+    (tmp_path / "good.csv").write_text(f"text,label\n{rows}")
+    (tmp_path / "other.csv").write_text(f"text,label\n{rows}film 20,godo\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--device", "cpu", "--model", str(REPOSITORY / "weights/roberta-mini"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert f"(did you mean {meant}?)" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists() and not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_setting_in_python_names_the_nearest() -> None:

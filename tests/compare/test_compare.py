@@ -135,7 +135,7 @@ def test_what_is_more_special_comes_first() -> None:
         ({"method": "lora lara"}, "lara"),
         ({"task": "rte rte"}, "--task rte is given twice"),
         ({"seed": "1 2 1"}, "--seed 1 is given twice"),
-        ({"lr": "lara=1e-3"}, "--lr 'lara=1e-3': 'lara' is no task or method of this comparison; one of rte, lora"),
+        ({"lr": "lara=1e-3"}, "--lr 'lara=1e-3': 'lara' is not a task or method of this comparison; one of rte, lora"),
         ({"lr": "1e-3,"}, "--lr '1e-3,': a value is missing"),
         ({"lr": "fast"}, "--lr 'fast' is not a finite number"),
         ({"rank": "1.5"}, "rank"),

@@ -284,7 +284,7 @@ def test_a_folder_from_the_hub_may_have_several_files_per_split(subfolder: str, 
     write(folder / "validation-00000-of-00001.parquet", ROWS[:5])
     data = inspect(tmp_path)
     assert read(data, "train").texts == [row["text"] for row in ROWS] and len(read(data, "validation")) == 5
-    with pytest.raises(MinipeftError, match=r"train-00001-of-00003\.parquet, row 2: text is null"):
+    with pytest.raises(MinipeftError, match=r"train-00001-of-00003\.parquet, row 3: text is null"):
         write(folder / "train-00001-of-00003.parquet", [*ROWS[:2], {**ROWS[0], "text": None}])
         read(data, "train")
     (folder / "train-00001-of-00003.parquet").unlink()
@@ -306,7 +306,25 @@ def test_a_second_text_column_that_is_not_read_gives_a_warning(column: str, valu
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("1,a dull film,bad\n2,a fine film,good\n", r"there are 1, a dull film, bad\); is the header line missing"),
+        (
+            "1,a dull film,bad\n2,a fine film,good\n",
+            r"\(there are 1, a dull film, bad\); the file seems to have no header",
+        ),
+        (
+            "a film of great beauty,good\na dull film,bad\n",
+            "no header: add a first line with the columns' names, such as",
+        ),
+        ("a fine film,good\na dull film,bad\na film,good\n", "the file seems to have no header: add a first line"),
+        ("good,a fine film\nbad,a dull film\ngood,a film\n", "otherwise --text-column names another"),
+        ("review,stars\na dull film,bad\n", r"\(there are review, stars\); --text-column names another"),
+        (
+            TABLE.replace("text,label", "Text,label"),
+            r"\(there are Text, label\) \(did you mean Text\?\); --text-column",
+        ),
+        (
+            TABLE.replace(",", "|"),
+            r"no column 'text' \(there are text\|label\); the separator is '\|': save the file with",
+        ),
         (
             TABLE.replace("text,label", "text;label,other"),
             "the header 'text;label,other' may be separated by commas or semi",

@@ -66,7 +66,7 @@ def test_every_kind_has_the_rows_classes_and_draw_of_the_same_file(kind: str, tm
 def test_a_missing_value_of_a_frame_is_missing_and_its_row_is_named() -> None:
     rows = frame()
     rows.loc[103, "label"] = None
-    with pytest.raises(MinipeftError, match=r"rows in memory \(train\), row 3: no label"):
+    with pytest.raises(MinipeftError, match=r"rows in memory \(train\), index 3: no label"):
         inspect(read_memory(rows))
 
 
@@ -127,7 +127,7 @@ def test_the_splits_travel_between_processes_and_are_not_copied_with_settings() 
     assert copy.deepcopy(data) is data and str(data) == "rows in memory"
     task = pickle.loads(pickle.dumps(inspect(data).task))
     (place, values), *_ = open_split(dict(task.files)["train"]).read(["text", "id"])
-    assert (place, tuple(values)) == ("rows in memory (train), row 0", ("film number 0", 0))
+    assert (place, tuple(values)) == ("rows in memory (train), index 0", ("film number 0", 0))
 
 
 def test_pandas_is_imported_by_nobody_for_data_in_files() -> None:

@@ -158,8 +158,8 @@ def test_columns_and_labels_that_do_not_fit_are_named(
 
 
 def place_of(row: int, ending: str) -> str:
-    """A row in messages: the line of a text file, which may have a header line before it."""
-    return f"row {row}" if ending == "parquet" else f"line {row + (2 if ending == 'tsv' else 1)}"
+    """A row, counted from 0, in messages: its line in a text file, after a header line, or its number from 1."""
+    return f"row {row + 1}" if ending == "parquet" else f"line {row + (2 if ending == 'tsv' else 1)}"
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
@@ -183,7 +183,7 @@ def test_a_field_that_is_empty_in_tsv_is_null(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", [None, math.nan, math.inf, "four"])
 def test_regression_takes_finite_numbers_alone(label: Any, tmp_path: Path) -> None:
     source = write(tmp_path, "stsb", PAIR | {"label": [label] * 3}, "parquet")
-    with pytest.raises(MinipeftError, match=r"row 0: label .* not a finite number"):
+    with pytest.raises(MinipeftError, match=r"row 1: label .* not a finite number"):
         read_split(get_task("stsb"), "train", source)
 
 

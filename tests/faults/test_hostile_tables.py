@@ -149,7 +149,7 @@ def test_no_file_takes_more_memory_than_there_is_for_it(tmp_path: Path) -> None:
         "quote.csv": "field larger than field limit",
         "deep.jsonl": "nested too deeply",
         "long.txt": "line 1: text has 4,194,304 characters",
-        "once.parquet": "row 0: text has 50,000,000 characters",
+        "once.parquet": "row 1: text has 50,000,000 characters",
         "bomb": "it is compressed",
         "expanded": "claims more numbers than the file holds",
     }.items():

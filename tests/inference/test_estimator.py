@@ -159,9 +159,9 @@ def test_check_estimator_skips_the_checks_whose_x_is_numbers() -> None:
     [
         (TEXTS[:20], LABELS[:19], r"20 texts and labels of shape \(19,\)"),
         ("a text", ["a"], "'a text' is not a list of texts"),
-        ([*TEXTS[:19], None], LABELS[:20], "row 19 of X is None, not a text"),
-        ([("a", "b"), "c"], ["x", "y"], "row 1 of X is 'c', not a pair of texts"),
-        (np.zeros((20, 3)), LABELS[:20], "row 0 of X is"),
+        ([*TEXTS[:19], None], LABELS[:20], r"X\[19\] is None, not a text"),
+        ([("a", "b"), "c"], ["x", "y"], r"X\[1\] is 'c', not a pair of texts"),
+        (np.zeros((20, 3)), LABELS[:20], r"X\[0\] is"),
         (TEXTS[:20], ["good"] * 20, "at least two different"),
         (TEXTS[:20], np.array([*LABELS[:19], 1], dtype=object), "labels are of several types"),
     ],

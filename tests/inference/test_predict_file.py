@@ -284,6 +284,12 @@ def test_windows_hold_every_row_once_in_order_and_are_bounded(lengths: list[int]
         ("a.jsonl", b'{"text": "a"}\n{"sentence": "b"}\n', "a.jsonl, line 2: text is null"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 12}\n', "a.jsonl, line 2: text is 12"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "a.jsonl: not readable as JSON (line 2: "),
+        ("a.jsonl", b'{"text": \n', "a.jsonl: not readable as JSON (line 1: Expecting value, column 9)"),
+        (
+            "a.json",
+            b'[{"text": "a"},\n\n {"text":\n b}]',
+            "a.json: not readable as JSON (line 4: Expecting value, column 2)",
+        ),
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "a.jsonl, line 2: not a JSON object"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', r"a.jsonl, line 2: text is '\ud800', not valid Unicode"),
         ("a.jsonl", b'{"body": "a"}\n', "no column 'sentence' (there are body); --text-column can name another"),

@@ -153,7 +153,7 @@ def test_a_token_beyond_the_vocabulary_is_refused_with_its_row(tiny_checkpoint: 
     tokenizer = load_tokenizer(tiny_checkpoint)
     split = Split(get_task("sst2"), ["", "the dog was in the garden"], None, [0, 1])
     assert len(encode_split(split.task, [split], tokenizer, 128, config)) == 2
-    with pytest.raises(MinipeftError, match="gives row 1 the token id"):
+    with pytest.raises(MinipeftError, match="gives a text the token id"):
         encode_split(split.task, [split], tokenizer, 128, replace(config, vocab_size=5))
 
 

@@ -74,7 +74,7 @@ def test_probabilities_are_an_array_of_the_probabilities_by_name(result: Result)
 def test_what_is_not_a_list_of_texts_is_refused(result: Result) -> None:
     for given, message in (
         (("one text",), "texts: 'one text' is one text. Pass a list"),
-        ((["a", 3],), "texts: number 1 is 3, not a text"),
+        ((["a", 3],), r"texts\[1\] is 3, not a text"),
         ((["a"], ["b"]), "give no pair"),
     ):
         with pytest.raises(MinipeftError, match=message):
