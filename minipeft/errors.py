@@ -84,7 +84,7 @@ def nearest(value: Any, choices: Iterable[str]) -> str:
     return f" (did you mean {by_lower[found[0]]}?)" if found else ""
 
 
-def check_seed(value: Any, name: str = "--seed") -> int:
+def check_seed(name: str, value: Any) -> int:
     """A seed that every random generator takes."""
     try:
         if (seed := check_int(name, value, least=0)) < 2**32:

@@ -136,13 +136,14 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a file of one JSON value a line; OSError and ValueError for what cannot be read."""
+    return [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def write_text(path: Path, text: str) -> None:
     """A text file, in UTF-8."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def check_output(folder: Path, marker: str, kind: str, resume: bool, own: tuple[str, ...] = ()) -> None:

@@ -47,12 +47,11 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     content = read_json(folder / CONFIG)
     state, details = _read_tensors(folder / WEIGHTS)
     base = details.get("base")
-    if isinstance(base, dict) and (of_adapter := base_model_fields(config) | base) != base_model_fields(
-        config
-    ):  # older files say less
+    of_model = base_model_fields(config)
+    if isinstance(base, dict) and (of_adapter := of_model | base) != of_model:  # older files say less
         raise MinipeftError(
-            f"{folder}: the adapter was trained on {_describe(of_adapter)}, but the model is "
-            f"{_describe(base_model_fields(config))}; load the model that it belongs to"
+            f"{folder}: the adapter was trained on {_describe(of_adapter)}, but the model is {_describe(of_model)}; "
+            "load the model that it belongs to"
         )
     try:
         method = _method(content, config)
@@ -148,10 +147,7 @@ def adapter_content(model: SequenceClassifier) -> dict[str, Any]:
         "base_model_name_or_path": str(model.folder) if model.folder else None,
         "task_type": "SEQ_CLS",
         "inference_mode": True,
-        "modules_to_save": [
-            *family_of(config).head_modules,
-            *content.get("modules_to_save", []),
-        ],
+        "modules_to_save": [*family_of(config).head_modules, *content.get("modules_to_save", [])],
     }
 
 

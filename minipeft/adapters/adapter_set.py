@@ -116,7 +116,8 @@ class AdapterSet(nn.Module):
         if len(labels) == self._own_config.num_labels:  # a file of peft's may hold no head
             model.head = copy.deepcopy(self._own_head)
         else:
-            model.head = family_of(model.config).head(model.config).to(self._device()).eval()
+            device = next(self._own_head.parameters()).device
+            model.head = family_of(model.config).head(model.config).to(device).eval()
         for path, frozen, _ in self._places:
             model.encoder.set_submodule(path, frozen)
         try:
@@ -203,9 +204,6 @@ class AdapterSet(nn.Module):
         sorted_logits = torch.cat([F.pad(output, (0, width - output.shape[1]), value=-torch.inf) for output in outputs])
         logits[torch.tensor(order, device=hidden.device)] = sorted_logits
         return logits
-
-    def _device(self) -> torch.device:
-        return next(self._own_head.parameters()).device
 
     def _check_new(self, name: str) -> None:
         if name in self.heads or not name or "." in name:

@@ -125,6 +125,7 @@ def _predict(wanted: dict[str, Any]) -> None:
     from minipeft.inference.predict import load_run
     from minipeft.inference.predict_file import predict_file
 
+    for_input = ("output", "echo", "text_column", "pair_column", "file_format")
     runner = ("runner", "jobs", "jobs_per_gpu", "ray_address", "cpus_per_run", "gpus_per_run", "resume")
     several = {name: wanted.pop(name) for name in runner}
     if wanted["input"] is None:
@@ -132,18 +133,7 @@ def _predict(wanted: dict[str, Any]) -> None:
     if wanted["glue_test"] is not None:
         from minipeft.inference.glue_test import predict_glue_test
 
-        _reject_flags(
-            wanted,
-            "together with --glue-test",
-            "text",
-            "pair",
-            "input",
-            "output",
-            "text_column",
-            "pair_column",
-            "file_format",
-            "echo",
-        )
+        _reject_flags(wanted, "together with --glue-test", "text", "pair", "input", *for_input)
         for path in predict_glue_test(load_run(wanted["run"], wanted["device"]), wanted["glue_test"], wanted["data"]):
             print(path)
         return
@@ -151,7 +141,7 @@ def _predict(wanted: dict[str, Any]) -> None:
     if wanted["input"] is None:
         if wanted["text"] is None:
             raise MinipeftError("nothing to predict; give --text, or --input with a file")
-        _reject_flags(wanted, "without --input", "output", "echo", "text_column", "pair_column", "file_format")
+        _reject_flags(wanted, "without --input", *for_input)
         run = load_run(wanted["run"], wanted["device"], pairs=wanted["pair"] is not None)
         for row in run.predict(wanted["text"], wanted["pair"]):
             print(json.dumps(row))

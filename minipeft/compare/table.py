@@ -22,7 +22,7 @@ from typing import Any
 
 from minipeft.compare.plan import Plan, Run
 from minipeft.errors import MinipeftError
-from minipeft.files import parse_json, read_json
+from minipeft.files import read_json, read_json_lines
 from minipeft.methods import METHODS
 
 MIN_SEEDS = 3  # for a significant difference
@@ -79,15 +79,9 @@ def _task_table(folder: Path, task: str, plan: Plan, examples: int, failed: dict
 def _read_run(folder: Path) -> Table:
     result, config = read_json(folder / "result.json"), read_json(folder / "config.json")
     try:
-        lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-        history = [parse_json(line) for line in lines]
         keys = ("metric", "model", "data", "best", "last", "parameters", "train_seconds", "peak_memory_bytes", "seed")
-        return {
-            **{key: result[key] for key in keys},
-            "history": history,
-            "lr": config["lr"],
-            "rank": config.get("rank"),
-        }
+        found = {key: result[key] for key in keys} | {"lr": config["lr"], "rank": config.get("rank")}
+        return found | {"history": read_json_lines(folder / "metrics.jsonl")}
     except (OSError, ValueError, KeyError) as error:
         raise MinipeftError(f"{folder}: the run is incomplete ({error}). Remove the folder to run it again.") from None
 

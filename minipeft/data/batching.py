@@ -216,6 +216,13 @@ def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:
     return array("q", torch.randperm(count, generator=generator).numpy().tobytes())
 
 
+def draw_mask(labels: Sequence[Any], fraction: float, seed: int, stratified: bool) -> bytearray:
+    """Return a mask of the examples, 1 for a random `fraction` of them, or of each class."""
+    if stratified:
+        return stratified_mask([int(label) for label in labels], fraction, seed)
+    return random_mask(len(labels), fraction, seed)
+
+
 def random_mask(count: int, fraction: float, seed: int) -> bytearray:
     """Return a mask of `count` examples, 1 for a random `fraction` of them; a pure function of the seed."""
     mask = bytearray(count)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.data import standin
-from minipeft.data.batching import random_mask, stratified_mask
+from minipeft.data.batching import draw_mask
 from minipeft.data.find_files import split_file
 from minipeft.data.hub_data import (
     DownloadError,
@@ -134,9 +134,7 @@ def _validation_mask(task: Task) -> bytearray:
     """1 for the rows of the training file that are the validation split."""
     rows = open_split(dict(task.files)["train"]).read([task.label_column])
     labels = [read_label(task, value, place) for place, (value,) in rows]
-    if not task.has_classes or not task.stratified:
-        return random_mask(len(labels), VALIDATION_FRACTION, VALIDATION_SEED)
-    return stratified_mask(labels, VALIDATION_FRACTION, VALIDATION_SEED)
+    return draw_mask(labels, VALIDATION_FRACTION, VALIDATION_SEED, task.stratified and task.has_classes)
 
 
 def _table(task: Task, split: str, source: str) -> Table:

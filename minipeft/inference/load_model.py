@@ -66,7 +66,7 @@ def load_adapter_folder(folder: Path, device: str, precision: str, pairs: bool |
         raise MinipeftError(f"{folder / CONFIG}: base_model_name_or_path: {error}") from None
     adapter = read_adapter(folder, load_config(base))
     labels = adapter.details.get("labels") or _labels_of_head(folder)
-    model = _without_warnings(base, len(labels))
+    model = load_without_warnings(base, len(labels))
     load_adapter(model, folder)
     settings = {"method": type(adapter.method).__name__, "model": name}
     task = _task(str(adapter.details.get("task") or folder.name), labels, adapter.details.get("columns"), pairs)
@@ -94,7 +94,7 @@ def load_checkpoint(folder: Path, device: str, precision: str, pairs: bool | Non
     return model, folder, task, {"model": str(folder)} | _limits(model, None, device, precision)
 
 
-def _without_warnings(base: Path, num_labels: int) -> SequenceClassifier:
+def load_without_warnings(base: Path, num_labels: int) -> SequenceClassifier:
     """Load a base model without the warning of a new head, which the adapter replaces."""
     level = logger.level
     logger.setLevel(logging.ERROR)

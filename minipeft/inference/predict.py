@@ -25,10 +25,16 @@ from minipeft.data.tokenizer import load_tokenizer
 from minipeft.data.windows import LongTexts
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, check_int, short_repr
-from minipeft.files import parse_json, read_json
+from minipeft.files import read_json, read_json_lines
 from minipeft.hub.hub import resolve_model
-from minipeft.inference.load_model import is_adapter_folder, is_checkpoint, load_adapter_folder, load_checkpoint
-from minipeft.model.checkpoint import cast_frozen, load_pretrained
+from minipeft.inference.load_model import (
+    is_adapter_folder,
+    is_checkpoint,
+    load_adapter_folder,
+    load_checkpoint,
+    load_without_warnings,
+)
+from minipeft.model.checkpoint import cast_frozen
 from minipeft.training.checkpoint import best_epoch, selection_metric
 from minipeft.training.examples import Encoded, encode_split
 from minipeft.training.metrics import evaluate, predict_logits, score
@@ -202,33 +208,25 @@ def load_run(
         device = choose_device(device)
         model, tokenizer, task, settings = load(folder, device, precision or "fp32", pairs)
         return LoadedRun(model.to(device).eval(), load_tokenizer(tokenizer), task, settings, device)
-    settings = read_json(folder / "config.json")
-    missing = sorted({"task", "model", "precision", "max_length", "max_tokens", "source"} - set(settings))
-    if missing:
-        raise MinipeftError(f"{folder / 'config.json'}: {missing[0]} is missing; name the folder of a run")
-    for name in ("task", "model", "precision", "source"):
-        if not isinstance(settings[name], str):
-            raise MinipeftError(
-                f"{folder / 'config.json'}: {name} {short_repr(settings[name])} is not a text; train again"
-            )
-    for name in ("max_length", "max_tokens"):
-        try:
-            check_int(name, settings[name])
-        except MinipeftError as error:
-            raise MinipeftError(f"{folder / 'config.json'}: {error}; train again") from None
+    path = folder / "config.json"
+    settings = read_json(path)
+    if missing := sorted({"task", "model", "precision", "max_length", "max_tokens", "source"} - set(settings)):
+        raise MinipeftError(f"{path}: {missing[0]} is missing; name the folder of a run")
     try:
+        for name in ("task", "model", "precision", "source"):
+            if not isinstance(settings[name], str):
+                raise MinipeftError(f"{name} {short_repr(settings[name])} is not a text")
+        for name in ("max_length", "max_tokens"):
+            check_int(name, settings[name])
         task = custom_task(settings) or with_recorded_split(get_task(settings["task"]), settings)
     except MinipeftError as error:
-        raise MinipeftError(f"{folder / 'config.json'}: {error}; train again") from None
+        raise MinipeftError(f"{path}: {error}; train again") from None
     model_folder, _ = resolve_model(settings["model"])
     dtype = torch.bfloat16 if (precision or settings["precision"]) == "bf16" else torch.float32
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # load_pretrained warns of a new head, which the adapter replaces
-    model = load_pretrained(model_folder, task.num_labels)
-    logger.setLevel(level)
+    model = load_without_warnings(model_folder, task.num_labels)
     if settings["max_length"] > model.config.max_length:
         raise MinipeftError(
-            f"{folder / 'config.json'}: max_length {short_repr(settings['max_length'])} is beyond the model's "
+            f"{path}: max_length {short_repr(settings['max_length'])} is beyond the model's "
             f"{model.config.max_length}; train again"
         )
     _warn_if_unfinished(folder, settings, task)
@@ -247,8 +245,7 @@ def _warn_if_unfinished(folder: Path, settings: dict[str, Any], task: Task) -> N
     if not (folder / "adapter").is_dir():
         raise MinipeftError(f"{folder}: no epoch is finished, so there is no adapter. Continue with train.py --resume.")
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [parse_json(line) for line in lines]
+        rows = read_json_lines(folder / "metrics.jsonl")
         figure = selection_metric(settings.get("select_by") or task.metrics[0], bool(settings.get("holdout")))
         best = best_epoch(rows, figure)
         epoch, done = best["epoch"], rows[-1]["epoch"]

@@ -6,7 +6,7 @@ A method is a frozen dataclass, which prints as its constructor, and one functio
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -95,6 +95,13 @@ def method_name(method: Any) -> str:
     raise MinipeftError(
         f"{method!r} is not a method; make one of {', '.join(row.config.__name__ for row in METHODS.values())}"
     )
+
+
+def changed_options(method: Any) -> dict[str, Any]:
+    """The settings of a method's config that are not its defaults."""
+    default = type(method)()
+    values = {field.name: getattr(method, field.name) for field in fields(method)}
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
 
 
 def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:

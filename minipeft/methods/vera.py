@@ -69,7 +69,7 @@ class VeRA:
         object.__setattr__(self, "d_initial", check_float("d_initial", self.d_initial))
         check_probability("dropout", self.dropout)
         object.__setattr__(self, "targets", check_targets(self.targets))
-        object.__setattr__(self, "seed", check_seed(self.seed, "seed"))
+        object.__setattr__(self, "seed", check_seed("seed", self.seed))
         if not isinstance(self.save_projection, bool):
             raise MinipeftError(f"save_projection {self.save_projection!r} is neither True nor False")
         check_choice("bias", self.bias, BIASES)

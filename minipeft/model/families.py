@@ -228,11 +228,13 @@ def family_of(config: EncoderConfig) -> Family:
     Raises:
         MinipeftError: for a model_type that the registry lacks.
     """
-    if not isinstance(config.model_type, str) or config.model_type not in FAMILIES:
-        raise MinipeftError(
-            f"model_type {short_repr(config.model_type)} is not supported; one of {', '.join(FAMILIES)} is"
-        )
-    return FAMILIES[config.model_type]
+    return _family(config.model_type)
+
+
+def _family(model_type: Any) -> Family:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise MinipeftError(f"model_type {short_repr(model_type)} is not supported; one of {', '.join(FAMILIES)} is")
+    return FAMILIES[model_type]
 
 
 def load_config(folder: Path) -> EncoderConfig:
@@ -255,13 +257,8 @@ def load_config(folder: Path) -> EncoderConfig:
         raise MinipeftError(f"{path}: holds no JSON object; fetch the checkpoint again")
     if "model_type" not in content:
         raise MinipeftError(f"{path}: no model_type; one of {', '.join(FAMILIES)} is needed")
-    model_type = content["model_type"]
     try:
-        if not isinstance(model_type, str) or model_type not in FAMILIES:
-            raise MinipeftError(
-                f"model_type {short_repr(model_type)} is not supported; one of {', '.join(FAMILIES)} is"
-            )
-        family = FAMILIES[model_type]
+        family = _family(content["model_type"])
         return family.config.from_dict(content, family.defaults)
     except (TypeError, ValueError, AttributeError) as error:
         raise MinipeftError(f"{path}: {first_line(error)}; fetch the checkpoint again") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 from collections import Counter
@@ -11,7 +10,7 @@ from typing import Any
 
 from minipeft.data.tasks import Task
 from minipeft.errors import format_names
-from minipeft.methods import count_parameters
+from minipeft.methods import changed_options, count_parameters
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.examples import Examples
 from minipeft.training.job import Job
@@ -27,13 +26,10 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
     steps = schedule.total_steps(len(examples.train))
     if task.is_regression:
         target = f"(numbers from {min(labels):g} to {max(labels):g})"
-    elif task.multilabel:
-        counts = Counter(task.labels[index] for one in labels for index in one)
-        named = format_names([f"{name} {count:,}" for name, count in counts.most_common()])
-        target = f"({sum(counts.values()) / len(labels):.2f} labels per example: {named})"
     else:
-        counts = Counter(task.labels[int(label)] for label in labels)
-        target = f"({format_names([f'{name} {count:,}' for name, count in counts.most_common()])})"
+        counts = Counter(task.labels[index] for one in labels for index in (one if task.multilabel else [one]))
+        per_example = f"{counts.total() / len(labels):.2f} labels per example: " if task.multilabel else ""
+        target = f"({per_example}{format_names([f'{name} {count:,}' for name, count in counts.most_common()])})"
     splits = {"training": examples.train, "validation": examples.validation, **examples.others}
     rows = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     processes = f", {job.processes.size} processes" if job.processes.size > 1 else ""
@@ -94,13 +90,8 @@ def describe_loss(job: Job, examples: Examples) -> str:
 
 def describe_method(method: Any) -> str:
     """Return a method's constructor with the settings that are not its defaults."""
-    default = type(method)()
-    given = [
-        f"{f.name}={getattr(method, f.name)!r}"
-        for f in dataclasses.fields(method)
-        if getattr(method, f.name) != getattr(default, f.name)
-    ]
-    return f"{type(method).__name__}({', '.join(given)})"
+    given = ", ".join(f"{name}={value!r}" for name, value in changed_options(method).items())
+    return f"{type(method).__name__}({given})"
 
 
 def print_result(content: dict[str, Any], folder: Path) -> None:

@@ -25,18 +25,6 @@ def _source(flag: str, value: Any) -> str | MemoryData:
     return value if isinstance(value, MemoryData) else str(value)
 
 
-def _seed(flag: str, value: Any) -> int:
-    return check_seed(value)
-
-
-def _non_negative_int(flag: str, value: Any) -> int:
-    return check_int(flag, value, least=0)
-
-
-def _positive(flag: str, value: Any) -> float:
-    return check_float(flag, value, least=0.0)
-
-
 def _fraction(flag: str, value: Any) -> float:
     if not 0 < (number := check_float(flag, value, least=0.0)) < 1:
         raise MinipeftError(f"{flag} {value!r} is not a fraction of the training split. Choose one such as 0.1.")
@@ -124,9 +112,9 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("text_column", "pair_column", "label_column", "label_type", "select_by"), _text),
     **dict.fromkeys(("data", "validation"), _source),
     **dict.fromkeys(("epochs", "steps", "batch_size", "grad_accum", "max_length", "max_tokens"), check_int),
-    **dict.fromkeys(("patience", "eval_every"), check_int),
-    **dict.fromkeys(("train_limit", "eval_limit"), check_int),
-    **dict.fromkeys(("lr", "weight_decay", "checkpoint_minutes", "group_timeout", "max_grad_norm"), _positive),
+    **dict.fromkeys(("patience", "eval_every", "train_limit", "eval_limit"), check_int),
+    **dict.fromkeys(("lr", "weight_decay", "max_grad_norm"), partial(check_float, least=0.0)),
+    **dict.fromkeys(("checkpoint_minutes", "group_timeout"), partial(check_float, least=0.0)),
     **dict.fromkeys(("beta1", "beta2", "warmup_ratio", "label_smoothing"), _below_one),
     "class_weights": _class_weights,
     "label_separator": _separator,
@@ -135,10 +123,9 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "lr_schedule": partial(_choice, LR_SCHEDULES),
     "long_text": partial(_choice, ("truncate", "window")),
     "window_pooling": partial(_choice, POOLINGS),
-    "stride": _non_negative_int,
-    "warmup_steps": _non_negative_int,
+    **dict.fromkeys(("stride", "warmup_steps"), partial(check_int, least=0)),
     "holdout": _fraction,
-    "seed": _seed,
+    "seed": check_seed,
     "method_options": _options,
     "report_to": check_trackers,
 }

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from minipeft.files import write_atomically
+from minipeft.files import read_json_lines, write_atomically
 
 NOT_METRICS = ("epoch", "step", "learning_rate", "seconds", "samples_per_second")
 
@@ -18,8 +18,7 @@ def draw(folder: Path) -> None:
     """Draw `folder`/metrics.jsonl as `folder`/curves.png; result.json gives the title and the best epoch."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     best = result["best"]
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_json_lines(folder / "metrics.jsonl")
     epochs = [row["epoch"] for row in rows]
     panels = {
         "loss": [name for name in rows[0] if name.endswith("loss")],

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Encoding
 
-from minipeft.data.batching import PackedBatch, pack, random_mask, stratified_mask
+from minipeft.data.batching import PackedBatch, draw_mask, pack
 from minipeft.data.multilabel import multi_hot
 from minipeft.data.tasks import Split, Task
 from minipeft.data.tokenizer import Tokenizer
@@ -143,11 +143,8 @@ def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, En
     Raises:
         MinipeftError: where one of the two would be empty.
     """
-    task, labels = examples.split.task, examples.split.labels
-    if task.stratified and task.has_classes:
-        mask = stratified_mask([int(label) for label in labels], fraction, seed)
-    else:
-        mask = random_mask(len(examples), fraction, seed)
+    task = examples.split.task
+    mask = draw_mask(examples.split.labels, fraction, seed, task.stratified and task.has_classes)
     if not 0 < round(len(examples) * fraction) < len(examples) or not 0 < sum(mask) < len(examples):
         raise MinipeftError(
             f"--holdout {fraction:g} of {len(examples)} training examples is {'all' if fraction > 0.5 else 'none'}. "

@@ -7,7 +7,6 @@ masks and dropout are pure functions of (seed, step), so a run that was killed r
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -27,7 +26,15 @@ from minipeft.data.batching import PackedBatch, epoch_order, pack
 from minipeft.data.corpus import TokenizedText, mask, read_lines, tokenize_lines
 from minipeft.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from minipeft.errors import Interrupted, MinipeftError
-from minipeft.files import check_output, make_folder, read_json, write_atomically, write_json, write_lines
+from minipeft.files import (
+    check_output,
+    make_folder,
+    read_json,
+    read_json_lines,
+    write_atomically,
+    write_json,
+    write_lines,
+)
 from minipeft.hub.hub import resolve_model
 from minipeft.model.checkpoint import load_language_model, save_checkpoint
 from minipeft.model.config import EncoderConfig
@@ -75,7 +82,8 @@ def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
     blocks = {length: train_text.blocks(length) for length in (settings.block_length, settings.long_block_length)}
     validation = list(_validation_batches(validation_text, settings, model.config, tokenizer))
 
-    first_step, history = 0, _history(folder)
+    metrics = folder / "metrics.jsonl"
+    first_step, history = 0, read_json_lines(metrics) if metrics.is_file() else []
     if state_file.is_file():
         try:
             state = torch.load(state_file, map_location=settings.device, weights_only=True)
@@ -125,7 +133,7 @@ def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
                     **evaluate_language_model(model, validation, settings.device),
                 }
                 history.append(row)
-                write_lines(folder / "metrics.jsonl", history)
+                write_lines(metrics, history)
                 if not settings.quiet:
                     figures = "  ".join(f"{name} {row[name]:.4f}" for name in ("train_loss", "eval_loss", "perplexity"))
                     tqdm.write(f"step {done} of {settings.steps}  {figures}", file=sys.stderr)
@@ -177,12 +185,6 @@ def _validation_batches(
     torch.manual_seed(0)
     for start in range(0, min(len(blocks), 32 * count), count):
         yield mask(pack([text.block(*block) for block in blocks[start : start + count]], config=config), tokenizer)
-
-
-def _history(folder: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier start's metrics.jsonl."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def _check_folder(folder: Path, settings: PretrainSettings) -> dict[str, Any]:

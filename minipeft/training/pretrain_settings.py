@@ -67,7 +67,7 @@ def check_settings(settings: PretrainSettings) -> None:
         check_int(f"--{name.replace('_', '-')}", getattr(settings, name))
     for name in ("lr", "warmup_steps", "weight_decay", "checkpoint_minutes"):
         check_float(f"--{name.replace('_', '-')}", getattr(settings, name), least=0.0)
-    check_seed(settings.seed)
+    check_seed("--seed", settings.seed)
     check_probability("--dropout", settings.dropout)
     if settings.model is None:
         if settings.vocab_size < SMALLEST_VOCABULARY:

@@ -10,29 +10,16 @@ from typing import Any, ParamSpec, TypeVar
 
 from minipeft.data.memory import is_in_memory, read_memory
 from minipeft.errors import MinipeftError, nearest
-from minipeft.methods import get_method, method_name
+from minipeft.methods import changed_options, get_method, method_name
+from minipeft.training import recipes
 from minipeft.training.checks import CHECKS, parse_options
-from minipeft.training.recipes import (
-    ALPHA,
-    BATCH_SIZE,
-    BETA1,
-    BETA2,
-    CHECKPOINT_MINUTES,
-    DROPOUT,
-    EPSILON,
-    GRAD_ACCUM,
-    GROUP_TIMEOUT,
-    MAX_GRAD_NORM,
-    RANK,
-    WEIGHT_DECAY,
-)
 from minipeft.training.setting_names import nearest_setting
 
 Keywords = ParamSpec("Keywords")
 Answer = TypeVar("Answer")
 
 METHOD_FLAGS = ("rank", "alpha", "dropout", "targets")  # flags of their own; the other options are --method-options
-REPORT = {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT}  # the defaults of lora and dora
+REPORT = {"rank": recipes.RANK, "alpha": recipes.ALPHA, "dropout": recipes.DROPOUT}  # the defaults of lora and dora
 # Settings of an initial adapter that a run may change: they do not change what the adapter computes.
 FREE_OF_ADAPTER = ("dropout", "lr_ratio")
 EXCLUSIVE = (("epochs", "steps"), ("warmup_steps", "warmup_ratio"))  # settings of which a user gives one
@@ -69,15 +56,15 @@ class TrainSettings:
     steps: int | None = None
     lr: float | None = None
     lr_schedule: str = "linear"
-    batch_size: int = BATCH_SIZE
-    grad_accum: int = GRAD_ACCUM
+    batch_size: int = recipes.BATCH_SIZE
+    grad_accum: int = recipes.GRAD_ACCUM
     warmup_steps: int | None = None
     warmup_ratio: float | None = None
-    weight_decay: float = WEIGHT_DECAY
-    beta1: float = BETA1
-    beta2: float = BETA2
-    epsilon: float = EPSILON
-    max_grad_norm: float = MAX_GRAD_NORM
+    weight_decay: float = recipes.WEIGHT_DECAY
+    beta1: float = recipes.BETA1
+    beta2: float = recipes.BETA2
+    epsilon: float = recipes.EPSILON
+    max_grad_norm: float = recipes.MAX_GRAD_NORM
     max_length: int | None = None
     long_text: str = "truncate"
     stride: int | None = None
@@ -92,8 +79,8 @@ class TrainSettings:
     train_limit: int | None = None
     eval_limit: int | None = None
     output: str | None = None
-    checkpoint_minutes: float = CHECKPOINT_MINUTES
-    group_timeout: float = GROUP_TIMEOUT
+    checkpoint_minutes: float = recipes.CHECKPOINT_MINUTES
+    group_timeout: float = recipes.GROUP_TIMEOUT
     resume: bool = False
     quiet: bool = False
     report_to: tuple[str, ...] | None = None
@@ -199,6 +186,4 @@ def choose_method(settings: TrainSettings, initial: Any = None) -> Any:
 
 def non_default_options(method: Any) -> dict[str, Any]:
     """Return a method's options that have no flag of their own, where they are not the default."""
-    default = type(method)()
-    names = [f.name for f in dataclasses.fields(method) if f.name not in METHOD_FLAGS]
-    return {name: getattr(method, name) for name in names if getattr(method, name) != getattr(default, name)}
+    return {name: value for name, value in changed_options(method).items() if name not in METHOD_FLAGS}
