@@ -43,7 +43,7 @@ class Table:
         """Return the error for a column that is not there; it says so if the file seems to have no header line."""
         meant = nearest(column, self.columns)
         if self.has_header and not meant and self._header_is_a_row():
-            add = "add a first line with the columns' names, such as text,label"
+            add = "add a first line with the columns' names, such as text and label"
             remedy = f"the file seems to have no header: {add}; otherwise {remedy}"
         elif self.has_header and len(self.columns) == 1 and "|" in self.columns[0]:
             remedy = "the separator is '|': save the file with commas"

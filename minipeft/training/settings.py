@@ -1,4 +1,4 @@
-"""What the user asked for, checked value by value; job.py makes a complete job of it."""
+"""What the user asked for; checks.py checks each value, and job.py makes a complete job of it."""
 
 from __future__ import annotations
 
