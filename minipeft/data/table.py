@@ -12,7 +12,7 @@ from typing import Any
 from minipeft.errors import MinipeftError, format_names, nearest
 
 SAMPLE_ROWS = 100  # that are compared with the header
-WORDS = 5  # of a column name that is rather a text
+WORDS = 4  # of a column name that is rather a text
 
 
 @dataclass(frozen=True)
