@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from minipeft.cli.cli import main
 from minipeft.cli.command_line import command_line
 from minipeft.compare.charts import spread_out
-from minipeft.compare.local_runner import PROGRAM
+from minipeft.compare.local_runner import PROGRAM, format_flags
 from minipeft.compare.plan import make_plan, read_values, value_for
 from minipeft.compare.table import standard_error
 from minipeft.errors import MinipeftError
@@ -112,6 +112,18 @@ def test_the_command_of_a_plan_has_every_value() -> None:
     command = make_plan(words).command.split()
     given = vars(command_line().parse_args([*command[1:], "--output", "folder"]))
     assert {name: given[name] for name in words} == words
+
+
+def test_the_flags_of_a_command_are_read_as_they_were_written() -> None:
+    settings = {
+        "input": Path("a.csv"),
+        "echo": ["id", "text"],
+        "text_column": "-x",
+        "resume": True,
+        "pair_column": None,
+    }
+    given = vars(command_line().parse_args(["predict", "run", *format_flags(settings)]))
+    assert {name: given[name] for name in settings} == settings | {"input": "a.csv"}
 
 
 def test_what_is_more_special_comes_first() -> None:
