@@ -44,7 +44,7 @@ def read_label(task: Task, label: Any, place: str) -> Any:
         if (found := task.numbers.get(class_name(label, place))) is None:
             raise MinipeftError(
                 f"{place}: label {short_repr(label)} is not one of the training file's ({format_names(task.labels)})"
-                f"{nearest(label, task.labels)}; fix or remove the row"
+                f"{nearest_label(label, task)}; fix or remove the row"
             )
         return found
     if isinstance(label, str) and label not in task.labels:
@@ -63,8 +63,13 @@ def read_label(task: Task, label: Any, place: str) -> Any:
         return int(label)
     hidden = " (GLUE hides the labels of its test split)" if label == -1 else ""
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(task.labels))
-    meant = nearest(label, task.labels) if isinstance(label, str) else hidden
-    raise MinipeftError(f"{place}: label {short_repr(label)} is not one of {task.name}'s: {classes}{meant}")
+    meant = nearest_label(label, task)
+    raise MinipeftError(f"{place}: label {short_repr(label)} is not one of {task.name}'s: {classes}{hidden}{meant}")
+
+
+def nearest_label(label: Any, task: Task) -> str:
+    """Return a question that names the class most similar to an unknown name, or ""; a number is similar to none."""
+    return "" if NUMBER.fullmatch(str(label)) else nearest(label, task.labels)
 
 
 def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, int], int]:

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from minipeft.data.labels import NUMBER, class_name
+from minipeft.data.labels import NUMBER, class_name, nearest_label
 from minipeft.data.table import Table
 from minipeft.data.tasks import Task
-from minipeft.errors import MinipeftError, format_names, nearest, short_repr
+from minipeft.errors import MinipeftError, format_names, short_repr
 from minipeft.files import parse_json
 
 MOST_LABELS = 10_000
@@ -51,7 +51,7 @@ def read_label_set(task: Task, value: Any, place: str) -> tuple[int, ...]:
         if name not in task.numbers:
             raise MinipeftError(
                 f"{place}: label {short_repr(name)} is not one of the training file's ({format_names(task.labels)})"
-                f"{nearest(name, task.labels)}. Fix or remove the row."
+                f"{nearest_label(name, task)}. Fix or remove the row."
             )
     return tuple(sorted(task.numbers[name] for name in names))
 

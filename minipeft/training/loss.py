@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minipeft.data.batching import PackedBatch
+from minipeft.data.labels import nearest_label
 from minipeft.data.tasks import Task
-from minipeft.errors import MinipeftError, format_names, nearest, short_repr
+from minipeft.errors import MinipeftError, format_names, short_repr
 
 BALANCED = "balanced"
 
@@ -107,7 +108,7 @@ class LossSettings:
             if name not in task.numbers:
                 raise MinipeftError(
                     f"--class-weights: {short_repr(name)} is not a class of {task.name} ({format_names(task.labels)})"
-                    f"{nearest(name, task.labels)}. Name one of them."
+                    f"{nearest_label(name, task)}. Name one of them."
                 )
 
     def weights(self, labels: Sequence[Any], task: Task) -> tuple[float, ...]:
