@@ -21,16 +21,6 @@ from minipeft.training.distributed import join_processes
 
 
 @pytest.fixture(scope="module")
-def no_dropout(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint, without dropout in the encoder: runs with the same seed differ in nothing but LoRA's."""
-    folder = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("weights") / "no-dropout")
-    content = json.loads((folder / "config.json").read_text())
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(content | no_dropout))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def alone(no_dropout: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same training on one process."""
     folder = tmp_path_factory.mktemp("alone") / "run"
