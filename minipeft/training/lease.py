@@ -126,7 +126,7 @@ class Lease:
     def _wait_for(self, owner: Path) -> None:
         """Return when the owner's file is gone, at most 30 seconds after its last heartbeat; raise if it lives."""
         beat, since = _heartbeat(owner), time.monotonic()
-        while not _has_died(owner) and time.monotonic() - since < STALE_SECONDS:
+        while not _remove_dead(owner) and time.monotonic() - since < STALE_SECONDS:
             time.sleep(BEAT_SECONDS / 4)
             now = _heartbeat(owner)
             if now and now != beat:
@@ -153,10 +153,13 @@ class Lease:
 
 
 def wait_for_release(folder: Path, seconds: float) -> None:
-    """Wait, for at most some seconds, while a process with a heartbeat holds the lease of a folder."""
+    """Wait, for at most some seconds, while a process with a heartbeat holds the lease of a folder.
+
+    An owner that has died on this machine loses it.
+    """
     lease, end = Lease(folder), time.monotonic() + seconds
     beat, since = 0, time.monotonic()
-    while (owner := lease._owner()) and not _has_died(owner) and time.monotonic() < end:
+    while (owner := lease._owner()) and not _remove_dead(owner) and time.monotonic() < end:
         if (now := _heartbeat(owner)) != beat:
             beat, since = now, time.monotonic()
         elif time.monotonic() - since > 5 * BEAT_SECONDS:
@@ -186,14 +189,15 @@ def _lock_file(token: str) -> Path:
     return Path(tempfile.gettempdir()) / f"minipeft-{token}.lock"
 
 
-def _has_died(owner: Path) -> bool:
-    """Whether the owner ran on this machine and does not exist any more; False where that cannot be known."""
+def _remove_dead(owner: Path) -> bool:
+    """Remove the file of an owner that ran on this machine and has ended; False where that cannot be known."""
     if not re.fullmatch("[0-9a-f]{32}", owner.name) or _read(owner).get("host") != socket.gethostname():
         return False
     if not (path := _lock_file(owner.name)).exists():
         return False
     try:
         with FileLock(path, timeout=0):  # the system has unlocked it
+            _remove(owner)
             path.unlink(missing_ok=True)
             return True
     except (OSError, NotImplementedError, Timeout):

@@ -22,7 +22,7 @@ from minipeft.cli.cli import main_train
 from minipeft.files import LEASE, write_lines, write_text
 from minipeft.training import lease as lease_module
 from minipeft.training.events import Events
-from minipeft.training.lease import Lease
+from minipeft.training.lease import Lease, wait_for_release
 
 TRAIN = """
 import sys
@@ -103,6 +103,7 @@ def test_a_killed_training_is_resumed_at_once(tiny_checkpoint: Path, small_data:
     process.communicate()
     assert owners(output)
     began = time.monotonic()
+    wait_for_release(output, 60)  # as a comparison's run does
     with Lease(output) as lease:
         assert time.monotonic() - began < 10  # not the 30 s of an owner that may be alive
         lease.check()
