@@ -32,6 +32,7 @@ from minipeft.compare.local_runner import PROGRAM, format_flags
 from minipeft.compare.plan import make_plan, read_values, value_for
 from minipeft.compare.table import standard_error
 from minipeft.errors import MinipeftError
+from minipeft.training.checkpoint import describe_checkpoint
 from minipeft.training.lease import Lease
 
 TASKS, METHODS = ["rte", "sst2", "stsb"], ["lora", "bitfit", "full"]
@@ -306,11 +307,17 @@ def without_times(folder: Path) -> Any:
         times = ("seconds", "samples_per_second", "peak_memory_bytes")
         if isinstance(value, dict):
             return {name: cut(inner) for name, inner in value.items() if name not in times}
-        if isinstance(value, str):  # a run that diverged says which checkpoint it keeps: an interrupted one has one
-            return re.sub(r" \([^()]*checkpoint[^()]*\)", "", value.replace(str(folder), ""))
         return [cut(inner) for inner in value] if isinstance(value, list) else value
 
-    return cut(json.loads((folder / "table.json").read_text()))
+    return cut(json.loads(without_checkpoints(folder, "table.json")))
+
+
+def without_checkpoints(folder: Path, name: str) -> str:
+    """A file of a comparison, where a failed run has no checkpoint: an interruption in its first epoch leaves one."""
+    text = (folder / name).read_text(encoding="utf-8")
+    for run in folder.glob("runs/*"):
+        text = text.replace(f"({describe_checkpoint(run)})", "(no epoch was finished, so there is no checkpoint)")
+    return text
 
 
 # Tables of runs that are written here, in the format of a run's folder

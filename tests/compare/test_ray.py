@@ -9,20 +9,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, environment
-from test_compare import children_in, run_to_the_end, without_times
+from conftest import REPOSITORY, contents, environment
+from test_compare import children_in, run_to_the_end, without_checkpoints, without_times
 
 from minipeft.cli.cli import main
 from minipeft.compare.local_runner import Command
 from minipeft.compare.ray_runner import TOKEN, run_on_node
 
 pytestmark = pytest.mark.full
+ENDED = ("Z", "X", "")  # states of a process that has ended
 SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
+# A node that answers no request counts as lost after 1 s, not after Ray's 15 s.
+HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,9 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(OMP_NUM_THREADS="1").items():
             patch.setenv(name, value)
-        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
+        cluster = cluster_utils.Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH, **SMALL}
+        )
         cluster.workers = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
         yield cluster
         cluster.shutdown()
@@ -59,14 +64,16 @@ def local(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def driver(cluster: Any, flags: list[str], folder: Path) -> subprocess.Popen[str]:
+def driver(cluster: Any, flags: list[str], folder: Path, **variables: str) -> subprocess.Popen[str]:
+    """The command in a session of its own, as in a terminal; without a cluster it starts a Ray on this machine."""
     command = [sys.executable, "-m", "minipeft", *flags, "--output", str(folder), "--resume", "--runner", "ray"]
     return subprocess.Popen(
-        [*command, "--ray-address", cluster.address],
+        [*command, *(["--ray-address", cluster.address] if cluster else [])],
         cwd=REPOSITORY,
-        env=environment(OMP_NUM_THREADS="1"),
+        env=environment(OMP_NUM_THREADS="1", **variables),
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -82,6 +89,10 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("runs/*/checkpoint/state.pt"))
 
 
+def epochs(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("runs/*/metrics.jsonl") if path.read_text())
+
+
 def pids_of(folder: Path) -> list[int]:
     """The child processes of the runs below a folder."""
     found = []
@@ -92,6 +103,43 @@ def pids_of(folder: Path) -> list[int]:
         except OSError:  # it has ended
             continue
     return found
+
+
+def process_of(folder: Path, run: Path) -> int | None:
+    """The child process of a run."""
+    for pid in pids_of(folder):
+        with suppress(OSError):  # it has ended
+            if f"--output={run}\0" in Path(f"/proc/{pid}/cmdline").read_text():
+                return pid
+    return None
+
+
+def place_of(cluster: Any, folder: Path, run: Path) -> tuple[int, int, Any]:
+    """The child process of a run, its parent, which is Ray's worker, and their node."""
+    child = process_of(folder, run)
+    assert child is not None
+    worker = parent_of(child)
+    (node,) = (node for node in cluster.workers if raylet_of(node) == parent_of(worker))
+    return child, worker, node
+
+
+def raylet_of(node: Any) -> int:
+    pid: int = node.all_processes["raylet"][0].process.pid
+    return pid
+
+
+@contextmanager
+def removed(cluster: Any, node: Any, *processes: int) -> Iterator[None]:
+    """Kill a node and some processes of its own, and put another node in its place at the end."""
+    for pid in (raylet_of(node), *processes):
+        os.kill(pid, signal.SIGKILL)
+    cluster.workers.remove(node)
+    cluster.remove_node(node, allow_graceful=False)
+    wait_until(lambda: all(state_of(pid) in ENDED for pid in processes))
+    try:
+        yield
+    finally:
+        cluster.workers.append(cluster.add_node(num_cpus=1, object_store_memory=80 << 20))
 
 
 def parent_of(pid: int) -> int:
@@ -107,16 +155,21 @@ def state_of(pid: int) -> str:
 
 
 def assert_same_comparison(one: Path, other: Path) -> None:
-    """Tables without times, and every adapter to the bit."""
+    """Tables and page without times, and every adapter to the bit."""
     assert without_times(one) == without_times(other)
     adapters = sorted(one.glob("runs/*/adapter/adapter_*"))
     assert len(adapters) == 4
     for path in adapters:
         assert path.read_bytes() == (other / path.relative_to(one)).read_bytes(), path
-    pages = [
-        re.sub(r"[0-9.]+ s\b|\d[\d.,]* (GiB|MiB)", "", (folder / "page.html").read_text()) for folder in (one, other)
-    ]
-    assert len(pages[0].splitlines()) == len(pages[1].splitlines())
+    assert page_without_times(one) == page_without_times(other)
+
+
+def page_without_times(folder: Path) -> str:
+    """page.html without the cells of seconds and memory."""
+    page = without_checkpoints(folder, "page.html")
+    page, cells = re.subn(r'(<td data-label="(?:Seconds|Memory)">)[^<]+', r"\1", page)
+    assert cells == 2  # of the one row with a result
+    return page
 
 
 def test_a_comparison_on_ray_is_that_of_the_local_runner(
@@ -143,6 +196,26 @@ def test_a_driver_that_is_killed_is_resumed(cluster: Any, flags: list[str], loca
     assert not children_in(folder)
 
 
+def test_a_run_whose_node_is_lost_resumes_on_another(
+    cluster: Any, flags: list[str], local: Path, tmp_path: Path
+) -> None:
+    """All processes of a node end at once after an epoch, as in a power cut."""
+    folder = tmp_path / "comparison"
+    process = driver(cluster, flags, folder)
+    wait_until(lambda: epochs(folder), process)
+    run = epochs(folder)[0].parent
+    child, worker, node = place_of(cluster, folder, run)
+    with removed(cluster, node, worker, child):
+        before = epochs(folder)[0].read_text()
+        assert not (run / "result.json").exists()
+        wait_until(lambda: process_of(folder, run), process)
+        place_of(cluster, folder, run)  # on a node that is left
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 2 and "1 of 3 runs failed" in said, said
+        assert (run / "metrics.jsonl").read_text().startswith(before)  # with its seconds: the epoch was not repeated
+        assert_same_comparison(folder, local)
+
+
 def test_a_run_whose_node_is_lost_continues_on_another_and_its_frozen_process_never_writes(
     cluster: Any, flags: list[str], local: Path, tmp_path: Path
 ) -> None:
@@ -151,26 +224,57 @@ def test_a_run_whose_node_is_lost_continues_on_another_and_its_frozen_process_ne
     process = driver(cluster, flags, folder)
     wait_until(lambda: checkpoints(folder), process)
     run = checkpoints(folder)[0].parent.parent
-    (frozen,) = (pid for pid in pids_of(folder) if f"--output={run}\0" in Path(f"/proc/{pid}/cmdline").read_text())
-    worker = parent_of(frozen)
+    frozen, worker, node = place_of(cluster, folder, run)
     for pid in (worker, frozen):
         os.kill(pid, signal.SIGSTOP)
-    (node,) = (n for n in cluster.workers if n.all_processes["raylet"][0].process.pid == parent_of(worker))
-    cluster.remove_node(node, allow_graceful=False)
     try:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 2 and "1 of 3 runs failed" in said, said
-        before = {path: path.read_bytes() for path in run.rglob("[!.]*") if path.is_file()}
-        with suppress(ProcessLookupError):  # the kernel ends a stopped process group whose parent has ended
+        with removed(cluster, node):
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 2 and "1 of 3 runs failed" in said, said
+            before = contents(run)
+            assert state_of(frozen) == "T"  # it is its own session, so that neither Ray nor the kernel ends it
             os.kill(frozen, signal.SIGCONT)
-        wait_until(lambda: state_of(frozen) in ("Z", ""))
-        assert {path: path.read_bytes() for path in run.rglob("[!.]*") if path.is_file()} == before
-        assert_same_comparison(folder, local)
+            wait_until(lambda: state_of(frozen) in ENDED)
+            log = (folder / "logs" / f"{run.name}.txt").read_text(errors="replace")
+            assert "has taken the run over, while this process stood still. Nothing was written" in log, log
+            assert contents(run) == before
+            assert_same_comparison(folder, local)
     finally:
-        with suppress(ProcessLookupError):  # Ray may have ended it
-            os.kill(worker, signal.SIGKILL)
-        cluster.workers.remove(node)
-        cluster.workers.append(cluster.add_node(num_cpus=1, object_store_memory=80 << 20))
+        for pid in (worker, frozen):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_ctrl_c_ends_a_ray_on_this_machine_and_the_comparison_resumes(
+    flags: list[str], local: Path, tmp_path: Path
+) -> None:
+    """Without an address; the terminal sends SIGINT to Ray's processes too."""
+    folder, home = tmp_path / "comparison", {"HOME": str(tmp_path / "home")}  # Ray writes a token to it
+    first = driver(None, flags, folder, **home)
+    wait_until(lambda: checkpoints(folder), first)
+    os.killpg(first.pid, signal.SIGINT)
+    _, said = first.communicate(timeout=100)
+    assert first.returncode == 130, said
+    assert re.search(r"^minipeft: interrupted with \d of 3 runs done; resume with --resume\n\Z", said, re.M), said
+    assert "Traceback" not in said
+    assert not children_in(folder) and not (folder / TOKEN).exists()
+    wait_until(lambda: not processes_of_session(first.pid))
+    second = driver(None, flags, folder, **home)
+    _, said = second.communicate(timeout=300)
+    assert second.returncode == 2 and "1 of 3 runs failed, the first rte-head" in said, said
+    assert_same_comparison(folder, local)
+    wait_until(lambda: not processes_of_session(second.pid))
+
+
+def processes_of_session(session: int) -> list[int]:
+    """The processes of a session, Ray's among them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            state, _, _, its_session = (path / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z":
+                found.append(int(path.name))
+    return found
 
 
 def test_a_folder_of_files_is_predicted_on_ray_and_a_bad_file_is_reported(
