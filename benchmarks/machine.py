@@ -59,12 +59,12 @@ def _is_installed(name: str) -> bool:
 
 
 def _command() -> str:
-    """Return the command of this process; folders of this machine are GLUE and TOKENIZER, as on the pages."""
+    """Return the command of this process; folders of this machine have short names, as on the pages."""
     arguments = ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
     for flag, name in (("--data", "GLUE"), ("--tokenizer", "TOKENIZER"), ("--output", "RESULTS")):
         if flag in arguments:
             arguments[arguments.index(flag) + 1] = name
-    return " ".join(arguments)
+    return " ".join([*arguments[:2], *(Path(argument).name for argument in arguments[2:])])
 
 
 def _cpu_info() -> dict[str, str]:
@@ -86,7 +86,8 @@ def write_rows(path: Path, machine: dict[str, Any], rows: list[dict[str, Any]], 
     Args:
         path: the file; it need not exist.
         machine: from `describe_machine`. Entries of other machines are kept.
-        rows: measured rows. They replace this machine's rows with the same values of `identity`; others are kept.
+        rows: measured rows. They replace this machine's rows with the same values of `identity`; others are kept. Each
+            is stored with the machine's "command" and "date".
         identity: names of the fields that identify a row.
     """
 
@@ -96,7 +97,8 @@ def write_rows(path: Path, machine: dict[str, Any], rows: list[dict[str, Any]], 
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     name, measured = machine_name(machine), {key(row) for row in rows}
     kept = [row for row in content.get(name, {}).get("rows", []) if key(row) not in measured]
-    content[name] = {"machine": machine, "rows": [*kept, *rows]}
+    described = [{**row, "command": machine["command"], "date": machine["date"]} for row in rows]
+    content[name] = {"machine": machine, "rows": [*kept, *described]}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -12,6 +12,11 @@ random and dropout is 0: the time depends on neither. The rows of a table take s
 Long texts: LoRA training of ModernBERT-base's shape, one text per step, without and with activation checkpointing, each
 in a process of its own. Columns: time of a step, time per token, and peak memory.
 
+    python benchmarks/scaling.py --vary max-tokens
+
+Tokens per batch for each model size, what `--max-tokens` chooses, each in a process of its own. Columns: tokens per
+second and peak memory.
+
 `--output` adds the rows to a JSON file, under the machine's name (machine.py).
 """
 
@@ -29,7 +34,7 @@ import torch
 from machine import clock, describe_machine, product_rates, write_rows
 
 import minipeft
-from minipeft.device import choose_device, peak_memory
+from minipeft.device import choose_device, choose_max_tokens, peak_memory
 from minipeft.model.checkpoint import cast_frozen
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.modernbert import ModernBertConfig
@@ -38,6 +43,11 @@ from minipeft.training.metrics import sequence_loss
 from minipeft.training.optim import adamw
 
 LONG_TEXTS = [(2048, False), (2048, True), (8192, False), (8192, True)]  # tokens, activation checkpointing
+MAX_TOKENS = {  # shape → tokens per batch; among them the defaults of both precisions
+    "mini": [768, 1536, 2304, 3072, 4096],
+    "base": [256, 512, 768, 1024, 2048, 4096],
+    "large": [256, 576, 768, 1024, 2048],
+}
 SHAPES = {  # layers, hidden size, heads
     "mini": (6, 256, 4),
     "base": (12, 768, 12),
@@ -156,10 +166,7 @@ def long_texts(wanted: argparse.Namespace, precision: str) -> list[dict[str, Any
     for length, checkpointing in LONG_TEXTS:
         if wanted.values and str(length) not in wanted.values:
             continue
-        case = json.dumps([length, checkpointing, precision])
-        command = [sys.executable, __file__, "--long-text", case, "--device", wanted.device]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        row = json.loads(printed.splitlines()[-1])
+        row = in_own_process(wanted, "--long-text", [length, checkpointing, precision])
         rows.append(row)
         print(
             f"| {length} tokens | {'yes' if checkpointing else 'no'} | {row['seconds']:.1f} "
@@ -167,6 +174,43 @@ def long_texts(wanted: argparse.Namespace, precision: str) -> list[dict[str, Any
             flush=True,
         )
     return rows
+
+
+def max_tokens(wanted: argparse.Namespace, precision: str) -> list[dict[str, Any]]:
+    """Measure and print the table of tokens per batch for each model size. Each case's rounds follow each other."""
+    print(f"\n| shape ({precision}) | tokens per batch | tokens/s | peak memory, MiB |")
+    print("|---|---|---|---|", flush=True)
+    rows = []
+    for shape, tokens in MAX_TOKENS.items():
+        for value in tokens:
+            if wanted.values and str(value) not in wanted.values:
+                continue
+            row = in_own_process(wanted, "--one-batch", [shape, value, precision])
+            rows.append(row)
+            memory = row["peak_memory_bytes"] / 2**20
+            print(f"| {shape} | {value} | {row['tokens_per_second']:,.0f} | {memory:,.0f} |", flush=True)
+    return rows
+
+
+def one_batch(wanted: argparse.Namespace) -> None:
+    """Print the row of one model size and tokens per batch; `max_tokens` runs this in a process of its own."""
+    shape, tokens, precision = json.loads(wanted.one_batch)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    case = Case({**DEFAULTS, "shape": shape, "tokens": tokens}, dtype, wanted.device)
+    case.step()
+    took = statistics.median(case.step() for _ in range(wanted.rounds))
+    row = {"varied": "max-tokens", "value": tokens, "shape": shape, "precision": precision, "device": wanted.device}
+    row |= {"tokens_per_second": case.batch.total_tokens / took, "peak_memory_bytes": peak_memory(wanted.device)}
+    print(json.dumps(row | {"default": tokens == choose_max_tokens(wanted.device, precision, SHAPES[shape][1])}))
+
+
+def in_own_process(wanted: argparse.Namespace, flag: str, case: list[Any]) -> dict[str, Any]:
+    """Return the row that this script prints for one case in a process of its own, so that its memory is the case's."""
+    command = [sys.executable, __file__, flag, json.dumps(case), "--device", wanted.device]
+    command += ["--rounds", str(wanted.rounds)]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    row: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return row
 
 
 def long_text(wanted: argparse.Namespace) -> None:
@@ -194,10 +238,13 @@ def long_text(wanted: argparse.Namespace) -> None:
     print(json.dumps(row | {"peak_memory_bytes": peak_memory(wanted.device)}))
 
 
+IN_OWN_PROCESSES = {"long-texts": long_texts, "max-tokens": max_tokens}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
-    flag("--vary", nargs="+", default=list(VARIED), choices=[*VARIED, "long-texts"])
+    flag("--vary", nargs="+", default=list(VARIED), choices=[*VARIED, *IN_OWN_PROCESSES])
     flag("--values", nargs="+", help="values of the one that --vary names [all of its table]")
     flag("--shape", default=DEFAULTS["shape"], choices=list(SHAPES), help="model size where it is not varied [base]")
     flag("--precisions", nargs="+", default=["fp32", "bf16"])
@@ -205,13 +252,17 @@ def main() -> None:
     flag("--device", default="auto")
     flag("--output", help="JSON file to which the rows are added")
     flag("--long-text", help=argparse.SUPPRESS)
+    flag("--one-batch", help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     wanted.device, rows = choose_device(wanted.device), []
     if wanted.long_text:
         return long_text(wanted)
+    if wanted.one_batch:
+        return one_batch(wanted)
     for precision in wanted.precisions:
         for name in wanted.vary:
-            rows += long_texts(wanted, precision) if name == "long-texts" else table(wanted, name, precision)
+            measured = IN_OWN_PROCESSES.get(name)
+            rows += measured(wanted, precision) if measured else table(wanted, name, precision)
     if wanted.output:
         write_rows(Path(wanted.output), describe_machine(wanted.device), rows, IDENTITY)
 

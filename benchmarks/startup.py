@@ -10,7 +10,6 @@ network. minipeft runs train.py; the peer runs the usual script: load_dataset, m
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -20,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from machine import describe_machine, write_rows
 
 STOP = """
 import os, time
@@ -75,7 +76,7 @@ def main() -> None:
     flag("--layers", type=int, default=12, help="of the encoder, which has random weights in roberta-base's shape [12]")
     flag("--rounds", type=int, default=5)
     flag("--device", default="auto")
-    flag("--output", help="JSON file for the seconds")
+    flag("--output", help="JSON file to which the row is added, under the machine's name (machine.py)")
     wanted = parser.parse_args()
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
@@ -114,7 +115,9 @@ def main() -> None:
         f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
     )
     if wanted.output:
-        Path(wanted.output).write_text(json.dumps({"seconds": took, "ratios": ratios}, indent=2) + "\n")
+        row = {"task": "rte", "layers": wanted.layers, "seconds": took}
+        row["ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+        write_rows(Path(wanted.output), describe_machine(names["device"]), [row], ("task", "layers"))
 
 
 if __name__ == "__main__":

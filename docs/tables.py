@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,21 +49,26 @@ def markdown(columns: list[str], right: list[bool], rows: list[list[str]]) -> st
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def provenance(entry: dict[str, Any]) -> str:
-    """Return a line with machine, date, versions and seeds, and the commands; what was not recorded is left out."""
+def provenance(entry: dict[str, Any], rows: list[dict[str, Any]] | None = None) -> str:
+    """Return a line with machine, date, versions and seeds, and the commands; what was not recorded is left out.
+
+    Rows that have a command and a date of their own take the place of the entry's.
+    """
     machine = entry.get("machine") or entry
+    own = [row for row in rows or [] if "command" in row]
     numbers = [f"{name} {machine[f'cpu_{name}']}" for name in ("family", "model") if machine.get(f"cpu_{name}")]
     count = machine.get("threads")
     threads = f"{count} thread{'s' if count > 1 else ''}" if count else None
     parts = [", ".join(filter(None, [machine.get("gpu"), machine["cpu"], *numbers, threads]))]
     if machine.get("instruction_sets"):
         parts[0] += f" ({', '.join(machine['instruction_sets'])})"
-    parts.append(entry["date"])
+    parts.append(" and ".join(sorted({row["date"] for row in own})) if own else entry["date"])
     if entry.get("versions"):
         parts.append(", ".join(f"{name} {number}" for name, number in entry["versions"].items()))
     if entry.get("seeds"):
         parts.append(f"seed{'s' if len(entry['seeds']) > 1 else ''} {', '.join(map(str, entry['seeds']))}")
     commands = [entry["command"]] if isinstance(entry["command"], str) else entry["command"]
+    commands = list(dict.fromkeys(row["command"] for row in own)) if own else commands
     text = f"\nMeasured on: {'; '.join(parts)}.\n"
     return text + ("\n```bash\n" + "\n".join(commands) + "\n```\n" if commands else "")
 
@@ -103,7 +109,7 @@ def speed() -> str:
         rates = machine["fp32_product_rates"]
         text += f"\n**{name}** (fp32 products: oneDNN {rates['minipeft'] / 1e9:,.0f} GFLOP/s, "
         text += f"torch's default {rates['torch'] / 1e9:,.0f} GFLOP/s)\n\n"
-        text += markdown(columns, [False, True, False, True, True, True, True], lines) + provenance(machine)
+        text += markdown(columns, [False, True, False, True, True, True, True], lines) + provenance(machine, plain)
     return text.removeprefix("\n")
 
 
@@ -136,11 +142,14 @@ def scaling() -> str:
     text = ""
     for _, machine, rows in machines("scaling"):
         found: dict[tuple[str, Any], dict[str, Any]] = {}
+        rows = [row for row in rows if row["varied"] in units]
         for row in rows:
             found.setdefault((row["varied"], row["value"]), {})[row["precision"]] = row
+        if not found:
+            continue
         lines = []
         for (varied, value), by_precision in found.items():
-            line = [units.get(varied, "{}").format(value), f"{by_precision['fp32']['operations_per_token'] / 1e6:,.0f}"]
+            line = [units[varied].format(value), f"{by_precision['fp32']['operations_per_token'] / 1e6:,.0f}"]
             for precision in ("fp32", "bf16"):
                 row = by_precision[precision]
                 line.append(f"{row['seconds_per_token'] * 1e6:,.0f}")
@@ -149,7 +158,81 @@ def scaling() -> str:
             lines.append(line)
         measured = ["µs per token", "FLOP utilization", "saved, KiB"]
         columns = ["", "MFLOP per token", *(f"{name}, {p}" for p in ("fp32", "bf16") for name in measured)]
-        text += "\n" + markdown(columns, [False, *[True] * 7], lines) + provenance(machine)
+        text += "\n" + markdown(columns, [False, *[True] * 7], lines) + provenance(machine, rows)
+    return text.removeprefix("\n")
+
+
+def long_texts() -> str:
+    """Memory and time of long texts, without and with activation checkpointing."""
+    text = ""
+    for _, machine, rows in machines("scaling"):
+        found: dict[tuple[int, str], dict[bool, Any]] = {}
+        rows = [row for row in rows if row["varied"] == "long-texts"]
+        for row in rows:
+            found.setdefault((row["value"], row["precision"]), {})[row["activation_checkpointing"]] = row
+        if not found:
+            continue
+        lines = []
+        for (tokens, precision), by_checkpointing in found.items():
+            both = [by_checkpointing[False], by_checkpointing[True]]
+            memory = [f"{row['peak_memory_bytes'] / 2**30:.2f}" for row in both]
+            lines.append([f"{tokens:,}", precision, *memory, *(f"{row['seconds']:.1f}" for row in both)])
+        names = [f"{unit}, {kind}" for unit in ("GiB", "s/step") for kind in ("without", "with checkpointing")]
+        right = [True, False, *[True] * 4]
+        text += "\n" + markdown(["tokens", "precision", *names], right, lines) + provenance(machine, rows)
+    return text.removeprefix("\n")
+
+
+def max_tokens() -> str:
+    """Throughput and memory for each number of tokens per batch; the default of the size and precision is marked."""
+    text = ""
+    for _, machine, rows in machines("scaling"):
+        found: dict[tuple[str, int], dict[str, Any]] = {}
+        rows = [row for row in rows if row["varied"] == "max-tokens"]
+        for row in rows:
+            found.setdefault((row["shape"], row["value"]), {})[row["precision"]] = row
+        if not found:
+            continue
+        lines = []
+        for (shape, value), by_precision in found.items():
+            line = [shape, f"{value:,}"]
+            for row in (by_precision["fp32"], by_precision["bf16"]):
+                default = " (default)" if row["default"] else ""
+                line += [f"{row['tokens_per_second']:,.0f}{default}", f"{row['peak_memory_bytes'] / 2**20:,.0f}"]
+            lines.append(line)
+        columns = ["shape", "tokens per batch"]
+        columns += [f"{unit}, {p}" for p in ("fp32", "bf16") for unit in ("tokens/s", "peak MiB")]
+        right = [False, *[True] * 5]
+        text += "\n" + markdown(columns, right, lines) + provenance(machine, rows)
+    return text.removeprefix("\n")
+
+
+def startup() -> str:
+    """Seconds from the command to the end of the first optimizer step."""
+    text = ""
+    for _, machine, rows in machines("startup"):
+        lines = []
+        for row in rows:
+            medians = [f"{statistics.median(row['seconds'][side]):.1f}" for side in ("minipeft", "peer")]
+            pairs = len(row["seconds"]["peer"])
+            lines.append([f"RTE, LoRA, {row['layers']} layers", *medians, f"{spread(row['ratio'])}, {pairs} pairs"])
+        columns = ["from the command to the end of the first step", "minipeft, s", "peer, s", "ratio"]
+        text += "\n" + markdown(columns, [False, True, True, True], lines) + provenance(machine, rows)
+    return text.removeprefix("\n")
+
+
+def bf16_accuracy() -> str:
+    """Accuracy in bf16 and in fp32."""
+    text = ""
+    for _, machine, rows in machines("precision"):
+        lines = []
+        for row in rows:
+            accuracies = [", ".join(f"{value:.3f}" for value in row["accuracy"][p]) for p in ("bf16", "fp32")]
+            difference = [f"{row['difference']:+.3f}", f"{row['standard_error']:.3f}"]
+            lines.append([TASKS[row["task"]], row["model"], *accuracies, *difference])
+        seeds = f"seeds {', '.join(map(str, rows[0]['seeds']))}"
+        columns = ["task", "model", f"bf16, {seeds}", f"fp32, {seeds}", "difference of the means", "standard error"]
+        text += "\n" + markdown(columns, [False] * 4 + [True] * 2, lines) + provenance(machine, rows)
     return text.removeprefix("\n")
 
 
@@ -263,6 +346,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling,
     "processes": processes,
     "all-reduce": all_reduce,
+    "max-tokens": max_tokens,
+    "long-texts": long_texts,
+    "startup": startup,
+    "bf16-accuracy": bf16_accuracy,
     "why": why,
     "methods-short": methods_short,
     **{name.replace("_", "-"): recorded(name) for name in read("recorded")},
