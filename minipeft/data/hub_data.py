@@ -6,6 +6,7 @@ without asking the hub, so that every process and every resumed run reads the sa
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -200,9 +201,10 @@ def _names_in_cache(name: str) -> dict[str, list[str]]:
 
 
 def _cache() -> Path:
-    from datasets import config
+    """Return the folder that `datasets` uses as its cache; importing the library to ask it takes most of a second."""
+    from huggingface_hub.constants import HF_HOME
 
-    return Path(config.HF_DATASETS_CACHE)
+    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets")
 
 
 def dataset_table(rows: Dataset, place: str, by_name: bool = True, in_memory: bool = False) -> Table:

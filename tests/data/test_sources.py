@@ -6,6 +6,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,11 +50,23 @@ def parquet(count: int) -> bytes:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of `datasets`, without a network."""
-    from datasets import config
-
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("variables", [{}, {"HF_HOME": "home"}, {"HF_HOME": "home", "HF_DATASETS_CACHE": "cache"}])
+def test_the_cache_is_that_of_datasets(variables: dict[str, str], tmp_path: Path) -> None:
+    script = (
+        "from datasets import config\n"
+        "from minipeft.data.hub_data import _cache\n"
+        "print(_cache(), config.HF_DATASETS_CACHE)"
+    )
+    folders = {name: str(tmp_path / value) for name, value in variables.items()}
+    usual = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run([sys.executable, "-c", script], env={**usual, **folders}, capture_output=True, check=True)
+    ours, theirs = done.stdout.split()
+    assert ours == theirs
 
 
 def write_cache(cache: Path, version: str, word: str = "text", count: int = 24) -> Path:

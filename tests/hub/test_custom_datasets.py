@@ -257,9 +257,9 @@ def test_what_may_be_the_name_of_a_data_set(
 
 def test_a_damaged_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network, and in this process: the layout is that of the data set that the test above downloads."""
-    from datasets import Dataset, config
+    from datasets import Dataset
 
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "cache" / "owner___name" / "default" / "0.0.0" / COMMIT
     folder.mkdir(parents=True)
     rows = {"text": [f"text {number}" for number in range(4000)], "label": [number % 2 for number in range(4000)]}
