@@ -4,7 +4,8 @@
 
 Each run is a new process that trains LoRA on RTE (16 x 4 sequences per step) and ends after its first optimizer step.
 The two alternate, after one run of each that warms the disk cache. Weights and data are on disk; neither uses the
-network. minipeft runs train.py; the peer runs the usual script: load_dataset, map, Trainer, with dynamic padding.
+network. minipeft runs train.py in fp32 and with its default precision; the peer runs the usual script in fp32:
+load_dataset, map, Trainer, with dynamic padding. Most of the time is the first step itself.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ OURS = """
 import sys
 from minipeft.cli.cli import main_train
 sys.argv = ["train.py", "--task", "rte", "--method", "lora", "--rank", "2", "--model", {folder!r}, "--data", {data!r},
-    "--device", {device!r}, "--precision", "fp32", "--output", {output!r}, "--quiet"]
+    "--device", {device!r}, "--precision", {precision!r}, "--output", {output!r}, "--quiet"]
 sys.exit(main_train())
 """
 PEER = """
@@ -74,6 +75,7 @@ def main() -> None:
     flag("--data", required=True, help="folder with rte/train.parquet and rte/validation.parquet")
     flag("--tokenizer", required=True, help="folder with roberta-base's tokenizer")
     flag("--layers", type=int, default=12, help="of the encoder, which has random weights in roberta-base's shape [12]")
+    flag("--precisions", nargs="+", default=["fp32", "auto"], help="minipeft's [fp32 auto]")
     flag("--rounds", type=int, default=5)
     flag("--device", default="auto")
     flag("--output", help="JSON file to which the row is added, under the machine's name (machine.py)")
@@ -99,25 +101,27 @@ def main() -> None:
             shutil.copy(path, folder)
         data, cache = str(Path(wanted.data).resolve()), f"{name}/cache"
         names = {"folder": str(folder), "data": data, "cache": cache, "device": choose_device(wanted.device)}
-        took: dict[str, list[float]] = {"peer": [], "minipeft": []}
+        took: dict[str, list[float]] = {"peer": [], **{precision: [] for precision in wanted.precisions}}
         for _ in range(wanted.rounds + 1):
-            for side, script in (("peer", PEER), ("minipeft", OURS)):
-                took[side].append(seconds(script, names, offline))
-    took = {side: values[1:] for side, values in took.items()}
-    ratios = [a / b for a, b in zip(took["minipeft"], took["peer"], strict=True)]
+            for side, values in took.items():
+                values.append(seconds(PEER if side == "peer" else OURS, {**names, "precision": side}, offline))
     print(
         "| from the command to the first step | peer | minipeft | minipeft / peer (median, min to max) |\n"
         "|---|---|---|---|"
     )
-    print(
-        f"| RTE, LoRA, {names['device']} | {statistics.median(took['peer']):.1f} s "
-        f"| {statistics.median(took['minipeft']):.1f} s "
-        f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
-    )
+    rows = []
+    for precision in wanted.precisions:
+        both = {"peer": took["peer"][1:], "minipeft": took[precision][1:]}
+        ratios = [a / b for a, b in zip(both["minipeft"], both["peer"], strict=True)]
+        ratio = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+        rows.append({"layers": wanted.layers, "precision": precision, "seconds": both, "ratio": ratio})
+        medians = {side: statistics.median(values) for side, values in both.items()}
+        print(
+            f"| RTE, LoRA, {names['device']}, {precision} | {medians['peer']:.1f} s | {medians['minipeft']:.1f} s "
+            f"| {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) |"
+        )
     if wanted.output:
-        row = {"task": "rte", "layers": wanted.layers, "seconds": took}
-        row["ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-        write_rows(Path(wanted.output), describe_machine(names["device"]), [row], ("task", "layers"))
+        write_rows(Path(wanted.output), describe_machine(names["device"]), rows, ("layers", "precision"))
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def startup() -> str:
         for row in rows:
             medians = [f"{statistics.median(row['seconds'][side]):.1f}" for side in ("minipeft", "peer")]
             pairs = len(row["seconds"]["peer"])
-            lines.append([f"RTE, LoRA, {row['layers']} layers", *medians, f"{spread(row['ratio'])}, {pairs} pairs"])
+            lines.append([f"RTE, LoRA, {row['precision']}", *medians, f"{spread(row['ratio'])}, {pairs} pairs"])
         columns = ["from the command to the end of the first step", "minipeft, s", "peer, s", "ratio"]
         text += "\n" + markdown(columns, [False, True, True, True], lines) + provenance(machine, rows)
     return text.removeprefix("\n")

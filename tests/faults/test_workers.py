@@ -187,6 +187,7 @@ def test_bad_input_is_said_once(tiny_checkpoint: Path, small_data: Path, tmp_pat
         assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.full
 def test_processes_with_other_settings_or_examples_do_not_train_together(
     tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:

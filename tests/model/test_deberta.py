@@ -419,6 +419,7 @@ def test_a_run_on_real_rte_is_saved_predicts_resumes_and_merges(method: str, tin
     check_run(tiny, tmp_path, method)
 
 
+@pytest.mark.full
 def test_an_interrupted_run_resumes_to_the_same_bits(tiny: Path, tmp_path: Path) -> None:
     def arguments(output: str) -> list[str]:
         flags = {"--task": "rte", "--model": tiny, "--data": shared("glue"), "--output": tmp_path / output}

@@ -262,6 +262,7 @@ def test_in_bf16_what_trains_stays_float32(tiny_checkpoint: Path, small_data: Pa
             assert row["train_loss"] == pytest.approx(reference["train_loss"], abs=0.05)
 
 
+@pytest.mark.full
 def test_compiled_layers_train_to_the_same_losses(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("torch.compile needs a C++ compiler on the CPU, and there is none")
