@@ -56,13 +56,13 @@ METHOD_LR = {
 }
 
 # Full fine-tuning at other learning rates than RoBERTa's: model_type → (largest hidden size, learning rate).
-# ELECTRA's authors take 3e-4, 1e-4 and 5e-5 (small, base, large) for the last layer and less for those below: 0.8, 0.8
-# and 0.9 of the layer above (Clark et al. 2020, appendix B). Here all layers take the mean over the layers.
+# ELECTRA's authors take 3e-4, 1e-4 and 5e-5 (small, base, large) for the head, and 0.8, 0.8 and 0.9 of it with each
+# layer below (Clark et al. 2020, appendix B). Here all layers take the mean over the layers.
 # DeBERTa-v3: the commands in the model cards of the published checkpoints.
 # ModernBERT: inside the 1e-5 to 8e-5 that its authors searched on GLUE (Warner et al. 2024, appendix).
 # BERT and DistilBERT keep RoBERTa's 2e-5, the smallest of BERT's 2e-5 to 5e-5 (Devlin et al. 2019, appendix A.3).
 FULL_LR = {
-    "electra": ((256, 1.2e-4), (768, 4e-5), (math.inf, 2e-5)),
+    "electra": ((256, 9e-5), (768, 3e-5), (math.inf, 1.7e-5)),
     "deberta-v2": ((384, 4.5e-5), (768, 2e-5), (math.inf, 6e-6)),
     "modernbert": ((math.inf, 5e-5),),
 }
