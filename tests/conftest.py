@@ -115,12 +115,14 @@ def reference_model(
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return how many processes run the tests: one a core, up to four, for all tests; none for files named one by one.
+    """Return how many processes run the tests: one more than cores, up to four; none for files named one by one.
 
-    A file's tests stay in one process, so that they share its fixtures.
+    One more, because many tests wait for processes and servers. A file's tests stay in one process, so that they share
+    its fixtures.
     """
     named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
-    return 0 if named else min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if named else min(4, cores + 1)
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:
