@@ -20,6 +20,9 @@ from typing import Any
 
 from machine import describe_machine, write_rows
 
+from minipeft.data.splits import read_split
+from minipeft.data.tasks import get_task
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = ["--method", "lora", "--rank", "8", "--alpha", "16", "--warmup-steps", "20", "--max-length", "128", "--quiet"]
 RUNS = {  # task → its flags
@@ -60,13 +63,13 @@ def main() -> None:
             for seed in wanted.seeds:
                 for precision in PRECISIONS:
                     result = train(data, task, model, precision, seed)
-                    accuracy[precision].append(result["best"]["accuracy"])
+                    accuracy[precision].append(result["best"]["value"])
                 print(
                     f"| {task} | {name} | {seed} | {accuracy['fp32'][-1]:.4f} | {accuracy['bf16'][-1]:.4f} |",
                     flush=True,
                 )
             difference = statistics.mean(accuracy["bf16"]) - statistics.mean(accuracy["fp32"])
-            rows = result["eval_examples"]
+            rows = len(read_split(get_task(task), get_task(task).validation, data))
             mean = statistics.mean(accuracy["fp32"])
             row = {"task": task, "model": name, "seeds": wanted.seeds, "accuracy": accuracy, "difference": difference}
             row["standard_error"] = (mean * (1 - mean) / rows) ** 0.5  # of one run's accuracy: a binomial proportion
