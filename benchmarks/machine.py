@@ -77,7 +77,8 @@ def _cpu_info() -> dict[str, str]:
 def machine_name(machine: dict[str, Any]) -> str:
     """Return the key of a machine in the JSON file."""
     numbers = [f"{name} {machine[f'cpu_{name}']}" for name in ("family", "model") if machine[f"cpu_{name}"]]
-    return ", ".join([*filter(None, [machine["gpu"]]), machine["cpu"], *numbers, f"{machine['threads']} threads"])
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return ", ".join([*filter(None, [machine["gpu"]]), machine["cpu"], *numbers, threads])
 
 
 def write_rows(path: Path, machine: dict[str, Any], rows: list[dict[str, Any]], identity: tuple[str, ...]) -> None:
