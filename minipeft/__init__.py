@@ -1,4 +1,4 @@
-"""minipeft: parameter-efficient fine-tuning of RoBERTa, from scratch, in plain PyTorch.
+"""minipeft: parameter-efficient fine-tuning of encoders, from scratch, in plain PyTorch.
 
 The public names, imported when they are first used.
 """
