@@ -95,7 +95,7 @@ class Classifier:
 
         Args:
             X: (num_texts,) texts, or (num_texts, 2) pairs of texts; a list, an array, a Series or a DataFrame.
-            y: (num_texts,) labels: names, whole numbers or booleans, all of one type.
+            y: (num_texts,) labels: names, numbers or booleans, all of one type.
 
         Returns:
             The estimator.
