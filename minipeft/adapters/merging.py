@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from minipeft.data.tokenizer import load_tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.files import make_folder
 from minipeft.methods import METHODS, method_name
@@ -87,9 +88,8 @@ def save_merged(merged: SequenceClassifier, folder: str | Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
         make_folder(staging)
         save_checkpoint(merged, staging)
-        for name in TOKENIZER_FILES:
-            if merged.folder is not None and (merged.folder / name).is_file():
-                shutil.copyfile(merged.folder / name, staging / name)
+        if merged.folder is not None:
+            _copy_tokenizer(merged.folder, staging)
         if folder.is_dir():
             folder.rmdir()  # it is empty, and a rename onto it fails on Windows
         staging.rename(folder)
@@ -97,3 +97,12 @@ def save_merged(merged: SequenceClassifier, folder: str | Path) -> None:
         raise MinipeftError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files; where only spm.model exists, write what it says as tokenizer.json."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if (source / "spm.model").is_file() and not (target / "tokenizer.json").is_file():
+        load_tokenizer(source).save(target)

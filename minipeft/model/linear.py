@@ -72,7 +72,7 @@ def _state(weight: Tensor) -> tuple[int, int, torch.dtype]:
     return weight._version, weight.data_ptr(), weight.dtype
 
 
-_LAYOUTS = WeakIdKeyDictionary()  # Parameter → _Layouts, while the parameter lives
+_LAYOUTS = WeakIdKeyDictionary()  # Parameter → _PrepackedWeights, while the parameter lives
 
 
 def _prepacked_weights_of(weight: Tensor) -> _PrepackedWeights | None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import sentencepiece
+from conftest import reference_model
 from test_unigram import odd_strings
 
-from minipeft import MinipeftError, load_tokenizer
+from minipeft import MinipeftError, export, load_pretrained, load_tokenizer
 from minipeft.data.standin import generate
 
 
@@ -59,6 +60,18 @@ def test_pieces_that_a_user_defined_stay_whole(tmp_path: Path) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_proto=train(tmp_path, user_defined_symbols=["<url>"]))
     ids = load_tokenizer(tmp_path).encode(["the<url> court"])[0]
     assert list(ids) == [1, *reference.encode("the<url> court"), 2] and reference.piece_to_id("<url>") in ids
+
+
+def test_an_export_has_the_tokenizer_as_tokenizer_json(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    reference_model("deberta-v2", vocab_size=500).save_pretrained(checkpoint)
+    config = (checkpoint / "config.json").read_bytes()
+    train(checkpoint)
+    (checkpoint / "config.json").write_bytes(config)
+    export(load_pretrained(checkpoint), tmp_path / "export")
+    assert (tmp_path / "export" / "tokenizer.json").is_file()
+    texts = ["The court said", "½ a ﬁle"]
+    assert load_tokenizer(tmp_path / "export").encode(texts) == load_tokenizer(checkpoint).encode(texts)
 
 
 @pytest.mark.parametrize(
