@@ -48,7 +48,7 @@ def flags(tiny_checkpoint: Path, small_data: Path) -> list[str]:
     """Two seeds of one method, and a run whose learning rate is too high for any float."""
     return [
         *("compare", "--task", "rte", "--method", "lora", "head", "--rank", "1", "--seed", "1", "lora=1,2"),
-        *("--lr", "1e-3", "head=1e38", "--epochs", "4", "--model", str(tiny_checkpoint), "--data", str(small_data)),
+        *("--lr", "1e-3", "head=1e38", "--epochs", "8", "--model", str(tiny_checkpoint), "--data", str(small_data)),
         *("--batch-size", "4", "--grad-accum", "1", "--warmup-steps", "0", "--train-limit", "64", "--device", "cpu"),
         *("--precision", "fp32", "--quiet"),
     ]
@@ -112,6 +112,13 @@ def process_of(folder: Path, run: Path) -> int | None:
             if f"--output={run}\0" in Path(f"/proc/{pid}/cmdline").read_text():
                 return pid
     return None
+
+
+def freeze(folder: Path, run: Path) -> None:
+    """Let the child process of a run stand still at once, so that the run does not end while its node is looked for."""
+    child = process_of(folder, run)
+    assert child is not None
+    os.kill(child, signal.SIGSTOP)
 
 
 def place_of(cluster: Any, folder: Path, run: Path) -> tuple[int, int, Any]:
@@ -204,6 +211,7 @@ def test_a_run_whose_node_is_lost_resumes_on_another(
     process = driver(cluster, flags, folder)
     wait_until(lambda: epochs(folder), process)
     run = epochs(folder)[0].parent
+    freeze(folder, run)
     child, worker, node = place_of(cluster, folder, run)
     with removed(cluster, node, worker, child):
         before = epochs(folder)[0].read_text()
@@ -224,9 +232,9 @@ def test_a_run_whose_node_is_lost_continues_on_another_and_its_frozen_process_ne
     process = driver(cluster, flags, folder)
     wait_until(lambda: checkpoints(folder), process)
     run = checkpoints(folder)[0].parent.parent
+    freeze(folder, run)
     frozen, worker, node = place_of(cluster, folder, run)
-    for pid in (worker, frozen):
-        os.kill(pid, signal.SIGSTOP)
+    os.kill(worker, signal.SIGSTOP)
     try:
         with removed(cluster, node):
             _, said = process.communicate(timeout=300)
