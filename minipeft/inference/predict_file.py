@@ -134,7 +134,7 @@ def predict_file(
             header = _csv_header(run.task, echo) if as_csv else ""
             write_atomically(target, lambda temporary: _concatenate_parts(names, temporary, header))
             shutil.rmtree(parts)
-            print(f"{target}: {written:,} predictions", file=sys.stderr)
+            print(f"{target}: {written:,} prediction{'' if written == 1 else 's'}", file=sys.stderr)
 
 
 def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str, Any]) -> dict[str, Any]:
