@@ -53,7 +53,7 @@ def draw() -> str:
             parts.append(f'<text x="{LEFT + length + 8:.1f}" y="{y + 15}">{value:{digits}f} {unit}</text>')
             y += ROW
         y += 26
-    note = f"LoRA training on RTE, roberta-base's shape, {machine}"
+    note = f"LoRA on RTE, roberta-base's shape. Throughput: {machine}; memory: {memory['machine']['cpu']}"
     parts.append(f'<text class="soft" x="0" y="{y - 8}">{note}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}" role="img" '
