@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe_machine, write_rows
+from processes import make_checkpoint
+
+from minipeft.device import choose_device
 
 STOP = """
 import os, time
@@ -80,25 +82,10 @@ def main() -> None:
     flag("--device", default="auto")
     flag("--output", help="JSON file to which the row is added, under the machine's name (machine.py)")
     wanted = parser.parse_args()
-    from transformers import RobertaConfig, RobertaForSequenceClassification
-
-    from minipeft.device import choose_device
-
     root = str(Path(__file__).resolve().parent.parent)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": root, "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "weights"
-        RobertaForSequenceClassification(
-            RobertaConfig(
-                vocab_size=50265,
-                max_position_embeddings=514,
-                type_vocab_size=1,
-                layer_norm_eps=1e-5,
-                num_hidden_layers=wanted.layers,
-            )
-        ).save_pretrained(folder)
-        for path in Path(wanted.tokenizer).iterdir():
-            shutil.copy(path, folder)
+        folder = make_checkpoint(Path(name) / "weights", Path(wanted.tokenizer), wanted.layers)
         data, cache = str(Path(wanted.data).resolve()), f"{name}/cache"
         names = {"folder": str(folder), "data": data, "cache": cache, "device": choose_device(wanted.device)}
         took: dict[str, list[float]] = {"peer": [], **{precision: [] for precision in wanted.precisions}}

@@ -10,7 +10,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,17 +136,27 @@ def fastest_peer() -> str:
     return markdown(columns, [False, False, True, True, True, False], lines) + f"\n```bash\n{commands}```\n"
 
 
+def scaling_rows(
+    varied: Collection[str], line: tuple[str, str], column: str
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], dict[tuple[Any, Any], dict[Any, Any]]]]:
+    """Yield each machine that has rows of scaling.json in which one of `varied` varies, and these rows.
+
+    The third item has them by the two fields of a table's line, and then by that of its column.
+    """
+    for _, machine, rows in machines("scaling"):
+        rows = [row for row in rows if row["varied"] in varied]
+        found: dict[tuple[Any, Any], dict[Any, Any]] = {}
+        for row in rows:
+            found.setdefault((row[line[0]], row[line[1]]), {})[row[column]] = row
+        if found:
+            yield machine, rows, found
+
+
 def scaling() -> str:
     """The cost of a token, for everything that was varied."""
     units = {"tokens": "{:,} tokens per batch", "length": "{} tokens per sequence", "rank": "rank {}", "shape": "{}"}
     text = ""
-    for _, machine, rows in machines("scaling"):
-        found: dict[tuple[str, Any], dict[str, Any]] = {}
-        rows = [row for row in rows if row["varied"] in units]
-        for row in rows:
-            found.setdefault((row["varied"], row["value"]), {})[row["precision"]] = row
-        if not found:
-            continue
+    for machine, rows, found in scaling_rows(units, ("varied", "value"), "precision"):
         lines = []
         for (varied, value), by_precision in found.items():
             line = [units[varied].format(value), f"{by_precision['fp32']['operations_per_token'] / 1e6:,.0f}"]
@@ -165,13 +175,7 @@ def scaling() -> str:
 def long_texts() -> str:
     """Memory and time of long texts, without and with activation checkpointing."""
     text = ""
-    for _, machine, rows in machines("scaling"):
-        found: dict[tuple[int, str], dict[bool, Any]] = {}
-        rows = [row for row in rows if row["varied"] == "long-texts"]
-        for row in rows:
-            found.setdefault((row["value"], row["precision"]), {})[row["activation_checkpointing"]] = row
-        if not found:
-            continue
+    for machine, rows, found in scaling_rows(["long-texts"], ("value", "precision"), "activation_checkpointing"):
         lines = []
         for (tokens, precision), by_checkpointing in found.items():
             both = [by_checkpointing[False], by_checkpointing[True]]
@@ -186,13 +190,7 @@ def long_texts() -> str:
 def max_tokens() -> str:
     """Throughput and memory for each number of tokens per batch; the default of the size and precision is marked."""
     text = ""
-    for _, machine, rows in machines("scaling"):
-        found: dict[tuple[str, int], dict[str, Any]] = {}
-        rows = [row for row in rows if row["varied"] == "max-tokens"]
-        for row in rows:
-            found.setdefault((row["shape"], row["value"]), {})[row["precision"]] = row
-        if not found:
-            continue
+    for machine, rows, found in scaling_rows(["max-tokens"], ("shape", "value"), "precision"):
         lines = []
         for (shape, value), by_precision in found.items():
             line = [shape, f"{value:,}"]
