@@ -26,6 +26,8 @@ ENDED = ("Z", "X", "")  # states of a process that has ended
 SMALL = {"object_store_memory": 80 << 20, "include_dashboard": False}
 # A node that answers no request counts as lost after 1 s, not after Ray's 15 s.
 HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
+# A worker whose node is gone does not kill its child: a machine that stood still kills nothing either.
+LEAVE_CHILDREN = {"kill_child_processes_on_worker_exit": False}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def cluster() -> Iterator[Any]:
         for name, value in environment(OMP_NUM_THREADS="1").items():
             patch.setenv(name, value)
         cluster = cluster_utils.Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH, **SMALL}
+            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH | LEAVE_CHILDREN, **SMALL}
         )
         cluster.workers = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
         yield cluster
