@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py --data ../shared/glue --models roberta-mini FOLDER
 
-FOLDER holds a checkpoint, for example all-MiniLM-L6-v2. Each run is train.py in a process of its own, with the dataset,
-the epochs and the learning rate of RUNS; the two precisions of a seed follow each other. The best epoch counts.
+FOLDER holds a checkpoint, for example all-MiniLM-L6-v2. Each run is train.py in a process of its own, with the flags
+of COMMON and RUNS; the two precisions of a seed follow each other. The best epoch counts.
 `--output` adds a row for each task and model to a JSON file, under the machine's name (machine.py).
 """
 
@@ -39,7 +39,7 @@ def train(data: str, task: str, model: str, precision: str, seed: int) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "train.py"), "--task", task, "--data", data, "--model", model, *COMMON]
         command += [*RUNS[task], "--lr", LEARNING_RATES.get(model, "1e-3"), "--precision", precision]
-        subprocess.run([*command, "--seed", str(seed), "--output", f"{folder}/run"], check=True, cwd=ROOT)
+        subprocess.run([*command, "--seed", str(seed), "--output", f"{folder}/run"], check=True)
         content: dict[str, Any] = json.loads(Path(folder, "run", "result.json").read_text(encoding="utf-8"))
         return content
 
@@ -68,9 +68,9 @@ def main() -> None:
                     f"| {task} | {name} | {seed} | {accuracy['fp32'][-1]:.4f} | {accuracy['bf16'][-1]:.4f} |",
                     flush=True,
                 )
-            difference = statistics.mean(accuracy["bf16"]) - statistics.mean(accuracy["fp32"])
-            rows = len(read_split(get_task(task), get_task(task).validation, data))
             mean = statistics.mean(accuracy["fp32"])
+            difference = statistics.mean(accuracy["bf16"]) - mean
+            rows = len(read_split(get_task(task), get_task(task).validation, data))
             row = {"task": task, "model": name, "seeds": wanted.seeds, "accuracy": accuracy, "difference": difference}
             row["standard_error"] = (mean * (1 - mean) / rows) ** 0.5  # of one run's accuracy: a binomial proportion
             print(

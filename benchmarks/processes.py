@@ -35,10 +35,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from checkpoint import add_flags, make_checkpoint
 from machine import describe_machine, write_rows
 
 import minipeft
 from minipeft.compare.local_runner import count_cores
+from minipeft.files import read_json_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = (1, 2, 4)
@@ -48,10 +50,8 @@ ONE, LORA, FULL = "one number", "lora", "full"  # what an all-reduce sends
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
     flag = parser.add_argument
-    flag("--data", required=True, help="folder with rte/train.parquet and rte/validation.parquet")
-    flag("--tokenizer", required=True, help="folder with roberta-base's tokenizer")
-    flag("--layers", type=int, default=12, help="of the encoder, which has random weights in roberta-base's shape [12]")
     flag("--steps", type=int, default=4, help="of each training, the warm-up included [4]")
     flag("--rounds", type=int, default=3)
     flag("--output", help="JSON file to which the rows are added")
@@ -74,17 +74,6 @@ def main() -> None:
     print(json.dumps(rows, indent=2))
 
 
-def make_checkpoint(folder: Path, tokenizer: Path, layers: int) -> Path:
-    """Write random weights in roberta-base's shape with roberta-base's tokenizer."""
-    from transformers import RobertaConfig, RobertaForSequenceClassification
-
-    shape = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
-    RobertaForSequenceClassification(RobertaConfig(**shape, num_hidden_layers=layers)).save_pretrained(folder)
-    for path in tokenizer.iterdir():
-        shutil.copy(path, folder)
-    return folder
-
-
 def message_sizes(folder: Path) -> dict[str, int]:
     """Return how many float32 a step's all-reduce sends: gradients, the loss, and whether a tensor has a gradient."""
     sizes = {ONE: 1}
@@ -101,7 +90,7 @@ def train(count: int, model: Path, data: Path, steps: int, folder: Path) -> floa
     words += ["--device", "cpu", "--model", str(model), "--data", str(data.resolve()), "--epochs", "1", "--quiet"]
     words += ["--train-limit", str(steps * STEP), "--eval-limit", "8", "--eval-every", "1", "--report-to", "none"]
     torchrun(count, [*words, "--output", str(folder)])
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_json_lines(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
     shutil.rmtree(folder)
     return statistics.mean(row["seconds"] for row in rows[1:])

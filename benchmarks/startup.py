@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from checkpoint import add_flags, make_checkpoint
 from machine import describe_machine, write_rows
-from processes import make_checkpoint
 
 from minipeft.device import choose_device
 
@@ -73,10 +73,8 @@ def seconds(script: str, names: dict[str, Any], offline: dict[str, str]) -> floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
     flag = parser.add_argument
-    flag("--data", required=True, help="folder with rte/train.parquet and rte/validation.parquet")
-    flag("--tokenizer", required=True, help="folder with roberta-base's tokenizer")
-    flag("--layers", type=int, default=12, help="of the encoder, which has random weights in roberta-base's shape [12]")
     flag("--precisions", nargs="+", default=["fp32", "auto"], help="minipeft's [fp32 auto]")
     flag("--rounds", type=int, default=5)
     flag("--device", default="auto")
