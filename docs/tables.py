@@ -73,15 +73,20 @@ def provenance(entry: dict[str, Any], rows: list[dict[str, Any]] | None = None) 
     return text + ("\n```bash\n" + "\n".join(commands) + "\n```\n" if commands else "")
 
 
+def for_each_machine(tables: Callable[[], Iterator[str]]) -> Callable[[], str]:
+    """Return a function that joins the tables which `tables` yields, one for each machine."""
+    return lambda: "\n".join(tables())
+
+
 def machines(name: str) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
     """Yield name, description and rows of every machine of a file."""
     for machine, content in read(name).items():
         yield machine, content["machine"], content["rows"]
 
 
-def speed() -> str:
+@for_each_machine
+def speed() -> Iterator[str]:
     """Every machine's rows against the peer in fp32: minipeft in fp32 and in bf16 side by side."""
-    text = ""
     for name, machine, rows in machines("cpu"):
         plain = [row for row in rows if row["peer_precision"] == "fp32" and not row["group_by_length"]]
         found: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -107,10 +112,10 @@ def speed() -> str:
                     )
         columns = ["", "dropout", "minipeft in", "peer, fp32", "minipeft", "speedup", "FLOP utilization"]
         rates = machine["fp32_product_rates"]
-        text += f"\n**{name}** (fp32 products: oneDNN {rates['minipeft'] / 1e9:,.0f} GFLOP/s, "
-        text += f"torch's default {rates['torch'] / 1e9:,.0f} GFLOP/s)\n\n"
-        text += markdown(columns, [False, True, False, True, True, True, True], lines) + provenance(machine, plain)
-    return text.removeprefix("\n")
+        heading = f"**{name}** (fp32 products: oneDNN {rates['minipeft'] / 1e9:,.0f} GFLOP/s, "
+        heading += f"torch's default {rates['torch'] / 1e9:,.0f} GFLOP/s)\n\n"
+        table = markdown(columns, [False, True, False, True, True, True, True], lines)
+        yield heading + table + provenance(machine, plain)
 
 
 def spread(ratio: dict[str, float]) -> str:
@@ -152,10 +157,10 @@ def scaling_rows(
             yield machine, rows, found
 
 
-def scaling() -> str:
+@for_each_machine
+def scaling() -> Iterator[str]:
     """The cost of a token, for everything that was varied."""
     units = {"tokens": "{:,} tokens per batch", "length": "{} tokens per sequence", "rank": "rank {}", "shape": "{}"}
-    text = ""
     for machine, rows, found in scaling_rows(units, ("varied", "value"), "precision"):
         lines = []
         for (varied, value), by_precision in found.items():
@@ -168,13 +173,12 @@ def scaling() -> str:
             lines.append(line)
         measured = ["µs per token", "FLOP utilization", "saved, KiB"]
         columns = ["", "MFLOP per token", *(f"{name}, {p}" for p in ("fp32", "bf16") for name in measured)]
-        text += "\n" + markdown(columns, [False, *[True] * 7], lines) + provenance(machine, rows)
-    return text.removeprefix("\n")
+        yield markdown(columns, [False, *[True] * 7], lines) + provenance(machine, rows)
 
 
-def long_texts() -> str:
+@for_each_machine
+def long_texts() -> Iterator[str]:
     """Memory and time of long texts, without and with activation checkpointing."""
-    text = ""
     for machine, rows, found in scaling_rows(["long-texts"], ("value", "precision"), "activation_checkpointing"):
         lines = []
         for (tokens, precision), by_checkpointing in found.items():
@@ -183,13 +187,12 @@ def long_texts() -> str:
             lines.append([f"{tokens:,}", precision, *memory, *(f"{row['seconds']:.1f}" for row in both)])
         names = [f"{unit}, {kind}" for unit in ("GiB", "s/step") for kind in ("without", "with checkpointing")]
         right = [True, False, *[True] * 4]
-        text += "\n" + markdown(["tokens", "precision", *names], right, lines) + provenance(machine, rows)
-    return text.removeprefix("\n")
+        yield markdown(["tokens", "precision", *names], right, lines) + provenance(machine, rows)
 
 
-def max_tokens() -> str:
+@for_each_machine
+def max_tokens() -> Iterator[str]:
     """Throughput and memory for each number of tokens per batch; the default of the size and precision is marked."""
-    text = ""
     for machine, rows, found in scaling_rows(["max-tokens"], ("shape", "value"), "precision"):
         lines = []
         for (shape, value), by_precision in found.items():
@@ -201,13 +204,12 @@ def max_tokens() -> str:
         columns = ["shape", "tokens per batch"]
         columns += [f"{unit}, {p}" for p in ("fp32", "bf16") for unit in ("tokens/s", "peak MiB")]
         right = [False, *[True] * 5]
-        text += "\n" + markdown(columns, right, lines) + provenance(machine, rows)
-    return text.removeprefix("\n")
+        yield markdown(columns, right, lines) + provenance(machine, rows)
 
 
-def startup() -> str:
+@for_each_machine
+def startup() -> Iterator[str]:
     """Seconds from the command to the end of the first optimizer step."""
-    text = ""
     for _, machine, rows in machines("startup"):
         lines = []
         for row in rows:
@@ -215,13 +217,12 @@ def startup() -> str:
             pairs = len(row["seconds"]["peer"])
             lines.append([f"RTE, LoRA, {row['precision']}", *medians, f"{spread(row['ratio'])}, {pairs} pairs"])
         columns = ["from the command to the end of the first step", "minipeft, s", "peer, s", "ratio"]
-        text += "\n" + markdown(columns, [False, True, True, True], lines) + provenance(machine, rows)
-    return text.removeprefix("\n")
+        yield markdown(columns, [False, True, True, True], lines) + provenance(machine, rows)
 
 
-def bf16_accuracy() -> str:
+@for_each_machine
+def bf16_accuracy() -> Iterator[str]:
     """Accuracy in bf16 and in fp32."""
-    text = ""
     for _, machine, rows in machines("precision"):
         lines = []
         for row in rows:
@@ -230,13 +231,12 @@ def bf16_accuracy() -> str:
             lines.append([TASKS[row["task"]], row["model"], *accuracies, *difference])
         seeds = f"seeds {', '.join(map(str, rows[0]['seeds']))}"
         columns = ["task", "model", f"bf16, {seeds}", f"fp32, {seeds}", "difference of the means", "standard error"]
-        text += "\n" + markdown(columns, [False] * 4 + [True] * 2, lines) + provenance(machine, rows)
-    return text.removeprefix("\n")
+        yield markdown(columns, [False] * 4 + [True] * 2, lines) + provenance(machine, rows)
 
 
-def processes() -> str:
+@for_each_machine
+def processes() -> Iterator[str]:
     """The throughput of training with several processes."""
-    text = ""
     for _, machine, rows in machines("processes"):
         lines = []
         for row in rows:
@@ -245,13 +245,12 @@ def processes() -> str:
             speedup = f"{spread(row['speedup'])} over {row['rounds']} rounds" if count > 1 else "1"
             lines.append([name, f"{row['samples_per_second']:.2f}", f"{row['seconds_per_step']:.2f}", speedup])
         columns = ["processes, one thread each", "samples/s", "seconds per step", "speedup"]
-        text += "\n" + markdown(columns, [False, True, True, True], lines) + provenance(machine)
-    return text.removeprefix("\n")
+        yield markdown(columns, [False, True, True, True], lines) + provenance(machine)
 
 
-def all_reduce() -> str:
+@for_each_machine
+def all_reduce() -> Iterator[str]:
     """The seconds of an all-reduce and of a step, measured and as the formula of scaling-out.md predicts them."""
-    text = ""
     for _, machine, rows in machines("processes"):
         several = [row for row in rows if row["processes"] > 1]
         sizes = several[0]["bytes"]
@@ -269,11 +268,10 @@ def all_reduce() -> str:
         columns = ["", "bytes"]
         columns += [f"N = {row['processes']}, {how}" for row in several for how in ("measured", "predicted")]
         bandwidth, latency = several[0]["bandwidth"], several[0]["latency"]
-        text += "\n" + markdown(columns, [False, *[True] * (len(columns) - 1)], lines)
+        text = markdown(columns, [False, *[True] * (len(columns) - 1)], lines)
         text += f"\nBandwidth {bandwidth / 1e9:.2f} GB/s and latency {1e6 * latency:.0f} µs, fitted to N = 2. "
         text += f"A step with one process: {milliseconds(rows[0]['seconds_per_step'])}.\n"
-        text += provenance(machine)
-    return text.removeprefix("\n")
+        yield text + provenance(machine)
 
 
 def milliseconds(seconds: float) -> str:
