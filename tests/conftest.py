@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from minipeft.compare.local_runner import count_cores
+
 # The same examples in every run; --hypothesis-profile=default looks for others.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
@@ -121,8 +123,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     its fixtures.
     """
     named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if named else min(4, cores + 1)
+    return 0 if named else min(4, count_cores() + 1)
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:

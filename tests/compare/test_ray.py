@@ -116,20 +116,22 @@ def process_of(folder: Path, run: Path) -> int | None:
     return None
 
 
-def freeze(folder: Path, run: Path) -> None:
-    """Let the child process of a run stand still at once, so that the run does not end while its node is looked for."""
+def freeze(cluster: Any, folder: Path, run: Path) -> tuple[int, int, Any]:
+    """Let the child process of a run stand still at once, so that the run does not end while its node is looked for.
+
+    Returns the child, its parent, which is Ray's worker, and their node.
+    """
     child = process_of(folder, run)
     assert child is not None
     os.kill(child, signal.SIGSTOP)
+    return child, *place_of(cluster, child)
 
 
-def place_of(cluster: Any, folder: Path, run: Path) -> tuple[int, int, Any]:
-    """The child process of a run, its parent, which is Ray's worker, and their node."""
-    child = process_of(folder, run)
-    assert child is not None
+def place_of(cluster: Any, child: int) -> tuple[int, Any]:
+    """The parent of a run's child process, which is Ray's worker, and their node."""
     worker = parent_of(child)
     (node,) = (node for node in cluster.workers if raylet_of(node) == parent_of(worker))
-    return child, worker, node
+    return worker, node
 
 
 def raylet_of(node: Any) -> int:
@@ -213,13 +215,14 @@ def test_a_run_whose_node_is_lost_resumes_on_another(
     process = driver(cluster, flags, folder)
     wait_until(lambda: epochs(folder), process)
     run = epochs(folder)[0].parent
-    freeze(folder, run)
-    child, worker, node = place_of(cluster, folder, run)
+    child, worker, node = freeze(cluster, folder, run)
     with removed(cluster, node, worker, child):
         before = epochs(folder)[0].read_text()
         assert not (run / "result.json").exists()
         wait_until(lambda: process_of(folder, run), process)
-        place_of(cluster, folder, run)  # on a node that is left
+        again = process_of(folder, run)
+        assert again is not None
+        place_of(cluster, again)  # on a node that is left
         _, said = process.communicate(timeout=300)
         assert process.returncode == 2 and "1 of 3 runs failed" in said, said
         assert (run / "metrics.jsonl").read_text().startswith(before)  # with its seconds: the epoch was not repeated
@@ -234,8 +237,7 @@ def test_a_run_whose_node_is_lost_continues_on_another_and_its_frozen_process_ne
     process = driver(cluster, flags, folder)
     wait_until(lambda: checkpoints(folder), process)
     run = checkpoints(folder)[0].parent.parent
-    freeze(folder, run)
-    frozen, worker, node = place_of(cluster, folder, run)
+    frozen, worker, node = freeze(cluster, folder, run)
     os.kill(worker, signal.SIGSTOP)
     try:
         with removed(cluster, node):
