@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 import minipeft
-from minipeft.data.splits import read_split
-from minipeft.data.tasks import get_task
-from minipeft.model.checkpoint import cast_frozen
+from minipeft.data.tasks.splits import read_split
+from minipeft.data.tasks.task import get_task
+from minipeft.model.pretrained import cast_frozen
 
 
 def main() -> None:

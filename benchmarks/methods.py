@@ -24,7 +24,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import minipeft
 from minipeft.methods import METHODS, get_method, method_name
-from minipeft.training.optim import adamw, set_learning_rate
+from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 
 STEPS, RATE = 20, 5e-3
 LOW = (1e-3, 3e-3, 1e-2)

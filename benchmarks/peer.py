@@ -33,16 +33,16 @@ import torch
 from machine import clock, describe_machine, product_rates, write_rows
 
 import minipeft
-from minipeft.data.batching import split_by_tokens
-from minipeft.data.buckets import pad_to_bucket
-from minipeft.data.splits import read_chunks, read_split
-from minipeft.data.tasks import get_task
+from minipeft.data.batches.buckets import pad_to_bucket
+from minipeft.data.batches.sampling import split_by_tokens
+from minipeft.data.tasks.splits import read_chunks, read_split
+from minipeft.data.tasks.task import get_task
+from minipeft.data.tokens.examples import Encoded, encode_split
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import FAMILIES, family_of, load_config
-from minipeft.training.examples import Encoded, encode_split
-from minipeft.training.metrics import sequence_loss
-from minipeft.training.optim import adamw, parameter_groups
+from minipeft.training.evaluate import sequence_loss
+from minipeft.training.optimization.optimizer import adamw, parameter_groups
 
 BATCH, ACCUMULATION = 16, 4
 IDENTITY = ("family", "task", "method", "mode", "precision", "dropout", "peer_precision", "group_by_length")  # of a row

@@ -18,16 +18,17 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
 from minipeft.cli.flags import add_train_flags
-from minipeft.data.batching import epoch_order
-from minipeft.data.splits import read_chunks
-from minipeft.data.tasks import get_task
-from minipeft.data.tokenizer import load_tokenizer
+from minipeft.data.batches.sampling import epoch_order
+from minipeft.data.tasks.splits import read_chunks
+from minipeft.data.tasks.task import get_task
+from minipeft.data.tokens.examples import Encoded, encode_split
+from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.hub.hub import resolve_model
 from minipeft.model.families import load_config
-from minipeft.training.examples import Encoded, encode_split
-from minipeft.training.metrics import METRICS, sequence_loss
-from minipeft.training.optim import parameter_groups
-from minipeft.training.recipes import ALPHA, DROPOUT, RANK, WARMUP_STEPS
+from minipeft.problems.metrics import METRICS
+from minipeft.training.evaluate import sequence_loss
+from minipeft.training.optimization.optimizer import parameter_groups
+from minipeft.training.settings.recipes import ALPHA, DROPOUT, RANK, WARMUP_STEPS
 
 
 def build(wanted: argparse.Namespace, folder: str, num_labels: int) -> torch.nn.Module:

@@ -20,8 +20,8 @@ from typing import Any
 
 from machine import describe_machine, write_rows
 
-from minipeft.data.splits import read_split
-from minipeft.data.tasks import get_task
+from minipeft.data.tasks.splits import read_split
+from minipeft.data.tasks.task import get_task
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = ["--method", "lora", "--rank", "8", "--alpha", "16", "--warmup-steps", "20", "--max-length", "128", "--quiet"]

@@ -35,12 +35,12 @@ from machine import clock, describe_machine, product_rates, write_rows
 
 import minipeft
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
-from minipeft.model.checkpoint import cast_frozen
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.modernbert import ModernBertConfig
+from minipeft.model.pretrained import cast_frozen
 from minipeft.model.roberta import init_weights
-from minipeft.training.metrics import sequence_loss
-from minipeft.training.optim import adamw
+from minipeft.training.evaluate import sequence_loss
+from minipeft.training.optimization.optimizer import adamw
 
 LONG_TEXTS = [(2048, False), (2048, True), (8192, False), (8192, True)]  # tokens, activation checkpointing
 MAX_TOKENS = {  # shape → tokens per batch; among them the defaults of both precisions

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from minipeft.adapters.adapter import load_adapter, save_adapter
     from minipeft.adapters.adapter_set import AdapterSet
     from minipeft.adapters.merging import export, merge, unmerge
-    from minipeft.data.batching import PackedBatch, pack
-    from minipeft.data.tokenizer import Tokenizer, load_tokenizer
+    from minipeft.data.batches.packing import PackedBatch, pack
+    from minipeft.data.tokens.tokenizer import Tokenizer, load_tokenizer
     from minipeft.errors import MinipeftError
     from minipeft.inference.estimator import Classifier
     from minipeft.inference.predict import load_run
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from minipeft.methods.prefix_tuning import PrefixTuning
     from minipeft.methods.prompt_tuning import PromptTuning
     from minipeft.methods.vera import VeRA
-    from minipeft.model.checkpoint import load_pretrained
     from minipeft.model.classifier import SequenceClassifier
     from minipeft.model.config import EncoderConfig
+    from minipeft.model.pretrained import load_pretrained
     from minipeft.training.run import Result, train
 
 __version__ = "0.1.0"
@@ -38,8 +38,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "minipeft.adapters.adapter": ("load_adapter", "save_adapter"),
     "minipeft.adapters.adapter_set": ("AdapterSet",),
-    "minipeft.data.batching": ("PackedBatch", "pack"),
-    "minipeft.data.tokenizer": ("Tokenizer", "load_tokenizer"),
+    "minipeft.data.batches.packing": ("PackedBatch", "pack"),
+    "minipeft.data.tokens.tokenizer": ("Tokenizer", "load_tokenizer"),
     "minipeft.errors": ("MinipeftError",),
     "minipeft.adapters.merging": ("export", "merge", "unmerge"),
     "minipeft.methods": ("apply", "count_parameters"),
@@ -55,7 +55,7 @@ _HOMES = {
     "minipeft.methods.prefix_tuning": ("PrefixTuning",),
     "minipeft.methods.prompt_tuning": ("PromptTuning",),
     "minipeft.methods.vera": ("VeRA",),
-    "minipeft.model.checkpoint": ("load_pretrained",),
+    "minipeft.model.pretrained": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
     "minipeft.model.classifier": ("SequenceClassifier",),
     "minipeft.inference.estimator": ("Classifier",),

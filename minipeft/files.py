@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from minipeft.errors import MinipeftError, first_line
 
 PARTIAL = ".*.partial"  # the temporary files that a kill may leave; nothing reads them
-LEASE = ".owner"  # in a run's folder, see training/lease.py
+LEASE = ".owner"  # in a run's folder, see training/run_folder/lease.py
 OWNERSHIP_CHECKS: dict[Path, Callable[[], None]] = {}  # of the folders that this process holds a lease of
 LARGEST_SMALL_FILE = 1 << 26  # bytes of a config, an index or a tokenizer; xlm-roberta's tokenizer has 17 MB
 

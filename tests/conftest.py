@@ -156,10 +156,10 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny roberta with random weights, a language-model head and a tokenizer of its own of 500 entries."""
-    from minipeft.data.standin import generate
-    from minipeft.data.tokenizer import train_tokenizer
-    from minipeft.model.checkpoint import save_checkpoint
+    from minipeft.data.tasks.synthetic import generate
+    from minipeft.data.tokens.tokenizer import train_tokenizer
     from minipeft.model.config import EncoderConfig
+    from minipeft.model.pretrained import save_checkpoint
     from minipeft.model.roberta import MaskedLanguageModel, init_weights
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"
@@ -200,7 +200,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The start of the generated rte (jsonl) and sst2 (parquet), as a --data folder: 96 and 32 rows a split."""
     from datasets import Dataset
 
-    from minipeft.data.standin import generate
+    from minipeft.data.tasks.synthetic import generate
 
     folder = tmp_path_factory.mktemp("data")
     for task, split, rows in (
@@ -310,7 +310,7 @@ def offline() -> Iterator[None]:
 def no_plots() -> Iterator[None]:
     """Runs in this process draw no curves, as without the extra `plot`: it takes as long as a small run does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "minipeft.training.curves", None)
+        patch.setitem(sys.modules, "minipeft.training.reporting.curves", None)
         yield
 
 

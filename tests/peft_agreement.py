@@ -14,8 +14,8 @@ from torch import Tensor
 
 from minipeft import SequenceClassifier, apply, load_adapter, load_pretrained, pack, save_adapter
 from minipeft.adapters.adapter_file import adapter_tensors
-from minipeft.training.metrics import sequence_loss
-from minipeft.training.optim import adamw, set_learning_rate
+from minipeft.training.evaluate import sequence_loss
+from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 
 LENGTHS = (7, 1, 40, 3, 129, 7)
 HEADS = {

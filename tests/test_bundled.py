@@ -12,7 +12,7 @@ import torch
 from conftest import REPOSITORY, environment
 
 from minipeft import load_tokenizer, pack
-from minipeft.model.checkpoint import load_language_model, load_pretrained
+from minipeft.model.pretrained import load_language_model, load_pretrained
 
 FOLDER = REPOSITORY / "weights" / "roberta-mini"
 SENTENCES = ["A small dog sleeps.", "Nobody SAW it, but 12 people – at least – heard: « ça va ? » 🙂", "yes"]

@@ -10,11 +10,11 @@ import torch
 from conftest import shared
 
 from minipeft import LoRA, apply, load_pretrained, load_tokenizer, pack
-from minipeft.data.splits import read_chunks, read_split
-from minipeft.data.tasks import get_task
-from minipeft.training.examples import Examples, encode_split
+from minipeft.data.tasks.splits import read_chunks, read_split
+from minipeft.data.tasks.task import get_task
+from minipeft.data.tokens.examples import Examples, encode_split
+from minipeft.training.evaluate import evaluate
 from minipeft.training.loop import RunFolder, Schedule, train_loop
-from minipeft.training.metrics import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ import torch
 from showing import picture, source
 
 import minipeft
-from minipeft.data.batching import split_by_tokens
-from minipeft.data.splits import read_split
-from minipeft.data.tasks import get_task
+from minipeft.data.batches.sampling import split_by_tokens
+from minipeft.data.tasks.splits import read_split
+from minipeft.data.tasks.task import get_task
 
 tokenizer = minipeft.load_tokenizer("roberta-mini")
 config = minipeft.load_pretrained("roberta-mini").config

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from showing import picture, source
 
 import minipeft
-from minipeft.data.corpus import mask
 from minipeft.model import attention, grouped, roberta
 from minipeft.model.config import EncoderConfig
+from minipeft.pretraining.corpus import mask
 
 torch.manual_seed(0)
 tokenizer = minipeft.load_tokenizer("roberta-mini")
@@ -261,9 +261,9 @@ assert to_the_next > 0.9 and labels[looks + 1] == labels[at + 1] == "car" and lo
 # %% [markdown]
 # The head of the first layer looks at the next token and hardly at anything else. Heads that look at a neighbour are
 # found in most trained transformers. (In roberta-mini they were helped: its pretraining *started* with such heads,
-# because its budget was small. `minipeft/training/init_weights.py` has the reasons.) Later layers spread their weight.
-# The largest weight between two different words in the second picture goes from one mention of the car to the other. Do
-# not read too much into one picture: a weight says which token is used, not what is computed from it.
+# because its budget was small. `minipeft/pretraining/init_from_counts.py` has the reasons.) Later layers spread their
+# weight. The largest weight between two different words in the second picture goes from one mention of the car to the
+# other. Do not read too much into one picture: a weight says which token is used, not what is computed from it.
 #
 # ## The feed-forward part, and the whole layer
 #

@@ -22,13 +22,15 @@ from showing import picture, piece, source
 from torch import nn
 
 import minipeft
-from minipeft.data.batching import split_by_tokens
-from minipeft.data.standin import generate
+from minipeft.data.batches.sampling import split_by_tokens
+from minipeft.data.tasks.synthetic import generate
 from minipeft.device import MAX_TOKENS
-from minipeft.training import checkpoint, loop
-from minipeft.training.metrics import sequence_loss
-from minipeft.training.optim import adamw, linear_schedule, parameter_groups, set_learning_rate
-from minipeft.training.recipes import BATCH_SIZE, GRAD_ACCUM, LORA_RECIPES
+from minipeft.training import loop
+from minipeft.training.evaluate import sequence_loss
+from minipeft.training.optimization.optimizer import adamw, parameter_groups, set_learning_rate
+from minipeft.training.optimization.schedule import linear_schedule
+from minipeft.training.run_folder import checkpoint
+from minipeft.training.settings.recipes import BATCH_SIZE, GRAD_ACCUM, LORA_RECIPES
 
 # %% [markdown]
 # The loop begins by collecting the trainable parameters, creating the optimizer and counting the steps of the whole

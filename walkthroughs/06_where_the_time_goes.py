@@ -21,13 +21,13 @@ from showing import picture, piece, source
 from torch.utils.flop_counter import FlopCounterMode
 
 import minipeft
-from minipeft.data.standin import generate
+from minipeft.data.tasks.synthetic import generate
 from minipeft.methods.lora import LoRALinear
 from minipeft.model import linear as ours
 from minipeft.model.grouped import group_by_length
 from minipeft.model.roberta import Encoder, EncoderLayer
-from minipeft.training.metrics import sequence_loss
-from minipeft.training.optim import adamw, set_learning_rate
+from minipeft.training.evaluate import sequence_loss
+from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 
 torch.set_num_threads(1)
 

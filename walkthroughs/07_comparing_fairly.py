@@ -28,11 +28,11 @@ from minipeft.adapters.adapter import initialize_from_adapter, read_initial_adap
 from minipeft.cli import main
 from minipeft.compare import table as rule
 from minipeft.compare.formatting import describe_differences, format_text, join_names
-from minipeft.data.batching import epoch_order
-from minipeft.data.standin import generate
+from minipeft.data.batches.sampling import epoch_order
+from minipeft.data.tasks.synthetic import generate
 from minipeft.model.roberta import ClassificationHead, init_weights
-from minipeft.training.metrics import sequence_loss
-from minipeft.training.optim import adamw, set_learning_rate
+from minipeft.training.evaluate import sequence_loss
+from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 
 torch.set_num_threads(1)
 rng = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minipeft.adapters.adapter import load_adapter
 from minipeft.adapters.adapter_file import CONFIG, read_adapter
-from minipeft.data.batching import PackedBatch, reorder
+from minipeft.data.batches.packing import PackedBatch, reorder
 from minipeft.errors import MinipeftError, check_float
 from minipeft.methods.adapted import target_modules_of
 from minipeft.methods.lora import LoRA, LoRALinear

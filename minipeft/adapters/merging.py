@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from minipeft.data.tokenizer import load_tokenizer
+from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.files import make_folder
 from minipeft.methods import METHODS, method_name
 from minipeft.methods.adapted import adapted_layers
-from minipeft.model.checkpoint import save_checkpoint
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.pretrained import save_checkpoint
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),

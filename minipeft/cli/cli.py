@@ -95,9 +95,9 @@ def _train(wanted: dict[str, Any]) -> None:
 
 
 def _evaluate(wanted: dict[str, Any]) -> None:
+    from minipeft.inference.evaluation_files import check_report_folder, describe_metrics, describe_report, write_report
+    from minipeft.inference.evaluation_report import report_file, report_split
     from minipeft.inference.predict import load_run
-    from minipeft.inference.report import report_file, report_split
-    from minipeft.inference.report_files import check_report_folder, describe_metrics, describe_report, write_report
 
     names = ("text_column", "pair_column", "label_column", "file_format")
     if (path := wanted["input"]) is None:
@@ -168,8 +168,8 @@ def _reject_flags(wanted: dict[str, Any], where: str, *names: str) -> None:
 
 
 def _pretrain(wanted: dict[str, object]) -> None:
-    from minipeft.training.pretrain import pretrain
-    from minipeft.training.pretrain_settings import PretrainSettings, choose_hardware
+    from minipeft.pretraining.pretrain import pretrain
+    from minipeft.pretraining.pretrain_settings import PretrainSettings, choose_hardware
 
     wanted |= choose_hardware(str(wanted["output"]), str(wanted["device"]), str(wanted["precision"]))
     wanted["text"] = tuple(wanted["text"])  # type: ignore[arg-type]

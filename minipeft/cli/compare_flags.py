@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minipeft.cli.flags import METHODS, Parser, add_train_flags
-from minipeft.data.tasks import TASKS
+from minipeft.data.tasks.task import TASKS
 
 COMPARE_EXAMPLES = """examples:
   minipeft compare --task rte sst2 --method lora bitfit --output comparisons/two

@@ -14,7 +14,7 @@ from typing import Any
 from minipeft.device import choose_max_tokens
 from minipeft.errors import MinipeftError, check_choice
 from minipeft.files import read_json
-from minipeft.training.recipes import LORA_RECIPES, recipe
+from minipeft.training.settings.recipes import LORA_RECIPES, recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def describe_methods(name: str | None = None) -> str:
 def _describe_method(name: str, explained: bool) -> list[str]:
     from minipeft.methods import METHODS
     from minipeft.model.families import FAMILIES
-    from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method
+    from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, choose_method
 
     row, method = METHODS[name], choose_method(TrainSettings(method=name))
     module, about = inspect.getmodule(row.config), inspect.getdoc(row.config) or ""

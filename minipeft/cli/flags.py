@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from minipeft.cli.describe import choose_defaults
-from minipeft.data.tasks import TASKS
+from minipeft.data.tasks.task import TASKS
 from minipeft.device import MAX_TOKENS
 from minipeft.errors import nearest
-from minipeft.training.recipes import (
+from minipeft.training.settings.other_names import nearest_setting
+from minipeft.training.settings.recipes import (
     ALPHA,
     BATCH_SIZE,
     BETA1,
@@ -26,7 +27,6 @@ from minipeft.training.recipes import (
     WARMUP_STEPS,
     WEIGHT_DECAY,
 )
-from minipeft.training.setting_names import nearest_setting
 
 METHODS = (  # minipeft.methods.METHODS, which imports torch
     "lora, dora, adalora, vera, bitfit, layernorm, ia3, houlsby, pfeiffer, prefix_tuning, prompt_tuning, head, full"

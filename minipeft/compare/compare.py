@@ -23,15 +23,15 @@ from minipeft.compare.page import render_page
 from minipeft.compare.plan import NUMBERS, Plan, Run, changed_flags, make_plan
 from minipeft.compare.runner import RunnerOptions, execute, make_runner
 from minipeft.compare.table import comparison_table
-from minipeft.data.splits import read_chunks
-from minipeft.data.tasks import Task
+from minipeft.data.tasks.splits import read_chunks
+from minipeft.data.tasks.task import Task
 from minipeft.device import choose_device, choose_precision
 from minipeft.errors import MinipeftError
 from minipeft.files import check_output, make_folder, read_json, write_json, write_text
 from minipeft.hub.hub import resolve_model
-from minipeft.training.choices import choose_source, find_task
-from minipeft.training.resume_check import FREE_TO_CHANGE, recorded_precision
-from minipeft.training.settings import read_settings
+from minipeft.training.settings.choices import choose_source, find_task
+from minipeft.training.settings.resume import FREE_TO_CHANGE, recorded_precision
+from minipeft.training.settings.train_settings import read_settings
 
 LOCK = ".lock"
 DATA_SETTINGS = ("data", "text_column", "pair_column", "label_column", "label_type", "label_separator", "validation")

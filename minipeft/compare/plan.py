@@ -24,7 +24,7 @@ from typing import Any
 from minipeft.compare.local_runner import Command, format_flags
 from minipeft.errors import MinipeftError, nearest
 from minipeft.methods import get_method
-from minipeft.training.settings import METHOD_FLAGS, TrainSettings, choose_method, read_settings
+from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, choose_method, read_settings
 
 SWEPT = ("rank", "lr", "seed")  # with task and method: what a comparison is a product of
 LISTS = ("targets", "method_options", "class_weights", "report_to")  # all arguments of the flag are one value

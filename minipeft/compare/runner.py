@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from minipeft.compare.local_runner import Command, LocalRunner, count_cores, memory_size, visible_gpus
 from minipeft.errors import Interrupted, MinipeftError, check_choice, check_int, format_names
-from minipeft.training.interrupt import collect_signals
-from minipeft.training.report import disable_bar
+from minipeft.training.reporting.epoch_table import disable_bar
+from minipeft.training.run_folder.signals import collect_signals
 
 MEMORY_PER_RUN = 4 << 30  # bytes: full fine-tuning of roberta-base in fp32, with AdamW's state
 POLL_INTERVAL = 0.1  # seconds

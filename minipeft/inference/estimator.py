@@ -14,9 +14,9 @@ import numpy as np
 
 from minipeft.errors import MinipeftError, short_repr
 from minipeft.inference.predict import load_run
-from minipeft.training.predictor import Predictor
+from minipeft.inference.predictor import Predictor
 from minipeft.training.run import train
-from minipeft.training.settings import TrainSettings
+from minipeft.training.settings.train_settings import TrainSettings
 
 # Settings that `fit` decides: the texts and labels are its arguments.
 OF_FIT = (

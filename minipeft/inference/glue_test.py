@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from minipeft.data.splits import read_chunks
+from minipeft.data.tasks.splits import read_chunks
 from minipeft.errors import MinipeftError
 from minipeft.files import make_folder, write_together
 from minipeft.inference.predict import LoadedRun

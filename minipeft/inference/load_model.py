@@ -12,17 +12,17 @@ from safetensors import SafetensorError, safe_open
 
 from minipeft.adapters.adapter import load_adapter
 from minipeft.adapters.adapter_file import CONFIG, WEIGHTS, read_adapter
-from minipeft.data.batching import MULTI_LABEL
-from minipeft.data.custom import as_multilabel
-from minipeft.data.tasks import TASKS, Task
+from minipeft.data.batches.packing import MULTI_LABEL
+from minipeft.data.tasks.custom import as_multilabel
+from minipeft.data.tasks.task import TASKS, Task
 from minipeft.device import choose_device, choose_max_tokens
 from minipeft.errors import MinipeftError, first_line
 from minipeft.files import parse_json, read_json, read_small
 from minipeft.hub.hub import name_in_path, resolve_model
-from minipeft.model.checkpoint import cast_frozen, load_pretrained, read_weights
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.families import family_of, load_config
-from minipeft.training.choices import choose_max_length
+from minipeft.model.pretrained import cast_frozen, load_pretrained, read_weights
+from minipeft.training.settings.choices import choose_max_length
 
 logger = logging.getLogger("minipeft")
 

@@ -14,15 +14,16 @@ from torch import Tensor
 from minipeft.adapters.adapter import load_adapter
 from minipeft.adapters.adapter_file import read_adapter
 from minipeft.adapters.merging import check_export_folder, merged_copy, save_merged
-from minipeft.data import standin
-from minipeft.data.custom import custom_task
-from minipeft.data.find_files import list_files
-from minipeft.data.rows import open_table
-from minipeft.data.splits import choose_data, chunk_examples, read_chunks, read_examples, with_recorded_split
-from minipeft.data.table import Table
-from minipeft.data.tasks import Split, Task, get_task
-from minipeft.data.tokenizer import load_tokenizer
-from minipeft.data.windows import LongTexts
+from minipeft.data.tables.find_files import list_files
+from minipeft.data.tables.open_table import open_table
+from minipeft.data.tables.table import Table
+from minipeft.data.tasks import synthetic as standin
+from minipeft.data.tasks.custom import custom_task
+from minipeft.data.tasks.splits import choose_data, chunk_examples, read_chunks, read_examples, with_recorded_split
+from minipeft.data.tasks.task import Split, Task, get_task
+from minipeft.data.tokens.examples import Encoded, encode_split
+from minipeft.data.tokens.long_texts import LongTexts
+from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, check_int, short_repr
 from minipeft.files import read_json, read_json_lines
@@ -34,11 +35,10 @@ from minipeft.inference.load_model import (
     load_checkpoint,
     load_without_warnings,
 )
-from minipeft.model.checkpoint import cast_frozen
-from minipeft.training.checkpoint import best_epoch, selection_metric
-from minipeft.training.examples import Encoded, encode_split
-from minipeft.training.metrics import evaluate, predict_logits, score
-from minipeft.training.predictor import Predictor
+from minipeft.inference.predictor import Predictor
+from minipeft.model.pretrained import cast_frozen
+from minipeft.training.evaluate import evaluate, predict_logits, score
+from minipeft.training.progress import best_epoch, selection_metric
 
 logger = logging.getLogger("minipeft")
 

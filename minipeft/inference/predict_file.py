@@ -25,14 +25,14 @@ import torch
 from tqdm.auto import tqdm
 
 from minipeft import __version__
-from minipeft.data.find_files import list_files
-from minipeft.data.remote import local_copy
-from minipeft.data.rows import STANDARD_INPUT
-from minipeft.data.tasks import Split, Task
+from minipeft.data.tables.find_files import list_files
+from minipeft.data.tables.open_table import STANDARD_INPUT
+from minipeft.data.tables.remote import local_copy
+from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import make_folder, read_json, write_atomically, write_json, write_text
 from minipeft.inference.predict import load_run
-from minipeft.training.report import disable_bar
+from minipeft.training.reporting.epoch_table import disable_bar
 
 logger = logging.getLogger("minipeft")
 PLAN = "plan.json"

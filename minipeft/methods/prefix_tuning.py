@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minipeft.data.batching import PackedBatch
+from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import check_int
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.virtual_tokens import check_length, check_number, read_fields, write_fields

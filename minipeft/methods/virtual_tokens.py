@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from minipeft.data.batching import PackedBatch
+from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_int
 from minipeft.methods.peft_format import check_fields
 from minipeft.model.config import EncoderConfig

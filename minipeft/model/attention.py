@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minipeft.data.batching import PackedBatch
+from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import first_line
 from minipeft.model.grouped import Groups, Prefix, attend_grouped, group_by_length
 from minipeft.model.varlen import Varlen, attend_varlen, plan_varlen, varlen_supports

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from minipeft.data.batching import PackedBatch
+from minipeft.data.batches.packing import PackedBatch
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from minipeft.data.batching import PackedBatch
+from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.config import HIDDEN_ACTIVATIONS, EncoderConfig

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.data.batching import PackedBatch
+from minipeft.data.batches.packing import PackedBatch
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
 from minipeft.model.roberta import ClassificationHead, Encoder, Linear

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minipeft.data.buckets import round_up
+from minipeft.data.batches.buckets import round_up
 from minipeft.model.dropout import dropout
-from minipeft.model.windows import attend_window
+from minipeft.model.local_attention import attend_window
 
 # Keys and values (num_virtual_tokens, hidden_size) that all tokens attend to, in addition to their sequence's.
 Prefix = tuple[Tensor, Tensor]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minipeft.data.batching import PackedBatch
+from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.attention import Plan, attend, plan_attention

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minipeft.data.batching import PackedBatch
+from minipeft.data.batches.packing import PackedBatch
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.attention import Plan, attend, plan_attention
 from minipeft.model.config import EncoderConfig

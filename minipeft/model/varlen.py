@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nested import nested_tensor_from_jagged
 
-from minipeft.data.batching import PackedBatch
+from minipeft.data.batches.packing import PackedBatch
 
 
 @dataclass(frozen=True)

@@ -15,32 +15,31 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
-from minipeft.data.batching import epoch_order, split_by_tokens
-from minipeft.data.buckets import pad_to_bucket
+from minipeft.data.batches.buckets import pad_to_bucket
+from minipeft.data.batches.sampling import epoch_order, split_by_tokens
+from minipeft.data.tokens.examples import Examples
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.methods import METHODS, method_name
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.async_scalars import DEFERRED_READS, StepScalars
-from minipeft.training.checkpoint import (
-    Progress,
-    best_epoch,
+from minipeft.training.distributed import SINGLE_PROCESS, Processes
+from minipeft.training.evaluate import evaluate_all
+from minipeft.training.optimization.async_scalars import DEFERRED_READS, StepScalars
+from minipeft.training.optimization.cuda_graphs import StepGraphs
+from minipeft.training.optimization.loss import Loss
+from minipeft.training.optimization.optimizer import adamw, set_learning_rate
+from minipeft.training.optimization.schedule import Schedule
+from minipeft.training.progress import Progress, best_epoch
+from minipeft.training.reporting.epoch_table import EpochTable, disable_bar, warn_about_predictions
+from minipeft.training.reporting.trackers import Events
+from minipeft.training.run_folder.checkpoint import (
     complete_epoch,
     describe_checkpoint,
     publish,
     restore_checkpoint,
     save_checkpoint,
 )
-from minipeft.training.distributed import SINGLE_PROCESS, Processes
-from minipeft.training.events import Events
-from minipeft.training.examples import Examples
-from minipeft.training.graphs import StepGraphs
-from minipeft.training.interrupt import collect_signals
-from minipeft.training.loss import Loss
-from minipeft.training.metrics import evaluate_all
-from minipeft.training.optim import adamw, set_learning_rate
-from minipeft.training.recipes import CHECKPOINT_MINUTES
-from minipeft.training.report import EpochTable, disable_bar, warn_about_predictions
-from minipeft.training.schedule import Schedule
+from minipeft.training.run_folder.signals import collect_signals
+from minipeft.training.settings.recipes import CHECKPOINT_MINUTES
 
 NOT_IN_EPOCH_EVENTS = ("epoch", "step", "learning_rate")  # TensorBoard has the learning rate of every step
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -20,23 +20,24 @@ import torch
 from minipeft import __version__
 from minipeft.adapters.adapter import initialize_from_adapter, reload_adapter
 from minipeft.adapters.adapter_file import read_adapter
-from minipeft.data.splits import read_chunks
-from minipeft.data.tokenizer import load_tokenizer
+from minipeft.data.tasks.splits import read_chunks
+from minipeft.data.tokens.examples import Examples, encode_split, hold_out
+from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
 from minipeft.files import PARTIAL, check_output, read_json, write_json, write_text
+from minipeft.inference.predictor import Predictor
 from minipeft.methods import apply, count_parameters
-from minipeft.model.checkpoint import cast_frozen, load_pretrained
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.banner import print_banner, print_result
-from minipeft.training.checkpoint import HOLDOUT, Progress, best_epoch, state_file
-from minipeft.training.examples import Examples, encode_split, hold_out
-from minipeft.training.graphs import StepGraphs
-from minipeft.training.job import Job, resolve
-from minipeft.training.lease import Lease
+from minipeft.model.pretrained import cast_frozen, load_pretrained
 from minipeft.training.loop import RunFolder, train_loop
-from minipeft.training.model_card import CARD, make_card
-from minipeft.training.predictor import Predictor
-from minipeft.training.settings import TrainSettings, keywords_of, read_settings
+from minipeft.training.optimization.cuda_graphs import StepGraphs
+from minipeft.training.progress import HOLDOUT, Progress, best_epoch
+from minipeft.training.reporting.banner import print_banner, print_result
+from minipeft.training.reporting.model_card import CARD, make_card
+from minipeft.training.run_folder.checkpoint import state_file
+from minipeft.training.run_folder.lease import Lease
+from minipeft.training.settings.job import Job, resolve
+from minipeft.training.settings.train_settings import TrainSettings, keywords_of, read_settings
 
 logger = logging.getLogger("minipeft")
 # Settings that name a place, which may be another one on each machine; fingerprints compare what is there.
@@ -267,7 +268,7 @@ def result_content(job: Job, examples: Examples, model: SequenceClassifier, prog
 def _draw_curves(folder: Path) -> None:
     """Draw curves.png, where the extra `plot` is installed."""
     try:
-        from minipeft.training.curves import draw
+        from minipeft.training.reporting.curves import draw
     except ImportError:
         return
     draw(folder)

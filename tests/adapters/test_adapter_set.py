@@ -23,7 +23,7 @@ from minipeft import (
     pack,
     save_adapter,
 )
-from minipeft.data.batching import reorder
+from minipeft.data.batches.packing import reorder
 
 LENGTHS = (7, 1, 40, 3, 21, 7, 1, 12)
 # name → (method, labels)

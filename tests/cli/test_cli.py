@@ -16,12 +16,12 @@ from conftest import REPOSITORY, contents, run_command
 import minipeft
 from minipeft.cli.cli import main
 from minipeft.cli.command_line import command_line
-from minipeft.data.tasks import TASKS
+from minipeft.data.tasks.task import TASKS
 from minipeft.device import choose_max_tokens
 from minipeft.files import write_json
 from minipeft.methods import METHODS
-from minipeft.training.recipes import recipe
-from minipeft.training.settings import TrainSettings, choose_method
+from minipeft.training.settings.recipes import recipe
+from minipeft.training.settings.train_settings import TrainSettings, choose_method
 
 SMALL = ["--epochs", 1, "--train-limit", 32, "--eval-limit", 16, "--batch-size", 8]
 COMMANDS = ("train", "compare", "methods", "evaluate", "predict", "pretrain", "export", "merge", "push", "fetch")
@@ -77,7 +77,7 @@ def test_help_and_every_import_need_neither_torch_nor_transformers() -> None:
         for path in (REPOSITORY / "minipeft").rglob("*.py")
         if path.stem not in ("__main__", "__init__", "curves")
     )
-    assert "minipeft.training.pretrain" in modules
+    assert "minipeft.pretraining.pretrain" in modules
     script = f"""
 import importlib, sys
 from minipeft.cli.cli import main
@@ -102,7 +102,7 @@ def test_the_flags_are_the_settings_with_the_same_defaults() -> None:
 
 
 def test_the_pretraining_flags_are_its_settings_with_the_same_defaults() -> None:
-    from minipeft.training.pretrain_settings import PretrainSettings
+    from minipeft.pretraining.pretrain_settings import PretrainSettings
 
     flags = vars(command_line().parse_args(["pretrain", "--text", "a", "--output", "b"]))
     automatic = {"command", "text", "output", "device", "precision"}

@@ -32,8 +32,8 @@ from minipeft.compare.local_runner import PROGRAM, format_flags
 from minipeft.compare.plan import make_plan, read_values, value_for
 from minipeft.compare.table import standard_error
 from minipeft.errors import MinipeftError
-from minipeft.training.checkpoint import describe_checkpoint
-from minipeft.training.lease import Lease
+from minipeft.training.run_folder.checkpoint import describe_checkpoint
+from minipeft.training.run_folder.lease import Lease
 
 TASKS, METHODS = ["rte", "sst2", "stsb"], ["lora", "bitfit", "full"]
 PLACES = ["", *TASKS, *METHODS, *(f"{task}/{method}" for task in TASKS for method in METHODS)]
@@ -461,7 +461,7 @@ def test_standard_errors_are_those_of_many_splits() -> None:
     """Against the spread over drawn validation splits: accuracy, and Pearson's correlation of two normal sides."""
     import numpy as np
 
-    from minipeft.training.metrics import matthews_correlation, pearson
+    from minipeft.problems.metrics import matthews_correlation, pearson
 
     generator = np.random.default_rng(0)
     size, draws, level = 400, 3000, 0.8

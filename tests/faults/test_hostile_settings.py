@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft import load_adapter, load_pretrained, load_tokenizer
-from minipeft.data.tasks import Split, get_task
+from minipeft.data.tasks.task import Split, get_task
 
 
 @pytest.fixture
@@ -226,9 +226,9 @@ TOKENIZERS: dict[str, tuple[tuple[str, ...], Any]] = {
 @pytest.mark.parametrize("model_type", ["roberta", "bert"])
 def test_a_hostile_tokenizer_gives_predictions_or_one_line(change: str, model_type: str, model: Path) -> None:
     """Also for a model of bert's family, which takes token types from it."""
-    from minipeft.data.batching import pack
+    from minipeft.data.batches.packing import pack
+    from minipeft.data.tokens.examples import encode_split
     from minipeft.model.families import load_config
-    from minipeft.training.examples import encode_split
 
     path = model / "tokenizer.json"
     content = json.loads(path.read_text())

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minipeft import MinipeftError, load_pretrained
-from minipeft.data.rows import open_table
-from minipeft.data.splits import read_chunks, read_examples
-from minipeft.data.tasks import get_task
+from minipeft.data.tables.open_table import open_table
+from minipeft.data.tasks.splits import read_chunks, read_examples
+from minipeft.data.tasks.task import get_task
 
 
 @given(data=st.data(), ending=st.sampled_from(["jsonl", "csv", "tsv", "parquet", "txt"]))

@@ -13,9 +13,9 @@ from hub_server import COMMIT, HubServer
 from hub_support import start_python
 
 from minipeft import MinipeftError
-from minipeft.data import hub_data
-from minipeft.data.custom import inspect_custom_data, is_custom
-from minipeft.data.splits import read_split
+from minipeft.data.tables import hub_rows as hub_data
+from minipeft.data.tasks.custom import inspect_custom_data, is_custom
+from minipeft.data.tasks.splits import read_split
 
 pytest_plugins = ["hub_fixtures"]
 
@@ -150,8 +150,8 @@ def test_two_processes_read_the_data_set_that_rank_zero_chose(
 
 READ = """
 import json
-from minipeft.data.custom import inspect_custom_data
-from minipeft.data.splits import read_split
+from minipeft.data.tasks.custom import inspect_custom_data
+from minipeft.data.tasks.splits import read_split
 from minipeft.errors import MinipeftError
 columns = {"text_column": "review", "pair_column": None, "label_column": "sentiment", "label_type": "auto"}
 for name, validation in CALLS:

@@ -11,8 +11,8 @@ from hub_support import GLUE_CARD, start_python
 pytest_plugins = ["hub_fixtures"]
 
 READ = """
-from minipeft.data.splits import choose_data, read_split
-from minipeft.data.tasks import TASKS
+from minipeft.data.tasks.splits import choose_data, read_split
+from minipeft.data.tasks.task import TASKS
 source, description = choose_data(TASKS["rte"], "auto")
 print(len(read_split(TASKS["rte"], "train", source).texts), description)
 """

@@ -14,7 +14,7 @@ from hub_support import ROBERTA, ROOT, checkpoint, error_of, load_from, place, r
 from safetensors.torch import load_file, save
 
 from minipeft.hub import hub, network
-from minipeft.model.checkpoint import load_pretrained
+from minipeft.model.pretrained import load_pretrained
 
 pytest_plugins = ["hub_fixtures"]
 

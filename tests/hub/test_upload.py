@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 from minipeft import load_run
 from minipeft.cli.cli import main
-from minipeft.training.model_card import FOLDERS
+from minipeft.training.reporting.model_card import FOLDERS
 
 TEXTS = ["a good film", "a bad film"]
 

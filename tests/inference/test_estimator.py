@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 import minipeft
 from minipeft import Classifier, MinipeftError
 from minipeft.inference.estimator import DEFAULTS, OF_FIT
-from minipeft.training.settings import TrainSettings
+from minipeft.training.settings.train_settings import TrainSettings
 
 TEXTS = [f"{('a great film', 'an awful film', 'a film')[n % 3]}, number {n}" for n in range(48)]
 LABELS = [("good", "bad", "neither")[n % 3] for n in range(48)]

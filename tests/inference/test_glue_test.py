@@ -11,7 +11,7 @@ from conftest import contents, shared
 
 from minipeft import load_run, train
 from minipeft.cli.cli import main
-from minipeft.data.tasks import TASKS, get_task
+from minipeft.data.tasks.task import TASKS, get_task
 from minipeft.inference.glue_test import FILES
 from minipeft.inference.predict import LoadedRun
 

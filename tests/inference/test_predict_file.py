@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from minipeft import MinipeftError, train
 from minipeft.cli.cli import main
-from minipeft.data.splits import CHUNK_CHARACTERS, CHUNK_ROWS, chunk_examples
+from minipeft.data.tasks.splits import CHUNK_CHARACTERS, CHUNK_ROWS, chunk_examples
 from minipeft.inference.predict import LoadedRun, load_run
 
 Rows = list[dict[str, Any]]
@@ -266,7 +266,7 @@ def no_space(*paths: object) -> None:
 )
 @settings(max_examples=20, deadline=None)
 def test_windows_hold_every_row_once_in_order_and_are_bounded(lengths: list[int], short: int) -> None:
-    from minipeft.data.tasks import get_task
+    from minipeft.data.tasks.task import get_task
 
     texts = [*("x" * length for length in lengths), *map(str, range(short))]
     windows = list(chunk_examples(get_task("sst2"), ((text, None, None) for text in texts)))

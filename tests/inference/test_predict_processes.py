@@ -16,7 +16,7 @@ import pytest
 from conftest import REPOSITORY, environment, refused
 
 from minipeft.cli.cli import main
-from minipeft.data.splits import CHUNK_ROWS
+from minipeft.data.tasks.splits import CHUNK_ROWS
 from minipeft.inference.predict import LoadedRun, load_run
 
 

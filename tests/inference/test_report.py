@@ -19,11 +19,11 @@ from sklearn.metrics import confusion_matrix as reference_matrix
 
 from minipeft import load_run, train
 from minipeft.cli.cli import main
-from minipeft.data.tasks import Split, Task
-from minipeft.inference import report as report_module
+from minipeft.data.tasks.task import Split, Task
+from minipeft.inference import evaluation_report as report_module
+from minipeft.inference.evaluation_files import describe_matrix, format_table, render_report, write_report
+from minipeft.inference.evaluation_report import build_report, calibration
 from minipeft.inference.predict import LoadedRun
-from minipeft.inference.report import build_report, calibration
-from minipeft.inference.report_files import describe_matrix, format_table, render_report, write_report
 
 NAMES = ("a", "b & <c>", "d")
 CONFIDENCE = st.one_of(st.floats(0, 1), st.integers(0, 15).map(lambda number: number / 15))

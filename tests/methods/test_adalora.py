@@ -36,14 +36,15 @@ from minipeft import (
     load_pretrained,
     pack,
 )
-from minipeft.data.tasks import Split, get_task
+from minipeft.data.tasks.task import Split, get_task
+from minipeft.data.tokens.examples import Encoded, Examples
 from minipeft.errors import Interrupted
 from minipeft.methods.adalora import AdaLoRALinear, after_step, budget, penalty
 from minipeft.model.roberta import LINEAR_NAMES, Linear
-from minipeft.training.examples import Encoded, Examples
+from minipeft.training.evaluate import sequence_loss
 from minipeft.training.loop import RunFolder, Schedule, train_loop
-from minipeft.training.metrics import sequence_loss
-from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
+from minipeft.training.optimization.optimizer import adamw, set_learning_rate
+from minipeft.training.optimization.schedule import linear_schedule
 
 # -------------------------------------------------------------------------------------------------------- the layer
 

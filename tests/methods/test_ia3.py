@@ -26,7 +26,7 @@ from minipeft import (
 )
 from minipeft.methods.ia3 import IA3Linear
 from minipeft.model.roberta import LINEAR_NAMES, Linear
-from minipeft.training.optim import parameter_groups
+from minipeft.training.optimization.optimizer import parameter_groups
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 METHODS = [

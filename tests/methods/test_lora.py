@@ -28,12 +28,13 @@ from minipeft import (
     load_tokenizer,
     pack,
 )
-from minipeft.data.splits import read_split
-from minipeft.data.tasks import get_task
+from minipeft.data.tasks.splits import read_split
+from minipeft.data.tasks.task import get_task
 from minipeft.model.families import name_table, tensor_names
 from minipeft.model.roberta import LINEAR_NAMES, Linear
-from minipeft.training.metrics import sequence_loss
-from minipeft.training.optim import adamw, linear_schedule, set_learning_rate
+from minipeft.training.evaluate import sequence_loss
+from minipeft.training.optimization.optimizer import adamw, set_learning_rate
+from minipeft.training.optimization.schedule import linear_schedule
 
 LENGTHS = (7, 1, 40, 3, 129, 7)
 # For each of our targets, the regular expression that means it to peft.

@@ -26,7 +26,7 @@ from minipeft import (
     unmerge,
 )
 from minipeft.model.roberta import LINEAR_NAMES
-from minipeft.training.optim import adamw, set_learning_rate
+from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 
 LENGTHS = (7, 1, 40, 3, 21)
 STEPS, RATE = 20, 5e-3

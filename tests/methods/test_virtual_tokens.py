@@ -33,8 +33,8 @@ from minipeft import (
     save_adapter,
 )
 from minipeft.adapters.adapter_file import adapter_tensors
-from minipeft.training.metrics import sequence_loss
-from minipeft.training.optim import adamw, set_learning_rate
+from minipeft.training.evaluate import sequence_loss
+from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 
 FAMILIES = ["roberta", "xlm-roberta", "bert"]
 METHODS = [PromptTuning(5), PrefixTuning(5)]

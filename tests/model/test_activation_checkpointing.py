@@ -11,8 +11,8 @@ from conftest import ragged, reference_model
 from torch import Tensor
 
 from minipeft import BitFit, Full, Head, LoRA, PrefixTuning, SequenceClassifier, apply, load_pretrained, pack
-from minipeft.model.checkpoint import cast_frozen
-from minipeft.training.metrics import sequence_loss
+from minipeft.model.pretrained import cast_frozen
+from minipeft.training.evaluate import sequence_loss
 
 METHODS = [Full(), BitFit(), LoRA(rank=2, dropout=0.1), PrefixTuning(3), Head()]
 LENGTHS = (7, 1, 40, 3, 129, 300, 2, 64)

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minipeft import MinipeftError, load_pretrained, pack
-from minipeft.model.checkpoint import load_language_model, save_checkpoint
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.pretrained import load_language_model, save_checkpoint
 
 State = dict[str, Tensor]
 LENGTHS = (7, 1, 40, 3)
@@ -310,7 +310,7 @@ def test_a_damaged_file_is_named_in_one_line(name: str, damage: str, checkpoint:
 def test_no_damage_to_a_file_gives_anything_but_one_clear_error(
     name: str, data: st.DataObject, small_file: dict[str, bytes], tmp_path: Path
 ) -> None:
-    from minipeft.model.checkpoint import read_weights
+    from minipeft.model.pretrained import read_weights
 
     content = bytearray(small_file[name])
     start = data.draw(st.integers(0, len(content) - 1))

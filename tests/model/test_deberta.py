@@ -42,7 +42,7 @@ from minipeft import (
     unmerge,
 )
 from minipeft.cli.cli import main_train
-from minipeft.data.standin import generate
+from minipeft.data.tasks.synthetic import generate
 from minipeft.methods import METHODS, method_name
 from minipeft.model.deberta import DebertaConfig
 from minipeft.model.disentangled import RelativePlan, attend_disentangled, attend_disentangled_plain, bucket

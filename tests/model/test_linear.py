@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from minipeft import BitFit, Full, LoRA, apply, load_pretrained, pack
 from minipeft.model import linear as module
 from minipeft.model.linear import linear, uses_onednn
-from minipeft.training.metrics import sequence_loss
+from minipeft.training.evaluate import sequence_loss
 
 HAS_ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 

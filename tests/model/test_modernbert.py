@@ -32,9 +32,9 @@ from minipeft import (
     pack,
     save_adapter,
 )
-from minipeft.data.batching import PackedBatch
-from minipeft.data.standin import generate
-from minipeft.data.tokenizer import train_tokenizer
+from minipeft.data.batches.packing import PackedBatch
+from minipeft.data.tasks.synthetic import generate
+from minipeft.data.tokens.tokenizer import train_tokenizer
 from minipeft.model.attention import attend, attend_plain, plan_attention
 from minipeft.model.families import load_config
 from minipeft.model.modernbert import ModernBertConfig

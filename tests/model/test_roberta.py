@@ -13,9 +13,9 @@ from tokenizers import Encoding, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
 from minipeft import BitFit, Full, apply, load_pretrained, pack
-from minipeft.model.checkpoint import load_language_model
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.families import tensor_names
+from minipeft.model.pretrained import load_language_model
 
 LENGTHS = (7, 1, 40, 3, 129, 7, 2, 64)
 FAMILIES = ("roberta", "xlm-roberta", "camembert", "bert")

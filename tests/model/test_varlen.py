@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minipeft import IA3, BitFit, Full, LoRA, PrefixTuning, PromptTuning, apply, load_pretrained, pack
-from minipeft.data.batching import PackedBatch
+from minipeft.data.batches.packing import PackedBatch
 from minipeft.model import roberta
 from minipeft.model.attention import attend, attend_plain
 from minipeft.model.varlen import Varlen, plan_varlen, prefix_rows, prepend_to_each
-from minipeft.training.metrics import sequence_loss
+from minipeft.training.evaluate import sequence_loss
 
 RAGGED = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 

@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score
 
 from minipeft import MinipeftError, load_run, train
 from minipeft.cli.cli import main
-from minipeft.training.checkpoint import best_epoch
+from minipeft.training.progress import best_epoch
 
 SMALL: dict[str, Any] = {
     "epochs": 2,
@@ -321,7 +321,7 @@ def test_events_that_cannot_be_written_are_said_once_and_end_no_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    from minipeft.training.events import Events
+    from minipeft.training.reporting.trackers import Events
 
     (tmp_path / "file").write_text("no folder")
     with Events(tmp_path / "file", None, 1) as events:
@@ -343,8 +343,8 @@ def test_curves_have_loss_metric_and_learning_rate_and_mark_the_best_epoch(
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     from matplotlib.figure import Figure
 
-    monkeypatch.delitem(sys.modules, "minipeft.training.curves", raising=False)  # conftest's no_plots
-    from minipeft.training.curves import draw
+    monkeypatch.delitem(sys.modules, "minipeft.training.reporting.curves", raising=False)  # conftest's no_plots
+    from minipeft.training.reporting.curves import draw
 
     drawn: list[Figure] = []
     save = Figure.savefig

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import padded, reference_model
 from safetensors import safe_open
-from small import COUNT, EPOCHS, LR, PER_STEP, WARMUP, encoded
-from small import run_loop as run
+from small_runs import COUNT, EPOCHS, LR, PER_STEP, WARMUP, encoded
+from small_runs import run_loop as run
 from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler
 
@@ -28,10 +28,10 @@ from minipeft import (
     load_adapter,
     load_pretrained,
 )
-from minipeft.data.batching import epoch_order
+from minipeft.data.batches.sampling import epoch_order
 from minipeft.model.families import tensor_names
-from minipeft.training.metrics import evaluate
-from minipeft.training.schedule import Schedule
+from minipeft.training.evaluate import evaluate
+from minipeft.training.optimization.schedule import Schedule
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 METHODS = [

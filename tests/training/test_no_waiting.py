@@ -17,9 +17,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from minipeft import IA3, BitFit, Full, Head, LoRA, PrefixTuning, PromptTuning, VeRA, apply, load_pretrained, pack
 from minipeft.model import roberta
-from minipeft.model.checkpoint import cast_frozen
+from minipeft.model.pretrained import cast_frozen
 from minipeft.model.varlen import plan_varlen
-from minipeft.training.metrics import sequence_loss
+from minipeft.training.evaluate import sequence_loss
 
 METHODS = [Full(), Head(), BitFit(), LoRA(dropout=0.1), IA3(), VeRA(rank=8), PromptTuning(3), PrefixTuning(3)]
 

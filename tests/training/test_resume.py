@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY, contents, environment
-from small import adapter, rows, same_tensors, small_run, without_times
+from small_runs import adapter, rows, same_tensors, small_run, without_times
 
 from minipeft import (
     MinipeftError,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import contents, details_of, run_command, shared
-from small import SMALL, adapter, rows, small_run, without_times
+from small_runs import SMALL, adapter, rows, small_run, without_times
 
 from minipeft import (
     BitFit,
@@ -22,12 +22,12 @@ from minipeft import (
     load_tokenizer,
     train,
 )
+from minipeft.data.tokens.examples import Encoded
 from minipeft.methods import METHODS
-from minipeft.model.checkpoint import save_checkpoint
+from minipeft.model.pretrained import save_checkpoint
 from minipeft.model.roberta import init_weights
-from minipeft.training.checkpoint import best_epoch
-from minipeft.training.examples import Encoded
-from minipeft.training.metrics import predict_logits
+from minipeft.training.evaluate import predict_logits
+from minipeft.training.progress import best_epoch
 
 METRICS_FIELDS = [
     "epoch",
@@ -160,7 +160,7 @@ def test_a_regression_task_runs_and_predicts_a_score(tiny_checkpoint: Path, tmp_
 def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
     from dataclasses import fields
 
-    from minipeft.training.settings import TrainSettings
+    from minipeft.training.settings.train_settings import TrainSettings
 
     small_run(tiny_checkpoint, small_data, tmp_path / "run", epochs=1)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -232,7 +232,7 @@ def test_a_fresh_process_predicts_the_training_process_s_bits(
     result = small_run(tiny_checkpoint, small_data, tmp_path / "run", precision=precision, lr=5e-3)
     texts, pairs = ["All dogs bark.", "A bird sings in the garden.", "Nobody came"], ["Dogs bark.", "It rains", ""]
     tokenizer = load_tokenizer(tiny_checkpoint)
-    from minipeft.data.tasks import get_task
+    from minipeft.data.tasks.task import get_task
 
     sequences = Encoded.unlabelled(get_task("rte"), tokenizer.encode_full(texts, pairs, 128))
     expected = predict_logits(result.model, sequences, 2048, "cpu").softmax(1)

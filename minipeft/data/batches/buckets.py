@@ -1,0 +1,101 @@
+"""Padding of packed batches to a few shapes, because CUDA graphs and oneDNN kernels are built once per shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from minipeft.data.batches.packing import PackedBatch, PackingConfig
+
+IGNORE_INDEX = -100  # the default ignore_index of F.cross_entropy; NaN for regression
+MAX_SEQLENS = (32, 64, 128, 256, 512)
+
+
+class PaddingConfig(PackingConfig, Protocol):
+    """The fields of a model config that padding reads; EncoderConfig has them."""
+
+    @property
+    def pad_token_id(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class BucketSizes:
+    """Allowed batch sizes: each function rounds a number of tokens, or of sequences, up to an allowed one."""
+
+    tokens: Callable[[int], int]
+    sequences: Callable[[int], int]
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is not below `number`."""
+    return -(-number // multiple) * multiple
+
+
+def _coarse_tokens(tokens: int) -> int:
+    """Round up to a multiple of 256, or of 1/8 of the power of two below: at most 1/8 more from 2048 on."""
+    return round_up(tokens, max(256, 1 << max(0, tokens.bit_length() - 4)))
+
+
+# COARSE is for CUDA graphs, which take a second to record. FINE is for oneDNN kernels, which take a millisecond to
+# compile and keep half a megabyte.
+COARSE = BucketSizes(_coarse_tokens, lambda count: 1 << (count - 1).bit_length())
+FINE = BucketSizes(lambda tokens: round_up(tokens, 64), lambda count: round_up(count, 8))
+
+
+def pad_to_bucket(
+    batch: PackedBatch, config: PaddingConfig, longest: int | None = None, sizes: BucketSizes = FINE
+) -> PackedBatch:
+    """Append dummy sequences to a batch, so that its sizes come from a small set.
+
+    A dummy sequence has at least one pad token; its label (IGNORE_INDEX, or NaN) is ignored by `sequence_loss`.
+
+    Args:
+        batch: The packed batch.
+        config: The model's config.
+        longest: Maximum tokens of a sequence; the default is the batch's max_seqlen.
+        sizes: COARSE or FINE.
+
+    Returns:
+        The padded batch. Its max_seqlen is one of MAX_SEQLENS, or `longest`.
+    """
+    longest = longest or batch.max_seqlen
+    max_seqlen = min(
+        [bound for bound in (*MAX_SEQLENS, longest) if batch.max_seqlen <= bound <= longest], default=batch.max_seqlen
+    )
+    extra = _dummies(batch, max_seqlen, sizes)
+    added, offset = torch.tensor(extra, dtype=torch.int64), config.position_offset
+    types, labels = batch.token_type_ids, batch.labels
+    if types is None and config.type_vocab_size > 1:  # a batch with token types and one without would be two shapes
+        types = torch.zeros_like(batch.input_ids)
+    if labels is not None:
+        unknown = math.nan if labels.is_floating_point() else IGNORE_INDEX
+        labels = torch.cat([labels, labels.new_full((len(extra), *labels.shape[1:]), unknown)])
+    weights = None if batch.weights is None else torch.cat([batch.weights, batch.weights.new_ones(len(extra))])
+    positions = [torch.arange(length) + offset for length in extra]
+    return dataclasses.replace(
+        batch,
+        input_ids=torch.cat([batch.input_ids, batch.input_ids.new_full((sum(extra),), config.pad_token_id)]),
+        position_ids=torch.cat([batch.position_ids, *positions]),
+        token_type_ids=None if types is None else torch.cat([types, types.new_zeros(sum(extra))]),
+        cu_seqlens=torch.cat([batch.cu_seqlens, (batch.total_tokens + added.cumsum(0)).int()]),
+        max_seqlen=max_seqlen,
+        lengths=batch.lengths + extra,
+        labels=labels,
+        weights=weights,
+    )
+
+
+def _dummies(batch: PackedBatch, longest: int, sizes: BucketSizes) -> tuple[int, ...]:
+    """Lengths of the dummy sequences, nearly equal, that reach the nearest allowed sizes."""
+    sequences = sizes.sequences(len(batch))
+    while True:
+        count = sequences - len(batch)
+        tokens = sizes.tokens(batch.total_tokens + count) - batch.total_tokens
+        if count <= tokens <= count * longest:
+            return tuple(tokens // count + (place < tokens % count) for place in range(count))
+        sequences = sizes.sequences(sequences + 1)

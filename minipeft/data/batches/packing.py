@@ -1,0 +1,205 @@
+"""Token ids → PackedBatch: sequences laid end to end, without padding, in flash-attention's vocabulary."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from tokenizers import Encoding
+from torch import Tensor
+
+from minipeft.errors import MinipeftError
+
+MULTI_LABEL = "multi_label_classification"  # of config.problem_type, as in transformers
+
+
+class PackingConfig(Protocol):
+    """The fields of a model config that packing reads; EncoderConfig has them."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def type_vocab_size(self) -> int: ...
+    @property
+    def position_offset(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def num_labels(self) -> int: ...
+    @property
+    def problem_type(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Sequences laid end to end without padding. `pack` builds and checks one; the constructor checks nothing.
+
+    Attributes:
+        input_ids: (total_tokens,), int64.
+        position_ids: (total_tokens,), int64; positions restart in each sequence.
+        token_type_ids: (total_tokens,), int64, or None if all are 0.
+        cu_seqlens: (num_sequences + 1,), int32; sequence i is tokens cu_seqlens[i] to cu_seqlens[i + 1].
+        max_seqlen: Length of the longest sequence, in tokens.
+        lengths: Length of each sequence in tokens, on the host, so that no step waits for the device.
+        labels: (num_sequences,), int64, or float32 for regression; (num_sequences, num_labels), float32, 0 or 1, for
+            multi-label; or None.
+        weights: (num_sequences,), float32: factors on the losses of the sequences; None for 1.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    token_type_ids: Tensor | None
+    cu_seqlens: Tensor
+    max_seqlen: int
+    lengths: tuple[int, ...]
+    labels: Tensor | None = None
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        """The number of sequences."""
+        return len(self.lengths)
+
+    @property
+    def total_tokens(self) -> int:
+        """The number of tokens."""
+        return sum(self.lengths)
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """Return the batch on another device; the copy is asynchronous."""
+        moved: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            moved[f.name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        return PackedBatch(**moved)
+
+
+def pack(
+    token_ids: Sequence[Sequence[int] | Encoding],
+    labels: Sequence[int] | Sequence[float] | Sequence[Sequence[float]] | None = None,
+    config: PackingConfig | None = None,
+) -> PackedBatch:
+    """Pack sequences end to end into one batch.
+
+    Positions count every token, including <pad>: nothing is padded here, so a <pad> id comes from the text.
+
+    Args:
+        token_ids: Lists of int, or tokenizers.Encoding (which carries BERT's token types), with special tokens.
+        labels: One per sequence: class indices, or floats if config.num_labels is 1 (regression), or num_labels zeros
+            and ones if config.problem_type is "multi_label_classification".
+        config: The model's config, model.config. Required, for positions and bounds.
+
+    Returns:
+        The packed batch, with sequences in the given order.
+
+    Raises:
+        MinipeftError: for an empty batch or sequence, a sequence longer than the position table, a token id outside
+            the vocabulary, or a label outside the classes. The message names the sequence.
+    """
+    if config is None:
+        raise MinipeftError("pack needs the model's config: pack(token_ids, labels, config=model.config)")
+    sequences = [_checked_ids(sequence, number, config.vocab_size) for number, sequence in enumerate(token_ids)]
+    if not sequences:
+        raise MinipeftError("a batch needs at least one sequence")
+    lengths = tuple(len(sequence) for sequence in sequences)
+    for number, length in enumerate(lengths):
+        if not 1 <= length <= config.max_length:
+            raise MinipeftError(
+                f"sequence {number} has {length} tokens; the model takes 1 to {config.max_length}: set max_length"
+            )
+    input_ids = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64)
+    lengths_tensor = torch.tensor(lengths)
+    cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    torch.cumsum(lengths_tensor, 0, out=cu_seqlens[1:])
+    starts = torch.repeat_interleave(cu_seqlens[:-1].long(), lengths_tensor)
+    position_ids = torch.arange(len(input_ids)) - starts + config.position_offset
+    return PackedBatch(
+        input_ids,
+        position_ids,
+        _token_types(token_ids, config),
+        cu_seqlens,
+        max(lengths),
+        lengths,
+        _labels(labels, len(lengths), config),
+    )
+
+
+def reorder(batch: PackedBatch, order: Sequence[int]) -> PackedBatch:
+    """Return the batch with its sequences in another order."""
+    starts = torch.tensor([0, *batch.lengths]).cumsum(0)
+    lengths = tuple(batch.lengths[sequence] for sequence in order)
+    tokens = torch.cat([torch.arange(batch.lengths[sequence]) + starts[sequence] for sequence in order])
+    tokens = tokens.to(batch.input_ids.device)
+    labels, weights = (
+        None if one is None else one[torch.tensor(order, device=one.device)] for one in (batch.labels, batch.weights)
+    )
+    return PackedBatch(
+        batch.input_ids[tokens],
+        batch.position_ids[tokens],
+        None if batch.token_type_ids is None else batch.token_type_ids[tokens],
+        torch.tensor([0, *lengths]).cumsum(0).to(batch.cu_seqlens),
+        batch.max_seqlen,
+        lengths,
+        labels,
+        weights,
+    )
+
+
+def _checked_ids(sequence: Sequence[int] | Encoding, number: int, vocab_size: int) -> list[int]:
+    ids = sequence.ids if isinstance(sequence, Encoding) else sequence
+    try:
+        checked = [operator.index(token) for token in ids]
+    except TypeError:
+        raise MinipeftError(f"sequence {number} is {ids!r}, not a list of token ids; encode the text first") from None
+    for token in (min(checked, default=0), max(checked, default=0)):
+        if not 0 <= token < vocab_size:
+            raise MinipeftError(
+                f"token id {token} in sequence {number} lies outside the model's vocabulary of {vocab_size}; "
+                "the tokenizer belongs to another model"
+            )
+    return checked
+
+
+def _token_types(token_ids: Sequence[Sequence[int] | Encoding], config: PackingConfig) -> Tensor | None:
+    """The type of each token, or None if all are 0; plain lists of int carry no types."""
+    types = [kind for sequence in token_ids for kind in getattr(sequence, "type_ids", [0] * len(sequence))]
+    if config.type_vocab_size <= 1 or not any(types):
+        return None
+    if max(types) >= config.type_vocab_size:
+        raise MinipeftError(
+            f"token type {max(types)} lies outside the model's {config.type_vocab_size}; "
+            "the tokenizer belongs to another model"
+        )
+    return torch.tensor(types, dtype=torch.int64)
+
+
+def _labels(labels: Sequence[Any] | None, count: int, config: PackingConfig) -> Tensor | None:
+    if labels is None:
+        return None
+    if len(labels) != count:
+        raise MinipeftError(f"{len(labels)} labels for {count} sequences; give one label per sequence")
+    if config.problem_type == MULTI_LABEL:
+        for number, label in enumerate(labels):
+            if not isinstance(label, Sequence) or len(label) != config.num_labels or not set(label) <= {0, 1}:
+                raise MinipeftError(
+                    f"label {label!r} of sequence {number} is not a list of {config.num_labels} zeros and ones. "
+                    "Give one for each label of the model."
+                )
+        return torch.tensor(labels, dtype=torch.float32).view(count, config.num_labels)
+    if config.num_labels == 1:
+        for number, label in enumerate(labels):
+            if not isinstance(label, (int, float)) or not math.isfinite(label):
+                raise MinipeftError(
+                    f"label {label!r} of sequence {number} is not a finite number, which regression needs"
+                )
+        return torch.tensor([float(label) for label in labels], dtype=torch.float32)
+    for number, label in enumerate(labels):
+        if label not in range(config.num_labels):
+            raise MinipeftError(
+                f"label {label!r} of sequence {number} is outside the {config.num_labels} classes "
+                f"0 to {config.num_labels - 1}"
+            )
+    return torch.tensor([int(label) for label in labels], dtype=torch.int64)

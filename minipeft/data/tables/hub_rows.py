@@ -1,0 +1,242 @@
+"""A data set of the Hugging Face hub, through the `datasets` library and from its cache.
+
+A data set is named "owner/name:config", and a split of it "owner/name:config[split]". What is in the cache is used
+without asking the hub, so that every process and every resumed run reads the same rows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minipeft.data.tables.lines import ending_of
+from minipeft.data.tables.memory import PLACE, MemorySplit
+from minipeft.data.tables.open_table import READERS, open_table
+from minipeft.data.tables.remote import is_remote
+from minipeft.data.tables.table import Table, numbered
+from minipeft.errors import MinipeftError, first_line, format_names
+from minipeft.hub.network import datasets_offline_variable, endpoint, hub_reachable, with_retries
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SEGMENT = r"(?!.*(?:\.\.|--))\w(?:[\w.-]{0,94}\w)?"
+NAME = re.compile(rf"(?P<name>(?:{SEGMENT}/)?{SEGMENT})(?::(?P<config>[\w.+ -]+))?(?:\[(?P<split>[\w.]+)\])?", re.ASCII)
+NOT_HUB = ("auto", "standin")
+
+
+class DownloadError(MinipeftError):
+    """A data set that cannot be loaded from the hub; `reason` is the first line of the library's error."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        self.reason = first_line(error).rstrip(".")
+        super().__init__(f"{name}: the download from the hub failed ({self.reason}). Try again.")
+
+
+def is_hub_name(data: str) -> bool:
+    """Whether --data may name a data set of the hub: "name", "owner/name" or "owner/name:config"."""
+    match = NAME.fullmatch(data)
+    if match is None or match["split"] or data in NOT_HUB or is_remote(data) or Path(data).exists():
+        return False
+    return ending_of(data) not in READERS
+
+
+def is_hub_source(source: str) -> bool:
+    """Whether a recorded source is a data set of the hub; a file's or folder's is an absolute path or an address."""
+    return not Path(source).is_absolute() and not is_remote(source) and NAME.fullmatch(source) is not None
+
+
+def hub_split(source: str, split: str) -> str:
+    """Return the name of a split, for `open_split`."""
+    return f"{source}[{split}]"
+
+
+def is_hub_split(path: str) -> bool:
+    """Whether a path is the name that `hub_split` gives."""
+    match = NAME.fullmatch(path)
+    return match is not None and match["split"] is not None
+
+
+def open_split(path: str | MemorySplit) -> Table:
+    """Open rows in memory, a split of a data set of the hub, or a file as `open_table` does."""
+    if isinstance(path, MemorySplit):
+        return dataset_table(path.rows, path.place, in_memory=True)
+    if path == PLACE:
+        raise MinipeftError(f"the run was trained on {PLACE}; evaluate it on a file, by --input")
+    match = NAME.fullmatch(path)
+    if match is None or match["split"] is None:
+        return open_table(path)
+    return dataset_table(read_split_rows(match["name"], match["config"] or "default", match["split"]), path)
+
+
+def find_dataset(data: str) -> tuple[str, tuple[str, ...], str]:
+    """Find a data set in the cache of `datasets`, or download it from the hub.
+
+    Args:
+        data: "name", "owner/name" or "owner/name:config"; without a config the data set's default or only one.
+
+    Returns:
+        Its name with owner and config, the names of its splits, and the commit, "" if it is not known.
+
+    Raises:
+        MinipeftError: if it is neither in the cache nor on the hub; the message has both reasons.
+    """
+    match = NAME.fullmatch(data)
+    assert match is not None
+    name, config = match["name"], match["config"]
+    not_a_file = f"--data {data}: no such file or folder, and "
+    known = _names_in_cache(name)
+    if config is None or (name, config) not in {(full, one) for full in known for one in known[full]}:
+        offline = datasets_offline_variable()
+        if offline is None and hub_reachable():
+            try:
+                name, config = _download(name, config)
+            except DownloadError as error:
+                raise MinipeftError(
+                    f"{not_a_file}no data set of the hub can be loaded ({error.reason}). Check the name."
+                ) from None
+            known = {name: [config]}
+        elif not known or (config is not None and all(config not in configs for configs in known.values())):
+            reason = f"{offline} is set" if offline else f"no answer from {endpoint()}"
+            there = [f"{full}:{one}" for full, configs in known.items() for one in configs]
+            cached = f" (there are {format_names(there)})" if there else ""
+            raise MinipeftError(
+                f"{not_a_file}no such data set in the cache{cached}; {reason}. Check the name, or the network."
+            )
+    full = name if name in known else next(iter(known))
+    configs = [config] if config is not None else known[full]
+    if len(configs) > 1 or (len(known) > 1 and name not in known):
+        there = [f"{one}:{config}" for one in known for config in known[one]]
+        raise MinipeftError(f"--data {data}: the cache holds {format_names(there)}. Name one of them.")
+    splits = cached_splits(full, configs[0])
+    folder = next(iter(splits.values()))[0].parent.name
+    commit = folder if re.fullmatch("[0-9a-f]{40}", folder) else ""
+    return f"{full}:{configs[0]}", tuple(splits), commit
+
+
+def _download(name: str, config: str | None) -> tuple[str, str]:
+    """Download a data set into the cache; return its name with the owner, and its config."""
+    try:
+        builder = with_retries(lambda token: _prepare(name, config, token))
+    except MinipeftError:
+        raise
+    except Exception as error:  # the library passes on the errors of every layer below it
+        raise DownloadError(name if config is None else f"{name}:{config}", error) from None
+    return str(builder.repo_id), str(builder.config.name)
+
+
+def _prepare(name: str, config: str | None, token: bool | None) -> Any:
+    from datasets import load_dataset_builder
+    from huggingface_hub import HfApi
+
+    if "/" not in name:  # an old name, such as imdb: the hub answers with the present one
+        name = HfApi(endpoint=endpoint(), token=token).dataset_info(name).id
+    builder = load_dataset_builder(name, config, token=token)
+    builder.download_and_prepare()
+    return builder
+
+
+def read_split_rows(name: str, config: str, split: str) -> Dataset:
+    """Return a split from the cache, downloaded if it is not there; each file is checked to be complete."""
+    splits = cached_splits(name, config)
+    if not splits:
+        _download(name, config)
+        splits = cached_splits(name, config)
+    if split not in splits:
+        raise MinipeftError(f"{name}:{config}: no split {split!r} (there are {', '.join(splits)}); name another")
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets([_read_arrow(path) for path in splits[split]])
+
+
+def _read_arrow(path: Path) -> Dataset:
+    """Open a file of arrow records whose records are all there."""
+    import pyarrow
+    from datasets import Dataset
+
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            pyarrow.ipc.open_stream(file).read_all()  # maps the records without copying them; raises if truncated
+        return Dataset.from_file(str(path))
+    except Exception as error:  # pyarrow raises exceptions of many kinds
+        raise MinipeftError(
+            f"{path}: damaged ({first_line(error)}); delete the folder {path.parent} so that it is downloaded again"
+        ) from None
+
+
+def cached_splits(name: str, config: str) -> dict[str, list[Path]]:
+    """Return the arrow files of each split in the cache of `datasets`: as there, the version written last."""
+    folders = [path for path in (_cache() / name.replace("/", "___") / config).glob("*/*") if _splits_in(path)]
+    return _splits_in(max(folders, key=lambda path: (path.stat().st_mtime, path))) if folders else {}
+
+
+def _splits_in(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of the splits in a folder of the cache; none if a shard is missing."""
+    splits: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*-*.arrow")):
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+        if not stem.startswith("cache-"):  # what Dataset.map leaves
+            splits.setdefault(stem.rpartition("-")[2], []).append(path)
+    for files in splits.values():
+        total = re.search(r"-of-(\d{5})$", files[-1].stem)
+        if total and len(files) != int(total[1]):
+            return {}
+    return splits
+
+
+def _names_in_cache(name: str) -> dict[str, list[str]]:
+    """Return the data sets in the cache that a name may mean, each with its configs."""
+    pattern = name.replace("/", "___") if "/" in name else f"*___{name}"
+    found = [path for path in [_cache() / name, *sorted(_cache().glob(pattern))] if path.is_dir()]
+    configs = {
+        path.name.replace("___", "/"): sorted(
+            one.name for one in path.iterdir() if any(map(_splits_in, one.glob("*/*")))
+        )
+        for path in found
+    }
+    return {full: names for full, names in configs.items() if names}
+
+
+def _cache() -> Path:
+    """Return the folder that `datasets` uses as its cache; importing the library to ask it takes most of a second."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets")
+
+
+def dataset_table(rows: Dataset, place: str, by_name: bool = True, in_memory: bool = False) -> Table:
+    """Return the rows of a Dataset as a table.
+
+    Args:
+        rows: The rows.
+        place: The data set in messages.
+        by_name: Whether classes are read as their names (None for the -1 of a hidden label), not as their indices.
+        in_memory: Whether they are rows in memory, whose places are indices.
+    """
+    found = {name: _class_names(feature) for name, feature in rows.features.items()} if by_name else {}
+    classes = {name: names for name, names in found.items() if names}
+
+    def values(names: Sequence[str]) -> Iterator[Sequence[Any]]:
+        for batch in rows.select_columns(list(names)).iter(1000):
+            columns = (
+                [_named(value, classes[name]) for value in batch[name]] if name in classes else batch[name]
+                for name in names
+            )
+            yield from zip(*columns, strict=True)
+
+    return numbered(place, tuple(rows.column_names), values, classes, in_memory)
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """Return the class names of a ClassLabel, or of a list of them; none for other features."""
+    feature = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+    return tuple(feature.names or ()) if type(feature).__name__ == "ClassLabel" else ()
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    return None if value is None or value < 0 else names[value]

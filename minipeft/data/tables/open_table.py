@@ -1,0 +1,109 @@
+"""The rows of a file as a stream: jsonl, json, csv, tsv, parquet or plain text, a few rows in memory at once."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from minipeft.data.tables.csv_rows import csv_table, strip_line_end, tsv_table
+from minipeft.data.tables.json_rows import json_table, jsonl_table
+from minipeft.data.tables.lines import DECOMPRESS, check_file, ending_of, iterate_lines, name_of, read_lines
+from minipeft.data.tables.parquet_rows import parquet_table
+from minipeft.data.tables.remote import is_remote
+from minipeft.data.tables.table import Table, concatenate
+from minipeft.errors import MinipeftError
+
+STANDARD_INPUT = "-"
+FORMATS = ("txt", "csv", "tsv", "jsonl", "json")  # of --format; a parquet file is known by its ending
+
+
+def open_table(path: str | Path, file_format: str | None = None) -> Table:
+    """Open a file, an address, the shards of a split ("train-*-of-00002.parquet"), or standard input ("-").
+
+    The format is that of the file's ending, before one of a compressed file: "reviews.csv.gz". Standard input is jsonl
+    if its first line begins with {, and else plain text, unless the first line may be the header of a csv or tsv file.
+
+    Args:
+        path: The file.
+        file_format: One of FORMATS, whatever the ending is.
+
+    Raises:
+        MinipeftError: here or while the rows are read: for an unknown ending, an empty file, a line that is not
+            JSON, not UTF-8 or longer than 16 MiB, and a damaged file. The message names the file and line.
+    """
+    if file_format is not None and file_format not in FORMATS:
+        raise MinipeftError(f"unknown --format {file_format!r}; choose one of {', '.join(FORMATS)}")
+    path = str(path)
+    if path == STANDARD_INPUT:
+        return _standard_input(file_format)
+    if not is_remote(path) and "*" in Path(path).name and not Path(path).exists():
+        shards = sorted(Path(path).parent.glob(Path(path).name))
+        return concatenate(path, [open_table(shard) for shard in shards])
+    ending = ending_of(path) if file_format is None else f".{file_format}"
+    if not is_remote(path) and not Path(path).is_file():
+        raise MinipeftError(f"{path} is not a file; check the path")
+    if ending not in READERS:
+        raise MinipeftError(f"{path}: unknown ending {ending or 'none'!r}; use {', '.join(READERS)}, or pass --format")
+    if ending == ".parquet" and name_of(path).lower().endswith(tuple(DECOMPRESS)):
+        raise MinipeftError(f"{path}: a parquet file is compressed inside; decompress the file")
+    check_file(path)
+    return READERS[ending](path)
+
+
+def _standard_input(file_format: str | None) -> Table:
+    if sys.stdin is None:
+        raise MinipeftError("standard input is closed; give a file")
+    lines = read_lines("standard input", lambda: sys.stdin.buffer)
+    if (first := next(lines, None)) is None:
+        raise MinipeftError("standard input is empty; it needs at least one row")
+    if file_format is None:
+        file_format = "jsonl" if first.lstrip().startswith("{") else "txt"
+        if file_format == "txt" and _may_be_header(strip_line_end(first)):
+            raise MinipeftError(
+                f"standard input: the first line, {strip_line_end(first)[:80]!r}, may be the header of a csv or tsv "
+                "file; pass --format csv or tsv, or --format txt for one text per line"
+            )
+    if file_format not in LINE_READERS:
+        raise MinipeftError(f"--format {file_format} needs a file; give standard input as jsonl, csv, tsv or txt")
+    return LINE_READERS[file_format]("standard input", chain([first], lines))
+
+
+def _may_be_header(line: str) -> bool:
+    """Whether a line may name columns: short names between separators, or one usual name."""
+    names = [name.strip('"') for name in re.split("[\t,;]", line)]
+    if len(names) == 1:
+        return names[0].lower() in ("text", "sentence", "sentence1", "premise", "question")
+    return "\t" in line or all(re.fullmatch(r"\w+([ .-]\w+){0,2}", name) for name in names)
+
+
+def _text_table(place: str, lines: Iterable[str]) -> Table:
+    """Every line is a text, including an empty one: line i of the output belongs to line i."""
+    rows = ((f"{place}, line {number}", [strip_line_end(line)]) for number, line in enumerate(lines, 1))
+    return Table(place, ("text",), lambda names: rows)
+
+
+# Format → (place, lines) → table: what is read line by line.
+LINE_READERS: dict[str, Callable[[str, Iterator[str]], Table]] = {
+    "jsonl": jsonl_table,
+    "csv": csv_table,
+    "tsv": tsv_table,
+    "txt": _text_table,
+}
+
+
+def _by_lines(file_format: str) -> Callable[[str], Table]:
+    return lambda path: LINE_READERS[file_format](path, iterate_lines(path))
+
+
+# Ending → (path) → table.
+READERS: dict[str, Callable[[str], Table]] = {
+    ".jsonl": _by_lines("jsonl"),
+    ".json": json_table,
+    ".csv": _by_lines("csv"),
+    ".tsv": _by_lines("tsv"),
+    ".parquet": parquet_table,
+    ".txt": _by_lines("txt"),
+}

@@ -1,0 +1,291 @@
+"""A custom dataset as a task: a file, or a folder with train.csv (or tsv, jsonl, parquet) and further splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from minipeft.data.tables.find_files import split_file
+from minipeft.data.tables.hub_rows import find_dataset, hub_split, is_hub_name, is_hub_source, is_hub_split, open_split
+from minipeft.data.tables.lines import stem_of
+from minipeft.data.tables.memory import PLACE, MemoryData, MemorySplit
+from minipeft.data.tables.remote import is_remote
+from minipeft.data.tasks.splits import VALIDATION_FRACTION, with_recorded_split
+from minipeft.data.tasks.task import TASKS, Task
+from minipeft.errors import MinipeftError, check_choice, format_names, short_repr
+from minipeft.problems.labels import LABEL_TYPES, NUMBER, find_labels
+from minipeft.problems.multi_label import find_label_sets, warn_of_lists
+
+ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet")
+VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
+TEXT_COLUMN, LABEL_COLUMN = "text", "label"
+SECOND_TEXTS = re.compile(r"(sentence|text|question|input)_?[2b]|pair|hypothesis|claim|answer|context", re.IGNORECASE)
+FEWEST_ROWS = 10  # that a validation split is drawn from
+SAMPLE_ROWS = 100  # that are looked at for a second text column
+FEWEST_WORDS = 4  # per row, on average, of a column of texts
+
+
+@dataclass(frozen=True)
+class CustomData:
+    """What is known of a custom dataset before training.
+
+    Attributes:
+        task: Its columns, classes and files.
+        source: The file, folder, address or data set of the hub.
+        origin: Where a data set of the hub comes from; "" for files.
+        rows: Number of rows of the training file.
+        class_counts: Number of rows of each class, in the order of the class indices; empty for regression.
+        unread_columns: Columns of the training file that are not read.
+        warnings: Messages about what may be a mistake, each one line.
+    """
+
+    task: Task
+    source: str
+    origin: str
+    rows: int
+    class_counts: dict[str, int]
+    unread_columns: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Return the files, rows and classes in one line."""
+        files = dict(self.task.files)
+        if "validation" in files:
+            validation = f"validation from {files['validation']}"
+        else:
+            stratified = ", stratified by class" if self.task.stratified and self.task.has_classes else ""
+            validation = f"of which {VALIDATION_FRACTION:.0%} are for validation{stratified}, the same for every seed"
+        counts = [f"{name} {count:,}" for name, count in self.class_counts.items()]
+        kind = (
+            f"{len(counts):,} {'labels' if self.task.multilabel else 'classes'} ({format_names(counts)})"
+            if counts
+            else "labels that are numbers"
+        )
+        return f"{files['train']}{self.origin}: {self.rows:,} rows, {validation}; {kind}"
+
+    def describe_columns(self) -> str:
+        """Return the columns that are read, and those that are not, in one line."""
+        unread = f"; not read: {format_names(self.unread_columns)}" if self.unread_columns else ""
+        return f"{' and '.join(self.task.columns)}, labels from {self.task.label_column}{unread}"
+
+
+def is_custom(task: str, data: str | MemoryData) -> bool:
+    """Whether --data is a custom dataset.
+
+    It is rows in memory, a file or an address; and if --task is not one of GLUE's, a folder with a training file, or a
+    data set of the hub.
+    """
+    if isinstance(data, MemoryData):
+        return True
+    path = Path(data)
+    if is_remote(data) or path.is_file():
+        return True
+    return task not in TASKS and (is_hub_name(data) or (path.is_dir() and "train" in _files_in(path)))
+
+
+def inspect_custom_data(
+    task: str,
+    data: str | MemoryData,
+    *,
+    text_column: str | None,
+    pair_column: str | None,
+    label_column: str | None,
+    label_type: str,
+    validation: str | None,
+    label_separator: str | None = None,
+    threshold: float | None = 0.5,
+) -> CustomData:
+    """Inspect a custom dataset; the labels of the whole training file are read once.
+
+    Args:
+        task: A name for the task; "auto" for the name of the file, folder or data set.
+        data: The file, folder, address, data set of the hub, which may be downloaded, or rows in memory.
+        text_column: Column of the texts; the default is "text".
+        pair_column: Column of the second texts; None if there is none.
+        label_column: Column of the labels; the default is "label".
+        label_type: "auto", "classes", "numbers" (regression) or "multilabel".
+        validation: The validation file, or a split of the data set of the hub.
+        label_separator: The character between the labels of a text, for "multilabel".
+        threshold: The probability from which on a label is predicted, for "multilabel"; None: to be chosen.
+
+    Raises:
+        MinipeftError: for data that cannot be trained on. The message names the file, the row and the remedy.
+    """
+    if task in TASKS:
+        raise MinipeftError(
+            f"--data {data} is a file, but --task {task} reads GLUE's columns from a folder {task}/; "
+            "leave --task out for a custom dataset"
+        )
+    check_choice("--label-type", label_type, LABEL_TYPES)
+    source, origin, files = _find(data, validation)
+    path = Path(source)
+    name = task if task != "auto" else _task_name(source)
+    if not name or name != Path(name).name:
+        raise MinipeftError(f"--task {name!r} cannot be the name of a folder; choose a plain name")
+    columns = (text_column or TEXT_COLUMN, *([pair_column] if pair_column else []))
+    label = label_column or LABEL_COLUMN
+    flags = dict(zip(columns, ("--text-column", "--pair-column"), strict=False)) | {label: "--label-column"}
+    for split in ("train", "validation"):
+        table = open_split(files.get(split, files["train"]))
+        for column, flag in flags.items():
+            if column not in table.columns:
+                raise table.missing(column, f"{flag} names another")
+    if label_type == "multilabel":
+        class_counts, rows = find_label_sets(open_split(files["train"]), label, label_separator)
+    else:
+        class_counts, rows = find_labels(open_split(files["train"]), label, label_type)
+    if "validation" not in files and rows < FEWEST_ROWS:
+        raise MinipeftError(
+            f"{files['train']}: {rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "
+            "add rows, or name a validation file by --validation"
+        )
+    unread = tuple(column for column in open_split(files["train"]).columns if column not in flags)
+    custom = _task(name, columns, tuple(class_counts), label, files)
+    warnings = _column_warnings(files["train"], columns, unread)
+    if label_type == "multilabel":
+        custom = as_multilabel(custom, label_separator, threshold)
+    else:
+        warnings += warn_of_lists(files["train"], label, class_counts)
+    if (
+        path.is_file()
+        and "validation" not in files
+        and (unused := _validation_file(path.parent)) not in (None, str(path))
+    ):
+        warnings += (f"{unused} is not used; pass --validation {unused} to validate on it",)
+    return CustomData(custom, source, origin, rows, class_counts, unread, warnings)
+
+
+def _find(data: str | MemoryData, validation: str | None) -> tuple[str, str, dict[str, Any]]:
+    """Return the source of a custom dataset, where it comes from if not from a file, and the file of each split."""
+    if isinstance(data, MemoryData):
+        return PLACE, "", _files_in_memory(data)
+    if not is_hub_name(data):
+        source = data if is_remote(data) else str(Path(data).resolve())
+        return source, "", _files(source, validation, VALIDATION_NAMES)
+    source, splits, commit = find_dataset(data)
+    if "train" not in splits:
+        raise MinipeftError(f"{source}: no split train (there are {', '.join(splits)}); choose another data set")
+    if validation is None:
+        validation = next((name for name in VALIDATION_NAMES if name in splits), None)
+    elif validation not in splits and not is_remote(validation) and not Path(validation).is_file():
+        raise MinipeftError(
+            f"--validation {validation}: no split of {source} (there are {', '.join(splits)}), and no such file; "
+            "name another"
+        )
+    origin = f" (Hugging Face hub{f', commit {commit[:12]}' if commit else ''})"
+    return source, origin, _files(source, hub_split(source, validation) if validation in splits else validation, ())
+
+
+def _task_name(source: str) -> str:
+    """Return the name of a source without folders, owner, config and endings; "data" for rows in memory."""
+    if source == PLACE:
+        return "data"
+    if is_hub_source(source):
+        return source.split(":")[0].split("/")[-1]
+    return Path(source).name if Path(source).is_dir() else stem_of(source)
+
+
+def _files_in_memory(data: MemoryData) -> dict[str, Any]:
+    """The rows of each split; a validation split may have any of VALIDATION_NAMES."""
+    found = {name: rows for name, rows in data.splits.items() if name not in VALIDATION_NAMES}
+    if validation := next((name for name in VALIDATION_NAMES if name in data.splits), None):
+        found["validation"] = data.splits[validation]
+    return found
+
+
+def _column_warnings(file: str | MemorySplit, columns: tuple[str, ...], unread: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse a text column of numbers, and warn of an unread column that may be the second text."""
+    texts = [str(values[0]) for _, values in islice(open_split(file).read(columns[:1]), SAMPLE_ROWS)]
+    if all(NUMBER.fullmatch(text) for text in texts):
+        raise MinipeftError(
+            f"{file}: column {columns[0]!r} holds numbers, such as {texts[0]}; name the texts by --text-column"
+        )
+    if len(columns) == 2:
+        return ()
+    second = [column for column in unread if SECOND_TEXTS.fullmatch(column)]
+    with suppress(MinipeftError):  # a column that cannot be read need not be
+        sample = list(islice(open_split(file).read(unread), SAMPLE_ROWS)) if unread else []
+        for place, column in enumerate(unread):
+            words = [len(values[place].split()) for _, values in sample if isinstance(values[place], str)]
+            if column not in second and words and sum(words) >= FEWEST_WORDS * len(words):
+                second.append(column)
+    if not second:
+        return ()
+    named = " and ".join(map(repr, second))
+    return (f"{file}: column {named} is not read; if it is a second text, pass --pair-column {second[0]}",)
+
+
+def custom_task(settings: Mapping[str, Any]) -> Task | None:
+    """Return the task of a run on a custom dataset, from its config.json; None for a run on GLUE."""
+    if settings.get("text_column") is None:
+        return None
+    texts = ["task", "source", "text_column", "label_column", *(["pair_column"] if settings.get("pair_column") else [])]
+    for name in texts:
+        if not isinstance(settings.get(name), str):
+            raise MinipeftError(f"{name} {short_repr(settings.get(name))} is not a text")
+    labels, validation = settings.get("labels"), settings.get("validation")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or len(labels) == 1:
+        raise MinipeftError(f"labels {short_repr(labels)} are not a list of names")
+    if not isinstance(validation, (str, type(None))):
+        raise MinipeftError(f"validation {short_repr(validation)} is not a text")
+    columns = (settings["text_column"], *([settings["pair_column"]] if settings.get("pair_column") else []))
+    source = settings["source"]
+    try:
+        files = _files(source, validation, VALIDATION_NAMES[:1])  # another validation file is recorded
+    except MinipeftError:  # the data were moved or deleted; only evaluating on them needs them
+        files = {"train": source}
+    task = _task(settings["task"], columns, tuple(labels), settings["label_column"], files)
+    if settings.get("label_type") == "multilabel":
+        task = as_multilabel(task, settings.get("label_separator"), None)
+    return with_recorded_split(task, dict(settings))
+
+
+def as_multilabel(task: Task, label_separator: str | None, threshold: float | None) -> Task:
+    """Return the task with a set of labels per example."""
+    metrics = ("micro_f1", "macro_f1", "average_precision")
+    return replace(task, metrics=metrics, multilabel=True, label_separator=label_separator, threshold=threshold)
+
+
+def _task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], label: str, files: dict[str, Any]) -> Task:
+    metrics = ("accuracy", "macro_f1") if labels else ("pearson", "spearman")
+    return Task(name, columns, labels, metrics, label_column=label, files=tuple(files.items()))
+
+
+def _files(source: str, validation: str | None, names: tuple[str, ...]) -> dict[str, str]:
+    """The file of each split; `names` are those that a validation file may have."""
+    if source == PLACE:  # of a recorded run, whose rows are gone
+        return {"train": PLACE}
+    if is_hub_source(source):
+        files = {"train": hub_split(source, "train")}
+    else:
+        files = _files_in(Path(source), names) if Path(source).is_dir() else {"train": source}
+    if "train" not in files:
+        raise MinipeftError(f"{source}: no train.csv, train.tsv, train.jsonl or train.parquet in it; add one")
+    if validation is not None:
+        is_path = not is_remote(validation) and not is_hub_split(validation)
+        files["validation"] = str(Path(validation).resolve()) if is_path else validation
+    return files
+
+
+def _files_in(folder: Path, names: tuple[str, ...] = VALIDATION_NAMES) -> dict[str, str]:
+    """The files of a folder, or of its subfolder data/, that are named after a split."""
+    if split_file(folder, "train", ENDINGS) is None and split_file(folder / "data", "train", ENDINGS) is not None:
+        folder = folder / "data"
+    found = {
+        "train": split_file(folder, "train", ENDINGS),
+        "validation": _validation_file(folder, names),
+        "test": split_file(folder, "test", ENDINGS),
+    }
+    return {split: file for split, file in found.items() if file is not None}
+
+
+def _validation_file(folder: Path, names: tuple[str, ...] = VALIDATION_NAMES) -> str | None:
+    found = [file for name in names if (file := split_file(folder, name, ENDINGS)) is not None]
+    if len(found) > 1:
+        raise MinipeftError(f"{folder} holds {Path(found[0]).name} and {Path(found[1]).name}; leave one of them there")
+    return found[0] if found else None

@@ -1,0 +1,243 @@
+"""The splits of a task: where they come from, and their rows as a stream of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from minipeft.data.batches.sampling import draw_mask
+from minipeft.data.tables.find_files import split_file
+from minipeft.data.tables.hub_rows import (
+    DownloadError,
+    cached_splits,
+    dataset_table,
+    hub_split,
+    is_hub_name,
+    is_hub_source,
+    open_split,
+    read_split_rows,
+)
+from minipeft.data.tables.open_table import open_table
+from minipeft.data.tables.table import Table, numbered
+from minipeft.data.tasks import synthetic as standin
+from minipeft.data.tasks.task import Split, Task
+from minipeft.errors import MinipeftError, is_unicode, short_repr
+from minipeft.problems.labels import read_label as read_class
+from minipeft.problems.multi_label import read_label_set
+
+HUB_NAME = "nyu-mll/glue"
+ENDINGS = ("parquet", "jsonl", "tsv")
+# Limits of a chunk, the unit that is in memory at once: the tokenizer needs about 250 bytes per character.
+CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 1 << 20
+LONGEST_TEXT = 1 << 21  # characters
+# The validation split of custom data without a validation file, as a fraction of the training file. Its seed does not
+# depend on --seed, so that the metrics of several seeds can be compared.
+VALIDATION_FRACTION, VALIDATION_SEED = 0.1, 0
+
+
+def choose_data(task: Task, data: str) -> tuple[str, str]:
+    """Choose the source of a task's splits.
+
+    Args:
+        task: A task of GLUE.
+        data: A folder, "standin" (synthetic data), "nyu-mll/glue" (the cache of `datasets`, else the hub), or "auto":
+            as nyu-mll/glue, and without a network synthetic data.
+
+    Returns:
+        (source, description). The source is for `read_split`.
+
+    Raises:
+        MinipeftError: for a folder without the task, and if the Hub answers but the download fails.
+    """
+    from minipeft.hub.network import datasets_offline_variable, hub_reachable
+
+    if data == "standin" and task.name in standin.TASKS:
+        return "standin", f"synthetic data for {task.name} (stand-in): not GLUE, not a benchmark"
+    if data not in ("auto", HUB_NAME):
+        if not Path(data).exists():
+            other = f", or leave --task {task.name} out for a data set of the hub" if is_hub_name(data) else ""
+            raise MinipeftError(f"--data {data}: no such file or folder; check the path{other}")
+        if _file(_folder(task, data), "train") is None and not (Path(data) / task.name).is_dir():
+            raise MinipeftError(
+                f"{data}: no folder {task.name} in it; --data needs <task>/train.parquet "
+                "(or jsonl, tsv) and a validation split, or is a custom dataset"
+            )
+        folder = _folder(task, data)
+        return str(Path(data).resolve()), f"{data}/{task.name}" if folder.name == task.name else data
+    if cached_splits(HUB_NAME, task.name):
+        return HUB_NAME, f"{HUB_NAME} ({task.name}), from the local cache"
+    offline = datasets_offline_variable()
+    if offline is None and hub_reachable():
+        _glue(task, task.validation)
+        return HUB_NAME, f"{HUB_NAME} ({task.name})"
+    reason = "no answer from the hub" if offline is None else f"{offline} is set"
+    if task.name in standin.TASKS and data == "auto":
+        return "standin", f"synthetic data for {task.name} (stand-in): not GLUE, not a benchmark ({reason})"
+    raise MinipeftError(f"no data for {task.name}: {reason}; pass --data with a folder that holds it")
+
+
+def normalize_source(source: str) -> str:
+    """Return a recorded source as `choose_data` names it: earlier versions wrote "hub" or "cache" for GLUE."""
+    return HUB_NAME if source in ("hub", "cache") else source
+
+
+def read_split(task: Task, split: str, source: str, limit: int | None = None) -> Split:
+    """Read the first `limit` rows of a split as one Split. See `read_chunks`."""
+    texts: list[str] = []
+    pairs: list[str] = []
+    labels: list[Any] = []
+    for chunk in read_chunks(task, split, source, limit):
+        texts += chunk.texts
+        pairs += chunk.pairs or []
+        labels += chunk.labels
+    return Split(task, texts, pairs if len(task.columns) == 2 else None, labels)
+
+
+def read_chunks(
+    task: Task, split: str, source: str, limit: int | None = None, labelled: bool = True
+) -> Iterator[Split]:
+    """Read the first `limit` rows of a split as a stream of small Splits.
+
+    Args:
+        task: The task.
+        split: Name of the split.
+        source: The source, from `choose_data`.
+        limit: Number of rows; None for all.
+        labelled: Whether to read the labels.
+
+    Raises:
+        MinipeftError: for a missing column or split, an empty split, a missing text, or an unknown label. The message
+            names the file and the row.
+    """
+    remedy = f"{task.name} needs {', '.join(task.columns)} and {task.label_column}"
+    examples = read_examples(task, _table(task, split, source), task.columns, remedy, labelled)
+    if task.is_custom and split in ("train", task.validation) and task.validation not in dict(task.files):
+        mask = _validation_mask(task)
+        examples = (row for row, chosen in zip(examples, mask, strict=True) if chosen == (split == task.validation))
+    return chunk_examples(task, islice(examples, limit))
+
+
+def count_rows(task: Task, split: str, source: str, limit: int) -> int:
+    """Return how many rows of a split `read_chunks` gives, up to `limit`."""
+    if task.is_custom and split in ("train", task.validation) and task.validation not in dict(task.files):
+        mask = _validation_mask(task)
+        rows = sum(mask) if split == task.validation else len(mask) - sum(mask)
+    else:
+        rows = sum(1 for _ in islice(_table(task, split, source).read([task.label_column]), limit))
+    return min(rows, limit)
+
+
+def _validation_mask(task: Task) -> bytearray:
+    """1 for the rows of the training file that are the validation split."""
+    rows = open_split(dict(task.files)["train"]).read([task.label_column])
+    labels = [read_label(task, value, place) for place, (value,) in rows]
+    return draw_mask(labels, VALIDATION_FRACTION, VALIDATION_SEED, task.stratified and task.has_classes)
+
+
+def _table(task: Task, split: str, source: str) -> Table:
+    if task.is_custom:
+        files = dict(task.files)
+        if split not in files and split != task.validation and is_hub_source(source):
+            return open_split(hub_split(source, split))
+        if split not in files and split != task.validation:
+            raise MinipeftError(
+                f"{source}: no {split} split; there are {', '.join(dict.fromkeys([*files, task.validation]))}"
+            )
+        return open_split(files.get(split, files["train"]))
+    if source == "standin":
+        columns = standin.generate(task.name, split)
+        place = f"synthetic {task.name} {split}"
+        return numbered(place, tuple(columns), lambda names: zip(*(columns[name] for name in names), strict=True))
+    if normalize_source(source) == HUB_NAME:
+        return _glue(task, split)
+    folder = _folder(task, source)
+    if (path := _file(folder, split)) is None:
+        found = sorted({file.name.split(".")[0].split("-")[0] for file in folder.glob("*.*")})
+        there = f" (there are {', '.join(found)})" if found else ""
+        raise MinipeftError(f"{folder}: no {split}.parquet, {split}.jsonl or {split}.tsv in it{there}; add one")
+    return open_table(path)
+
+
+def _folder(task: Task, source: str) -> Path:
+    """The folder of a task's files: <source>/<task>, or the source itself if it holds a training file."""
+    folder = Path(source) / task.name
+    return folder if folder.is_dir() or _file(Path(source), "train") is None else Path(source)
+
+
+def _file(folder: Path, split: str) -> str | None:
+    """The file of a split; of several formats the first of ENDINGS."""
+    return next(filter(None, (split_file(folder, split, [ending]) for ending in ENDINGS)), None)
+
+
+def read_label(task: Task, value: Any, place: str) -> Any:
+    """Return a row's label: a class index, a float for regression, or a tuple of indices for multi-label."""
+    return (read_label_set if task.multilabel else read_class)(task, value, place)
+
+
+def read_examples(
+    task: Task, table: Table, columns: Sequence[str], remedy: str, labelled: bool = True
+) -> Iterator[tuple[str, str | None, Any]]:
+    """Yield (text, pair or None, label or None) of each row; `remedy` ends the message about a missing column."""
+    wanted = [*columns, task.label_column] if labelled else list(columns)
+    for name in wanted:
+        if name not in table.columns:
+            raise table.missing(name, remedy)
+    place = None
+    for place, values in table.read(wanted):
+        for name, text in zip(columns, values, strict=False):
+            if not isinstance(text, str):
+                what = "null" if text is None else short_repr(text)
+                raise MinipeftError(f"{place}: {name} is {what}, not a text; fix or remove the row")
+            if not is_unicode(text):
+                raise MinipeftError(
+                    f"{place}: {name} is {short_repr(text)}, not valid Unicode (half a character); "
+                    "fix or remove the row"
+                )
+            if len(text) > LONGEST_TEXT:
+                raise MinipeftError(
+                    f"{place}: {name} has {len(text):,} characters, more than {LONGEST_TEXT:,}; shorten the text"
+                )
+        label = read_label(task, values[-1], place) if labelled else None
+        yield values[0], values[1] if len(columns) == 2 else None, label
+    if place is None:
+        raise MinipeftError(f"{table.place}: the split is empty; it needs at least one row")
+
+
+def chunk_examples(task: Task, examples: Iterable[tuple[str, str | None, Any]]) -> Iterator[Split]:
+    """Yield examples in their order as Splits of bounded size; a label of None is left out."""
+    texts: list[str] = []
+    pairs: list[str] = []
+    labels: list[Any] = []
+    characters = 0
+    for text, pair, label in examples:
+        texts.append(text)
+        if pair is not None:
+            pairs.append(pair)
+        if label is not None:
+            labels.append(label)
+        characters += len(text) + len(pair or "")
+        if len(texts) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+            yield Split(task, texts, pairs if len(task.columns) == 2 else None, labels)
+            texts, pairs, labels, characters = [], [], [], 0
+    if texts:
+        yield Split(task, texts, pairs if len(task.columns) == 2 else None, labels)
+
+
+def _glue(task: Task, split: str) -> Table:
+    """A split from the cache of `datasets`, or else from the hub."""
+    try:
+        rows = read_split_rows(HUB_NAME, task.name, split)
+    except DownloadError as error:
+        raise MinipeftError(
+            f"{HUB_NAME} {task.name}: the download from the hub failed ({error.reason}); try again, or pass "
+            "--data with a folder that holds it" + (", or --data standin" if task.name in standin.TASKS else "")
+        ) from None
+    return dataset_table(rows, f"{HUB_NAME} {task.name} {split}", by_name=False)
+
+
+def with_recorded_split(task: Task, settings: dict[str, Any]) -> Task:
+    """Return the task with the kind of draw of a recorded config.json: earlier versions did not stratify."""
+    return replace(task, stratified=bool(settings.get("stratified", False)))

@@ -1,0 +1,136 @@
+"""Long texts as windows: sequences of at most --max-length tokens that overlap by --stride tokens."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Encoding
+from torch import Tensor
+
+from minipeft.data.tokens.tokenizer import Tokenizer
+from minipeft.errors import MinipeftError
+
+POOLINGS = ("mean", "max")
+
+
+@dataclass(frozen=True)
+class LongTexts:
+    """--long-text window: what becomes of a text that is longer than --max-length.
+
+    Attributes:
+        stride: tokens that a window has in common with the one before.
+        pooling: how the logits of a text's windows become its logits, one of POOLINGS.
+    """
+
+    stride: int
+    pooling: str
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> LongTexts | None:
+        """Return what a run's config.json says; None where texts are truncated."""
+        if settings.get("long_text", "truncate") != "window":
+            return None
+        return cls(settings["stride"], settings["window_pooling"])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which sequences are the windows of which example.
+
+    Attributes:
+        starts: (num_examples + 1,); the windows of example i are the sequences starts[i] to starts[i + 1].
+        pooling: one of POOLINGS.
+    """
+
+    starts: Sequence[int]
+    pooling: str
+
+    @classmethod
+    def of_counts(cls, counts: Sequence[int], pooling: str) -> Windows:
+        """Return the windows of examples that have so many each."""
+        starts = array("q", [0])
+        for count in counts:
+            starts.append(starts[-1] + count)
+        return cls(starts, pooling)
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.starts) - 1
+
+    def sequences(self, examples: Sequence[int]) -> list[int]:
+        """Return the windows of examples, in their order."""
+        return [sequence for one in examples for sequence in range(self.starts[one], self.starts[one + 1])]
+
+    def counts(self) -> list[int]:
+        """Return the number of windows of each example."""
+        return [after - before for before, after in zip(self.starts, self.starts[1:], strict=False)]
+
+    def owners(self) -> Sequence[int]:
+        """Return the example of each sequence."""
+        return array("q", (example for example, count in enumerate(self.counts()) for _ in range(count)))
+
+    def pool(self, logits: Tensor) -> Tensor:
+        """Return the mean or the maximum of the logits of each example's windows.
+
+        Args:
+            logits: (num_sequences, num_labels).
+
+        Returns:
+            (num_examples, num_labels).
+        """
+        owners = torch.tensor(self.owners(), dtype=torch.int64)[:, None].expand_as(logits)
+        pooled = logits.new_zeros(len(self), logits.shape[1])
+        return pooled.scatter_reduce(
+            0, owners, logits, "a" + self.pooling if self.pooling == "max" else "mean", include_self=False
+        )
+
+
+def encode_windows(
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int, stride: int
+) -> list[list[Encoding]]:
+    """Return the windows of each text, or of each (text, pair); one where it has at most `max_length` tokens.
+
+    Of a pair, the longer text is split and the other one is in every window. Where both have more than half of a
+    sequence's tokens, the pair is truncated to one window, and counted in `tokenizer.truncated`.
+
+    Raises:
+        MinipeftError: for a stride that leaves no room for further tokens.
+    """
+    before = tokenizer.truncated
+    whole = tokenizer.encode_full(texts, pairs, max_length)
+    tokenizer.truncated = before
+    room = max_length - tokenizer.tokenizer.num_special_tokens_to_add(pairs is not None)
+    if stride >= (room if pairs is None else room // 2):
+        half = "" if pairs is None else " half of"
+        raise MinipeftError(
+            f"--stride {stride} is not below{half} the {room} tokens of text in a sequence. Choose a smaller one."
+        )
+    windows = [[encoding] for encoding in whole]
+    long = [number for number, encoding in enumerate(whole) if encoding.overflowing]
+    if pairs is None:
+        strategies = {"longest_first": long}
+    else:
+        tokenizer.tokenizer.no_truncation()
+        lengths = [
+            [
+                len(one.ids)
+                for one in tokenizer.tokenizer.encode_batch([side[n] for n in long], add_special_tokens=False)
+            ]
+            for side in (texts, pairs)
+        ]
+        strategies = {"only_first": [], "only_second": []}
+        for number, first, second in zip(long, *lengths, strict=True):
+            if min(first, second) > room // 2:
+                tokenizer.truncated += 1
+            else:
+                strategies["only_first" if first > second else "only_second"].append(number)
+    for strategy, numbers in strategies.items():
+        tokenizer.tokenizer.enable_truncation(max_length, stride=stride, strategy=strategy)
+        inputs: list[Any] = [texts[n] if pairs is None else (texts[n], pairs[n]) for n in numbers]
+        for number, encoding in zip(numbers, tokenizer.tokenizer.encode_batch(inputs), strict=True):
+            windows[number] = [encoding, *encoding.overflowing]
+    return windows

@@ -1,0 +1,109 @@
+"""A trained model and what it needs to predict: texts → logits, probabilities, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minipeft.data.tasks.task import Task
+from minipeft.data.tokens.examples import encode_texts
+from minipeft.data.tokens.long_texts import LongTexts
+from minipeft.data.tokens.tokenizer import Tokenizer
+from minipeft.errors import MinipeftError, short_repr
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.training.evaluate import predict_logits
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model with its tokenizer.
+
+    Attributes:
+        settings: the run's config.json; "max_length" and "max_tokens" are read.
+        device: where the model is.
+    """
+
+    model: SequenceClassifier
+    tokenizer: Tokenizer
+    task: Task
+    settings: dict[str, Any]
+    device: str
+
+    def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Return what is predicted for each text, with six digits.
+
+        It is a dict of "label", the class name, and "probabilities"; of "labels", the names of those whose probability
+        reaches the task's threshold, and "probabilities" for multi-label; of "score" for regression.
+        """
+        logits = self.predict_logits(texts, pairs)
+        if self.task.is_regression:
+            return [{"score": round(value, 6)} for value in logits[:, 0].tolist()]
+        names = list(self.model.config.id2label.values())
+        if self.task.multilabel:
+            exact = logits.double().sigmoid()
+            chosen = (exact >= (self.task.threshold or 0.5)).tolist()
+            return [
+                {
+                    "labels": [name for name, one in zip(names, flags, strict=True) if one],
+                    "probabilities": dict(zip(names, row, strict=True)),
+                }
+                for flags, row in zip(chosen, exact.round(decimals=6).tolist(), strict=True)
+            ]
+        probabilities = logits.softmax(1).double().round(decimals=6)
+        return [
+            {"label": names[best], "probabilities": dict(zip(names, row, strict=True))}
+            for best, row in zip(logits.argmax(1).tolist(), probabilities.tolist(), strict=True)
+        ]
+
+    def predict_proba(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray[Any, Any]:
+        """Return the probabilities, (num_texts, num_labels), float64; the columns are in the order of `task.labels`.
+
+        Raises:
+            MinipeftError: for regression, which has none.
+        """
+        if self.task.is_regression:
+            raise MinipeftError(f"{self.task.name} is a regression task and has no probabilities. Use predict.")
+        logits = self.predict_logits(texts, pairs).double()
+        return (logits.sigmoid() if self.task.multilabel else logits.softmax(1)).numpy()
+
+    def predict_logits(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> Tensor:
+        """Return the logits, (num_texts, num_labels), float32 on the CPU.
+
+        Raises:
+            MinipeftError: for texts that do not fit the task, and for a logit that is not finite.
+        """
+        texts = _list_of_texts("texts", texts)
+        pairs = None if pairs is None else _list_of_texts("pairs", pairs)
+        if (pairs is not None) != (len(self.task.columns) == 2):
+            columns = " and ".join(self.task.columns)
+            raise MinipeftError(
+                f"{self.task.name} takes {columns}: give {'each text a pair' if pairs is None else 'no pair'}"
+            )
+        if not texts:
+            return torch.zeros(0, self.task.num_labels)
+        long_texts, max_length = LongTexts.of(self.settings), self.settings["max_length"]
+        examples = encode_texts(self.task, texts, pairs, self.tokenizer, max_length, long_texts)
+        logits = predict_logits(self.model, examples, self.settings["max_tokens"], self.device)
+        if not logits.isfinite().all():
+            row = int((~logits.isfinite()).any(1).nonzero()[0])
+            raise MinipeftError(
+                f"the model gives {logits[row].tolist()} for the text {short_repr(texts[row])}: "
+                "its weights are damaged; train or fetch them again"
+            )
+        return logits
+
+
+def _list_of_texts(name: str, values: Iterable[str]) -> list[str]:
+    """A list of str from any iterable of them, a Series or an array included; one str is not meant as its letters."""
+    if isinstance(values, str):
+        raise MinipeftError(f"{name}: {short_repr(values)} is one text. Pass a list of texts.")
+    texts = list(values)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise MinipeftError(f"{name}[{place}] is {short_repr(text)}, not a text. Pass a list of texts.")
+    return texts

@@ -1,0 +1,106 @@
+"""Text for pretraining → blocks of tokens, with a new random mask each time they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minipeft.data.batches.packing import PackedBatch
+from minipeft.data.tables.lines import ending_of, iterate_lines
+from minipeft.data.tokens.tokenizer import Tokenizer
+from minipeft.errors import MinipeftError
+from minipeft.files import parse_json
+
+# Liu et al. 2019, section 2.2: fraction of all tokens, then fractions of the masked ones
+MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
+
+
+def read_lines(paths: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of text files, or the field "text" of each line of jsonl files, without empty ones."""
+    for path in paths:
+        for number, line in enumerate(iterate_lines(path), 1):
+            text = line.strip()
+            if ending_of(path) == ".jsonl":
+                try:
+                    text = parse_json(line)["text"].strip()
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise MinipeftError(
+                        f'{path}, line {number}: not a JSON object with a "text". Fix or remove the line.'
+                    ) from None
+            if text:
+                yield text
+
+
+def tokenize_lines(lines: Iterator[str], tokenizer: Tokenizer) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Tokenize lines → (all token ids, offsets): line i is tokens offsets[i] to offsets[i + 1]."""
+    tokenizer.tokenizer.no_truncation()
+    token_ids, lengths = [], [0]
+    while chunk := [line for _, line in zip(range(10_000), lines, strict=False)]:
+        for encoding in tokenizer.tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
+            token_ids.append(np.array(encoding.ids, dtype=np.int32))
+            lengths.append(len(encoding.ids))
+    return np.concatenate([np.zeros(0, np.int32), *token_ids]), np.cumsum(np.array(lengths, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """Lines of text as one array of token ids; line i is tokens offsets[i] to offsets[i + 1]; no special tokens."""
+
+    tokens: np.ndarray[Any, Any]
+    offsets: np.ndarray[Any, Any]
+    start_id: int
+    end_id: int
+
+    def blocks(self, length: int) -> list[tuple[int, int]]:
+        """Divide the lines into blocks of `length` tokens, including <s> and </s>.
+
+        A line that does not fit starts the next block, unless the present block is less than 75 % full: then the
+        line is cut.
+
+        Returns:
+            (first token, last token + 1) of each block.
+        """
+        room = length - 2
+        blocks: list[tuple[int, int]] = []
+        start = end = 0
+        for line_end in self.offsets[1:].tolist():
+            while line_end - start > room:
+                if end - start < 0.75 * room:
+                    end = start + room
+                blocks.append((start, end))
+                start = end
+            end = line_end
+        if end > start:
+            blocks.append((start, end))
+        return blocks
+
+    def block(self, start: int, end: int) -> list[int]:
+        """Return the token ids of a block, with <s> and </s>."""
+        return [self.start_id, *self.tokens[start:end].tolist(), self.end_id]
+
+
+def mask(batch: PackedBatch, tokenizer: Tokenizer) -> tuple[PackedBatch, Tensor, Tensor]:
+    """Mask random tokens of a batch for masked-language modeling, with torch's default generator.
+
+    Returns:
+        (the masked batch, indices of the masked tokens, their original ids).
+
+    Reference: Devlin et al. 2019, section 3.1; Liu et al. 2019, section 4.1.
+    """
+    special = torch.tensor(sorted(tokenizer.special_token_ids))
+    chance = torch.rand(batch.total_tokens)
+    masked = ((chance < MASKED) & ~torch.isin(batch.input_ids, special)).nonzero().flatten()
+    if not len(masked):  # in a short batch possibly none; a loss needs one target
+        masked = (~torch.isin(batch.input_ids, special)).nonzero().flatten()[:1]
+    targets = batch.input_ids[masked]
+    chance = torch.rand(len(masked))
+    replacement = torch.where(chance < REPLACED_BY_MASK, tokenizer.mask_token_id, targets)
+    at_random = (chance >= REPLACED_BY_MASK) & (chance < REPLACED_BY_MASK + REPLACED_AT_RANDOM)
+    replacement = torch.where(at_random, torch.randint(tokenizer.vocab_size, targets.shape), replacement)
+    input_ids = batch.input_ids.index_copy(0, masked, replacement)
+    return replace(batch, input_ids=input_ids), masked, targets

@@ -1,0 +1,99 @@
+"""What a run prints while it trains: one line per epoch, and warnings about runs that learn nothing."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from minipeft.data.tasks.task import Task
+from minipeft.errors import format_names
+from minipeft.training.progress import best_epoch
+
+logger = logging.getLogger("minipeft")
+
+DIVERGED = 10.0  # a loss of so many times that of a constant prediction
+
+
+def disable_bar(quiet: bool) -> bool | None:
+    """Return tqdm's argument `disable`: a bar is shown on a terminal and in a notebook, whose stderr is no terminal."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return True if quiet else False if hasattr(shell, "kernel") else None
+
+
+class EpochTable:
+    """Prints one permanent line per epoch on standard error, above the progress bar where there is one."""
+
+    def __init__(self, figures: Sequence[str], quiet: bool) -> None:
+        self.figures, self.quiet = figures, quiet
+        self.widths = [max(10, len(name)) for name in self.figures]
+
+    def print_header(self) -> None:
+        names = "".join(f"  {name:>{width}}" for name, width in zip(self.figures, self.widths, strict=True))
+        self._print(f"epoch  train_loss{names}  samples/s  elapsed")
+
+    def print_row(self, row: dict[str, Any], elapsed: float, best: bool) -> None:
+        values = "".join(f"  {row[name]:>{width}.4f}" for name, width in zip(self.figures, self.widths, strict=True))
+        minutes, seconds = divmod(round(elapsed), 60)
+        self._print(
+            f"{round(row['epoch'], 2):>5}  {row['train_loss']:>10.4f}{values}  {row['samples_per_second']:>9.1f}  "
+            f"{minutes:>4}:{seconds:02}{'  best' if best else ''}"
+        )
+
+    def print_early_stop(self, history: list[dict[str, Any]], select_by: str) -> None:
+        best, last = best_epoch(history, select_by), history[-1]
+        self._print(
+            f"stopped after epoch {last['epoch']:g}: the best {select_by}, {best[select_by]:.4f}, is epoch "
+            f"{best['epoch']:g}'s (--patience)"
+        )
+
+    def _print(self, line: str) -> None:
+        if not self.quiet:
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
+
+
+def constant_baseline(labels: Sequence[Any], task: Task) -> tuple[float, float]:
+    """Return the loss and the accuracy of the best constant prediction; without single classes the accuracy is 0."""
+    if task.is_regression:
+        return float(np.var(np.asarray(labels, dtype=np.float64))), 0.0
+    if task.multilabel:
+        counts = Counter(index for one in labels for index in one)
+        shares = [count / len(labels) for count in counts.values() if 0 < count < len(labels)]
+        entropies = (-p * math.log(p) - (1 - p) * math.log(1 - p) for p in shares)
+        return sum(entropies) / len(task.labels), 0.0
+    fractions = [count / len(labels) for count in Counter(labels).values()]
+    return -sum(fraction * math.log(fraction) for fraction in fractions), max(fractions)
+
+
+def warn_about_predictions(
+    logits: Tensor, row: dict[str, Any], labels: Sequence[Any], task: Task, weighted: bool = False
+) -> None:
+    """Warn where every prediction is the same, and where the loss is far above that of a constant prediction."""
+    epoch = row["epoch"]
+    if task.multilabel:
+        predicted = logits.double().sigmoid() >= row["threshold"]
+        if len(logits) > 1 and bool((predicted == predicted[0]).all()):
+            names = [name for name, one in zip(task.labels, predicted[0].tolist(), strict=True) if one]
+            logger.warning("epoch %g: every validation prediction is %s", epoch, format_names(names) or "no label")
+    elif not task.is_regression and len(logits) > 1 and len(set(logits.argmax(1).tolist())) == 1:
+        name = task.labels[int(logits[0].argmax())]
+        logger.warning("epoch %g: every validation prediction is of the class %s", epoch, name)
+    loss, _ = constant_baseline(labels, task)
+    if weighted:  # with balanced weights the best constant prediction is nearly that of equal classes
+        loss = max(loss, math.log(2 if task.multilabel else len(task.labels)))
+    largest = max(row["train_loss"], row["eval_loss"])
+    if loss and largest > DIVERGED * loss:
+        logger.warning(
+            "epoch %g: the loss is %.4g, that of a constant prediction is %.4g: the training diverges. Lower --lr.",
+            epoch,
+            largest,
+            loss,
+        )

@@ -1,0 +1,165 @@
+"""Metrics against scikit-learn and scipy; the loss; evaluating in any order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ragged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import pearsonr, rankdata, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from minipeft import MinipeftError, load_pretrained, load_tokenizer
+from minipeft.data.tasks.task import TASKS, Split, get_task
+from minipeft.data.tokens.examples import Encoded, encode_split, hold_out
+from minipeft.problems.metrics import METRICS, accuracy, f1, macro_f1, matthews_correlation, pearson, spearman
+from minipeft.training.evaluate import evaluate, predict_logits, sequence_loss
+
+
+def two_columns(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]]:
+    return st.integers(1, 40).flatmap(
+        lambda size: st.tuples(*(st.lists(values, min_size=size, max_size=size).map(np.array) for _ in range(2)))
+    )
+
+
+# Few values, so that there are ties; quarters, so that sums are exact and a constant column is one.
+QUARTERS = st.integers(-8, 8).map(lambda number: number / 4)
+
+
+@given(two_columns(st.integers(0, 1)))
+def test_binary_metrics_are_scikit_learn_s(columns: tuple[np.ndarray, np.ndarray]) -> None:
+    predictions, labels = columns
+    assert accuracy(predictions, labels) == pytest.approx(accuracy_score(labels, predictions), abs=1e-12)
+    assert f1(predictions, labels) == pytest.approx(
+        f1_score(labels, predictions, labels=[0, 1], zero_division=0.0), abs=1e-12
+    )
+    expected = matthews_corrcoef(labels, predictions) if len(set(labels) | set(predictions)) > 1 else 0.0
+    assert matthews_correlation(predictions, labels) == pytest.approx(expected, abs=1e-12)
+
+
+@given(two_columns(st.integers(0, 2)))
+def test_accuracy_of_three_classes_is_scikit_learn_s(columns: tuple[np.ndarray, np.ndarray]) -> None:
+    predictions, labels = columns
+    assert accuracy(predictions, labels) == pytest.approx(accuracy_score(labels, predictions), abs=1e-12)
+
+
+@given(two_columns(st.integers(0, 4)))
+def test_macro_f1_is_scikit_learn_s(columns: tuple[np.ndarray, np.ndarray]) -> None:
+    predictions, labels = columns
+    expected = f1_score(labels, predictions, average="macro", zero_division=0.0)
+    assert macro_f1(predictions, labels) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=40), st.integers(0, 1))
+def test_constant_predictions_are_scored_as_scikit_learn_does(labels: list[int], guess: int) -> None:
+    """What a model does that has learned nothing, also where the labels are of one class."""
+    expected, constant = np.array(labels), np.full(len(labels), guess)
+    assert accuracy(constant, expected) == pytest.approx(accuracy_score(expected, constant), abs=1e-12)
+    assert f1(constant, expected) == pytest.approx(
+        f1_score(expected, constant, labels=[0, 1], zero_division=0.0), abs=1e-12
+    )
+    assert macro_f1(constant, expected) == pytest.approx(
+        f1_score(expected, constant, average="macro", zero_division=0.0), abs=1e-12
+    )
+    assert matthews_correlation(constant, expected) == pearson(constant, expected) == spearman(constant, expected) == 0
+
+
+@given(two_columns(QUARTERS))
+def test_correlations_are_scipy_s_and_0_for_a_constant_column(columns: tuple[np.ndarray, np.ndarray]) -> None:
+    predictions, labels = columns
+    if min(len(np.unique(predictions)), len(np.unique(labels))) < 2:
+        assert pearson(predictions, labels) == spearman(predictions, labels) == 0.0
+        return
+    assert pearson(predictions, labels) == pytest.approx(pearsonr(predictions, labels).statistic, abs=1e-12)
+    assert spearman(predictions, labels) == pytest.approx(spearmanr(predictions, labels).statistic, abs=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 200))
+def test_correlations_of_random_float32_columns_are_scipy_s(seed: int, size: int) -> None:
+    random = np.random.default_rng(seed)
+    labels = random.normal(size=size).astype(np.float32)
+    predictions = (0.5 * labels + random.normal(size=size)).astype(np.float32)
+    wide = predictions.astype(np.float64), labels.astype(np.float64)
+    assert pearson(predictions, labels) == pytest.approx(pearsonr(*wide).statistic, abs=1e-12)
+    assert spearman(predictions, labels) == pytest.approx(np.corrcoef(*map(rankdata, wide))[0, 1], abs=1e-12)
+
+
+@given(st.floats(-5, 5, width=32), st.floats(-5, 5, width=32), st.integers(1, 30))
+def test_two_constant_columns_do_not_correlate(one: float, other: float, size: int) -> None:
+    """Whatever rounding leaves of value - mean."""
+    columns = np.full(size, one, dtype=np.float32), np.full(size, other, dtype=np.float32)
+    assert pearson(*columns) == spearman(*columns) == matthews_correlation(*columns) == 0.0
+
+
+def test_every_metric_of_every_task_is_there() -> None:
+    assert {name for task in TASKS.values() for name in task.metrics} <= set(METRICS)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_loss_is_the_sum_of_the_cross_entropies(classes: int) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(7, classes, requires_grad=True), torch.randint(classes, (7,))
+    loss = sequence_loss(logits, labels)
+    expected = -logits.log_softmax(1)[range(7), labels].sum()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in (loss, expected)))
+
+
+def test_the_loss_of_regression_is_the_sum_of_the_squared_errors() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(7, 1), torch.rand(7)
+    torch.testing.assert_close(sequence_loss(logits, labels), ((logits[:, 0] - labels) ** 2).sum())
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.sampled_from([1, 37, 100, 10_000]))
+def test_evaluation_does_not_depend_on_the_batches(tiny_checkpoint: Path, lengths: list[int], max_tokens: int) -> None:
+    model = load_pretrained(tiny_checkpoint).train()
+    labels = [length % 2 for length in lengths]
+    sequences = ragged(lengths, 500)
+    task = get_task("cola")
+    examples = Encoded(Split(task, [""] * len(labels), None, labels), sequences, lengths)
+    logits = predict_logits(model, examples, max_tokens, "cpu")
+    assert model.training  # as it was
+    for sequence, row in zip(sequences, logits, strict=True):
+        one = Encoded(Split(task, [""], None, [0]), [sequence], [len(sequence)])
+        torch.testing.assert_close(predict_logits(model, one, 1, "cpu")[0], row, atol=1e-6, rtol=1e-5)
+    values = evaluate(model, examples, max_tokens, "cpu")
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).item()
+    assert values["eval_loss"] == pytest.approx(expected, abs=1e-6)
+    assert list(values) == ["eval_loss", "matthews_correlation", "accuracy"]
+    assert values["accuracy"] == np.mean(logits.argmax(1).numpy() == labels)
+
+
+def test_a_token_beyond_the_vocabulary_is_refused_with_its_row(tiny_checkpoint: Path) -> None:
+    from dataclasses import replace
+
+    config = load_pretrained(tiny_checkpoint).config
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    split = Split(get_task("sst2"), ["", "the dog was in the garden"], None, [0, 1])
+    assert len(encode_split(split.task, [split], tokenizer, 128, config)) == 2
+    with pytest.raises(MinipeftError, match="gives a text the token id"):
+        encode_split(split.task, [split], tokenizer, 128, replace(config, vocab_size=5))
+
+
+@given(st.integers(2, 300), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_a_holdout_divides_the_examples_and_loses_none(count: int, part: float, seed: int) -> None:
+    sequences = [[number] for number in range(count)]
+    examples = Encoded(Split(get_task("sst2"), [], None, [n % 2 for n in range(count)]), sequences, [1] * count)
+    if count < 3 or not 0 < round(count * part) < count:  # two examples are of two classes
+        with pytest.raises(MinipeftError, match="--holdout"):
+            hold_out(examples, part, seed)
+        return
+    trained, held = hold_out(examples, part, seed)
+    assert abs(len(held) - round(count * part)) <= 1 and len(trained) + len(held) == count  # a row of each class
+    both = sorted(sequence[0] for half in (trained, held) for sequence in half.sequences)
+    assert both == list(range(count))
+    for half in (trained, held):
+        numbers = [sequence[0] for sequence in half.sequences]
+        assert numbers == sorted(numbers) and list(half.split.labels) == [number % 2 for number in numbers]
+    assert [s[0] for s in hold_out(examples, part, seed)[1].sequences] == [s[0] for s in held.sequences]
