@@ -20,6 +20,22 @@ from minipeft.training.evaluate import sequence_loss
 HAS_ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
+def multiplies_bf16_through_onednn() -> bool:
+    """Whether this CPU has AVX-512, and torch and oneDNN both use it (ATEN_CPU_CAPABILITY, DNNL_MAX_CPU_ISA)."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return False
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+HAS_BF16 = pytest.mark.skipif(not multiplies_bf16_through_onednn(), reason="oneDNN has no bf16 product on this CPU")
+
+
+def test_the_path_through_onednn_is_taken_where_the_cpu_has_it() -> None:
+    assert uses_onednn(torch.bfloat16) == multiplies_bf16_through_onednn()
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        assert not uses_onednn(torch.float32)
+
+
 def rounding(a: Tensor, b: Tensor) -> float:
     """What float32 may be off in a @ b: half a unit in the last place of each term, adding up as random errors do."""
     return float(2**-24 * (4 + a.shape[1] ** 0.5) * (a.detach().abs() @ b.detach().abs() + 1).max())
@@ -112,17 +128,15 @@ def frozen(*sizes: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(sizes).bfloat16(), requires_grad=False)
 
 
-@HAS_ONEDNN
 @given(tokens=st.integers(1, 90), sizes=st.tuples(st.integers(1, 130), st.integers(1, 130)))
 @example(tokens=1024, sizes=(768, 3072))
 @settings(max_examples=60, deadline=None)
-def test_a_frozen_weight_that_is_laid_out_gives_the_plain_product(tokens: int, sizes: tuple[int, int]) -> None:
+def test_a_frozen_bfloat16_weight_gives_the_exact_product_on_every_cpu(tokens: int, sizes: tuple[int, int]) -> None:
     torch.manual_seed(0)
     weight, bias = frozen(sizes[1], sizes[0]), frozen(sizes[1])
     x, grad = torch.randn(tokens, sizes[0]).bfloat16().requires_grad_(), torch.randn(tokens, sizes[1]).bfloat16()
-    layouts = module._prepacked_weights_of(weight)
-    assert layouts is not None
-    found = module._Linear.apply(x, weight, bias, layouts)  # type: ignore[no-untyped-call]
+    found = linear(x, weight, bias)
+    assert (weight in module._LAYOUTS) == multiplies_bf16_through_onednn()
     exact = F.linear(x.double(), weight.double(), bias.double())
     # The result is rounded to 8 bits once; the sums are float32's.
     assert largest(found.double() / (1 + exact.abs()), exact / (1 + exact.abs())) < 2**-8
@@ -131,7 +145,7 @@ def test_a_frozen_weight_that_is_laid_out_gives_the_plain_product(tokens: int, s
     assert largest(gradient.double() / (1 + exact.abs()), exact / (1 + exact.abs())) < 2**-8
 
 
-@HAS_ONEDNN
+@HAS_BF16
 def test_a_layout_follows_its_weight_and_ends_with_it() -> None:
     weight, bias, x = frozen(4, 3), frozen(4), torch.randn(5, 3).bfloat16()
 
