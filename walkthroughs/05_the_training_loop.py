@@ -39,7 +39,7 @@ from minipeft.training.settings.recipes import BATCH_SIZE, GRAD_ACCUM, LORA_RECI
 # BitFit.
 
 # %%
-piece(loop.train_loop, "trained = [", "total_steps =")
+piece(loop.train_loop, "trainable = [", "total_steps =")
 
 # %% [markdown]
 # ## AdamW, step by step
@@ -253,7 +253,7 @@ picture(
 # and the next:
 
 # %%
-piece(loop.train_loop, "while now.step < next_evaluation:", "norm = clip_grad_norm_")
+piece(loop.train_loop, "while progress.step < next_evaluation:", "norm = clip_grad_norm_")
 
 # %% [markdown]
 # The important line contains `/ weight`, the number of sequences of the whole step (with class weights, the sum of
@@ -361,7 +361,7 @@ picture(
 # checks that loss and gradient are finite, lets the optimizer step, and counts:
 
 # %%
-piece(loop.train_loop, "optimizer.step()", "bar.update()")
+piece(loop.train_loop, "_add_step(prev", "bar.update()")
 
 # %% [markdown]
 # ## The end of an epoch
@@ -370,7 +370,7 @@ piece(loop.train_loop, "optimizer.step()", "bar.update()")
 # adapter, in the two files that `minipeft.save_adapter` writes:
 
 # %%
-piece(loop.train_loop, "logits, evaluated = evaluate_all(", "processes.on_rank_zero(publish_epoch)")
+piece(loop.train_loop, "logits, metrics = evaluate_all(", "processes.on_rank_zero(publish_epoch)")
 source(checkpoint.publish, checkpoint.best_epoch)
 
 # %% [markdown]

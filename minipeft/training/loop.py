@@ -1,4 +1,13 @@
-"""The training loop, from top to bottom."""
+"""The training loop: forward, backward, clip, optimizer step, evaluation, checkpoint, as plain statements.
+
+There is no Trainer and no callback: what happens in a step happens in the order of these lines. Left out, and why:
+
+  - Accumulation over a fixed number of padded batches. A step's examples are packed into as many batches as
+    `max_tokens` needs, and every batch's loss is divided by the weight of the whole step.
+  - Gradient scaling. Frozen weights may be bf16, which has float32's range; what trains is float32.
+  - DistributedDataParallel. The gradients of an adapter are small: one all-reduce per step sums them.
+  - A DataLoader. The token ids are in memory, and packing a batch takes less time than passing it between processes.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +60,7 @@ class RunFolder:
 
     Attributes:
         path: the run's folder.
-        checkpoint_minutes: minutes between checkpoints; every epoch ends with one as well.
+        checkpoint_minutes: minutes between checkpoints; every evaluation is followed by one as well.
         quiet: print nothing.
         report_to: experiment trackers; None for TensorBoard where it is installed.
     """
@@ -73,140 +82,143 @@ def train_loop(
 ) -> Progress:
     """Train the trainable parameters, evaluate every epoch, and keep the best evaluation's adapter in the run's folder.
 
-    The loss of a step is the mean over its examples (see `Loss`); how they are divided into batches and among
-    processes, and whether `graphs` computes them, changes only the time. The state is saved after every evaluation, and
-    between two when `checkpoint_minutes` have passed.
+    The loss of a step is the mean over its examples (see `Loss`). How the examples are divided into batches and among
+    processes, and whether `graphs` computes them, changes only the time. A checkpoint is saved after every evaluation,
+    and between two when `checkpoint_minutes` have passed; a run that its folder holds continues from the last one.
 
     Raises:
         MinipeftError: when the loss is not finite.
-        Interrupted: after a signal, with the state saved.
+        Interrupted: after a signal, with the checkpoint saved.
     """
-    folder, train, validation = run_folder.path, examples.train, examples.validation
-    task, device = train.split.task, next(model.parameters()).device.type
-    loss_of = loss or Loss()
+    folder, train, task = run_folder.path, examples.train, examples.train.split.task
+    device = next(model.parameters()).device.type
+    loss_function = loss or Loss()
     method = METHODS[method_name(model.method)]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = adamw(model, schedule.weight_decay, schedule.betas, schedule.epsilon)
     total_steps = schedule.total_steps(len(train))
+
+    progress = restore_checkpoint(folder, model, optimizer, train, processes)
+    resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, progress, task, schedule.select_by))
+    save = partial(save_checkpoint, folder, model, optimizer, progress, train)
+    publish_epoch = partial(publish, folder, model, progress, task, schedule.select_by)
+
     quiet = run_folder.quiet or not processes.is_main_process
-    now = restore_checkpoint(folder, model, optimizer, train, processes)
-    resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, now, task, schedule.select_by))
     if resumed and not quiet:
         print(resumed, file=sys.stderr)
-
-    def save() -> None:
-        save_checkpoint(folder, model, optimizer, now, train)
-
-    def publish_epoch() -> None:
-        publish(folder, model, now, task, schedule.select_by)
-
-    saved_at = time.monotonic()
-    report = Events(folder, run_folder.report_to, now.step + 1, processes.is_main_process)
     table = EpochTable(evaluation_metrics(examples), quiet)
-    bar_settings = {"total": total_steps, "initial": now.step, "unit": "step", "disable": disable_bar(quiet)}
-    with collect_signals() as received, report as events, tqdm(**bar_settings) as bar:
-        if now.step < total_steps:
-            table.print_header()
-        while now.step < total_steps and not schedule.out_of_patience(now.history, len(train)):
+    if progress.step < total_steps:
+        table.print_header()
+    trackers = Events(folder, run_folder.report_to, progress.step + 1, processes.is_main_process)
+    bar_settings = {"total": total_steps, "initial": progress.step, "unit": "step", "disable": disable_bar(quiet)}
+    saved_at = time.monotonic()
+    with collect_signals() as received, trackers as events, tqdm(**bar_settings) as bar:
+        while progress.step < total_steps and not schedule.out_of_patience(progress.history, len(train)):
             model.train()
-            order = epoch_order(len(train), schedule.seed, now.epoch)
-            before: StepScalars | None = None  # the last step's, not read yet
-            next_evaluation = schedule.next_evaluation(now.step, now.epoch, len(train))
-            while now.step < next_evaluation:
-                began = time.perf_counter()
-                chosen = order[now.place : now.place + schedule.sequences_per_step]
-                # Dropout is a function of the step, for --resume, and of the rank.
-                torch.manual_seed(schedule.seed * 1_000_003 + now.step + (processes.rank << 53))
-                learning_rate = schedule.learning_rate(now.step, total_steps)
+            order = epoch_order(len(train), schedule.seed, progress.epoch)
+            next_evaluation = schedule.next_evaluation(progress.step, progress.epoch, len(train))
+            prev: StepScalars | None = None  # the previous step's, which the host has not read yet
+            while progress.step < next_evaluation:
+                start_time = time.perf_counter()
+                step_examples = order[progress.examples_done : progress.examples_done + schedule.sequences_per_step]
+                # Dropout is a pure function of step and rank: a resumed run repeats it, and no two ranks share it.
+                torch.manual_seed(schedule.seed * 1_000_003 + progress.step + (processes.rank << 53))
+                learning_rate = schedule.learning_rate(progress.step, total_steps)
                 set_learning_rate(optimizer, learning_rate)
-                step_loss = torch.zeros((), device=device)
-                weight = loss_of.total_weight([train.split.labels[index] for index in chosen])
-                if method.penalty is not None and processes.is_main_process:
+
+                # Forward and backward: gradients add up over the batches of this process.
+                step_loss = torch.zeros((), device=device)  # (): a sum on the device, which the host does not wait for
+                step_weight = loss_function.total_weight([train.split.labels[index] for index in step_examples])
+                if method.penalty is not None and processes.is_main_process:  # once, as gradients are summed over ranks
                     method.penalty(model).backward()
-                mine = processes.share(train.sequences_of(chosen), train.lengths)
-                for indices in split_by_tokens(mine, train.lengths, schedule.max_tokens):
+                sequences = processes.share(train.sequences_of(step_examples), train.lengths)
+                for indices in split_by_tokens(sequences, train.lengths, schedule.max_tokens):
                     batch = train.batch(indices, model.config)
                     if graphs is not None:
-                        step_loss += graphs.add_gradients(batch, weight)
-                        continue
-                    batch = pad_to_bucket(batch, model.config).to(device)
-                    batch_loss = loss_of(model(batch), batch) / weight
-                    batch_loss.backward()
-                    step_loss += batch_loss.detach()
-                processes.all_reduce_gradients(trained, step_loss)
-                norm = clip_grad_norm_(trained, schedule.max_grad_norm or math.inf)
-                scalars = StepScalars(now.step + 1, learning_rate, weight, step_loss, norm)
-                _add_step(before, now, events, folder)
+                        step_loss += graphs.add_gradients(batch, step_weight)
+                    else:
+                        batch = pad_to_bucket(batch, model.config).to(device)
+                        logits = model(batch)  # (num_sequences, num_labels)
+                        batch_loss = loss_function(logits, batch) / step_weight
+                        batch_loss.backward()
+                        step_loss += batch_loss.detach()
+                processes.all_reduce_gradients(trainable, step_loss)
+                norm = clip_grad_norm_(trainable, schedule.max_grad_norm or math.inf)
+                scalars = StepScalars(progress.step + 1, learning_rate, step_weight, step_loss, norm)
+                _add_step(prev, progress, events, folder)
+
+                # All ranks have to agree on a checkpoint, whose clocks differ and of which one may have got a signal.
                 due = time.monotonic() - saved_at >= 60 * run_folder.checkpoint_minutes
                 reason = processes.all_reduce_max(received[0] if received else int(due))
                 if reason or device not in DEFERRED_READS:
                     _finite_loss(scalars, folder)
-                # The state is saved before the step changes it: its loss and gradient are known to be finite here.
                 if reason:
+                    # Before the optimizer changes anything: this step is repeated by the run that resumes.
+                    save_start = time.perf_counter()
                     processes.on_rank_zero(save)
                     saved_at = time.monotonic()
                     if reason in STOP_SIGNALS:
-                        raise Interrupted(reason, f"interrupted in step {now.step + 1}; continue with --resume")
+                        raise Interrupted(reason, f"interrupted in step {progress.step + 1}; continue with --resume")
+                    start_time += time.perf_counter() - save_start  # not a part of samples_per_second
+
                 optimizer.step()
                 if method.after_step is not None:
-                    method.after_step(model, now.step, total_steps)
-                optimizer.zero_grad(set_to_none=graphs is None)
-                before = scalars
-                now.step += 1
-                now.place += len(chosen)
-                now.samples += len(chosen)
-                now.seconds += time.perf_counter() - began
+                    method.after_step(model, progress.step, total_steps)
+                optimizer.zero_grad(set_to_none=graphs is None)  # a graph adds to the tensors that it was recorded with
+                progress.finish_step(len(step_examples), time.perf_counter() - start_time)
+                prev = scalars
                 bar.update()
 
-            began = time.perf_counter()
-            _add_step(before, now, events, folder)
-            now.seconds += time.perf_counter() - began
-            logits, evaluated = evaluate_all(model, examples, schedule.max_tokens, device, processes)
-            if not math.isfinite(evaluated["eval_loss"]):
+            start_time = time.perf_counter()
+            _add_step(prev, progress, events, folder)  # waits for the device, which is training time
+            progress.seconds += time.perf_counter() - start_time
+
+            logits, metrics = evaluate_all(model, examples, schedule.max_tokens, device, processes)
+            if not math.isfinite(metrics["eval_loss"]):
                 raise MinipeftError(
-                    f"step {now.step}: the validation loss is {evaluated['eval_loss']}. Lower --lr "
+                    f"step {progress.step}: the validation loss is {metrics['eval_loss']}. Lower --lr "
                     f"({describe_checkpoint(folder)})."
                 )
-            ended = now.place == len(train)
+            epoch_ended = progress.examples_done == len(train)
+            fraction = progress.examples_done / len(train)
             row = {
-                "epoch": now.epoch + 1 if ended else round(now.epoch + now.place / len(train), 6),
-                "step": now.step,
-                "train_loss": now.loss_sum / now.weight,
-                **evaluated,
-                "learning_rate": schedule.learning_rate(now.step - 1, total_steps),
-                "seconds": now.seconds,
-                "samples_per_second": now.samples / now.seconds,
+                "epoch": progress.epoch + 1 if epoch_ended else round(progress.epoch + fraction, 6),
+                "step": progress.step,
+                "train_loss": progress.loss_sum / progress.loss_weight,
+                **metrics,
+                "learning_rate": schedule.learning_rate(progress.step - 1, total_steps),
+                "seconds": progress.seconds,
+                "samples_per_second": progress.samples / progress.seconds,
             }
-            history = [*now.history, row]
-            now = Progress(now.epoch + ended, 0 if ended else now.place, now.step, history=history)
-            events.add(now.step, {name: value for name, value in row.items() if name not in NOT_IN_EPOCH_EVENTS})
-            # The checkpoint comes first: a run that is killed from here on makes adapter/ and metrics.jsonl from it.
+            progress.finish_evaluation(row, epoch_ended)
+            events.add(progress.step, {name: row[name] for name in row if name not in NOT_IN_EPOCH_EVENTS})
+            # The checkpoint comes first: a run that is killed after it derives adapter/ and metrics.jsonl from it.
             processes.on_rank_zero(save)
             processes.on_rank_zero(publish_epoch)
             saved_at = time.monotonic()
-            best = best_epoch(now.history, schedule.select_by) is row
-            table.print_row(row, sum(past["seconds"] for past in now.history), best)
+            best = best_epoch(progress.history, schedule.select_by) is row
+            table.print_row(row, sum(past["seconds"] for past in progress.history), best)
             if processes.is_main_process:
-                warn_about_predictions(logits, row, validation.split.labels, task, bool(loss_of.class_weights))
+                labels = examples.validation.split.labels
+                warn_about_predictions(logits, row, labels, task, bool(loss_function.class_weights))
             if reason := processes.all_reduce_max(received[0] if received else 0):
                 raise Interrupted(reason, f"interrupted after epoch {row['epoch']}; continue with --resume")
-        if now.step < total_steps:
-            table.print_early_stop(now.history, schedule.select_by)
-    return now
+        if progress.step < total_steps:
+            table.print_early_stop(progress.history, schedule.select_by)
+    return progress
 
 
 def evaluation_metrics(examples: Examples) -> list[str]:
-    """The names of the figures of an evaluation, as metrics.jsonl has them."""
+    """Return the names of the figures of an evaluation, as metrics.jsonl has them."""
     names = ["eval_loss", *examples.train.split.task.metrics]
     return names + [f"{other}_{name}" for other in examples.others for name in names]
 
 
-def _add_step(scalars: StepScalars | None, now: Progress, events: Events, folder: Path) -> None:
-    """Add a step's loss to the epoch's; before the first step of an epoch there is none."""
+def _add_step(scalars: StepScalars | None, progress: Progress, events: Events, folder: Path) -> None:
+    """Add a step's loss to the epoch's; the first step of an epoch has no previous one."""
     if scalars is not None:
         loss = _finite_loss(scalars, folder)
-        now.loss_sum += loss * scalars.weight
-        now.weight += scalars.weight
+        progress.add_loss(loss, scalars.weight)
         events.add(scalars.step, {"step_loss": loss, "learning_rate": scalars.learning_rate})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from minipeft import (
 )
 from minipeft.data.batches.sampling import epoch_order
 from minipeft.model.families import tensor_names
+from minipeft.training import loop
 from minipeft.training.evaluate import evaluate
 from minipeft.training.optimization.schedule import Schedule
 
@@ -191,6 +193,25 @@ def test_metrics_jsonl_holds_the_history(checkpoint: Path, tmp_path: Path) -> No
             "samples_per_second",
         ]
         assert row["samples_per_second"] == pytest.approx(COUNT / row["seconds"])
+
+
+def test_the_time_of_writing_checkpoints_is_not_training_time(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint in every step, each of which takes an hour by the clock of the loop."""
+    clock, save = [0.0], loop.save_checkpoint
+
+    def slow_save(*given: Any) -> None:
+        save(*given)
+        clock[0] += 3600.0
+
+    monkeypatch.setattr(loop, "save_checkpoint", slow_save)
+    perf_counter = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: perf_counter() + clock[0])
+    model = apply(load_pretrained(checkpoint), Head())
+    done = run(model, encoded(COUNT), encoded(6, seed=1), tmp_path / "run", checkpoint_minutes=0)
+    assert clock[0] >= 3600.0 * done.step
+    assert all(row["seconds"] < 3600.0 for row in done.history)
 
 
 def test_a_loss_that_is_not_finite_stops_the_step_and_keeps_nothing_of_it(checkpoint: Path, tmp_path: Path) -> None:

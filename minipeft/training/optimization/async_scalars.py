@@ -1,4 +1,4 @@
-"""A step's loss and gradient norm, read when the device has computed them: to ask at once would leave it idle."""
+"""Deferred reads of a step's loss and gradient norm: reading them at once would make the host wait for the device."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ DEFERRED_READS = ("cuda",)  # devices that compute asynchronously: a step's scal
 
 
 class StepScalars:
-    """What a step leaves to be read.
+    """The loss and the gradient norm of a step, copied to the host asynchronously.
 
-    step, learning_rate, sequences   its number, counted from 1, and what the host knows of it
-    loss, norm                       scalars on the device, which go to the host behind the work it has so far
+    Args:
+        step: the step's number, from 1.
+        learning_rate: the step's learning rate.
+        weight: the sum of the weights of the step's examples in the loss.
+        loss: (), the mean loss of the step's examples, on the device.
+        norm: (), the gradient norm before clipping, on the device.
     """
 
     def __init__(self, step: int, learning_rate: float, weight: float, loss: Tensor, norm: Tensor) -> None:
         self.step, self.learning_rate, self.weight = step, learning_rate, weight
-        together = torch.stack([loss.detach(), norm.detach()])
-        self.loss_and_norm = together.to("cpu", non_blocking=together.is_cuda)
-        self.there = torch.cuda.Event() if together.is_cuda else None
-        if self.there is not None:
-            self.there.record()
+        scalars = torch.stack([loss.detach(), norm.detach()])  # (2,): one copy for both
+        self.loss_and_norm = scalars.to("cpu", non_blocking=scalars.is_cuda)
+        self.copied = torch.cuda.Event() if scalars.is_cuda else None
+        if self.copied is not None:
+            self.copied.record()
 
     def read(self) -> tuple[float, float]:
-        """Loss and norm: waits for this step, and for nothing that the device was given after it."""
-        if self.there is not None:
-            self.there.synchronize()
+        """Return loss and norm; waits for this step, but not for work that was queued on the device after it."""
+        if self.copied is not None:
+            self.copied.synchronize()
         loss, norm = self.loss_and_norm.tolist()
         return loss, norm

@@ -1,12 +1,13 @@
 """A run's metrics for experiment trackers: TensorBoard, Weights & Biases, MLflow. Each has `add` and `close`.
 
-TensorBoard's records are written here one by one: torch.utils.tensorboard writes them in a thread of its own, in which
-a full disk ends in a traceback that nobody can catch.
+TensorBoard's records are written here, not by torch.utils.tensorboard, whose thread would end with a traceback on a
+full disk.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -19,18 +20,20 @@ from minipeft.files import check_ownership, make_folder, read_json, write_json
 
 logger = logging.getLogger("minipeft")
 
-PROJECT = "minipeft"  # of Weights & Biases and of MLflow, where their own variables name no other
+PROJECT = "minipeft"  # in Weights & Biases and in MLflow, unless their environment variables name another
 RUN_IDS = "trackers.json"  # in the run's folder: the trackers' names of the run, for --resume
-BUFFERED_SECONDS = 5.0  # MLflow's metrics are sent together
+BUFFERED_SECONDS = 5.0  # between two requests to MLflow
+OWNERSHIP_SECONDS = 1.0  # between two checks of the folder's lease, each of which opens a file
 
 
 class TensorBoard:
     """Metrics by step, as an event file in RUN/tensorboard: `tensorboard --logdir RUN/tensorboard`."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """`first_step`: TensorBoard forgets what an interrupted run wrote of it and of later ones."""
+        """Open no file yet; TensorBoard discards what an interrupted run wrote for `first_step` and later steps."""
         self.path = folder / "tensorboard" / f"events.out.tfevents.{time.time_ns()}"
         self.first_step = first_step
+        self.file: Any = None
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -38,23 +41,25 @@ class TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         events = []
-        if not self.path.exists():
+        if self.file is None:
+            make_folder(self.path.parent)
+            self.file = open(self.path, "ab")  # noqa: SIM115 (open until the run ends)
             events += [Event(file_version="brain.Event:2")]
             events += [Event(step=self.first_step, session_log=SessionLog(status=SessionLog.START))]
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         events += [Event(step=step, summary=Summary(value=values))]
-        make_folder(self.path.parent)
-        with open(self.path, "ab") as file:
-            for event in events:
-                event.wall_time = time.time()
-                RecordWriter(file).write(event.SerializeToString())
+        for event in events:
+            event.wall_time = time.time()
+            RecordWriter(self.file).write(event.SerializeToString())
+        self.file.flush()
 
     def close(self, finished: bool) -> None:
-        pass
+        if self.file is not None:
+            self.file.close()
 
 
 class WandB:
-    """Metrics in a run of Weights & Biases; WANDB_PROJECT, WANDB_MODE and its other variables are as there."""
+    """Metrics in a run of Weights & Biases, which reads WANDB_PROJECT, WANDB_MODE and its other variables."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         import wandb
@@ -78,7 +83,7 @@ class WandB:
 
 
 class MLflow:
-    """Metrics in a run of MLflow, where MLFLOW_TRACKING_URI says; the experiment is MLFLOW_EXPERIMENT_NAME."""
+    """Metrics in a run of MLflow on MLFLOW_TRACKING_URI, in the experiment MLFLOW_EXPERIMENT_NAME."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         import mlflow
@@ -100,9 +105,9 @@ class MLflow:
             self.client.log_batch(self.run_id, params=params[start : start + 100])
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        now = int(1000 * time.time())
-        self.buffer += [self.metric(name, float(value), now, step) for name, value in metrics.items()]
-        if time.monotonic() - self.sent > BUFFERED_SECONDS or len(self.buffer) > 900:  # its limit is 1,000
+        timestamp = int(1000 * time.time())  # milliseconds
+        self.buffer += [self.metric(name, float(value), timestamp, step) for name, value in metrics.items()]
+        if time.monotonic() - self.sent > BUFFERED_SECONDS or len(self.buffer) > 900:  # MLflow's limit is 1,000
             self._send()
 
     def _send(self) -> None:
@@ -122,9 +127,9 @@ TRACKERS: dict[str, type[TensorBoard] | type[WandB] | type[MLflow]] = {
 
 
 class Events:
-    """The trackers of a run, as a context: those that --report-to names, TensorBoard where it names none.
+    """The trackers of a run, as a context manager: those that --report-to names; without it, TensorBoard.
 
-    A tracker that fails is reported once and gets no more of the run; the training continues.
+    The first error of a tracker is logged. That tracker then gets no more of the run, and the training continues.
     """
 
     def __init__(self, folder: Path, names: Sequence[str] | None, first_step: int, wanted: bool = True) -> None:
@@ -134,6 +139,7 @@ class Events:
         self.folder, self.first_step = folder, first_step
         self.names = [name for name in names if name in TRACKERS] if wanted else []
         self.trackers: dict[str, Any] = {}
+        self.checked_at = -math.inf
 
     def __enter__(self) -> Events:
         for name in self.names:
@@ -149,8 +155,9 @@ class Events:
         Raises:
             MinipeftError: if another process has taken over the run's folder.
         """
-        if self.trackers:
+        if self.trackers and time.monotonic() - self.checked_at >= OWNERSHIP_SECONDS:
             check_ownership(self.folder / "tensorboard")
+            self.checked_at = time.monotonic()
         for name, tracker in list(self.trackers.items()):
             try:
                 tracker.add(step, metrics)
@@ -183,7 +190,8 @@ def check_trackers(flag: str, value: Any) -> tuple[str, ...]:
         if name != "none" and not _is_installed(name):
             raise MinipeftError(f"{flag} {name}: it is not installed. Run pip install {name}, or leave it out.")
     if "none" in names and len(names) > 1:
-        raise MinipeftError(f"{flag} none has no meaning together with {names[names[0] == 'none']}. Leave one out.")
+        other = next(name for name in names if name != "none")
+        raise MinipeftError(f"{flag} none has no meaning together with {other}. Leave one out.")
     return tuple(name for name in dict.fromkeys(names) if name != "none")
 
 

@@ -77,15 +77,13 @@ def restore_checkpoint(
         )
         if state is None:
             return Progress()
-        same = state["examples"] in (train.fingerprint, train.length_fingerprint)
+        same = state["examples"] == train.fingerprint
         tensors = _changing_tensors(model)
         with torch.no_grad():
             for name, tensor in state["trained"].items():
                 tensors[name].copy_(tensor)
         optimizer.load_state_dict(state["optimizer"])
-        # A checkpoint of an earlier version, which evaluated at the end of epochs only, has neither of the two.
-        done = state["progress"]["place"]
-        progress = Progress(**{"samples": done, "weight": done, **state["progress"]})
+        progress = Progress(**state["progress"])
     except WorkerError:
         raise
     except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
@@ -165,4 +163,4 @@ def _unreadable(folder: Path, error: Exception) -> MinipeftError:
 
 def _current_epoch(progress: dict[str, Any]) -> int:
     """The epoch of the last step, from 1."""
-    return int(progress["epoch"]) + (progress["place"] > 0)
+    return int(progress["epoch"]) + (progress["examples_done"] > 0)

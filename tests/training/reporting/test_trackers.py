@@ -15,6 +15,7 @@ from conftest import run_command
 from minipeft import MinipeftError, train
 from minipeft.cli.cli import main
 from minipeft.training.reporting.trackers import BUFFERED_SECONDS, TRACKERS, Events, check_trackers
+from minipeft.training.run_folder.lease import Lease
 
 SETTINGS: dict[str, Any] = {
     **{"task": "sst2", "method": "head", "epochs": 2, "batch_size": 8, "grad_accum": 1},
@@ -150,6 +151,31 @@ def test_a_tracker_that_fails_in_the_middle_is_reported_once_and_ends_no_run(
     warnings = [record.message for record in caplog.records if "cannot report" in record.message]
     assert warnings == [f"{tmp_path / 'run'}: cannot report to wandb (the server is gone); it gets no more of this run"]
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+
+
+def test_a_step_opens_no_file(tmp_path: Path) -> None:
+    """TensorBoard's file stays open, and the lease is read once a second."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    opened: list[str] = []
+    listening = [True]
+
+    def listen(event: str, arguments: Any) -> None:
+        if event == "open" and listening and str(arguments[0]).startswith(str(tmp_path)):
+            opened.append(str(arguments[0]))
+
+    run = tmp_path / "run"
+    sys.addaudithook(listen)  # there is no way to remove it
+    with Lease(run), Events(run, ["tensorboard"], 1) as events:
+        events.add(1, {"loss": 1.0})
+        assert opened
+        opened.clear()
+        for step in range(2, 50):
+            events.add(step, {"loss": 1.0})
+        events_of_steps = [path for path in opened if "partial" not in path]
+    listening.clear()
+    assert len(events_of_steps) <= 2, events_of_steps  # the lease, where a second has passed
+    (file,) = (run / "tensorboard").iterdir()
+    assert file.stat().st_size > 49 * 30
 
 
 def test_none_turns_tensorboard_off_and_other_ranks_report_nothing(tmp_path: Path) -> None:
