@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import minipeft
-from minipeft.methods import METHODS, Row
+from minipeft.methods import METHODS, MethodEntry
 from minipeft.methods.adapted import AdaptedLinear, check_targets, target_modules_of
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.roberta import Linear
@@ -80,11 +80,12 @@ def install(model: SequenceClassifier, method: Diagonal) -> None:
 # %% [markdown]
 # ## The row
 #
-# In the package this would be the line in `minipeft/methods/__init__.py`, next to the others. peft does not have the
-# method, so the row has no entry for it, and the adapter is stored under the name MINIPEFT_DIAGONAL.
+# In the package this would be the line in `minipeft/methods/__init__.py`, next to the others: the module that defines
+# the config and `install`, and the config's name. The module is imported when the method is used. peft does not have
+# the method, so the row names no peft_type, and the adapter is stored under the name MINIPEFT_DIAGONAL.
 
 # %%
-METHODS["diagonal"] = Row(Diagonal, install)
+METHODS["diagonal"] = MethodEntry(__name__, "Diagonal")
 
 # %% [markdown]
 # ## Its first test: it starts from the pretrained function, and its gradient is right

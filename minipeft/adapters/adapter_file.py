@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.files import parse_json, read_json
-from minipeft.methods import METHODS, Row, method_name
+from minipeft.methods import METHODS, MethodEntry, method_name
 from minipeft.methods.adapted import AdaptedLinear
 from minipeft.methods.peft_format import check_fields
 from minipeft.model.classifier import SequenceClassifier
@@ -108,8 +108,8 @@ def _describe(base: dict[str, Any]) -> str:
 
 def adapter_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
     """What an adapter file holds: peft's name → the tensor, for trainable parameters and a method's buffers."""
-    row = METHODS[method_name(model.method)]
-    prefix, renamed = (row.peft.prefix, row.peft.names) if row.peft else (PREFIX, {})
+    peft = METHODS[method_name(model.method)].peft
+    prefix, renamed = (peft.prefix, peft.names) if peft else (PREFIX, {})
     modules = name_table(model, model.config)
     checkpoint = tensor_names(model, model.config)
     state = {}
@@ -140,10 +140,11 @@ def adapter_content(model: SequenceClassifier) -> dict[str, Any]:
     """What adapter_config.json says of the model's method."""
     method, config = model.method, model.config
     name = method_name(method)
-    row = METHODS[name]
-    own = {"peft_type": f"MINIPEFT_{name.upper()}", **asdict(method)}
-    content = own if row.peft is None else {"peft_type": row.peft.peft_type, **row.peft.write(method, config)}
-    return content | {
+    peft = METHODS[name].peft
+    content = asdict(method) if peft is None else peft.write(method, config)
+    return {
+        "peft_type": _peft_type(name),
+        **content,
         "base_model_name_or_path": str(model.folder) if model.folder else None,
         "task_type": "SEQ_CLS",
         "inference_mode": True,
@@ -153,17 +154,24 @@ def adapter_content(model: SequenceClassifier) -> dict[str, Any]:
 
 def _method(content: dict[str, Any], config: EncoderConfig) -> Any:
     """The method's config that an adapter_config.json describes."""
-    kind = content.get("peft_type")
-    for name, row in METHODS.items():
-        if row.peft is not None and row.peft.describes(content):
-            return row.peft.read(content, config)
-        if row.peft is None and kind == f"MINIPEFT_{name.upper()}":
-            return _own(row, content)
-    known = [row.peft.peft_type if row.peft else f"MINIPEFT_{name.upper()}" for name, row in METHODS.items()]
-    raise MinipeftError(f"unknown peft_type {kind!r}; {', '.join(dict.fromkeys(known))} are known")
+    known = {name: _peft_type(name) for name in METHODS}
+    for name, peft_type in known.items():
+        if content.get("peft_type") == peft_type:  # of several methods with one peft_type, a field decides
+            peft = METHODS[name].peft
+            if peft is None:
+                return _own(METHODS[name], content)
+            if peft.describes(content):
+                return peft.read(content, config)
+    names = ", ".join(dict.fromkeys(known.values()))
+    raise MinipeftError(f"unknown peft_type {content.get('peft_type')!r}; {names} are known")
 
 
-def _own(row: Row, content: dict[str, Any]) -> Any:
-    names = {f.name for f in fields(row.config)}
+def _peft_type(name: str) -> str:
+    """peft's name of a method, or our own for a method that peft lacks."""
+    return METHODS[name].peft_type or f"MINIPEFT_{name.upper()}"
+
+
+def _own(entry: MethodEntry, content: dict[str, Any]) -> Any:
+    names = {f.name for f in fields(entry.config)}
     check_fields(content, names)
-    return row.config(**{name: value for name, value in content.items() if name in names})
+    return entry.config(**{name: value for name, value in content.items() if name in names})

@@ -82,20 +82,19 @@ def _describe_method(name: str, explained: bool) -> list[str]:
     module, about = inspect.getmodule(row.config), inspect.getdoc(row.config) or ""
     title = (inspect.getdoc(module) or name).splitlines()[0].partition(": ")
     formula = about.partition("\n")[0]
-    papers = re.findall(r"\(([A-Z][^()]*\b\d{4}[^()]*)\)", formula)
     parameters = re.search(r"^Parameters: (.*?)(?:\n\n|\Z)", about, re.DOTALL | re.MULTILINE)
     options = [
         f"--{field.name} {written}" if field.name in METHOD_FLAGS else f"{field.name}={written}"
         for field in dataclasses.fields(method)
         for written in [_written(getattr(method, field.name))]
     ]
-    peft = f"reads and writes its adapters ({row.peft.peft_type})" if row.peft else "does not have it"
+    peft = f"reads and writes its adapters ({row.peft_type})" if row.peft_type else "does not have it"
     without = [family for family, of in FAMILIES.items() if name in of.unsupported]
     facts = {
-        "formula": re.sub(r"\s*\([A-Z][^()]*\b\d{4}[^()]*\)\.?$", "", formula),
+        "formula": formula.removesuffix(".").removesuffix(f"({row.paper})").rstrip(),
         "options": " ".join(options) or "none",
         "parameters": " ".join(parameters[1].split()) if parameters else "",
-        "paper": papers[0] if papers else "none",
+        "paper": row.paper or "none",
         "peft": peft + ("" if row.merges else "; it cannot be merged"),
         "encoders": f"all but {', '.join(without)}" if without else "all",
     }

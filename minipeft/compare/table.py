@@ -100,7 +100,7 @@ def _row(runs: list[Run], found: dict[str, Table], failed: dict[str, str]) -> Ta
         ),
     )
     method, rank = runs[0].settings["method"], runs[0].settings.get("rank")
-    name = METHODS[method].config.__name__
+    name = METHODS[method].config_name
     row: Table = {
         "name": name if rank is None else f"{name} r = {rank}",
         "method": method,

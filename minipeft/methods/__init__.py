@@ -1,74 +1,97 @@
-"""The methods: one file each, and this registry.
+"""The methods: one file each, and this registry. A method's file is imported when the method is used.
 
 A method is a frozen dataclass, which prints as its constructor, and one function that installs it in a frozen model.
+To add one, write its file and add its row to METHODS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
 from minipeft.errors import MinipeftError, check_choice
-from minipeft.methods import (
-    adalora,
-    bitfit,
-    bottleneck,
-    dora,
-    full,
-    head,
-    ia3,
-    layer_norm,
-    lora,
-    prefix_tuning,
-    prompt_tuning,
-    vera,
-)
-from minipeft.methods.adapted import targets_of
-from minipeft.methods.peft_format import PeftFormat
-from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.families import family_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class Row(NamedTuple):
-    """A method in the registry.
+    from minipeft.methods.peft_format import PeftFormat
+    from minipeft.model.classifier import SequenceClassifier
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method in the registry: where it is defined, and what is known of it without importing that file.
+
+    The file defines the config, `install(model, config)`, and, where the method has them, `penalty`, `after_step` and
+    `PEFT`, a PeftFormat.
 
     Attributes:
-        config: Its settings, a frozen dataclass.
-        install: Puts it into a frozen model.
-        peft: How peft stores it; None for a method that peft lacks.
+        module: The module that defines the method.
+        config_name: The name of its config class there.
+        paper: The publication that the method is taken from; "" for none.
+        peft_type: peft's name of the method; "" for a method that peft lacks.
         merges: Whether it can be merged into the encoder's weights.
-        penalty: model → what is added to the task's loss, a scalar, once per step.
-        after_step: (model, step, total_steps): what it does after optimizer step number `step`, gradients still there.
     """
 
-    config: type[Any]
-    install: Callable[[SequenceClassifier, Any], None]
-    peft: PeftFormat | None = None
+    module: str
+    config_name: str
+    paper: str = ""
+    peft_type: str = ""
     merges: bool = True
-    penalty: Callable[[SequenceClassifier], Tensor] | None = None
-    after_step: Callable[[SequenceClassifier, int, int], None] | None = None
+
+    @property
+    def config(self) -> type[Any]:
+        """The class of the method's settings, a frozen dataclass."""
+        return cast("type[Any]", self._defined(self.config_name))
+
+    @property
+    def penalty(self) -> Callable[[SequenceClassifier], Tensor] | None:
+        """model → what is added to the task's loss, a scalar, once per step; None for nothing."""
+        return cast("Callable[[SequenceClassifier], Tensor] | None", self._defined("penalty"))
+
+    @property
+    def after_step(self) -> Callable[[SequenceClassifier, int, int], None] | None:
+        """(model, step, total_steps) → None, called after optimizer step `step` while the gradients are still there."""
+        return cast("Callable[[SequenceClassifier, int, int], None] | None", self._defined("after_step"))
+
+    @property
+    def peft(self) -> PeftFormat | None:
+        """How peft stores the method; None for a method that peft lacks."""
+        return cast("PeftFormat | None", self._defined("PEFT") if self.peft_type else None)
+
+    def install(self, model: SequenceClassifier, method: Any) -> None:
+        """Put the method with the settings `method` into a frozen model."""
+        self._defined("install")(model, method)
+
+    def _defined(self, name: str) -> Any:
+        return getattr(import_module(self.module), name, None)
 
 
-METHODS: dict[str, Row] = {
-    "full": Row(full.Full, full.install),
-    "head": Row(head.Head, head.install),
-    "bitfit": Row(bitfit.BitFit, bitfit.install),
-    "layernorm": Row(layer_norm.LayerNormTuning, layer_norm.install, layer_norm.PEFT),
-    "lora": Row(lora.LoRA, lora.install, lora.PEFT),
-    "dora": Row(dora.DoRA, dora.install, dora.PEFT),
-    "adalora": Row(
-        adalora.AdaLoRA, adalora.install, adalora.PEFT, penalty=adalora.penalty, after_step=adalora.after_step
+def _entry(file: str, config_name: str, paper: str = "", peft_type: str = "", merges: bool = True) -> MethodEntry:
+    return MethodEntry(f"{__name__}.{file}", config_name, paper, peft_type, merges)
+
+
+METHODS: dict[str, MethodEntry] = {
+    "lora": _entry("lora", "LoRA", "Hu et al. 2021, equation 3", "LORA"),
+    "dora": _entry("dora", "DoRA", "Liu et al. 2024, equation 5", "LORA"),
+    "adalora": _entry("adalora", "AdaLoRA", "Zhang et al. 2023, equation 3", "ADALORA"),
+    "vera": _entry("vera", "VeRA", "Kopiczko et al. 2024, equation 2", "VERA"),
+    "bitfit": _entry("bitfit", "BitFit", "Ben Zaken et al. 2022, section 3"),
+    "layernorm": _entry("layer_norm", "LayerNormTuning", "Ba et al. 2016; Zhao et al. 2023", "LN_TUNING"),
+    "ia3": _entry("ia3", "IA3", "Liu et al. 2022, section 3.3", "IA3"),
+    "houlsby": _entry("bottleneck", "Houlsby", "Houlsby et al. 2019, section 2.1", merges=False),
+    "pfeiffer": _entry("bottleneck", "Pfeiffer", "Pfeiffer et al. 2020, MAD-X, equation 1", merges=False),
+    "prefix_tuning": _entry(
+        "prefix_tuning", "PrefixTuning", "Li and Liang 2021, equation 3", "PREFIX_TUNING", merges=False
     ),
-    "vera": Row(vera.VeRA, vera.install, vera.PEFT),
-    "ia3": Row(ia3.IA3, ia3.install, ia3.PEFT),
-    "houlsby": Row(bottleneck.Houlsby, bottleneck.install_houlsby, merges=False),
-    "pfeiffer": Row(bottleneck.Pfeiffer, bottleneck.install_pfeiffer, merges=False),
-    "prefix_tuning": Row(prefix_tuning.PrefixTuning, prefix_tuning.install, prefix_tuning.PEFT, merges=False),
-    "prompt_tuning": Row(prompt_tuning.PromptTuning, prompt_tuning.install, prompt_tuning.PEFT, merges=False),
+    "prompt_tuning": _entry(
+        "prompt_tuning", "PromptTuning", "Lester et al. 2021, section 2", "PROMPT_TUNING", merges=False
+    ),
+    "head": _entry("head", "Head"),
+    "full": _entry("full", "Full", "Devlin et al. 2019, section 3.2"),
 }
 
 
@@ -89,12 +112,11 @@ def get_method(name: str) -> type[Any]:
 
 def method_name(method: Any) -> str:
     """The registry's name of a method's config."""
-    for name, row in METHODS.items():
-        if type(method) is row.config:
+    for name, entry in METHODS.items():
+        if (type(method).__module__, type(method).__name__) == (entry.module, entry.config_name):
             return name
-    raise MinipeftError(
-        f"{method!r} is not a method; make one of {', '.join(row.config.__name__ for row in METHODS.values())}"
-    )
+    names = ", ".join(entry.config_name for entry in METHODS.values())
+    raise MinipeftError(f"{method!r} is not a method; make one of {names}")
 
 
 def changed_options(method: Any) -> dict[str, Any]:
@@ -116,6 +138,8 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
         MinipeftError: for a model that already has a method, an object that is not a method, and settings that do
             not fit the model.
     """
+    from minipeft.methods.adapted import targets_of
+
     name = method_name(method)
     if model.method is not None:
         raise MinipeftError(f"the model already has {model.method!r}; load the checkpoint again to apply {method!r}")
@@ -129,7 +153,7 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
     model.head.requires_grad_(True)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32)
+            parameter.data = parameter.data.float()
     model.method = method
     return model
 

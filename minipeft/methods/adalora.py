@@ -289,4 +289,4 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> AdaLoRA:
     return replace(method, rank_pattern=ranks)
 
 
-PEFT = PeftFormat("ADALORA", to_peft, from_peft)
+PEFT = PeftFormat(to_peft, from_peft)

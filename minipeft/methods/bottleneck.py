@@ -118,7 +118,14 @@ class BottleneckLayerNorm(LayerNorm):
         return super().forward(z + self.adapter(super().forward(z)))
 
 
-def install_houlsby(model: SequenceClassifier, method: Houlsby) -> None:
+def install(model: SequenceClassifier, method: Houlsby | Pfeiffer) -> None:
+    if isinstance(method, Houlsby):
+        _install_houlsby(model, method)
+    else:
+        _install_pfeiffer(model, method)
+
+
+def _install_houlsby(model: SequenceClassifier, method: Houlsby) -> None:
     for place in target_modules_of(model, ("output", "ffn_output")):
         model.encoder.set_submodule(place.path, BottleneckLinear(place.linear, method.size, method.activation))
     for part in model.encoder.modules():
@@ -126,7 +133,7 @@ def install_houlsby(model: SequenceClassifier, method: Houlsby) -> None:
             part.requires_grad_(True)
 
 
-def install_pfeiffer(model: SequenceClassifier, method: Pfeiffer) -> None:
+def _install_pfeiffer(model: SequenceClassifier, method: Pfeiffer) -> None:
     for layer in model.encoder.layers:
         layer_norm = layer.output_layer_norm
         assert isinstance(layer_norm, LayerNorm)

@@ -72,7 +72,6 @@ def dora_from_peft(content: dict[str, Any], config: EncoderConfig) -> DoRA:
 
 
 PEFT = PeftFormat(
-    "LORA",
     dora_to_peft,
     dora_from_peft,
     names={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},

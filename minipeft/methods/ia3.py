@@ -116,4 +116,4 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> IA3:
     )
 
 
-PEFT = PeftFormat("IA3", to_peft, from_peft)
+PEFT = PeftFormat(to_peft, from_peft)

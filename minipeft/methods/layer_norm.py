@@ -77,7 +77,6 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> LayerNormTuning
 
 
 PEFT = PeftFormat(
-    "LN_TUNING",
     to_peft,
     from_peft,
     names={"weight": "ln_tuning_layers.weight", "bias": "ln_tuning_layers.bias"},

@@ -289,7 +289,6 @@ def _pattern(values: dict[tuple[int, str], Any], default: Any) -> dict[str, Any]
 
 
 PEFT = PeftFormat(
-    "LORA",
     to_peft,
     from_peft,
     names={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},

@@ -40,7 +40,6 @@ class PeftFormat:
     """How peft stores a method.
 
     Attributes:
-        peft_type: peft's name of the method.
         write: The method's config and the model's → peft's fields.
         read: peft's fields and the model's config → the method's config; raises MinipeftError.
         names: The last part of a tensor's name here → in peft's file, where it differs; or the whole name. The head's
@@ -49,7 +48,6 @@ class PeftFormat:
         prefix: What peft puts before transformers' names.
     """
 
-    peft_type: str
     write: Callable[[Any, EncoderConfig], dict[str, Any]]
     read: Callable[[dict[str, Any], EncoderConfig], Any]
     names: dict[str, str] = field(default_factory=dict)
@@ -57,10 +55,8 @@ class PeftFormat:
     prefix: str = "base_model.model."
 
     def describes(self, content: dict[str, Any]) -> bool:
-        """Whether an adapter_config.json is of this method."""
-        return content.get("peft_type") == self.peft_type and all(
-            bool(content.get(name)) == value for name, value in self.marks.items()
-        )
+        """Return whether an adapter_config.json of the method's peft_type is of this method."""
+        return all(bool(content.get(name)) == value for name, value in self.marks.items())
 
 
 def check_fields(content: dict[str, Any], known: Collection[str]) -> None:

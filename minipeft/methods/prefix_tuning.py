@@ -83,7 +83,6 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> PrefixTuning:
 
 
 PEFT = PeftFormat(
-    "PREFIX_TUNING",
     to_peft,
     from_peft,
     names={"encoder.virtual_tokens.prompt_embeddings": "prompt_embeddings"},

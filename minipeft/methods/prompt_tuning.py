@@ -108,7 +108,6 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> PromptTuning:
 
 
 PEFT = PeftFormat(
-    "PROMPT_TUNING",
     to_peft,
     from_peft,
     names={"encoder.virtual_tokens.prompt_embeddings": "prompt_embeddings"},

@@ -177,7 +177,6 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> VeRA:
 
 
 PEFT = PeftFormat(
-    "VERA",
     to_peft,
     from_peft,
     names={f"encoder.vera.{name}": f"base_model.{name}" for name in ("vera_A", "vera_B")},

@@ -16,21 +16,6 @@ from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
 from minipeft.model.roberta import ClassificationHead, Embedding, Encoder, EncoderLayer, LayerNorm
 
-# Our module in the encoder → transformers' path behind "distilbert.".
-NAMES = {
-    "word_embeddings": "embeddings.word_embeddings",
-    "position_embeddings": "embeddings.position_embeddings",
-    "layer_norm": "embeddings.LayerNorm",
-    "layers.{i}.query": "transformer.layer.{i}.attention.q_lin",
-    "layers.{i}.key": "transformer.layer.{i}.attention.k_lin",
-    "layers.{i}.value": "transformer.layer.{i}.attention.v_lin",
-    "layers.{i}.output": "transformer.layer.{i}.attention.out_lin",
-    "layers.{i}.attention_layer_norm": "transformer.layer.{i}.sa_layer_norm",
-    "layers.{i}.intermediate": "transformer.layer.{i}.ffn.lin1",
-    "layers.{i}.ffn_output": "transformer.layer.{i}.ffn.lin2",
-    "layers.{i}.output_layer_norm": "transformer.layer.{i}.output_layer_norm",
-}
-
 
 @dataclass(frozen=True)
 class DistilBertConfig(EncoderConfig):

@@ -1,22 +1,24 @@
-"""The registry of encoder families: one row each, and the one table of names between ours and transformers'.
+"""The registry of encoder families: one row each, with the table of names between ours and transformers'.
 
-`minipeft/model/__init__.py` explains what a family consists of and how to add one.
+A row names its classes; their file is imported when a model of the family is made, so that a run on RoBERTa imports no
+other family. `minipeft/model/__init__.py` explains what a family consists of and how to add one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, cast
 
 from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.files import parse_json, read_small
-from minipeft.model import deberta, distilbert, electra, modernbert
-from minipeft.model.bert import BertHead
 from minipeft.model.config import EncoderConfig
-from minipeft.model.roberta import ClassificationHead, Encoder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from minipeft.model.roberta import Encoder
 
 # Which LayerNorm → our module in the encoder; {i} is a layer's number.
 LAYER_NORMS = {
@@ -52,9 +54,9 @@ class Family:
         head_names: Our module in the head → transformers' full path.
         head_modules: The modules of the head that peft's modules_to_save names.
         ignored: Starts of the names (without prefix) of tensors in a checkpoint that a classifier does not use.
-        config: The class that reads and holds config.json.
-        encoder: The class of the encoder.
-        head: The class of the classification head.
+        config_class: The class that reads and holds config.json, as "module:name"; so are the next two.
+        encoder_class: The class of the encoder.
+        head_class: The class of the classification head.
         defaults: What transformers assumes for fields missing in config.json, where `config` has other defaults.
         layer_norms: The names of the LayerNorms that can be tuned → our module in the encoder.
         absent: Our modules that `names` gives but that do not exist: "layers.0.attention_layer_norm".
@@ -71,9 +73,9 @@ class Family:
     head_names: dict[str, str]
     head_modules: tuple[str, ...]
     ignored: tuple[str, ...]
-    config: type[EncoderConfig] = EncoderConfig
-    encoder: type[Encoder] = Encoder
-    head: type[nn.Module] = ClassificationHead
+    config_class: str = "config:EncoderConfig"
+    encoder_class: str = "roberta:Encoder"
+    head_class: str = "roberta:ClassificationHead"
     defaults: dict[str, Any] = field(default_factory=dict)
     layer_norms: dict[str, str] = field(default_factory=lambda: LAYER_NORMS)
     absent: tuple[str, ...] = ()
@@ -82,6 +84,21 @@ class Family:
     unsupported: dict[str, str] = field(default_factory=dict)
     language_model: dict[str, str] = field(default_factory=dict)
     ignored_by_language_model: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> type[EncoderConfig]:
+        """The class that reads and holds config.json."""
+        return cast("type[EncoderConfig]", resolve_name(f"minipeft.model.{self.config_class}"))
+
+    @property
+    def encoder(self) -> type[Encoder]:
+        """The class of the encoder."""
+        return cast("type[Encoder]", resolve_name(f"minipeft.model.{self.encoder_class}"))
+
+    @property
+    def head(self) -> type[nn.Module]:
+        """The class of the classification head."""
+        return cast("type[nn.Module]", resolve_name(f"minipeft.model.{self.head_class}"))
 
     @property
     def linears(self) -> dict[str, str]:
@@ -133,7 +150,7 @@ BERT = Family(
     head_names={"dense": "bert.pooler.dense", "out_proj": "classifier"},
     head_modules=("pooler", "classifier"),
     ignored=("cls.", "embeddings.position_ids"),
-    head=BertHead,
+    head_class="bert:BertHead",
     defaults=XLM_ROBERTA.defaults | {"pad_token_id": 0},
     language_model={
         "dense": "cls.predictions.transform.dense",
@@ -148,13 +165,25 @@ BERT = Family(
 DISTILBERT = Family(
     architecture="DistilBert",
     prefix="distilbert.",
-    names=distilbert.NAMES,
+    names={
+        "word_embeddings": "embeddings.word_embeddings",
+        "position_embeddings": "embeddings.position_embeddings",
+        "layer_norm": "embeddings.LayerNorm",
+        "layers.{i}.query": "transformer.layer.{i}.attention.q_lin",
+        "layers.{i}.key": "transformer.layer.{i}.attention.k_lin",
+        "layers.{i}.value": "transformer.layer.{i}.attention.v_lin",
+        "layers.{i}.output": "transformer.layer.{i}.attention.out_lin",
+        "layers.{i}.attention_layer_norm": "transformer.layer.{i}.sa_layer_norm",
+        "layers.{i}.intermediate": "transformer.layer.{i}.ffn.lin1",
+        "layers.{i}.ffn_output": "transformer.layer.{i}.ffn.lin2",
+        "layers.{i}.output_layer_norm": "transformer.layer.{i}.output_layer_norm",
+    },
     head_names={"dense": "pre_classifier", "out_proj": "classifier"},
     head_modules=("pre_classifier", "classifier"),
     ignored=("vocab_", "qa_outputs.", "embeddings.position_ids"),
-    config=distilbert.DistilBertConfig,
-    encoder=distilbert.DistilBertEncoder,
-    head=distilbert.DistilBertHead,
+    config_class="distilbert:DistilBertConfig",
+    encoder_class="distilbert:DistilBertEncoder",
+    head_class="distilbert:DistilBertHead",
 )
 ELECTRA = Family(
     architecture="Electra",
@@ -163,9 +192,9 @@ ELECTRA = Family(
     head_names={"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
     head_modules=("classifier",),
     ignored=("discriminator_predictions.", "embeddings.position_ids"),
-    config=electra.ElectraConfig,
-    encoder=electra.ElectraEncoder,
-    head=electra.ElectraHead,
+    config_class="electra:ElectraConfig",
+    encoder_class="electra:ElectraEncoder",
+    head_class="electra:ElectraHead",
     projections=("embeddings_project",),
 )
 DEBERTA = Family(
@@ -184,9 +213,9 @@ DEBERTA = Family(
     head_names={"dense": "pooler.dense", "out_proj": "classifier"},
     head_modules=("pooler", "classifier"),
     ignored=("cls.", "lm_predictions.", "mask_predictions.", "embeddings.position_"),
-    config=deberta.DebertaConfig,
-    encoder=deberta.DebertaEncoder,
-    head=deberta.DebertaHead,
+    config_class="deberta:DebertaConfig",
+    encoder_class="deberta:DebertaEncoder",
+    head_class="deberta:DebertaHead",
     defaults={"hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24, "intermediate_size": 6144},
     layer_norms=LAYER_NORMS | {"relative": "relative_layer_norm"},
     unsupported={"prefix_tuning": "its attention needs a position for each key, which a prefix does not have"},
@@ -194,13 +223,23 @@ DEBERTA = Family(
 MODERNBERT = Family(
     architecture="ModernBert",
     prefix="model.",
-    names=modernbert.NAMES,
+    names={
+        "word_embeddings": "embeddings.tok_embeddings",
+        "layer_norm": "embeddings.norm",
+        "layers.{i}.attention_layer_norm": "layers.{i}.attn_norm",
+        "layers.{i}.qkv": "layers.{i}.attn.Wqkv",
+        "layers.{i}.output": "layers.{i}.attn.Wo",
+        "layers.{i}.output_layer_norm": "layers.{i}.mlp_norm",
+        "layers.{i}.intermediate": "layers.{i}.mlp.Wi",
+        "layers.{i}.ffn_output": "layers.{i}.mlp.Wo",
+        "final_layer_norm": "final_norm",
+    },
     head_names={"dense": "head.dense", "norm": "head.norm", "out_proj": "classifier"},
     head_modules=("head", "classifier"),
     ignored=("decoder.",),
-    config=modernbert.ModernBertConfig,
-    encoder=modernbert.ModernBertEncoder,
-    head=modernbert.ModernBertHead,
+    config_class="modernbert:ModernBertConfig",
+    encoder_class="modernbert:ModernBertEncoder",
+    head_class="modernbert:ModernBertHead",
     layer_norms=LAYER_NORMS | {"final": "final_layer_norm"},
     absent=("layers.0.attention_layer_norm",),
     aliases={"query": "qkv", "key": "qkv", "value": "qkv"},
@@ -290,6 +329,6 @@ def tensor_names(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
         else:
             module = model.get_submodule(ours)
             for leaf in ("weight", "bias"):
-                if isinstance(getattr(module, leaf, None), Tensor):
+                if getattr(module, leaf, None) is not None:
                     names[f"{ours}.{leaf}"] = f"{theirs}.{leaf}"
     return names

@@ -25,19 +25,6 @@ from minipeft.model.grouped import Groups, Prefix
 from minipeft.model.roberta import Embedding, Encoder, EncoderLayer, LayerNorm, Linear
 from minipeft.model.rotary import angles, rotate
 
-# Our module in the encoder → transformers' path behind "model.".
-NAMES = {
-    "word_embeddings": "embeddings.tok_embeddings",
-    "layer_norm": "embeddings.norm",
-    "layers.{i}.attention_layer_norm": "layers.{i}.attn_norm",
-    "layers.{i}.qkv": "layers.{i}.attn.Wqkv",
-    "layers.{i}.output": "layers.{i}.attn.Wo",
-    "layers.{i}.output_layer_norm": "layers.{i}.mlp_norm",
-    "layers.{i}.intermediate": "layers.{i}.mlp.Wi",
-    "layers.{i}.ffn_output": "layers.{i}.mlp.Wo",
-    "final_layer_norm": "final_norm",
-}
-
 
 @dataclass(frozen=True)
 class ModernBertConfig(EncoderConfig):
