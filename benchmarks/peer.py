@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from machine import clock, describe_machine, product_rates, write_rows
+from torch.nn.utils.rnn import pad_sequence
 
 import minipeft
 from minipeft.data.batches.buckets import pad_to_bucket
@@ -110,15 +111,14 @@ def peer(
 
     def step(examples: Encoded, indices: list[int]) -> None:
         if wanted.group_by_length:
-            indices = sorted(indices, key=examples.lengths.__getitem__, reverse=True)
+            indices = sorted(indices, key=examples.lengths.tolist().__getitem__, reverse=True)
         size = BATCH if row.mode == "training" else BATCH * ACCUMULATION
         with torch.set_grad_enabled(row.mode == "training"):
             for start in range(0, len(indices), size):
                 chosen = indices[start : start + size]
-                longest = max(examples.lengths[index] for index in chosen)
-                rows = [(examples.sequences[index], longest - examples.lengths[index]) for index in chosen]
-                ids = torch.tensor([ids + [padding] * more for ids, more in rows]).to(wanted.device)
-                mask = torch.tensor([[1] * len(ids) + [0] * more for ids, more in rows]).to(wanted.device)
+                rows = [torch.tensor(examples.sequences[index], dtype=torch.int64) for index in chosen]
+                ids = pad_sequence(rows, batch_first=True, padding_value=padding).to(wanted.device)
+                mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(wanted.device)
                 with autocast:
                     logits = model(input_ids=ids, attention_mask=mask).logits
                 if row.mode == "training":

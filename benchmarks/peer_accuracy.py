@@ -13,8 +13,10 @@ import argparse
 import json
 import time
 
+import numpy as np
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
 from minipeft.cli.flags import add_train_flags
@@ -54,19 +56,23 @@ def build(wanted: argparse.Namespace, folder: str, num_labels: int) -> torch.nn.
 
 
 def padded(examples: Encoded, indices: list[int], pad_id: int) -> dict[str, torch.Tensor]:
-    longest = max(examples.lengths[index] for index in indices)
-    rows = [(examples.sequences[index], longest - examples.lengths[index]) for index in indices]
+    ids, types = examples.sequences.take(indices).concatenate()
+    lengths = examples.lengths[indices].tolist()
+
+    def rows(values: np.ndarray, padding: int = 0) -> torch.Tensor:
+        return pad_sequence(torch.from_numpy(values).split(lengths), batch_first=True, padding_value=padding)
+
     return {
-        "input_ids": torch.tensor([row + [pad_id] * more for row, more in rows]),
-        "token_type_ids": torch.tensor([row.type_ids + [0] * more for row, more in rows]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * more for row, more in rows]),
+        "input_ids": rows(ids, pad_id),
+        "token_type_ids": rows(np.zeros_like(ids) if types is None else types),
+        "attention_mask": rows(np.ones_like(ids)),
     }
 
 
 @torch.inference_mode()
 def evaluate(model: torch.nn.Module, examples: Encoded, num_labels: int, config: object) -> dict[str, float]:
     model.eval()
-    order = sorted(range(len(examples)), key=examples.lengths.__getitem__)
+    order = sorted(range(len(examples)), key=examples.lengths.tolist().__getitem__)
     logits = torch.empty(len(examples), num_labels)
     for start in range(0, len(order), 16):
         indices = order[start : start + 16]

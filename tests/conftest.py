@@ -266,7 +266,9 @@ def padded(
     """The same sequences as transformers takes them."""
 
     def table(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
-        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+        return pad_sequence(
+            [torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True, padding_value=padding
+        )
 
     inputs = {
         "input_ids": table(token_ids, pad_token_id),

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from minipeft import Result, SequenceClassifier, train
 from minipeft.data.tasks.task import Split, get_task
 from minipeft.data.tokens.examples import Encoded, Examples
+from minipeft.data.tokens.token_table import TokenTable
 from minipeft.training import loop
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.optimization.schedule import Schedule
@@ -67,7 +68,7 @@ def encoded(count: int, seed: int = 0, flip: bool = False, task: str = "sst2") -
     """Random sequences of ragged lengths, each starting with <s>; the label can be learnt from the next token."""
     sequences = [[0, *row] for row in ragged([1 + (7 * number + seed) % 23 for number in range(count)], seed=seed)]
     labels = [int(row[1] % 2 == 0) ^ flip for row in sequences]
-    return Encoded(Split(get_task(task), [""] * count, None, labels), sequences, [len(row) for row in sequences])
+    return Encoded(Split(get_task(task), [""] * count, None, labels), TokenTable.from_sequences(sequences))
 
 
 @contextmanager

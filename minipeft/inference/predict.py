@@ -21,7 +21,7 @@ from minipeft.data.tasks import synthetic as standin
 from minipeft.data.tasks.custom import custom_task
 from minipeft.data.tasks.splits import choose_data, chunk_examples, read_chunks, read_examples, with_recorded_split
 from minipeft.data.tasks.task import Split, Task, get_task
-from minipeft.data.tokens.examples import Encoded, encode_split
+from minipeft.data.tokens.examples import encode_split, encode_texts
 from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import choose_device
@@ -90,8 +90,8 @@ class LoadedRun(Predictor):
         merged = merged_copy(self.model)
         texts = standin.generate("rte", "validation")
         pairs = texts["sentence2"][:COMPARED_TEXTS] if len(self.task.columns) == 2 else None
-        sequences = self.tokenizer.encode_full(texts["sentence1"][:COMPARED_TEXTS], pairs, self.settings["max_length"])
-        examples = Encoded.unlabelled(self.task, sequences)
+        first, max_length = texts["sentence1"][:COMPARED_TEXTS], self.settings["max_length"]
+        examples = encode_texts(self.task, first, pairs, self.tokenizer, max_length, None)
         before, after = (
             predict_logits(model, examples, self.settings["max_tokens"], self.device)
             for model in (self.model, merged.to(self.device))

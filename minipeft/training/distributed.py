@@ -29,6 +29,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +59,7 @@ class Processes:
     def is_main_process(self) -> bool:
         return self.rank == 0
 
-    def share(self, indices: Sequence[int], lengths: Sequence[int]) -> Sequence[int]:
+    def share(self, indices: Sequence[int], lengths: Sequence[int] | np.ndarray[Any, Any]) -> Sequence[int]:
         """Return this process's examples: the longest first, each to the process with the fewest tokens so far."""
         if self.size == 1:
             return indices

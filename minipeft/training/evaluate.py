@@ -35,7 +35,7 @@ def predict_logits(
     count = len(examples.sequences)
     logits = torch.zeros(count, model.config.num_labels)  # so that the sum over the processes is the whole
     for indices in split_by_tokens(processes.share(range(count), examples.lengths), examples.lengths, max_tokens):
-        batch = pad_to_bucket(pack([examples.sequences[index] for index in indices], config=model.config), model.config)
+        batch = pad_to_bucket(pack(examples.sequences.take(indices), config=model.config), model.config)
         logits[indices] = model(batch.to(device))[: len(indices)].cpu()
     model.train(was_training)
     logits = processes.all_reduce_sum(logits)

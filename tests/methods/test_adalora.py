@@ -38,6 +38,7 @@ from minipeft import (
 )
 from minipeft.data.tasks.task import Split, get_task
 from minipeft.data.tokens.examples import Encoded, Examples
+from minipeft.data.tokens.token_table import TokenTable
 from minipeft.errors import Interrupted
 from minipeft.methods.adalora import AdaLoRALinear, after_step, budget, penalty
 from minipeft.model.roberta import LINEAR_NAMES, Linear
@@ -240,7 +241,7 @@ def test_the_budget_is_pefts_in_every_step(first: int, falls: int, tinit: int, t
 def encoded(count: int, seed: int = 0) -> Encoded:
     sequences = [[0, *row] for row in ragged([1 + (7 * number + seed) % 23 for number in range(count)], seed=seed)]
     labels = [row[1] % 2 for row in sequences]
-    return Encoded(Split(get_task("sst2"), [""] * count, None, labels), sequences, [len(row) for row in sequences])
+    return Encoded(Split(get_task("sst2"), [""] * count, None, labels), TokenTable.from_sequences(sequences))
 
 
 def run(model: SequenceClassifier, folder: Path) -> None:

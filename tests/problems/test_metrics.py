@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from minipeft import MinipeftError, load_pretrained, load_tokenizer
 from minipeft.data.tasks.task import TASKS, Split, get_task
 from minipeft.data.tokens.examples import Encoded, encode_split, hold_out
+from minipeft.data.tokens.token_table import TokenTable
 from minipeft.problems.metrics import METRICS, accuracy, f1, macro_f1, matthews_correlation, pearson, spearman
 from minipeft.training.evaluate import evaluate, predict_logits, sequence_loss
 
@@ -123,11 +124,11 @@ def test_evaluation_does_not_depend_on_the_batches(tiny_checkpoint: Path, length
     labels = [length % 2 for length in lengths]
     sequences = ragged(lengths, 500)
     task = get_task("cola")
-    examples = Encoded(Split(task, [""] * len(labels), None, labels), sequences, lengths)
+    examples = Encoded(Split(task, [""] * len(labels), None, labels), TokenTable.from_sequences(sequences))
     logits = predict_logits(model, examples, max_tokens, "cpu")
     assert model.training  # as it was
     for sequence, row in zip(sequences, logits, strict=True):
-        one = Encoded(Split(task, [""], None, [0]), [sequence], [len(sequence)])
+        one = Encoded(Split(task, [""], None, [0]), TokenTable.from_sequences([sequence]))
         torch.testing.assert_close(predict_logits(model, one, 1, "cpu")[0], row, atol=1e-6, rtol=1e-5)
     values = evaluate(model, examples, max_tokens, "cpu")
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).item()
@@ -149,8 +150,8 @@ def test_a_token_beyond_the_vocabulary_is_refused_with_its_row(tiny_checkpoint: 
 
 @given(st.integers(2, 300), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
 def test_a_holdout_divides_the_examples_and_loses_none(count: int, part: float, seed: int) -> None:
-    sequences = [[number] for number in range(count)]
-    examples = Encoded(Split(get_task("sst2"), [], None, [n % 2 for n in range(count)]), sequences, [1] * count)
+    sequences = TokenTable.from_sequences([[number] for number in range(count)])
+    examples = Encoded(Split(get_task("sst2"), [], None, [n % 2 for n in range(count)]), sequences)
     if count < 3 or not 0 < round(count * part) < count:  # two examples are of two classes
         with pytest.raises(MinipeftError, match="--holdout"):
             hold_out(examples, part, seed)

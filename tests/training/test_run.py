@@ -22,7 +22,7 @@ from minipeft import (
     load_tokenizer,
     train,
 )
-from minipeft.data.tokens.examples import Encoded
+from minipeft.data.tokens.examples import encode_texts
 from minipeft.methods import METHODS
 from minipeft.model.pretrained import save_checkpoint
 from minipeft.model.roberta import init_weights
@@ -234,7 +234,7 @@ def test_a_fresh_process_predicts_the_training_process_s_bits(
     tokenizer = load_tokenizer(tiny_checkpoint)
     from minipeft.data.tasks.task import get_task
 
-    sequences = Encoded.unlabelled(get_task("rte"), tokenizer.encode_full(texts, pairs, 128))
+    sequences = encode_texts(get_task("rte"), texts, pairs, tokenizer, 128, None)
     expected = predict_logits(result.model, sequences, 2048, "cpu").softmax(1)
     given = [word for text, pair in zip(texts, pairs, strict=True) for word in ("--text", text, "--pair", pair)]
     predicted = run_command("-m", "minipeft", "predict", tmp_path / "run", *given)

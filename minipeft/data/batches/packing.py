@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from tokenizers import Encoding
 from torch import Tensor
 
+from minipeft.data.tokens.token_table import TokenTable
 from minipeft.errors import MinipeftError
 
 MULTI_LABEL = "multi_label_classification"  # of config.problem_type, as in transformers
@@ -78,7 +79,7 @@ class PackedBatch:
 
 
 def pack(
-    token_ids: Sequence[Sequence[int] | Encoding],
+    token_ids: Sequence[Sequence[int] | Encoding] | TokenTable,
     labels: Sequence[int] | Sequence[float] | Sequence[Sequence[float]] | None = None,
     config: PackingConfig | None = None,
 ) -> PackedBatch:
@@ -101,16 +102,18 @@ def pack(
     """
     if config is None:
         raise MinipeftError("pack needs the model's config: pack(token_ids, labels, config=model.config)")
-    sequences = [_checked_ids(sequence, number, config.vocab_size) for number, sequence in enumerate(token_ids)]
-    if not sequences:
+    table = token_ids if isinstance(token_ids, TokenTable) else TokenTable.from_sequences(token_ids)
+    if not len(table):
         raise MinipeftError("a batch needs at least one sequence")
-    lengths = tuple(len(sequence) for sequence in sequences)
+    lengths = tuple(table.lengths.tolist())
     for number, length in enumerate(lengths):
         if not 1 <= length <= config.max_length:
             raise MinipeftError(
                 f"sequence {number} has {length} tokens; the model takes 1 to {config.max_length}: set max_length"
             )
-    input_ids = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64)
+    ids, types = table.concatenate()
+    _check_ids(ids, table.lengths, config)
+    input_ids = torch.from_numpy(ids)  # (total_tokens,)
     lengths_tensor = torch.tensor(lengths)
     cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32)
     torch.cumsum(lengths_tensor, 0, out=cu_seqlens[1:])
@@ -119,7 +122,7 @@ def pack(
     return PackedBatch(
         input_ids,
         position_ids,
-        _token_types(token_ids, config),
+        _token_types(types, config),
         cu_seqlens,
         max(lengths),
         lengths,
@@ -148,32 +151,28 @@ def reorder(batch: PackedBatch, order: Sequence[int]) -> PackedBatch:
     )
 
 
-def _checked_ids(sequence: Sequence[int] | Encoding, number: int, vocab_size: int) -> list[int]:
-    ids = sequence.ids if isinstance(sequence, Encoding) else sequence
-    try:
-        checked = [operator.index(token) for token in ids]
-    except TypeError:
-        raise MinipeftError(f"sequence {number} is {ids!r}, not a list of token ids; encode the text first") from None
-    for token in (min(checked, default=0), max(checked, default=0)):
-        if not 0 <= token < vocab_size:
-            raise MinipeftError(
-                f"token id {token} in sequence {number} lies outside the model's vocabulary of {vocab_size}; "
-                "the tokenizer belongs to another model"
-            )
-    return checked
+def _check_ids(ids: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], config: PackingConfig) -> None:
+    """Raise MinipeftError for a token id outside the vocabulary; embedding lookups on CUDA would not name it."""
+    if ids.min() >= 0 and ids.max() < config.vocab_size:
+        return
+    position = int(np.argmax((ids < 0) | (ids >= config.vocab_size)))
+    number = int(np.searchsorted(np.cumsum(lengths), position, side="right"))
+    raise MinipeftError(
+        f"token id {ids[position]} in sequence {number} lies outside the model's vocabulary of {config.vocab_size}; "
+        "the tokenizer belongs to another model"
+    )
 
 
-def _token_types(token_ids: Sequence[Sequence[int] | Encoding], config: PackingConfig) -> Tensor | None:
-    """The type of each token, or None if all are 0; plain lists of int carry no types."""
-    types = [kind for sequence in token_ids for kind in getattr(sequence, "type_ids", [0] * len(sequence))]
-    if config.type_vocab_size <= 1 or not any(types):
+def _token_types(types: np.ndarray[Any, Any] | None, config: PackingConfig) -> Tensor | None:
+    """Return the type of each token, or None if all are 0 or the model has none."""
+    if types is None or config.type_vocab_size <= 1 or not types.any():
         return None
-    if max(types) >= config.type_vocab_size:
+    if types.max() >= config.type_vocab_size:
         raise MinipeftError(
-            f"token type {max(types)} lies outside the model's {config.type_vocab_size}; "
+            f"token type {types.max()} lies outside the model's {config.type_vocab_size}; "
             "the tokenizer belongs to another model"
         )
-    return torch.tensor(types, dtype=torch.int64)
+    return torch.from_numpy(types)
 
 
 def _labels(labels: Sequence[Any] | None, count: int, config: PackingConfig) -> Tensor | None:

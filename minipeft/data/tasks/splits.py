@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minipeft.data.batches.sampling import draw_mask
 from minipeft.data.tables.find_files import split_file
 from minipeft.data.tables.hub_rows import (
@@ -124,14 +126,14 @@ def count_rows(task: Task, split: str, source: str, limit: int) -> int:
     """Return how many rows of a split `read_chunks` gives, up to `limit`."""
     if task.is_custom and split in ("train", task.validation) and task.validation not in dict(task.files):
         mask = _validation_mask(task)
-        rows = sum(mask) if split == task.validation else len(mask) - sum(mask)
+        rows = int((mask == (split == task.validation)).sum())
     else:
         rows = sum(1 for _ in islice(_table(task, split, source).read([task.label_column]), limit))
     return min(rows, limit)
 
 
-def _validation_mask(task: Task) -> bytearray:
-    """1 for the rows of the training file that are the validation split."""
+def _validation_mask(task: Task) -> np.ndarray[Any, Any]:
+    """True for the rows of the training file that are the validation split."""
     rows = open_split(dict(task.files)["train"]).read([task.label_column])
     labels = [read_label(task, value, place) for place, (value,) in rows]
     return draw_mask(labels, VALIDATION_FRACTION, VALIDATION_SEED, task.stratified and task.has_classes)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Encoding
 
 from minipeft.data.batches.packing import PackedBatch, pack
 from minipeft.data.batches.sampling import draw_mask
@@ -24,61 +23,59 @@ from minipeft.errors import MinipeftError
 from minipeft.model.config import EncoderConfig
 from minipeft.problems.multi_label import multi_hot
 
+FINGERPRINT_CHUNK = 4096  # sequences that are in memory at once
+
 
 @dataclass(frozen=True)
 class Encoded:
     """A split as token ids: batches for training and evaluation are drawn from it.
 
     Attributes:
-        split: its task and labels; the texts may be left out.
-        sequences: lists of int or tokenizers.Encoding, as `pack` takes them.
-        lengths: tokens of each sequence.
-        windows: which sequences are the windows of which example; None where each example is one sequence.
+        split: The task and the labels; the texts may be left out.
+        sequences: The token ids of each sequence.
+        windows: Which sequences are the windows of which example; None where each example is one sequence.
     """
 
     split: Split
-    sequences: Sequence[Any]
-    lengths: Sequence[int]
+    sequences: TokenTable
     windows: Windows | None = None
 
     def __len__(self) -> int:
         return len(self.sequences) if self.windows is None else len(self.windows)
 
+    @property
+    def lengths(self) -> np.ndarray[Any, Any]:
+        """The number of tokens of each sequence."""
+        return self.sequences.lengths
+
     def sequences_of(self, examples: Sequence[int]) -> Sequence[int]:
-        """Return the sequences of examples, in their order."""
-        return examples if self.windows is None else self.windows.sequences(examples)
+        """Return the indices of the sequences of examples, in their order."""
+        return examples if self.windows is None else self.windows.sequences(examples).tolist()
 
-    @classmethod
-    def unlabelled(cls, task: Task, sequences: list[Any]) -> Encoded:
-        """Texts to predict, without labels."""
-        return cls(Split(task, [], None, []), sequences, [len(sequence.ids) for sequence in sequences])
-
-    def subset(self, chosen: Sequence[int]) -> Encoded:
-        """The examples where `chosen` is true, in their order."""
-        indices: Sequence[int] = array("q", (index for index, one in enumerate(chosen) if one))
-        labels = label_store(self.split.task, (self.split.labels[index] for index in indices))
-        windows = self.windows
-        if windows is not None:
-            counts, pooling = windows.counts(), windows.pooling
-            windows = Windows.of_counts([counts[index] for index in indices], pooling)
-            indices = self.sequences_of(indices)
-        lengths = array("i", (self.lengths[index] for index in indices))
-        return Encoded(Split(self.split.task, [], None, labels), _Subset(self.sequences, indices), lengths, windows)
+    def subset(self, mask: np.ndarray[Any, Any]) -> Encoded:
+        """Return the examples where `mask` is true, in their order; their tokens are not copied."""
+        indices = np.flatnonzero(mask)
+        labels = label_store(self.split.task, (self.split.labels[index] for index in indices.tolist()))
+        split, windows = Split(self.split.task, [], None, labels), self.windows
+        if windows is None:
+            return Encoded(split, self.sequences.take(indices))
+        counts = windows.counts()[indices]
+        sequences = self.sequences.take(windows.sequences(indices))
+        return Encoded(split, sequences, Windows.of_counts(counts, windows.pooling))
 
     def batch(self, indices: list[int], config: EncoderConfig) -> PackedBatch:
-        """The sequences at `indices`, packed with their labels; the windows of an example share its weight."""
-        owners = indices if self.windows is None else [self._owners[index] for index in indices]
+        """Return the sequences at `indices`, packed with their labels; the windows of an example share its weight."""
+        owners = indices if self.windows is None else self._owners[indices].tolist()
         labels: Any = [self.split.labels[owner] for owner in owners]
         if self.split.task.multilabel:
             labels = multi_hot(labels, config.num_labels)
-        batch = pack([self.sequences[index] for index in indices], labels, config=config)
+        batch = pack(self.sequences.take(indices), labels, config=config)
         if self.windows is None:
             return batch
-        starts = self.windows.starts
-        return replace(batch, weights=torch.tensor([1 / (starts[one + 1] - starts[one]) for one in owners]))
+        return replace(batch, weights=torch.from_numpy(1 / self.windows.counts()[owners]).float())
 
     @cached_property
-    def _owners(self) -> Sequence[int]:
+    def _owners(self) -> np.ndarray[Any, Any]:
         """The example of each sequence, if there are windows."""
         assert self.windows is not None
         return self.windows.owners()
@@ -86,19 +83,14 @@ class Encoded:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the token ids, token types and labels, in their order."""
-        digest = hashlib.sha256(self.length_fingerprint.encode())
-        for sequence in self.sequences:
-            digest.update(array("i", getattr(sequence, "ids", sequence)).tobytes())
-            digest.update(array("b", getattr(sequence, "type_ids", ())).tobytes())
+        digest = hashlib.sha256(self.lengths.tobytes())
+        for start in range(0, len(self.sequences), FINGERPRINT_CHUNK):
+            chunk = self.sequences.take(slice(start, start + FINGERPRINT_CHUNK))
+            for values in chunk.concatenate():
+                digest.update(b"" if values is None else values.tobytes())
+        for start in range(0, len(self), FINGERPRINT_CHUNK):
+            digest.update(repr(list(self.split.labels[start : start + FINGERPRINT_CHUNK])).encode())
         return digest.hexdigest()
-
-    @cached_property
-    def length_fingerprint(self) -> str:
-        """A hash of the lengths and labels alone, which the checkpoints of older versions hold."""
-        lengths = np.asarray(self.lengths, dtype=np.int64).tobytes()
-        if self.split.task.multilabel:
-            return hashlib.sha256(lengths + repr(list(self.split.labels)).encode()).hexdigest()
-        return hashlib.sha256(lengths + np.asarray(self.split.labels, dtype=np.float64).tobytes()).hexdigest()
 
 
 def label_store(task: Task, labels: Iterable[Any] = ()) -> Any:
@@ -106,28 +98,15 @@ def label_store(task: Task, labels: Iterable[Any] = ()) -> Any:
     return list(labels) if task.multilabel else array("d" if task.is_regression else "q", labels)
 
 
-class _Subset(Sequence[Any]):
-    """Some of many sequences, which are not copied."""
-
-    def __init__(self, sequences: Sequence[Any], indices: Sequence[int]) -> None:
-        self.sequences, self.indices = sequences, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.sequences[self.indices[index]]
-
-
 @dataclass(frozen=True)
 class Examples:
     """The examples of a run.
 
     Attributes:
-        train: to train on.
-        validation: evaluated after every epoch.
-        others: evaluated as well; the name is the prefix of their figures: "holdout", "mismatched".
-        truncated: how many texts were longer than the maximum length.
+        train: Examples to train on.
+        validation: Examples that are evaluated after every epoch.
+        others: Further examples to evaluate, by the prefix of their metrics: "holdout", "mismatched".
+        truncated: Number of texts that were longer than the maximum length.
     """
 
     train: Encoded
@@ -146,12 +125,12 @@ def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, En
     """
     task = examples.split.task
     mask = draw_mask(examples.split.labels, fraction, seed, task.stratified and task.has_classes)
-    if not 0 < round(len(examples) * fraction) < len(examples) or not 0 < sum(mask) < len(examples):
+    if not 0 < round(len(examples) * fraction) < len(examples) or mask.all() or not mask.any():
         raise MinipeftError(
             f"--holdout {fraction:g} of {len(examples)} training examples is {'all' if fraction > 0.5 else 'none'}. "
             "Choose another fraction."
         )
-    return examples.subset([not one for one in mask]), examples.subset(mask)
+    return examples.subset(~mask), examples.subset(mask)
 
 
 def encode_split(
@@ -162,7 +141,7 @@ def encode_split(
     config: EncoderConfig,
     long_texts: LongTexts | None = None,
 ) -> Encoded:
-    """Tokenize a split chunk by chunk; 12 bytes per example and its label stay in memory.
+    """Tokenize a split chunk by chunk; 16 bytes per sequence and the labels stay in memory.
 
     Texts of more than `max_length` tokens are truncated, or split into windows with `long_texts`.
 
@@ -170,22 +149,19 @@ def encode_split(
         MinipeftError: for a text whose token ids the model does not have: the tokenizer is not the model's.
     """
     labels = label_store(task)
+    counts: list[int] = []  # windows of each example
 
-    counts = array("i")
-
-    def encodings() -> Iterator[Encoding]:
+    def tables() -> Iterator[TokenTable]:
         for chunk in chunks:
-            if long_texts is None:
-                yield from tokenizer.encode_full(chunk.texts, chunk.pairs, max_length)
-            else:
-                for found in encode_windows(tokenizer, chunk.texts, chunk.pairs, max_length, long_texts.stride):
-                    yield from found
-                    counts.append(len(found))
+            table, windows = _encode(tokenizer, chunk.texts, chunk.pairs, max_length, long_texts)
+            _check_fits(table, tokenizer, config)
             labels.extend(chunk.labels)
+            counts.extend(windows)
+            yield table
 
-    sequences = TokenTable(_checked(encodings(), tokenizer, config), with_types=config.type_vocab_size > 1)
+    sequences = TokenTable.from_chunks(tables(), with_types=config.type_vocab_size > 1)
     windows = None if long_texts is None else Windows.of_counts(counts, long_texts.pooling)
-    return Encoded(Split(task, [], None, labels), sequences, sequences.lengths, windows)
+    return Encoded(Split(task, [], None, labels), sequences, windows)
 
 
 def encode_texts(
@@ -198,30 +174,30 @@ def encode_texts(
     labels: Sequence[Any] = (),
 ) -> Encoded:
     """Tokenize texts in memory, with or without labels."""
+    table, counts = _encode(tokenizer, texts, pairs, max_length, long_texts)
+    windows = None if long_texts is None else Windows.of_counts(counts, long_texts.pooling)
+    return Encoded(Split(task, [], None, labels), table, windows)
+
+
+def _encode(
+    tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int, long_texts: LongTexts | None
+) -> tuple[TokenTable, list[int]]:
+    """Return the sequences of texts, and the number of windows of each text if there are windows."""
     if long_texts is None:
-        found, windows = tokenizer.encode_full(texts, pairs, max_length), None
-    else:
-        by_text = encode_windows(tokenizer, texts, pairs, max_length, long_texts.stride)
-        found = list(chain.from_iterable(by_text))
-        windows = Windows.of_counts(list(map(len, by_text)), long_texts.pooling)
-    return Encoded(Split(task, [], None, labels), found, [len(one.ids) for one in found], windows)
+        return TokenTable.from_sequences(tokenizer.encode_full(texts, pairs, max_length)), []
+    windows = encode_windows(tokenizer, texts, pairs, max_length, long_texts.stride)
+    return TokenTable.from_sequences(chain.from_iterable(windows)), list(map(len, windows))
 
 
-def _checked(encodings: Iterable[Encoding], tokenizer: Tokenizer, config: EncoderConfig) -> Iterator[Encoding]:
-    for encoding in encodings:
-        if not encoding.ids:
-            raise MinipeftError(
-                f"{tokenizer.folder}: the tokenizer gives a text no token, not even a special one. "
-                "Use the model's tokenizer."
-            )
-        if max(encoding.ids) >= config.vocab_size:
-            raise MinipeftError(
-                f"{tokenizer.folder}: the tokenizer gives a text the token id {max(encoding.ids)}, "
-                f"outside the model's vocabulary of {config.vocab_size}. Use the model's tokenizer."
-            )
-        if config.type_vocab_size > 1 and max(encoding.type_ids) >= config.type_vocab_size:
-            raise MinipeftError(
-                f"{tokenizer.folder}: the tokenizer gives a text the token type {max(encoding.type_ids)}, "
-                f"outside the model's {config.type_vocab_size}. Use the model's tokenizer."
-            )
-        yield encoding
+def _check_fits(table: TokenTable, tokenizer: Tokenizer, config: EncoderConfig) -> None:
+    """Raise where a model cannot take what its tokenizer gives."""
+    types = np.zeros(1) if table.types is None or config.type_vocab_size <= 1 else table.types
+    found = ""
+    if not table.lengths.all():
+        found = "no token, not even a special one"
+    elif table.ids.max(initial=0) >= config.vocab_size:
+        found = f"the token id {table.ids.max()}, outside the model's vocabulary of {config.vocab_size}"
+    elif types.max(initial=0) >= max(1, config.type_vocab_size):
+        found = f"the token type {types.max()}, outside the model's {config.type_vocab_size}"
+    if found:
+        raise MinipeftError(f"{tokenizer.folder}: the tokenizer gives a text {found}. Use the model's tokenizer.")

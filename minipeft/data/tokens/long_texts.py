@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Encoding
 from torch import Tensor
@@ -14,16 +14,17 @@ from torch import Tensor
 from minipeft.data.tokens.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
 
-POOLINGS = ("mean", "max")
+POOLINGS = {"mean": "mean", "max": "amax"}  # of Tensor.scatter_reduce
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class LongTexts:
-    """--long-text window: what becomes of a text that is longer than --max-length.
+    """Settings of --long-text window, for texts that are longer than --max-length.
 
     Attributes:
-        stride: tokens that a window has in common with the one before.
-        pooling: how the logits of a text's windows become its logits, one of POOLINGS.
+        stride: Tokens that a window shares with the previous one.
+        pooling: How the logits of a text's windows are combined, one of POOLINGS.
     """
 
     stride: int
@@ -31,7 +32,7 @@ class LongTexts:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> LongTexts | None:
-        """Return what a run's config.json says; None where texts are truncated."""
+        """Return the settings of a run's config.json; None where texts are truncated."""
         if settings.get("long_text", "truncate") != "window":
             return None
         return cls(settings["stride"], settings["window_pooling"])
@@ -42,36 +43,33 @@ class Windows:
     """Which sequences are the windows of which example.
 
     Attributes:
-        starts: (num_examples + 1,); the windows of example i are the sequences starts[i] to starts[i + 1].
-        pooling: one of POOLINGS.
+        starts: (num_examples + 1,), int64; the windows of example i are the sequences starts[i] to starts[i + 1].
+        pooling: One of POOLINGS.
     """
 
-    starts: Sequence[int]
+    starts: Array
     pooling: str
 
     @classmethod
-    def of_counts(cls, counts: Sequence[int], pooling: str) -> Windows:
-        """Return the windows of examples that have so many each."""
-        starts = array("q", [0])
-        for count in counts:
-            starts.append(starts[-1] + count)
-        return cls(starts, pooling)
+    def of_counts(cls, counts: Sequence[int] | Array, pooling: str) -> Windows:
+        """Return the windows of examples; `counts` has the number of windows of each example."""
+        return cls(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), pooling)
 
     def __len__(self) -> int:
         """The number of examples."""
         return len(self.starts) - 1
 
-    def sequences(self, examples: Sequence[int]) -> list[int]:
-        """Return the windows of examples, in their order."""
-        return [sequence for one in examples for sequence in range(self.starts[one], self.starts[one + 1])]
+    def sequences(self, examples: Sequence[int] | Array) -> Array:
+        """Return the indices of the windows of examples, in their order."""
+        return np.concatenate([np.arange(self.starts[example], self.starts[example + 1]) for example in examples])
 
-    def counts(self) -> list[int]:
+    def counts(self) -> Array:
         """Return the number of windows of each example."""
-        return [after - before for before, after in zip(self.starts, self.starts[1:], strict=False)]
+        return np.diff(self.starts)
 
-    def owners(self) -> Sequence[int]:
+    def owners(self) -> Array:
         """Return the example of each sequence."""
-        return array("q", (example for example, count in enumerate(self.counts()) for _ in range(count)))
+        return np.repeat(np.arange(len(self)), self.counts())
 
     def pool(self, logits: Tensor) -> Tensor:
         """Return the mean or the maximum of the logits of each example's windows.
@@ -82,11 +80,9 @@ class Windows:
         Returns:
             (num_examples, num_labels).
         """
-        owners = torch.tensor(self.owners(), dtype=torch.int64)[:, None].expand_as(logits)
+        owners = torch.from_numpy(self.owners())[:, None].expand_as(logits)
         pooled = logits.new_zeros(len(self), logits.shape[1])
-        return pooled.scatter_reduce(
-            0, owners, logits, "a" + self.pooling if self.pooling == "max" else "mean", include_self=False
-        )
+        return pooled.scatter_reduce(0, owners, logits, POOLINGS[self.pooling], include_self=False)
 
 
 def encode_windows(

@@ -1,72 +1,124 @@
-"""Token ids of a split in memory-mapped temporary files: a split of any size needs little memory."""
+"""Token ids of many sequences as one NumPy table, in memory or memory-mapped."""
 
 from __future__ import annotations
 
 import tempfile
-from array import array
 from collections.abc import Iterable, Sequence
-from typing import IO, Any, overload
+from dataclasses import dataclass
+from typing import IO, Any
 
 import numpy as np
 from tokenizers import Encoding
 
-from minipeft.data.tokens.tokenizer import TokenIds
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, short_repr
+
+Array = np.ndarray[Any, Any]
 
 
-class TokenTable(Sequence[TokenIds]):
-    """Read-only sequences of token ids; sequence i is tokens offsets[i] to offsets[i + 1].
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """Sequences of token ids; sequence i is the tokens starts[i] to starts[i] + lengths[i].
 
-    Token ids (int32) and, optionally, BERT's token types (int8) are memory-mapped from unnamed temporary files, so
-    that the operating system can drop pages when memory is short.
-
-    Args:
-        encodings: The encoded texts.
-        with_types: Whether to store token types.
-
-    Raises:
-        MinipeftError: if the temporary files cannot be written.
+    Attributes:
+        ids: (num_tokens,), int64, or int32 if they are memory-mapped.
+        types: (num_tokens,), BERT's token types; None if all are 0.
+        starts: (num_sequences,), int64.
+        lengths: (num_sequences,), int64, tokens of each sequence.
     """
 
-    def __init__(self, encodings: Iterable[Encoding], with_types: bool) -> None:
-        self.offsets = array("q", [0])
+    ids: Array
+    types: Array | None
+    starts: Array
+    lengths: Array
+
+    @classmethod
+    def from_sequences(cls, sequences: Iterable[Sequence[int] | Encoding]) -> TokenTable:
+        """Return a table in memory.
+
+        Args:
+            sequences: Lists of int, arrays or tokenizers.Encoding; what has no `type_ids` has token type 0.
+
+        Raises:
+            MinipeftError: for a sequence that is not a list of token ids.
+        """
+        rows = [(getattr(one, "ids", one), getattr(one, "type_ids", None)) for one in sequences]
+        ids = [_integers(row, number) for number, (row, _) in enumerate(rows)]
+        lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        types = None
+        if any(row_types is not None and any(row_types) for _, row_types in rows):
+            types = _concatenate([np.asarray(t or [0] * len(row)) for (_, t), row in zip(rows, ids, strict=True)])
+        return cls(_concatenate(ids), types, _starts(lengths), lengths)
+
+    @classmethod
+    def from_chunks(cls, chunks: Iterable[TokenTable], with_types: bool) -> TokenTable:
+        """Return the sequences of all chunks as one table, memory-mapped from unnamed temporary files.
+
+        The operating system can drop the pages of the files when memory is short: 16 bytes per sequence stay.
+
+        Args:
+            chunks: Tables in memory.
+            with_types: Whether to store token types.
+
+        Raises:
+            MinipeftError: if the temporary files cannot be written.
+        """
+        lengths = [np.zeros(0, np.int64)]
         try:
             with tempfile.TemporaryFile() as ids, tempfile.TemporaryFile() as types:
-                for encoding in encodings:
-                    array("i", encoding.ids).tofile(ids)
+                for chunk in chunks:
+                    chunk.ids.astype(np.int32).tofile(ids)
                     if with_types:
-                        array("b", encoding.type_ids).tofile(types)
-                    self.offsets.append(self.offsets[-1] + len(encoding.ids))
-                self.ids = _mapped(ids, np.int32)
-                self.types = _mapped(types, np.int8)
+                        zeros = np.zeros(len(chunk.ids), np.int8)
+                        (zeros if chunk.types is None else chunk.types.astype(np.int8)).tofile(types)
+                    lengths.append(chunk.lengths)
+                all_lengths = np.concatenate(lengths)
+                mapped_types = _memory_map(types, np.int8) if with_types else None
+                return cls(_memory_map(ids, np.int32), mapped_types, _starts(all_lengths), all_lengths)
         except OSError as error:
             raise MinipeftError(
-                f"{tempfile.gettempdir()}: no room for the tokens ({error.strerror or error}); "
-                "free space, or let TMPDIR name another folder"
+                f"{tempfile.gettempdir()}: no room for the tokens ({error.strerror or error}). "
+                "Free space, or let TMPDIR name another folder."
             ) from None
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.lengths)
 
-    @property
-    def lengths(self) -> Sequence[int]:
-        """The number of tokens of each sequence."""
-        return array("i", np.diff(np.frombuffer(self.offsets, np.int64)).astype(np.int32).tobytes())
+    def __getitem__(self, index: int) -> Array:
+        """Return the token ids of a sequence."""
+        start = self.starts[index]
+        return self.ids[start : start + self.lengths[index]]
 
-    @overload
-    def __getitem__(self, index: int) -> TokenIds: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenIds]: ...
-    def __getitem__(self, index: int | slice) -> TokenIds | list[TokenIds]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]  # raises IndexError, and accepts negative indices
-        start, end = self.offsets[i], self.offsets[i + 1]
-        ids = self.ids[start:end].tolist()
-        return TokenIds(ids, self.types[start:end].tolist() if len(self.types) else [0] * len(ids))
+    def take(self, indices: Any) -> TokenTable:
+        """Return the sequences at `indices`; their tokens are not copied."""
+        return TokenTable(self.ids, self.types, self.starts[indices], self.lengths[indices])
+
+    def concatenate(self) -> tuple[Array, Array | None]:
+        """Return the sequences end to end: their token ids and token types, (total_tokens,), int64."""
+        slices = [slice(a, b) for a, b in zip(self.starts.tolist(), (self.starts + self.lengths).tolist(), strict=True)]
+        types = None if self.types is None else _concatenate([self.types[s] for s in slices])
+        return _concatenate([self.ids[s] for s in slices]), types
 
 
-def _mapped(file: IO[bytes], dtype: type[np.generic]) -> np.ndarray[Any, Any]:
+def _integers(ids: Any, number: int) -> Array:
+    """Return the ids of sequence `number` as an array."""
+    try:
+        array = np.asarray(ids)
+    except (TypeError, ValueError, RuntimeError):  # lists in it; a tensor on another device
+        array = np.zeros((), dtype=object)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)):
+        raise MinipeftError(f"sequence {number} is {short_repr(ids)}, not a list of token ids; encode the text first")
+    return array
+
+
+def _concatenate(rows: list[Array]) -> Array:
+    return np.concatenate([np.zeros(0, np.int64), *rows], dtype=np.int64, casting="unsafe")
+
+
+def _starts(lengths: Array) -> Array:
+    return np.cumsum(lengths) - lengths
+
+
+def _memory_map(file: IO[bytes], dtype: type[np.generic]) -> Array:
     file.flush()
     empty = file.seek(0, 2) == 0  # an empty file cannot be mapped
     return np.zeros(0, dtype) if empty else np.asarray(np.memmap(file, dtype, mode="r"))

@@ -138,7 +138,7 @@ def test_an_epochs_order_is_a_pure_function(count: int, seed: int, epoch: int) -
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
 def test_a_stratified_mask_has_each_class_on_both_sides(labels: list[int], fraction: float, seed: int) -> None:
     mask = stratified_mask(labels, fraction, seed)
-    assert mask == stratified_mask(labels, fraction, seed) and len(mask) == len(labels)
+    assert mask.tolist() == stratified_mask(labels, fraction, seed).tolist() and len(mask) == len(labels)
     for label in set(labels):
         count, chosen = labels.count(label), sum(mask[i] for i in range(len(labels)) if labels[i] == label)
         assert (chosen == 0) if count == 1 else (0 < chosen < count)

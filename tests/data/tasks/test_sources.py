@@ -21,6 +21,7 @@ from minipeft import MinipeftError, train
 from minipeft.data.tasks.splits import choose_data, normalize_source, read_split
 from minipeft.data.tasks.task import Split, get_task
 from minipeft.data.tokens.examples import Encoded, hold_out
+from minipeft.data.tokens.token_table import TokenTable
 
 RTE = get_task("rte")
 CHOOSE_AND_READ = """
@@ -184,7 +185,7 @@ def test_a_snapshot_of_the_hub_is_read(layout: str, tmp_path: Path) -> None:
 
 def test_a_holdout_is_stratified_by_class() -> None:
     labels = array("q", [int(number % 10 == 0) for number in range(100)])
-    examples = Encoded(Split(RTE, [], None, labels), [[number] for number in range(100)], [1] * 100)
+    examples = Encoded(Split(RTE, [], None, labels), TokenTable.from_sequences([[number] for number in range(100)]))
     for seed in range(5):
         rest, held = hold_out(examples, 0.1, seed)
         assert sum(held.split.labels) == 1 and len(held) == 10 and sum(rest.split.labels) == 9

@@ -72,9 +72,13 @@ def test_the_batches_are_those_of_the_tokenizers_own_objects(
 
 
 def test_a_table_is_a_sequence(bert: Tokenizer) -> None:
-    table = TokenTable(bert.encode_full(["a", "b c"]), with_types=False)
-    assert len(table) == 2 and table[-1] == table[1] and [*table] == table[:] and table[::-1] == [table[1], table[0]]
-    assert table[1].type_ids == [0] * len(table[1])
+    encodings = bert.encode_full(["a", "b c"])
+    table = TokenTable.from_chunks([TokenTable.from_sequences([one]) for one in encodings], with_types=False)
+    assert len(table) == 2 and table[-1].tolist() == table[1].tolist() == encodings[1].ids
+    assert [row.tolist() for row in table] == [encoding.ids for encoding in encodings]
+    backwards = table.take([1, 0])
+    assert backwards.lengths.tolist() == [len(encodings[1].ids), len(encodings[0].ids)]
+    assert backwards.concatenate()[0].tolist() == encodings[1].ids + encodings[0].ids
     with pytest.raises(IndexError):
         table[2]
 
@@ -96,7 +100,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 from minipeft import MinipeftError, load_tokenizer
 from minipeft.data.tokens.token_table import TokenTable
 try:
-    TokenTable(load_tokenizer({str(tiny_checkpoint)!r}).encode_full(["a b c"] * 1000), with_types=False)
+    encodings = load_tokenizer({str(tiny_checkpoint)!r}).encode_full(["a b c"] * 1000)
+    TokenTable.from_chunks([TokenTable.from_sequences(encodings)], with_types=False)
 except MinipeftError as error:
     print(error)
 """
