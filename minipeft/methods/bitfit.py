@@ -1,4 +1,8 @@
-"""BitFit (Ben Zaken et al. 2022): biases train, nothing else."""
+"""BitFit (Ben Zaken et al. 2022): the biases are trained, and nothing else.
+
+It adds no module and no parameter: `install` chooses which parameters require a gradient. So an encoder without biases
+(ModernBERT) raises, and peft has no file format for it.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,19 @@ from minipeft.model.classifier import SequenceClassifier
 
 @dataclass(frozen=True, repr=False)
 class BitFit:
-    """Biases of the encoder train: y = W x + b with W frozen (Ben Zaken et al. 2022, section 3).
+    """Train the biases of the encoder: y = W x + b with W frozen (Ben Zaken et al. 2022, section 3).
 
     Args:
-        targets: The linear layers whose biases train; without, every bias does, LayerNorm's too. The paper's subset
-            that suffices, b_q and b_m2 (section 4), is ("query", "intermediate").
+        targets: The linear layers whose biases are trained; None for every bias, those of LayerNorm too. The paper's
+            smaller subset, b_q and b_m2 (section 4), is ("query", "intermediate").
 
-    Parameters: out_features for each target in each layer, 46,080 for roberta-base with query and intermediate; in all,
-    11 hidden_size a layer and hidden_size in the embeddings' LayerNorm, 102,144.
+    Parameters: out_features for each target in each layer, 46,080 for roberta-base with query and intermediate. Without
+    targets 11 · hidden_size in each layer and hidden_size in the LayerNorm of the embeddings, 102,144.
 
-    Without targets, key biases train too, as in the paper, and cannot matter: a key bias adds the same number, q · b,
-    to every score of a query, and softmax cancels it. Their gradient is exactly zero in exact arithmetic. In floating
-    point it is rounding noise, and AdamW, which divides the gradient by its own size, turns noise into steps: saved key
-    biases have moved, without any effect on a prediction.
+    Without targets, key biases are trained too, as in the paper, but have no effect: a key bias adds the same number,
+    q · b, to every score of a query, and softmax cancels it. Their gradient is zero in exact arithmetic. In floating
+    point it is rounding noise. AdamW divides the gradient by its own size, so the noise becomes steps: saved key biases
+    differ from the pretrained ones, and no prediction changes.
 
     Raises:
         MinipeftError: for an unknown target.
@@ -40,8 +44,9 @@ class BitFit:
 
 
 def install(model: SequenceClassifier, method: BitFit) -> None:
+    """Unfreeze the biases of a frozen model."""
     for name, parameter in model.encoder.named_parameters():
-        *_, module, leaf = name.split(".")
+        *_, module, leaf = name.split(".")  # layers.0.query.bias → query, bias
         if leaf == "bias" and (method.targets is None or module in method.targets):
             parameter.requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.encoder.parameters()):

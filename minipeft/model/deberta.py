@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from minipeft.data.batches.packing import PackedBatch
+from minipeft.data.batches.packing import PackedBatch, to_device
 from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.config import HIDDEN_ACTIVATIONS, EncoderConfig
@@ -167,7 +167,7 @@ class DebertaEncoder(Encoder):
         first, last = int(buckets[0]), int(buckets[-1])
         table = self.relative_embeddings.weight.narrow(0, config.position_buckets + first, last - first + 1)
         embeddings = self.relative_layer_norm(table.to(self.dtype))  # (rows, hidden_size)
-        return RelativePlan(groups, embeddings, (buckets - first).to(device))
+        return RelativePlan(groups, embeddings, to_device(buckets - first, device))
 
 
 class DebertaHead(ClassificationHead):

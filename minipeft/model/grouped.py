@@ -1,6 +1,14 @@
-"""Attention over packed sequences in small groups of near-equal length, through matrix products: the CPU's way.
+"""Attention over packed sequences through matrix products, in groups of sequences of near-equal length.
 
-Shapes: tokens = total_tokens of the batch; heads × head_size = hidden_size; slots = the places of all groups.
+    packed rows → rows by group, head and sequence → softmax(Q Kᵀ + mask) V for each group → packed rows
+
+This is how the CPU attends, and every device where the operators of varlen.py do not apply. Each group is a small
+padded batch. Padding exists here alone, inside attention: linear layers and LayerNorms see packed rows.
+
+It has no kernel of its own for the whole of attention. On the CPU the weights of short sequences fit the cache, and two
+matrix products are faster there than torch's fused kernel; for long sequences the fused kernel is used.
+
+Shapes: tokens = total_tokens of the batch; slots = tokens and padding of all groups; heads × head_size = hidden_size.
 """
 
 from __future__ import annotations
@@ -15,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minipeft.data.batches.buckets import round_up
+from minipeft.data.batches.packing import to_device
 from minipeft.model.dropout import dropout
 from minipeft.model.local_attention import attend_window
 
@@ -23,15 +32,15 @@ Prefix = tuple[Tensor, Tensor]
 # The queries (count, heads, 1 or longest, head_size) and keys (count, heads, longest, head_size) of a group → scores.
 Scores = Callable[[Tensor, Tensor], Tensor]
 
-# Sequences share a group while the padding in it stays below this part of its slots.
+# Sequences share a group while padding is at most this fraction of its slots.
 PADDING_BOUND = 0.15
 
-# On the CPU, sequences up to these lengths are faster through matrix products than through the fused kernel; beyond
-# them that one saves the memory of the weights. With dropout it saves none, and takes up to three times as long.
+# On the CPU, matrix products are faster than the fused kernel for sequences up to these lengths; for longer sequences
+# the fused kernel saves the memory of the attention weights. With dropout it saves none, and is up to 3 times slower.
 LONGEST_BY_PRODUCTS, LONGEST_BY_BF16_PRODUCTS = 256, 512
 
-# For products in bfloat16 a kernel is compiled for each shape, and kept: a millisecond, and half a megabyte. There a
-# group's length is a multiple of this, and its sequences are 1, 2, 4, 8, …
+# For products in bfloat16 the CPU compiles a kernel for each shape (1 ms) and keeps it (0.5 MB). To have few shapes,
+# the length of a group is a multiple of this, and its number of sequences a power of two.
 LENGTH_STEP = 16
 
 
@@ -42,17 +51,20 @@ class Group:
     start: int
     count: int
     longest: int
-    mask: Tensor | None  # (count, 1, 1, longest), added to the scores: 0 at tokens, -inf at padding; None without any
+    mask: Tensor | None  # (count, 1, 1, longest), added to the scores: 0 at tokens, −inf at padding; None without any
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Where each token stands when sequences of near-equal length lie side by side.
+    """The slots of all groups, and which token each of them holds.
 
     Attributes:
-        token_of_slot: (slots,); a padding slot repeats its sequence's first token, and is masked.
-        slot_of_token: (tokens,).
-        sequence_order: (num_sequences,); sequences in the order of the groups, and place_of_sequence its inverse.
+        token_of_slot: (slots,), int64; padding repeats the first token of its sequence, and is masked.
+        slot_of_token: (tokens,), int64.
+        sequence_order: (num_sequences,), int64: the sequences in the order of the groups.
+        inverse_order: (num_sequences,), int64: the position of each sequence in that order.
+        first_slot: (slots,), int64: the first slot of each slot's sequence.
+        longest: (slots,), int64: the length of each slot's group.
         window: Largest distance that a token sees; None without a limit.
     """
 
@@ -60,25 +72,24 @@ class Groups:
     token_of_slot: Tensor
     slot_of_token: Tensor
     sequence_order: Tensor
-    place_of_sequence: Tensor
+    inverse_order: Tensor
+    first_slot: Tensor
+    longest: Tensor
     window: int | None = None
     _by_head: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def by_head(self, num_heads: int) -> tuple[Tensor, Tensor]:
-        """The same two for each head's part of a token, with (count, heads, longest) slots a group; made once.
+        """Return token_of_slot and slot_of_token for rows of one head each; computed once.
 
-        Token t's head h is row t · heads + h → row_of_slot (slots · heads,), slot_of_row (tokens · heads,).
+        A packed row holds all heads, but a product needs (count, heads, longest, head_size) in memory. Token t's head h
+        is row t · heads + h of the packed rows → row_of_slot (slots · heads,), slot_of_row (tokens · heads,).
         """
         if num_heads not in self._by_head:
-            device = self.token_of_slot.device
-            first = [torch.arange(g.start, g.start + g.count * g.longest, g.longest) for g in self.groups]
-            longest = torch.tensor([g.longest for g in self.groups for _ in range(g.count)])
-            before = torch.cat(first).repeat_interleave(longest)  # (slots,), the slots before each one's sequence
-            longest = longest.repeat_interleave(longest)
-            head = torch.arange(num_heads)
-            slot = torch.arange(len(before)) + (num_heads - 1) * before  # of the first head
-            slot = (slot[:, None] + head * longest[:, None]).to(device)  # (slots, heads)
-            rows = self.token_of_slot[:, None] * num_heads + head.to(device)
+            head = torch.arange(num_heads, device=self.token_of_slot.device)
+            # A sequence's heads follow each other, so the sequences before it take num_heads times their slots.
+            slot = torch.arange(len(self.first_slot), device=head.device) + (num_heads - 1) * self.first_slot
+            slot = slot[:, None] + head * self.longest[:, None]  # (slots, heads)
+            rows = self.token_of_slot[:, None] * num_heads + head  # (slots, heads)
             row_of_slot = torch.empty_like(rows).flatten().index_copy_(0, slot.flatten(), rows.flatten())
             self._by_head[num_heads] = row_of_slot, slot.index_select(0, self.slot_of_token).flatten()
         return self._by_head[num_heads]
@@ -87,38 +98,44 @@ class Groups:
 def group_by_length(
     lengths: Sequence[int], device: torch.device, dtype: torch.dtype, window: int | None = None
 ) -> Groups:
-    """Plan the groups of a batch, once for all of its layers; computed on the host from `lengths`."""
+    """Plan the groups of a batch, once for all of its layers.
+
+    Everything is computed on the host from `lengths`, and copied to the device at once, so that no step waits for it.
+    """
     few_shapes = device.type == "cpu" and dtype == torch.bfloat16
     padded = [round_up(length, LENGTH_STEP) for length in lengths] if few_shapes else lengths
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     runs = _runs(order, padded)
     if few_shapes:
         runs = [part for run in runs for part in _powers_of_two(run)]
-    starts = torch.tensor([0, *lengths]).cumsum(0)
-    groups, token_of_slot = [], []
-    slot_of_token = torch.empty(int(starts[-1]), dtype=torch.int64)
-    start = 0
+
+    sequence_order = torch.tensor(order)  # (num_sequences,), as are the next three
+    longest = torch.tensor([padded[run[-1]] for run in runs for _ in run])
+    first_token = torch.tensor([0, *lengths]).cumsum(0)[sequence_order]
+    first_slot = longest.cumsum(0) - longest
+    of_sequence = torch.tensor(lengths)[sequence_order].repeat_interleave(longest)  # (slots,), the length of each one's
+    longest, first_token, first_slot = (x.repeat_interleave(longest) for x in (longest, first_token, first_slot))
+    offset = torch.arange(len(longest)) - first_slot
+    is_token = offset < of_sequence
+    token_of_slot = first_token + offset * is_token
+    slot_of_token = torch.empty(sum(lengths), dtype=torch.int64)
+    slot_of_token[token_of_slot[is_token]] = is_token.nonzero().flatten()
+
+    indices = [token_of_slot, slot_of_token, sequence_order, torch.argsort(sequence_order), first_slot, longest]
+    together = to_device(torch.cat([*indices, ~is_token]), device)
+    *indices, is_padding = together.split([*map(len, indices), len(is_token)])
+    mask = torch.zeros(len(is_token), dtype=dtype, device=device).masked_fill_(is_padding.bool(), -math.inf)
+    groups, start = [], 0
     for run in runs:
-        longest = padded[run[-1]]
-        run_lengths = torch.tensor([lengths[sequence] for sequence in run])
-        real = torch.arange(longest) < run_lengths[:, None]  # (count, longest)
-        tokens_of_run = starts[run][:, None] + torch.arange(longest) * real
-        slot_of_token[tokens_of_run[real]] = start + real.flatten().nonzero().flatten()
-        token_of_slot.append(tokens_of_run.flatten())
-        mask = None
-        if not bool(real.all()):
-            mask = torch.zeros(real.shape, dtype=dtype).masked_fill(~real, -math.inf)[:, None, None, :].to(device)
-        groups.append(Group(start, len(run), longest, mask))
-        start += len(run) * longest
-    sequence_order = torch.tensor(order)
-    return Groups(
-        tuple(groups),
-        torch.cat(token_of_slot).to(device),
-        slot_of_token.to(device),
-        sequence_order.to(device),
-        torch.argsort(sequence_order).to(device),
-        window,
-    )
+        count, longest_of_run = len(run), padded[run[-1]]
+        slots = slice(start, start + count * longest_of_run)
+        of_run = None
+        if lengths[run[0]] < longest_of_run:  # the shortest is the first
+            # A tensor of its own, because the fused CUDA kernel reads masks in aligned blocks.
+            of_run = mask[slots].view(count, 1, 1, longest_of_run).clone()
+        groups.append(Group(start, count, longest_of_run, of_run))
+        start = slots.stop
+    return Groups(tuple(groups), *indices, window)
 
 
 def _runs(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
@@ -154,7 +171,7 @@ def attend_grouped(
     prefix: Prefix | None = None,
     scores: Scores | None = None,
 ) -> Tensor:
-    """Compute the same as `attend_plain`, in small groups of near-equal length; `scores` replaces q kᵀ."""
+    """Compute the same as `attend_plain` in groups; `scores`, if given, replaces q kᵀ."""
     head_size = query.shape[-1] // num_heads
     row_of_slot, slot_of_row = groups.by_head(num_heads)
     sizes = [group.count * num_heads * group.longest for group in groups.groups]
@@ -162,11 +179,11 @@ def attend_grouped(
     def in_groups(x: Tensor) -> Sequence[Tensor]:
         return _rearrange(x.reshape(-1, head_size), row_of_slot, slot_of_row).split(sizes)
 
-    keys, values = in_groups(key), in_groups(value)  # each (count · heads · longest, head_size)
-    query = query / math.sqrt(head_size)
+    keys, values = in_groups(key), in_groups(value)  # for each group (count · heads · longest, head_size)
+    query = query / math.sqrt(head_size)  # not the scores, which are more numbers
     if first_only:
         counts = [group.count for group in groups.groups]
-        queries = _rearrange(query, groups.sequence_order, groups.place_of_sequence).split(counts)
+        queries = _rearrange(query, groups.sequence_order, groups.inverse_order).split(counts)
     else:
         queries = in_groups(query)
     outputs = []
@@ -175,16 +192,16 @@ def attend_grouped(
         q, k, v = (x.view(group.count, num_heads, -1, head_size) for x in (q, k, v))
         mask = group.mask
         if prefix is not None:
-            k, v = (_prepend(before, x) for before, x in zip(prefix, (k, v), strict=True))
+            k, v = (_prepend(virtual, x) for virtual, x in zip(prefix, (k, v), strict=True))
             mask = None if mask is None else F.pad(mask, (len(prefix[0]), 0))  # 0: every token sees the prefix
         if groups.window is not None and group.longest > groups.window + 1:
-            attended = attend_window(q, k, v, mask, groups.window, dropout)
+            output = attend_window(q, k, v, mask, groups.window, dropout)
         else:
-            attended = _attend(q, k, v, mask, dropout, scores)
-        outputs.append(attended.reshape(-1, query.shape[-1] if first_only else head_size))
-    output = torch.cat(outputs)
+            output = _attend(q, k, v, mask, dropout, scores)
+        outputs.append(output.reshape(-1, query.shape[-1] if first_only else head_size))
+    output = torch.cat(outputs)  # (num_sequences, hidden_size), or (slots · heads, head_size)
     if first_only:
-        return _rearrange(output, groups.place_of_sequence, groups.sequence_order)
+        return _rearrange(output, groups.inverse_order, groups.sequence_order)
     return _rearrange(output, slot_of_row, row_of_slot).view(query.shape)
 
 
@@ -198,12 +215,12 @@ def _prepend(prefix: Tensor, x: Tensor) -> Tensor:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, probability: float, scores_of: Scores | None = None
 ) -> Tensor:
-    """softmax(q kᵀ + mask) v, q being divided by √head_size already."""
+    """softmax(q kᵀ + mask) v; q has been divided by √head_size."""
     longest = LONGEST_BY_BF16_PRODUCTS if q.dtype == torch.bfloat16 else LONGEST_BY_PRODUCTS
     if scores_of is None and (q.device.type != "cpu" or (k.shape[-2] > longest and probability == 0)):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=probability, scale=1.0)
     dtype = q.dtype
-    if q.shape[-2] == 1:  # too little to compute for kernels of its own
+    if q.shape[-2] == 1:  # a product of one row is too small to compile a bfloat16 kernel for
         q, k, v = q.float(), k.float(), v.float()
     scores: Tensor = _Scores.apply(q, k) if scores_of is None else scores_of(q, k)  # type: ignore[no-untyped-call]
     if mask is not None:
@@ -212,7 +229,7 @@ def _attend(
 
 
 class _Scores(torch.autograd.Function):
-    """q kᵀ; the gradient of k is made as the next product makes v's, and so takes the same kernel."""
+    """q kᵀ. Its own backward pass computes the gradient of k with the same kernel as the gradient of v."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor) -> Tensor:
@@ -222,8 +239,9 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         q, k = ctx.saved_tensors
-        of_q, of_k = ctx.needs_input_grad
-        return grads[0] @ k if of_q else None, grads[0].transpose(-1, -2) @ q if of_k else None
+        grad_q = grads[0] @ k if ctx.needs_input_grad[0] else None
+        grad_k = grads[0].transpose(-1, -2) @ q if ctx.needs_input_grad[1] else None
+        return grad_q, grad_k
 
 
 def _rearrange(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
@@ -231,11 +249,11 @@ def _rearrange(x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
 
 
 class _Rearrange(torch.autograd.Function):
-    """Rows by index, where `inverse` says in which row of the result each row of the input stands.
+    """x[index], where `inverse` is the row of the result that holds each row of x.
 
-    Either the result holds every row (and padding repeats some: its gradient is zero, for it is masked), or every row
-    of the result comes from a row of its own. Both ways the gradient is a plain selection of rows, without the
-    scattered additions that index_select's own backward makes.
+    The gradient is a selection of rows too, without the scattered additions of index_select's backward pass. Two cases
+    occur. The result holds every row of x, and padding repeats some: those have gradient zero, because they are masked.
+    Or each row of the result is another row of x.
     """
 
     @staticmethod

@@ -167,7 +167,7 @@ class ModernBertLayer(EncoderLayer):
         return self.after_attention(x, attended, attention_dropout)
 
     def after_attention(self, x: Tensor, attended: Tensor, probability: float) -> Tensor:
-        """The part of the layer that sees each token alone: (…, hidden_size) twice → the same shape."""
+        """Compute what follows attention, token by token: x and `attended`, both (…, hidden_size) → the same shape."""
         x = x + dropout(self.output(attended), probability)
         u, gate = self.intermediate(self.output_layer_norm(x)).chunk(2, dim=-1)  # each (…, intermediate_size)
         inner = dropout(self.activation(u) * gate, self.config.hidden_dropout_prob, self.training)
@@ -199,12 +199,12 @@ class ModernBertEncoder(Encoder):
         """Plan a batch for the global layers and for the local ones."""
         config = self.config
         head_size, window = config.hidden_size // config.num_attention_heads, config.local_attention // 2
-        dropout_prob = config.attention_probs_dropout_prob if self.training else 0.0
-        everywhere = plan_attention(batch, self.dtype, head_size)
+        attention_dropout = config.attention_probs_dropout_prob if self.training else 0.0
+        everywhere = plan_attention(batch, self.dtype, head_size, dropout=attention_dropout)
         if isinstance(everywhere, Groups):  # the same groups, so that their indices are computed once
             nearby: Plan = replace(everywhere, window=window)
         else:
-            nearby = plan_attention(batch, self.dtype, head_size, window=window, dropout=dropout_prob)
+            nearby = plan_attention(batch, self.dtype, head_size, window=window, dropout=attention_dropout)
         of_global, of_local = (
             angles(batch.position_ids, head_size, theta, self.dtype)
             for theta in (config.global_rope_theta, config.local_rope_theta)

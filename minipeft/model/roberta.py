@@ -2,6 +2,11 @@
 
     embeddings → layers (post-LayerNorm, as in Vaswani et al. 2017 and BERT) → <s> of each sequence → head → logits
 
+The batch is packed (data/batches/packing.py): no tensor has a padded dimension, and no attention mask exists. What
+attention needs to know is in its plan (attention.py). Decoder, cross-attention, key-value cache and outputs of inner
+layers are left out, because classification reads the last hidden states alone. The other families (BERT, DeBERTa,
+ModernBERT, …) subclass what is here and say only what differs.
+
 Shapes: total_tokens = all tokens of the batch, without padding; num_sequences = its sequences.
 """
 
@@ -31,6 +36,7 @@ class Linear(nn.Linear):
     """y = x Wᵀ + b, in x's dtype: frozen weights are stored in it, trained ones (float32) are cast."""
 
     def forward(self, x: Tensor) -> Tensor:
+        # Not by torch.autocast, which looks up a dtype for every operation and computes LayerNorm in float32.
         return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
@@ -43,7 +49,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding; on the meta device it draws no numbers, for which torch would import torch._dynamo."""
+    """nn.Embedding that draws no numbers on the meta device, because torch would import torch._dynamo (1 s) for it."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -51,13 +57,14 @@ class Embedding(nn.Embedding):
 
 
 class EncoderLayer(nn.Module):
-    """x → a = LayerNorm(x + attention(x));  LayerNorm(a + W₂ f(W₁ a)), f being hidden_act."""
+    """x → a = LayerNorm(x + attention(x));  LayerNorm(a + W₂ f(W₁ a)), where f is hidden_act."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
         self.config = config
         self.activation = ACTIVATIONS[config.hidden_act]
+        # Methods find layers by these names, which are the same in every family (LINEAR_NAMES).
         self.query = Linear(hidden, hidden)
         self.key = Linear(hidden, hidden)
         self.value = Linear(hidden, hidden)
@@ -70,10 +77,17 @@ class EncoderLayer(nn.Module):
     def forward(
         self, x: Tensor, plan: Plan, first_tokens: Tensor | None = None, prefix: Prefix | None = None
     ) -> Tensor:
-        """x: (total_tokens, hidden_size) → the same shape; `prefix` holds keys and values that all sequences see.
+        """Compute the layer.
 
-        With `first_tokens` (num_sequences,), the index of each sequence's first token: keys and values are computed
-        for every token, all else for these alone → (num_sequences, hidden_size).
+        Args:
+            x: (total_tokens, hidden_size).
+            plan: How the sequences lie, from `Encoder.plan`.
+            first_tokens: (num_sequences,), the index of each sequence's first token. If given, keys and values are
+                computed for every token, and everything else for these tokens only.
+            prefix: Keys and values (num_virtual_tokens, hidden_size) that all sequences see.
+
+        Returns:
+            (total_tokens, hidden_size), or (num_sequences, hidden_size) with `first_tokens`.
         """
         config = self.config
         hidden_dropout = config.hidden_dropout_prob if self.training else 0.0
@@ -94,7 +108,7 @@ class EncoderLayer(nn.Module):
         return self.after_attention(x, attended, hidden_dropout)
 
     def after_attention(self, x: Tensor, attended: Tensor, probability: float) -> Tensor:
-        """The part of the layer that sees each token alone: (…, hidden_size) twice → the same shape."""
+        """Compute what follows attention, token by token: x and `attended`, both (…, hidden_size) → the same shape."""
         x = self.attention_layer_norm(x + dropout(self.output(attended), probability))
         inner = self.activation(self.intermediate(x))  # (…, intermediate_size)
         return self.output_layer_norm(x + dropout(self.ffn_output(inner), probability))
@@ -108,10 +122,11 @@ class Encoder(nn.Module):
         self.config = config
         self.add_embeddings(config)
         self.layers = nn.ModuleList(self.make_layer(config, number) for number in range(config.num_hidden_layers))
-        # Prompt and prefix tuning: (batch, words, prefixes) → the same three, with virtual tokens before each sequence.
+        # Prompt and prefix tuning: (batch, words, prefixes) → the same three, with virtual tokens for each sequence.
         self.virtual_tokens: nn.Module | None = None
         self.dtype = torch.float32  # of the activations and of the frozen weights
-        # Save each layer's input only, and recompute the layer in the backward pass, with the same dropout.
+        # Save only the input of each layer, and recompute the layer in the backward pass with the same dropout: less
+        # memory for about a third more time.
         self.activation_checkpointing = False
 
     def add_embeddings(self, config: EncoderConfig) -> None:
@@ -135,7 +150,7 @@ class Encoder(nn.Module):
         """Word embeddings (total_tokens, embedding_size) → the first layer's input (total_tokens, hidden_size)."""
         x = words + self.position_embeddings(batch.position_ids)
         if batch.token_type_ids is None:
-            x = x + self.token_type_embeddings.weight[0]
+            x = x + self.token_type_embeddings.weight[0]  # every token has type 0: one row, no lookup
         else:
             x = x + self.token_type_embeddings(batch.token_type_ids)
         x = self.layer_norm(x.to(self.dtype))
@@ -144,13 +159,14 @@ class Encoder(nn.Module):
     def plan(self, batch: PackedBatch, num_virtual_tokens: int) -> Any:
         """Prepare what all layers of one batch share; each layer gets it as its second argument."""
         head_size = self.config.hidden_size // self.config.num_attention_heads
-        return plan_attention(batch, self.dtype, head_size, num_virtual_tokens)
+        attention_dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        return plan_attention(batch, self.dtype, head_size, num_virtual_tokens, dropout=attention_dropout)
 
     def forward(self, batch: PackedBatch, first_only: bool = False) -> Tensor:
         """Return the hidden states of every token (total_tokens, hidden_size), in `self.dtype`.
 
-        With `first_only`, only those of each sequence's first token (num_sequences, hidden_size), so that the last
-        layer does not compute the rest. The virtual tokens of a prompt count as tokens.
+        With `first_only`, return those of each sequence's first token only (num_sequences, hidden_size); the last layer
+        then computes no others. The virtual tokens of a prompt count as tokens.
         """
         words = self.word_embeddings(batch.input_ids)  # (total_tokens, embedding_size)
         prefixes: Sequence[Prefix | None] = [None] * len(self.layers)
@@ -188,7 +204,7 @@ class ClassificationHead(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """Encoder and language-model head: E LayerNorm(gelu(dense(x))) + bias, E being the word embeddings."""
+    """Encoder and language-model head: E LayerNorm(gelu(dense(x))) + bias, where E is the word embeddings."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -199,16 +215,16 @@ class MaskedLanguageModel(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, batch: PackedBatch, masked: Tensor | None = None) -> Tensor:
-        """Logits (number of masked, vocab_size) at the token indices `masked`, or at every token; float32."""
+        """Return the logits at the token indices `masked`, or at every token: (tokens, vocab_size), float32."""
         x = self.encoder(batch)
-        if masked is not None:
+        if masked is not None:  # the product with E is the largest of all, and most tokens have no loss
             x = x.index_select(0, masked)
         x = self.layer_norm(F.gelu(self.dense(x)))
         return F.linear(x, self.encoder.word_embeddings.weight.to(x.dtype), self.bias.to(x.dtype)).float()
 
 
 def init_weights(module: nn.Module, std: float) -> None:
-    """BERT's initialization: weights normal with `std`, biases 0, LayerNorm 1 and 0."""
+    """Initialize as BERT does: weights normal with `std`, biases 0, LayerNorm 1 and 0."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std)

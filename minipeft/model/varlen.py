@@ -1,7 +1,16 @@
-"""Attention over packed sequences without any rearranging: the variable-length kernels that torch has on CUDA.
+"""Attention over packed sequences through the variable-length operators that torch has on CUDA.
 
-Everything here is planned on the device from cu_seqlens, so that no step waits for it and a captured CUDA graph holds
-for other sequences too: from the host come sizes alone.
+    bfloat16   aten::_flash_attention_forward (Dao 2023), with dropout and windows
+    float32    aten::_efficient_attention_forward (Rabe and Staats 2021), with dropout and without windows
+
+The operators are called directly, because the public ways to them are slower or do less: with nested tensors a call
+takes 9 to 12 ms of Python, and torch.nn.attention.varlen has no dropout and is absent before torch 2.10. No release
+promises the operators either, so `varlen_agrees` (attention.py) tries them before they are used.
+
+The plan is computed on the device from cu_seqlens. Only sizes come from the host, so no step waits for the device, and
+a captured CUDA graph holds for other batches of the same sizes.
+
+Shapes: tokens = total_tokens of the batch; heads × head_size = hidden_size.
 """
 
 from __future__ import annotations
@@ -9,68 +18,69 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nested import nested_tensor_from_jagged
 
 from minipeft.data.batches.packing import PackedBatch
 
 
 @dataclass(frozen=True)
 class Varlen:
-    """Where the sequences of a batch begin and end, for queries and for keys.
+    """Where the sequences of a batch start, for queries and for keys.
 
     Attributes:
-        tokens, keys: (num_sequences + 1,), int32; the keys' with the virtual tokens before each sequence's own.
-        firsts: (num_sequences + 1,), int32, of one query a sequence.
-        longest, longest_keys: Bounds on the lengths, known on the host.
-        key_rows: (total keys,); for each key its row in [the prefix once a sequence; the tokens].
-        window: Largest distance that a token sees; None without a limit.
+        cu_seqlens_q: (num_sequences + 1,), int32, of the tokens.
+        cu_seqlens_k: (num_sequences + 1,), int32, of the keys: the virtual tokens and the tokens of each sequence.
+        cu_seqlens_first: (num_sequences + 1,), int32, where each sequence has one query: 0, 1, 2, …
+        max_seqlen_q: Bound on the tokens of a sequence.
+        max_seqlen_k: Bound on the keys of a sequence.
+        key_rows: (total keys,), the rows of `prepend_to_each`; None without virtual tokens.
+        window: Largest distance that a token sees; None without a limit. Not with virtual tokens.
     """
 
-    tokens: Tensor
-    firsts: Tensor
-    keys: Tensor
-    longest: int
-    longest_keys: int
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    cu_seqlens_first: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
     key_rows: Tensor | None = None
     window: int | None = None
 
 
-def varlen_supports(head_size: int) -> bool:
-    """Whether the kernels know heads of that size; torch would go on without them, and wait for the device."""
-    return head_size % 8 == 0 and head_size <= 256
+def varlen_supports(dtype: torch.dtype, head_size: int, window: int | None) -> bool:
+    """Whether the operators have a kernel for heads of that size in that dtype, and for a window if there is one."""
+    return head_size % 8 == 0 and head_size <= 256 and (window is None or dtype == torch.bfloat16)
 
 
 def plan_varlen(batch: PackedBatch, num_virtual_tokens: int = 0, window: int | None = None) -> Varlen:
     """Plan a batch once for all of its layers."""
-    firsts = torch.arange(len(batch) + 1, dtype=torch.int32, device=batch.cu_seqlens.device)
+    cu_seqlens, max_seqlen = batch.cu_seqlens, batch.max_seqlen
+    first = torch.arange(len(batch) + 1, dtype=torch.int32, device=cu_seqlens.device)
     if num_virtual_tokens == 0:
-        return Varlen(batch.cu_seqlens, firsts, batch.cu_seqlens, batch.max_seqlen, batch.max_seqlen, window=window)
-    keys = batch.cu_seqlens + num_virtual_tokens * firsts
-    longest_keys = batch.max_seqlen + num_virtual_tokens
+        return Varlen(cu_seqlens, cu_seqlens, first, max_seqlen, max_seqlen, window=window)
+    cu_seqlens_k = cu_seqlens + num_virtual_tokens * first
     rows = prefix_rows(batch, num_virtual_tokens)
-    return Varlen(batch.cu_seqlens, firsts, keys, batch.max_seqlen, longest_keys, rows)
+    return Varlen(cu_seqlens, cu_seqlens_k, first, max_seqlen, max_seqlen + num_virtual_tokens, rows)
 
 
 def prefix_rows(batch: PackedBatch, number: int) -> Tensor:
-    """Rows of [`number` rows for every sequence; the tokens] such that each sequence's stand before its tokens.
+    """Return the rows of [`number` rows for each sequence; the tokens] that put those rows before each sequence.
 
-    Returns (total_tokens + num_sequences · number,) int64, each row once.
+    Returns:
+        (total_tokens + num_sequences · number,), int64; each row occurs once.
     """
     count, device = len(batch), batch.cu_seqlens.device
-    starts = batch.cu_seqlens + number * torch.arange(count + 1, dtype=torch.int32, device=device)
-    places = torch.arange(batch.total_tokens + count * number, device=device)
-    sequences = torch.searchsorted(starts, places.int(), right=True) - 1
-    offsets = places - starts.index_select(0, sequences)  # of each place in its sequence
-    own = count * number + places - number * (sequences + 1)
-    return torch.where(offsets < number, number * sequences + offsets, own)
+    cu_seqlens = batch.cu_seqlens + number * torch.arange(count + 1, dtype=torch.int32, device=device)
+    positions = torch.arange(batch.total_tokens + count * number, device=device)  # in the longer batch
+    sequences = torch.searchsorted(cu_seqlens, positions.int(), right=True) - 1
+    offsets = positions - cu_seqlens.index_select(0, sequences)  # of each position in its sequence
+    token_rows = count * number + positions - number * (sequences + 1)
+    return torch.where(offsets < number, number * sequences + offsets, token_rows)
 
 
 def prepend_to_each(first: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    """The rows of `first` (number, …) before each sequence's in x (total_tokens, …), by `prefix_rows`.
+    """Return x (total_tokens, …) with the rows of `first` (number, …) before each sequence; see `prefix_rows`.
 
-    The copies of `first` do not overlap, so that its gradient is one sum over the sequences, in a fixed order.
+    The copies of `first` do not overlap, so its gradient is one sum over the sequences, in a fixed order.
     """
     count = (len(rows) - len(x)) // len(first)
     return torch.cat([first.expand(count, *first.shape).flatten(0, 1), x]).index_select(0, rows)
@@ -86,40 +96,82 @@ def attend_varlen(
     first_only: bool = False,
     prefix: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The same as `attend_plain`: on CUDA by flash attention, or in 32 bits a memory-efficient kernel; else plainly."""
+    """Compute the same as `attend_plain` with one operator for all sequences."""
     if prefix is not None:
         assert plan.key_rows is not None
         key, value = (
-            prepend_to_each(before.to(x.dtype), x, plan.key_rows)
-            for before, x in zip(prefix, (key, value), strict=True)
+            prepend_to_each(virtual.to(x.dtype), x, plan.key_rows)
+            for virtual, x in zip(prefix, (key, value), strict=True)
         )
-    if plan.window is not None:
-        return _attend_window(query, key, value, plan, num_heads, first_only)
-    starts, longest = (plan.firsts, 1) if first_only else (plan.tokens, plan.longest)
-    q = _nested(query, starts, longest, num_heads)
-    k, v = (_nested(x, plan.keys, plan.longest_keys, num_heads) for x in (key, value))
-    output = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # (num_sequences, heads, ragged, head_size)
-    return output.transpose(1, 2).values().flatten(1)
+    cu_seqlens_q, max_seqlen_q = plan.cu_seqlens_q, plan.max_seqlen_q
+    first_tokens = cu_seqlens_q[:-1]
+    if first_only and plan.window is None:
+        cu_seqlens_q, max_seqlen_q = plan.cu_seqlens_first, 1
+    elif first_only:
+        # The operator aligns the last query with the last key, so a window needs as many queries as keys.
+        query = torch.zeros_like(key).index_copy(0, first_tokens.long(), query)
+    q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in (query, key, value))  # (tokens, heads, head_size)
+    lengths = cu_seqlens_q, plan.cu_seqlens_k, max_seqlen_q, plan.max_seqlen_k
+    if q.dtype == torch.float32:
+        output = _efficient_attention(q, k, v, *lengths, dropout)
+    else:
+        output = _flash_attention(q, k, v, *lengths, dropout, plan.window)
+    output = output.flatten(1)  # (tokens, hidden_size), or (num_sequences, hidden_size)
+    return output.index_select(0, first_tokens) if first_only and plan.window is not None else output
 
 
-def _attend_window(query: Tensor, key: Tensor, value: Tensor, plan: Varlen, num_heads: int, first_only: bool) -> Tensor:
-    """Attention within a window through the kernel that torch has from 2.10 on: bfloat16, without dropout."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    firsts = plan.tokens[:-1]
-    if first_only:  # the kernel counts distances from the last key, so that it needs as many queries as keys
-        query = torch.zeros_like(key).index_copy(0, firsts.long(), query)
-    q, k, v = (x.contiguous().unflatten(-1, (num_heads, -1)) for x in (query, key, value))  # (tokens, heads, head_size)
-    bounds = plan.tokens, plan.tokens, plan.longest, plan.longest
-    assert plan.window is not None
-    output = varlen_attn(q, k, v, *bounds, window_size=(plan.window, plan.window))
-    assert isinstance(output, Tensor)  # it is a pair where its auxiliary result is asked for
-    output = output.flatten(1)
-    return output.index_select(0, firsts) if first_only else output
+# Arguments are passed by name, so that a release with another signature raises instead of computing something else.
 
 
-def _nested(x: Tensor, starts: Tensor, longest: int, num_heads: int) -> Tensor:
-    """(tokens, hidden_size) → (num_sequences, heads, ragged, head_size), a view."""
-    # With the bounds given, nobody asks the device for them; the lower one only says that no sequence is empty.
-    heads = x.contiguous().unflatten(-1, (num_heads, -1))  # (tokens, heads, head_size)
-    return nested_tensor_from_jagged(heads, starts, min_seqlen=1, max_seqlen=longest).transpose(1, 2)
+def _flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    windows = {} if window is None else {"window_size_left": window, "window_size_right": window}
+    output, *_ = torch.ops.aten._flash_attention_forward(
+        query=q,
+        key=k,
+        value=v,
+        cum_seq_q=cu_seqlens_q,
+        cum_seq_k=cu_seqlens_k,
+        max_q=max_seqlen_q,
+        max_k=max_seqlen_k,
+        dropout_p=dropout,
+        is_causal=False,
+        return_debug_mask=False,
+        **windows,
+    )
+    return output
+
+
+def _efficient_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout: float,
+) -> Tensor:
+    output, *_ = torch.ops.aten._efficient_attention_forward(
+        query=q[None],  # the operator takes a batch, which is 1 with cu_seqlens
+        key=k[None],
+        value=v[None],
+        bias=None,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k,
+        dropout_p=dropout,
+        custom_mask_type=0,  # none
+        compute_log_sumexp=any(x.requires_grad for x in (q, k, v)),  # which the backward pass needs
+    )
+    return output[0]

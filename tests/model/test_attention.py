@@ -11,8 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minipeft.model import attention
-from minipeft.model.attention import attend_plain, varlen_agrees
+from minipeft.model.attention import attend_plain
 from minipeft.model.grouped import (
     LENGTH_STEP,
     LONGEST_BY_BF16_PRODUCTS,
@@ -21,7 +20,6 @@ from minipeft.model.grouped import (
     attend_grouped,
     group_by_length,
 )
-from minipeft.model.varlen import Varlen
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 RAGGED = st.lists(st.integers(1, 40), min_size=1, max_size=12)
@@ -121,7 +119,7 @@ def test_groups_hold_every_token_once_and_little_padding(lengths: list[int]) -> 
     tokens, count = sum(lengths), len(lengths)
     assert torch.equal(plan.token_of_slot[plan.slot_of_token], torch.arange(tokens))
     assert torch.equal(plan.sequence_order.sort().values, torch.arange(count))
-    assert torch.equal(plan.sequence_order[plan.place_of_sequence], torch.arange(count))
+    assert torch.equal(plan.sequence_order[plan.inverse_order], torch.arange(count))
     sequence_of_token = torch.repeat_interleave(torch.arange(count), torch.tensor(lengths))
     slot = sequence = 0
     for group in plan.groups:
@@ -202,49 +200,3 @@ def test_bfloat16_groups_have_few_shapes(lengths: list[int]) -> None:
     assert all(group.count.bit_count() == 1 and group.longest % LENGTH_STEP == 0 for group in plan.groups)
     assert sum(group.count for group in plan.groups) == len(lengths)
     assert torch.equal(plan.token_of_slot.index_select(0, plan.slot_of_token), torch.arange(sum(lengths)))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("inference", [False, True])
-def test_the_variable_length_kernels_are_tried_before_they_are_used(
-    dtype: torch.dtype, inference: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(*_: object) -> Tensor:
-        raise RuntimeError("no kernel image\nis available")
-
-    kernel = attention.attend_varlen
-
-    def joined(q: Tensor, k: Tensor, v: Tensor, plan: Varlen, num_heads: int) -> Tensor:
-        starts = torch.tensor([0, 6, 15], dtype=torch.int32)  # the first two sequences as one
-        return kernel(q, k, v, Varlen(starts, starts, starts, 9, 9), num_heads)
-
-    attempts = {
-        "as it is": None,
-        "wrong": lambda q, *_: q * 0.9,
-        "joined": joined,
-        "no number": lambda q, *_: q * math.nan,
-        "broken": broken,
-    }
-    agrees = []
-    for attempt in attempts.values():
-        varlen_agrees.cache_clear()
-        if attempt is not None:
-            monkeypatch.setattr(attention, "attend_varlen", attempt)
-        with torch.inference_mode(inference):
-            agrees.append(varlen_agrees(CPU, dtype, 8))
-    varlen_agrees.cache_clear()
-    assert agrees == [True, False, False, False, False]
-    said = [record.message for record in caplog.records if record.name == "minipeft"]  # torch may have its own to say
-    reasons = ("differ by", "differ by", "differ by nan", "no kernel image")
-    assert len(said) == 4 and all(reason in message for reason, message in zip(reasons, said, strict=True))
-
-
-@pytest.mark.parametrize("head_size", [8, 64, 128, 256])
-def test_the_trial_of_the_kernels_has_room_for_bfloat16(head_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def plain(q: Tensor, k: Tensor, v: Tensor, plan: Varlen, num_heads: int) -> Tensor:  # rounds after each operation
-        return attend_plain(q, k, v, [5, 1, 9], num_heads)
-
-    monkeypatch.setattr(attention, "attend_varlen", plain)
-    varlen_agrees.cache_clear()
-    assert varlen_agrees(CPU, torch.bfloat16, head_size)
-    varlen_agrees.cache_clear()

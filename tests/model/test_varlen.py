@@ -1,5 +1,4 @@
-"""The variable-length attention against its plain twin, through the CPU's plain mathematics: see test_no_waiting.py for
-the kernels' own shapes."""
+"""The variable-length attention against its plain twin and the groups, with the operators of varlen_operators.py."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ from conftest import largest, ragged, reference_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from varlen_operators import plan_as_on_cuda
 
 from minipeft import IA3, BitFit, Full, LoRA, PrefixTuning, PromptTuning, apply, load_pretrained, pack
 from minipeft.data.batches.packing import PackedBatch
@@ -93,8 +93,8 @@ def test_a_model_computes_the_same_either_way(method: Any, tmp_path: Path, monke
     by_groups = step(model, batch)
     plans: list[Varlen] = []
 
-    def as_on_cuda(batch: PackedBatch, dtype: torch.dtype, head_size: int, num_virtual_tokens: int = 0) -> Varlen:
-        plans.append(plan_varlen(batch, num_virtual_tokens))
+    def as_on_cuda(*given: Any, **others: Any) -> Varlen:
+        plans.append(plan_as_on_cuda(*given, **others))
         return plans[-1]
 
     monkeypatch.setattr(roberta, "plan_attention", as_on_cuda)

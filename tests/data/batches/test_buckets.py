@@ -12,13 +12,13 @@ from conftest import largest, ragged, reference_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from varlen_operators import plan_as_on_cuda
 
 from minipeft import EncoderConfig, PrefixTuning, PromptTuning, apply, load_pretrained, pack
 from minipeft.data.batches.buckets import COARSE, FINE, IGNORE_INDEX, MAX_SEQLENS, BucketSizes, pad_to_bucket
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.model import roberta
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.varlen import plan_varlen
 from minipeft.training.evaluate import sequence_loss
 
 ROBERTA = EncoderConfig(vocab_size=300, hidden_size=8, num_attention_heads=1)
@@ -120,7 +120,7 @@ def test_loss_and_gradients_are_the_same_filled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if varlen:
-        monkeypatch.setattr(roberta, "plan_attention", lambda batch, dtype, size, number=0: plan_varlen(batch, number))
+        monkeypatch.setattr(roberta, "plan_attention", plan_as_on_cuda)
     reference_model(model_type, num_labels).save_pretrained(tmp_path)
     torch.manual_seed(0)
     model = load_pretrained(tmp_path, num_labels)

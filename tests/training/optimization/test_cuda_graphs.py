@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import largest, reference_model
-from small_runs import small_run
-from test_loop import NO_DROPOUT, PER_STEP, encoded, run
+from small_runs import PER_STEP, encoded, small_run
+from small_runs import run_loop as run
+from varlen_operators import plan_as_on_cuda
 
 from minipeft import (
     IA3,
@@ -30,12 +31,12 @@ from minipeft import (
 )
 from minipeft.device import check_cuda_graphs
 from minipeft.model import roberta
-from minipeft.model.varlen import plan_varlen
 from minipeft.training import loop
 from minipeft.training.evaluate import sequence_loss
 from minipeft.training.optimization import cuda_graphs as graphs
 from minipeft.training.optimization.cuda_graphs import StepGraphs
 
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 METHODS = [
     Full(),
     BitFit(),
@@ -56,7 +57,7 @@ def compute_again(compute: Callable[[], None], trained: Any) -> Callable[[], Non
 
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roberta, "plan_attention", lambda batch, dtype, size, number=0: plan_varlen(batch, number))
+    monkeypatch.setattr(roberta, "plan_attention", plan_as_on_cuda)
 
 
 @pytest.mark.usefixtures("as_on_cuda")
