@@ -123,7 +123,9 @@ def group_by_length(
 
     indices = [token_of_slot, slot_of_token, sequence_order, torch.argsort(sequence_order), first_slot, longest]
     together = to_device(torch.cat([*indices, ~is_token]), device)
-    *indices, is_padding = together.split([*map(len, indices), len(is_token)])
+    token_of_slot, slot_of_token, sequence_order, inverse_order, first_slot, longest, is_padding = together.split(
+        [*map(len, indices), len(is_token)]
+    )
     mask = torch.zeros(len(is_token), dtype=dtype, device=device).masked_fill_(is_padding.bool(), -math.inf)
     groups, start = [], 0
     for run in runs:
@@ -135,7 +137,9 @@ def group_by_length(
             of_run = mask[slots].view(count, 1, 1, longest_of_run).clone()
         groups.append(Group(start, count, longest_of_run, of_run))
         start = slots.stop
-    return Groups(tuple(groups), *indices, window)
+    return Groups(
+        tuple(groups), token_of_slot, slot_of_token, sequence_order, inverse_order, first_slot, longest, window
+    )
 
 
 def _runs(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:

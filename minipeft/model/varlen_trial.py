@@ -42,8 +42,10 @@ def _compare_with_plain(device: torch.device, dtype: torch.dtype, head_size: int
     rounded = torch.randn(3, sum(LENGTHS), NUM_HEADS * head_size, generator=generator).to(device, dtype)
     # The plain version computes in float32, so that only one side rounds.
     qkv, plain_qkv = rounded.clone().requires_grad_(), rounded.float().requires_grad_()
-    output = attend_varlen(*qkv, _plan(device, window), NUM_HEADS).float()
-    plain_output = attend_plain(*plain_qkv, LENGTHS, NUM_HEADS, window=window)
+    q, k, v = qkv
+    output = attend_varlen(q, k, v, _plan(device, window), NUM_HEADS).float()
+    q, k, v = plain_qkv
+    plain_output = attend_plain(q, k, v, LENGTHS, NUM_HEADS, window=window)
     (grad,) = torch.autograd.grad(output.square().sum(), qkv)
     (plain_grad,) = torch.autograd.grad(plain_output.square().sum(), plain_qkv)
     found, expected = (
