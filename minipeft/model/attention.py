@@ -91,7 +91,7 @@ def plan_attention(
     """
     device = batch.cu_seqlens.device
     if device.type == "cuda" and varlen_supports(dtype, head_size, window):
-        from minipeft.model.varlen_trial import varlen_agrees  # which compares with attend_plain
+        from minipeft.model.varlen_trial import varlen_agrees  # of no use without CUDA
 
         if varlen_agrees(device, dtype, head_size, window is not None, dropout > 0):
             return plan_varlen(batch, num_virtual_tokens, window)

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from minipeft.errors import first_line
-from minipeft.model.attention import attend_plain
+from minipeft.model.grouped import attend_grouped, group_by_length
 from minipeft.model.varlen import Varlen, attend_varlen
 
 LENGTHS = [5, 1, 9]  # of the sequences that are tried
@@ -21,10 +21,10 @@ logger = logging.getLogger("minipeft")
 def varlen_agrees(
     device: torch.device, dtype: torch.dtype, head_size: int, in_window: bool = False, with_dropout: bool = False
 ) -> bool:
-    """Whether `attend_varlen` gives the plain result and gradients on a device; tried once. A failure is logged."""
+    """Whether `attend_varlen` gives the same as the groups on a device; tried once. A failure is logged."""
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            problem = _compare_with_plain(device, dtype, head_size, in_window)
+            problem = _compare_with_groups(device, dtype, head_size, in_window)
             if with_dropout and not problem:
                 problem = _check_dropout(device, dtype, head_size, in_window)
     except Exception as error:  # an operator or an argument that a release lacks, a kernel that a GPU lacks, …
@@ -35,22 +35,20 @@ def varlen_agrees(
     return not problem
 
 
-def _compare_with_plain(device: torch.device, dtype: torch.dtype, head_size: int, in_window: bool) -> str:
-    """Return by how much outputs and gradients differ from the plain ones; empty if they agree."""
+def _compare_with_groups(device: torch.device, dtype: torch.dtype, head_size: int, in_window: bool) -> str:
+    """Return by how much outputs and gradients differ from those of the groups; empty if they agree."""
     window = 2 if in_window else None
     generator = torch.Generator().manual_seed(0)
     rounded = torch.randn(3, sum(LENGTHS), NUM_HEADS * head_size, generator=generator).to(device, dtype)
-    # The plain version computes in float32, so that only one side rounds.
-    qkv, plain_qkv = rounded.clone().requires_grad_(), rounded.float().requires_grad_()
+    # The groups compute in float32, so that only one side rounds.
+    qkv, exact_qkv = rounded.clone().requires_grad_(), rounded.float().requires_grad_()
     q, k, v = qkv
     output = attend_varlen(q, k, v, _plan(device, window), NUM_HEADS).float()
-    q, k, v = plain_qkv
-    plain_output = attend_plain(q, k, v, LENGTHS, NUM_HEADS, window=window)
+    q, k, v = exact_qkv
+    exact = attend_grouped(q, k, v, group_by_length(LENGTHS, device, torch.float32, window), NUM_HEADS)
     (grad,) = torch.autograd.grad(output.square().sum(), qkv)
-    (plain_grad,) = torch.autograd.grad(plain_output.square().sum(), plain_qkv)
-    found, expected = (
-        torch.cat([o.detach()[None], g.float()]) for o, g in ((output, grad), (plain_output, plain_grad))
-    )
+    (exact_grad,) = torch.autograd.grad(exact.square().sum(), exact_qkv)
+    found, expected = (torch.cat([o.detach()[None], g.float()]) for o, g in ((output, grad), (exact, exact_grad)))
     difference = float((found - expected).abs().max() / expected.abs().max())
     # bfloat16 rounds to 0.007 of the largest number here. Scores that are a tenth too large, or sequences that see each
     # other, make 0.1 and more.
