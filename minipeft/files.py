@@ -165,6 +165,7 @@ def check_output(folder: Path, marker: str, kind: str, resume: bool, own: tuple[
                 f"{folder} already holds a {kind}. Pass --resume to continue it, or choose another --output."
             )
     elif folder.is_dir() and any(
-        not path.match(PARTIAL) and path.name not in (LEASE, *own) for path in folder.iterdir()
+        not path.match(PARTIAL) and not path.name.startswith(LEASE) and path.name not in own
+        for path in folder.iterdir()
     ):
         raise MinipeftError(f"{folder} is not empty and holds no {kind}. Choose another --output.")
