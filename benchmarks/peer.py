@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from machine import clock, describe_machine, product_rates, write_rows
 from torch.nn.utils.rnn import pad_sequence
 
@@ -42,7 +43,6 @@ from minipeft.data.tokens.examples import Encoded, encode_split
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import FAMILIES, family_of, load_config
-from minipeft.training.evaluate import sequence_loss
 from minipeft.training.optimization.optimizer import adamw, parameter_groups
 
 BATCH, ACCUMULATION = 16, 4
@@ -73,7 +73,7 @@ def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
                 logits = model(batch)
                 if row.mode == "training":
                     assert batch.labels is not None
-                    (sequence_loss(logits, batch.labels) / len(indices)).backward()
+                    (F.cross_entropy(logits, batch.labels, reduction="sum") / len(indices)).backward()
         if row.mode == "training":
             optimizer.step()
             optimizer.zero_grad()
@@ -123,7 +123,7 @@ def peer(
                     logits = model(input_ids=ids, attention_mask=mask).logits
                 if row.mode == "training":
                     labels = torch.tensor([examples.split.labels[index] for index in chosen]).to(wanted.device)
-                    (sequence_loss(logits.float(), labels) / len(indices)).backward()
+                    (F.cross_entropy(logits.float(), labels, reduction="sum") / len(indices)).backward()
         if row.mode == "training":
             optimizer.step()
             optimizer.zero_grad()

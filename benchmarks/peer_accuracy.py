@@ -20,15 +20,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
 from minipeft.cli.flags import add_train_flags
-from minipeft.data.batches.sampling import epoch_order
+from minipeft.data.tasks.draw import epoch_order
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import get_task
 from minipeft.data.tokens.examples import Encoded, encode_split
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.hub.hub import resolve_model
 from minipeft.model.families import load_config
-from minipeft.problems.metrics import METRICS
-from minipeft.training.evaluate import sequence_loss
 from minipeft.training.optimization.optimizer import parameter_groups
 from minipeft.training.settings.recipes import ALPHA, DROPOUT, RANK, WARMUP_STEPS
 
@@ -78,13 +76,8 @@ def evaluate(model: torch.nn.Module, examples: Encoded, num_labels: int, config:
         indices = order[start : start + 16]
         logits[indices] = model(**inputs(examples, indices, config)).logits
     task = examples.split.task
-    labels = torch.tensor(examples.split.labels, dtype=torch.float32 if task.is_regression else torch.int64)
-    predictions = logits[:, 0] if task.is_regression else logits.argmax(1)
     model.train()
-    return {
-        "eval_loss": sequence_loss(logits, labels).item() / len(labels),
-        **{name: METRICS[name](predictions.numpy(), labels.numpy()) for name in task.metrics},
-    }
+    return task.problem.score(logits, examples.split.labels, task.metrics)
 
 
 def inputs(examples: Encoded, indices: list[int], config: object) -> dict[str, torch.Tensor]:
@@ -129,11 +122,9 @@ def main() -> None:
             chosen = sorted(order[place : place + per_step], key=train.lengths.__getitem__)
             for start in range(0, len(chosen), wanted.batch_size):
                 indices = chosen[start : start + wanted.batch_size]
-                labels = torch.tensor(
-                    [train.split.labels[index] for index in indices],
-                    dtype=torch.float32 if task.is_regression else torch.int64,
-                )
-                loss = sequence_loss(model(**inputs(train, indices, config)).logits, labels) / len(chosen)
+                labels = task.problem.targets([train.split.labels[index] for index in indices], (), task.num_labels)
+                logits = model(**inputs(train, indices, config)).logits
+                loss = task.problem.losses(logits, labels).sum() / len(chosen)
                 loss.backward()
                 total += loss.item() * len(chosen)
             torch.nn.utils.clip_grad_norm_(trained, 1.0)

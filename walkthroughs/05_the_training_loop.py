@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from showing import picture, piece, source
 from torch import nn
 
@@ -26,7 +27,6 @@ from minipeft.data.batches.sampling import split_by_tokens
 from minipeft.data.tasks.synthetic import generate
 from minipeft.device import MAX_TOKENS
 from minipeft.training import loop
-from minipeft.training.evaluate import sequence_loss
 from minipeft.training.optimization.optimizer import adamw, parameter_groups, set_learning_rate
 from minipeft.training.optimization.schedule import linear_schedule
 from minipeft.training.run_folder import checkpoint
@@ -281,7 +281,7 @@ def gradient_of(parts, weight):
     model.zero_grad()
     for part in parts:
         batch = minipeft.pack([ids[i] for i in part], [labels[i] for i in part], config=model.config)
-        (sequence_loss(model(batch), batch.labels) * weight(part)).backward()
+        (F.cross_entropy(model(batch), batch.labels, reduction="sum") * weight(part)).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 

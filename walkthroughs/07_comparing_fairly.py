@@ -21,6 +21,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from showing import picture, piece, source
 
 import minipeft
@@ -28,10 +29,9 @@ from minipeft.adapters.adapter import initialize_from_adapter, read_initial_adap
 from minipeft.cli import main
 from minipeft.compare import table as rule
 from minipeft.compare.formatting import describe_differences, format_text, join_names
-from minipeft.data.batches.sampling import epoch_order
+from minipeft.data.tasks.draw import epoch_order
 from minipeft.data.tasks.synthetic import generate
 from minipeft.model.roberta import ClassificationHead, init_weights
-from minipeft.training.evaluate import sequence_loss
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 
 torch.set_num_threads(1)
@@ -122,7 +122,7 @@ def train_head(seed, lr):
         head.train()
         for chosen in torch.tensor(list(epoch_order(len(train), seed, epoch))).split(96):
             optimizer.zero_grad()
-            (sequence_loss(head(train[chosen]), train_labels[chosen]) / len(chosen)).backward()
+            (F.cross_entropy(head(train[chosen]), train_labels[chosen], reduction="sum") / len(chosen)).backward()
             optimizer.step()
         with torch.no_grad():
             right.append(head.eval()(validation).argmax(dim=1) == labels)

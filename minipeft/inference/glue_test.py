@@ -24,7 +24,7 @@ FILES = {
     "wnli": (("WNLI.tsv", "test"),),
 }
 BY_NAME = ("mnli", "qnli", "rte")  # the server expects class names for these tasks, and class indices for the others
-LARGEST_SCORE = 5.0  # of STS-B; the server accepts 0 to 5
+SCORES = {"stsb": 5.0}  # a task with scores, and the largest one that the server accepts
 
 
 def predict_glue_test(run: LoadedRun, folder: str | Path, data: str | None = None) -> list[Path]:
@@ -63,9 +63,9 @@ def _lines(run: LoadedRun, split: str, source: str) -> Iterator[str]:
     index = 0
     for chunk in read_chunks(run.task, split, source, labelled=False):
         for row in run.predict(chunk.texts, chunk.pairs):
-            if run.task.is_regression:
-                prediction = f"{min(max(row['score'], 0.0), LARGEST_SCORE):.6f}"
+            if largest := SCORES.get(run.task.name):
+                prediction = f"{min(max(row['score'], 0.0), largest):.6f}"
             else:
-                prediction = row["label"] if run.task.name in BY_NAME else str(run.task.numbers[row["label"]])
+                prediction = row["label"] if run.task.name in BY_NAME else str(run.task.labels.index(row["label"]))
             yield f"{index}\t{prediction}\n"
             index += 1

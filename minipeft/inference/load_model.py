@@ -12,16 +12,16 @@ from safetensors import SafetensorError, safe_open
 
 from minipeft.adapters.adapter import load_adapter
 from minipeft.adapters.adapter_file import CONFIG, WEIGHTS, read_adapter
-from minipeft.data.batches.packing import MULTI_LABEL
-from minipeft.data.tasks.custom import as_multilabel
-from minipeft.data.tasks.task import TASKS, Task
+from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.device import choose_device, choose_max_tokens
 from minipeft.errors import MinipeftError, first_line
 from minipeft.files import parse_json, read_json, read_small
 from minipeft.hub.hub import name_in_path, resolve_model
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of, load_config
 from minipeft.model.pretrained import cast_frozen, load_pretrained, read_weights
+from minipeft.problems import problem_of
 from minipeft.training.settings.choices import choose_max_length
 
 logger = logging.getLogger("minipeft")
@@ -69,9 +69,7 @@ def load_adapter_folder(folder: Path, device: str, precision: str, pairs: bool |
     model = load_without_warnings(base, len(labels))
     load_adapter(model, folder)
     settings = {"method": type(adapter.method).__name__, "model": name}
-    task = _task(str(adapter.details.get("task") or folder.name), labels, adapter.details.get("columns"), pairs)
-    if model.config.problem_type == MULTI_LABEL:
-        task = as_multilabel(task, None, float(adapter.details.get("threshold", 0.5)))
+    task = _task(str(adapter.details.get("task") or folder.name), model.config, adapter.details, pairs)
     settings |= _limits(model, adapter.method, device, precision)
     return cast_frozen(model, _dtype(precision)), base, task, settings
 
@@ -88,9 +86,7 @@ def load_checkpoint(folder: Path, device: str, precision: str, pairs: bool | Non
         raise MinipeftError(f"{folder}: no classification head in it. Name a run, an adapter or a merged checkpoint.")
     model = load_pretrained(folder, config.num_labels, _dtype(precision))
     model.config = config
-    task = _task(folder.name, list(config.id2label.values()), None, pairs)
-    if config.problem_type == MULTI_LABEL:
-        task = as_multilabel(task, None, 0.5)
+    task = _task(folder.name, config, {}, pairs)
     return model, folder, task, {"model": str(folder)} | _limits(model, None, device, precision)
 
 
@@ -117,17 +113,17 @@ def _labels_of_head(folder: Path) -> list[str]:
     raise MinipeftError(f"{folder / WEIGHTS}: no classification head in it. Train one, or name another adapter.")
 
 
-def _task(name: str, labels: list[Any], columns: Any, pairs: bool | None) -> Task:
-    known = TASKS.get(name)
-    if known is not None and known.num_labels == len(labels):
-        return replace(known, labels=() if known.is_regression else tuple(map(str, labels)))
+def _task(name: str, config: EncoderConfig, details: dict[str, Any], pairs: bool | None) -> Task:
+    """Return the task of a model with a head; `details` are its adapter's."""
+    labels = list(config.id2label.values())
+    if name in TASKS and (known := get_task(name)).num_labels == len(labels):
+        return replace(known, problem=type(known.problem).of_outputs(labels))
+    columns = details.get("columns")
     if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
         columns = ["text", "pair"] if pairs else ["text"]
-    classes = tuple(map(str, labels)) if len(labels) > 1 else ()
-    if classes == tuple(f"LABEL_{number}" for number in range(len(labels))):
-        classes = tuple(str(number) for number in range(len(labels)))  # as files have them
-    metrics = ("accuracy", "macro_f1") if classes else ("pearson", "spearman")
-    return Task(name, tuple(columns), classes, metrics, files=(("train", ""),))
+    if labels == [f"LABEL_{number}" for number in range(len(labels))]:
+        labels = [str(number) for number in range(len(labels))]  # as files have them
+    return Task(name, tuple(columns), problem_of(config.problem_type, labels, details), files=(("train", ""),))
 
 
 def _limits(model: SequenceClassifier, method: Any, device: str, precision: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from minipeft.data.tables.open_table import open_table
 from minipeft.data.tables.table import Table
 from minipeft.data.tasks import synthetic as standin
 from minipeft.data.tasks.custom import custom_task
-from minipeft.data.tasks.splits import choose_data, chunk_examples, read_chunks, read_examples, with_recorded_split
+from minipeft.data.tasks.splits import choose_data, chunk_examples, read_chunks, read_examples
 from minipeft.data.tasks.task import Split, Task, get_task
 from minipeft.data.tokens.examples import encode_split, encode_texts
 from minipeft.data.tokens.long_texts import LongTexts
@@ -37,7 +37,7 @@ from minipeft.inference.load_model import (
 )
 from minipeft.inference.predictor import Predictor
 from minipeft.model.pretrained import cast_frozen
-from minipeft.training.evaluate import evaluate, predict_logits, score
+from minipeft.training.evaluate import evaluate, predict_logits
 from minipeft.training.progress import best_epoch, selection_metric
 
 logger = logging.getLogger("minipeft")
@@ -118,7 +118,7 @@ class LoadedRun(Predictor):
         for chunk in self.read_chunks(path, text_column, pair_column, label_column, file_format):
             logits.append(self.predict_logits(chunk.texts, chunk.pairs))
             labels += chunk.labels
-        return score(torch.cat(logits), labels, self.task)
+        return self.task.problem.score(torch.cat(logits), labels, self.task.metrics)
 
     def read_chunks(
         self,
@@ -218,7 +218,7 @@ def load_run(
                 raise MinipeftError(f"{name} {short_repr(settings[name])} is not a text")
         for name in ("max_length", "max_tokens"):
             check_int(name, settings[name])
-        task = custom_task(settings) or with_recorded_split(get_task(settings["task"]), settings)
+        task = custom_task(settings) or get_task(settings["task"])
     except MinipeftError as error:
         raise MinipeftError(f"{path}: {error}; train again") from None
     model_folder, _ = resolve_model(settings["model"])
@@ -231,9 +231,8 @@ def load_run(
         )
     _warn_if_unfinished(folder, settings, task)
     cast_frozen(load_adapter(model, folder / "adapter"), dtype)
-    if task.multilabel:
-        details = read_adapter(folder / "adapter", model.config).details
-        task = replace(task, threshold=float(details.get("threshold", 0.5)))
+    details = read_adapter(folder / "adapter", model.config).details
+    task = replace(task, problem=task.problem.with_details(details))
     device = choose_device(device)
     return LoadedRun(model.to(device).eval(), load_tokenizer(model_folder), task, settings, device)
 

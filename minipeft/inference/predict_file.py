@@ -101,7 +101,7 @@ def predict_file(
             for values, prediction in zip(echoed, run.predict(chunk.texts, chunk.pairs), strict=True)
         ]
         return (
-            _csv_lines(predictions, echo, run.task.label_separator or ";")
+            _csv_lines(predictions, echo, run.task)
             if as_csv
             else "".join(json.dumps(row) + "\n" for row in predictions)
         )
@@ -181,19 +181,12 @@ def _part_file(parts: Path, number: int) -> Path:
 
 def _csv_header(task: Task, echo: Sequence[str]) -> str:
     """The header of predictions as csv: the echoed columns, the label and each class's probability, or the score."""
-    label = "labels" if task.multilabel else "label"
-    values = ["score"] if task.is_regression else [label, *(f"probability_{name}" for name in task.labels)]
-    return _csv_line([*echo, *values])
+    return _csv_line([*echo, *task.problem.csv_columns()])
 
 
-def _csv_lines(predictions: list[dict[str, Any]], echo: Sequence[str], separator: str) -> str:
-    def values(row: dict[str, Any]) -> list[Any]:
-        if "score" in row:
-            return [row["score"]]
-        label = row["label"] if "label" in row else separator.join(row["labels"])
-        return [label, *row["probabilities"].values()]
-
-    return "".join(_csv_line([*(row[name] for name in echo), *values(row)]) for row in predictions)
+def _csv_lines(predictions: list[dict[str, Any]], echo: Sequence[str], task: Task) -> str:
+    rows = ([*(row[name] for name in echo), *task.problem.csv_values(row)] for row in predictions)
+    return "".join(map(_csv_line, rows))
 
 
 def _csv_line(fields: list[Any]) -> str:

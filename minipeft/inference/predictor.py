@@ -38,27 +38,10 @@ class Predictor:
         """Return what is predicted for each text, with six digits.
 
         It is a dict of "label", the class name, and "probabilities"; of "labels", the names of those whose probability
-        reaches the task's threshold, and "probabilities" for multi-label; of "score" for regression.
+        reaches the threshold, and "probabilities" for multi-label; of "score" for regression.
         """
-        logits = self.predict_logits(texts, pairs)
-        if self.task.is_regression:
-            return [{"score": round(value, 6)} for value in logits[:, 0].tolist()]
         names = list(self.model.config.id2label.values())
-        if self.task.multilabel:
-            exact = logits.double().sigmoid()
-            chosen = (exact >= (self.task.threshold or 0.5)).tolist()
-            return [
-                {
-                    "labels": [name for name, one in zip(names, flags, strict=True) if one],
-                    "probabilities": dict(zip(names, row, strict=True)),
-                }
-                for flags, row in zip(chosen, exact.round(decimals=6).tolist(), strict=True)
-            ]
-        probabilities = logits.softmax(1).double().round(decimals=6)
-        return [
-            {"label": names[best], "probabilities": dict(zip(names, row, strict=True))}
-            for best, row in zip(logits.argmax(1).tolist(), probabilities.tolist(), strict=True)
-        ]
+        return self.task.problem.predictions(self.predict_logits(texts, pairs), names)
 
     def predict_proba(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray[Any, Any]:
         """Return the probabilities, (num_texts, num_labels), float64; the columns are in the order of `task.labels`.
@@ -66,10 +49,7 @@ class Predictor:
         Raises:
             MinipeftError: for regression, which has none.
         """
-        if self.task.is_regression:
-            raise MinipeftError(f"{self.task.name} is a regression task and has no probabilities. Use predict.")
-        logits = self.predict_logits(texts, pairs).double()
-        return (logits.sigmoid() if self.task.multilabel else logits.softmax(1)).numpy()
+        return self.task.problem.probabilities(self.predict_logits(texts, pairs))
 
     def predict_logits(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> Tensor:
         """Return the logits, (num_texts, num_labels), float32 on the CPU.

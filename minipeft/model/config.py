@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from minipeft.errors import MinipeftError, check_choice, short_repr
+from minipeft.problems import PROBLEMS
 
 # Upper bounds on the sizes in a config.json; no published model comes near them.
 LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 10
 
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 HIDDEN_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 # Model types whose first token has position pad_token_id + 1; in the other families it has position 0.
@@ -42,7 +42,7 @@ class EncoderConfig:
         attention_probs_dropout_prob: Dropout probability of the attention weights.
         classifier_dropout: Dropout probability in the head; None means hidden_dropout_prob, as in transformers.
         id2label: Class index → name.
-        problem_type: The kind of labels, one of PROBLEM_TYPES; None: classes, or regression with one label.
+        problem_type: The kind of labels, a name in PROBLEMS; None: classes, or regression with one label.
 
     Raises:
         MinipeftError: for a value that no encoder can have; the message names the field.
@@ -113,7 +113,7 @@ class EncoderConfig:
                 raise MinipeftError(f"{name} {short_repr(value)} in the model's config is not a number of 0 or more")
         check_choice("hidden_act", self.hidden_act, HIDDEN_ACTIVATIONS)
         if self.problem_type is not None:
-            check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+            check_choice("problem_type", self.problem_type, PROBLEMS)
         if list(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise MinipeftError(
                 f"id2label {short_repr(self.id2label)} in the model's config does not count its classes from 0"

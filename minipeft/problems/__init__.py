@@ -1,0 +1,66 @@
+"""What a label is: a class, a set of classes, or a number. One file and one row of `PROBLEMS` for each kind.
+
+A run asks `task.problem`, one object, for everything that depends on the kind of its labels:
+
+    reading     find        a column of labels → the problem, with the names that occur in the column
+                read        one row's label → its target: a class index, a tuple of indices, a float
+                store       many targets, in little memory; `strata` groups them for stratified draws
+    training    targets     targets → the tensor that the loss takes; `pad` appends those of dummy sequences
+                losses      logits and targets → the loss of each sequence; `loss_settings` are those that it takes
+                baseline    the loss and the accuracy of the best constant prediction
+    evaluation  score       logits and targets → the metrics, from the one registry in metrics.py; the first one selects
+                tune        what is chosen on validation logits: a threshold
+    prediction  predictions logits → what `predict` returns; `probabilities` → what `predict_proba` returns
+                report      logits and targets → what `evaluate --report` shows; `mistakes` → its worst predictions
+
+problem.py has the interface and what several kinds share. No other folder asks which kind a problem is.
+
+**To add a kind:** write its file, a subclass of `Problem`, and add its row to `PROBLEMS`. A row is imported when a task
+or a model has such labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from minipeft.problems.problem import Problem
+
+
+class Row(NamedTuple):
+    """A kind of label: where it is, its value of --label-type, and the settings of a run that no other kind has."""
+
+    module: str
+    class_name: str
+    label_type: str
+    settings: tuple[str, ...] = ()
+
+
+# transformers' problem_type → the kind
+PROBLEMS = {
+    "single_label_classification": Row("single_label", "SingleLabel", "classes"),
+    "regression": Row("regression", "Regression", "numbers"),
+    "multi_label_classification": Row("multi_label", "MultiLabel", "multilabel", ("label_separator", "threshold")),
+}
+AUTO = "auto"  # the label type of a column that has classes or numbers
+LABEL_TYPES = (AUTO, *(row.label_type for row in PROBLEMS.values()))
+
+
+def problem_class(problem_type: str | None, num_labels: int = 2) -> type[Problem]:
+    """Return the kind of a model's labels; without a problem_type one label is a number, as in transformers."""
+    row = PROBLEMS[problem_type or ("regression" if num_labels == 1 else "single_label_classification")]
+    found: type[Problem] = getattr(import_module(f"minipeft.problems.{row.module}"), row.class_name)
+    return found
+
+
+def problem_of(problem_type: str | None, names: Iterable[Any], details: Mapping[str, Any]) -> Problem:
+    """Return the problem of a model whose outputs have these names; `details` are an adapter's, or a config.json."""
+    names = [str(name) for name in names]
+    return problem_class(problem_type, len(names)).of_outputs(names).with_details(details)
+
+
+def problem_type_of(label_type: str) -> str:
+    """Return transformers' name for a value of --label-type; "auto" begins with classes."""
+    return next((name for name, row in PROBLEMS.items() if row.label_type == label_type), "single_label_classification")

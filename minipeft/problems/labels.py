@@ -1,18 +1,16 @@
-"""Labels: the class or number that a row's label stands for, and the classes of a custom dataset."""
+"""Columns of labels: the names in them, and whether they are classes or numbers."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterable
 from typing import Any
 
 from minipeft.data.tables.table import Table
-from minipeft.data.tasks.task import Task
-from minipeft.errors import MinipeftError, format_names, is_unicode, nearest, short_repr
+from minipeft.errors import MinipeftError, is_unicode, nearest, short_repr
 
-LABEL_TYPES = ("auto", "classes", "numbers", "multilabel")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 MOST_CLASSES, LONGEST_NAME = 100_000, 1000
 FEWEST_ROWS_PER_CLASS = 2  # on average; with fewer the column is hardly one of classes
@@ -22,6 +20,8 @@ def class_name(value: Any, place: str) -> str:
     """Return the class name of a label: text is unchanged, 3 and 3.0 are "3", true and false as in JSON."""
     if isinstance(value, str) and is_unicode(value) and len(value) <= LONGEST_NAME:
         return value
+    if value is None:
+        raise MinipeftError(f"{place}: the label is missing. Add it or remove the row.")
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
@@ -36,40 +36,16 @@ def class_name(value: Any, place: str) -> str:
     )
 
 
-def read_label(task: Task, label: Any, place: str) -> Any:
-    """Return the class index of a row's label, or its float for regression; `place` is for the error message."""
-    if task.is_custom and label is None:
-        raise MinipeftError(f"{place}: no {task.label_column}; add it or remove the row")
-    if task.is_custom and not task.is_regression:
-        if (found := task.numbers.get(class_name(label, place))) is None:
-            raise MinipeftError(
-                f"{place}: label {short_repr(label)} is not one of the training file's ({format_names(task.labels)})"
-                f"{nearest_label(label, task)}; fix or remove the row"
-            )
-        return found
-    if isinstance(label, str) and label not in task.labels:
-        for number in (int, float):  # a number as text, as in every tsv file
-            with suppress(ValueError):
-                label = number(label)
-                break
-    if task.is_regression:
-        with suppress(OverflowError):  # an integer too large for a float
-            if isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label):
-                return float(label)
-        raise MinipeftError(f"{place}: label {short_repr(label)} is not a finite number, which {task.name} needs")
-    if isinstance(label, str) and label in task.numbers:
-        return task.numbers[label]
-    if isinstance(label, (int, float)) and label in range(len(task.labels)):
-        return int(label)
-    hidden = " (GLUE hides the labels of its test split)" if label == -1 else ""
-    classes = ", ".join(f"{number} {name}" for number, name in enumerate(task.labels))
-    meant = nearest_label(label, task)
-    raise MinipeftError(f"{place}: label {short_repr(label)} is not one of {task.name}'s: {classes}{hidden}{meant}")
+def nearest_label(label: Any, labels: Iterable[str]) -> str:
+    """Return a question that names the label most similar to an unknown name, or ""; a number is similar to none."""
+    return "" if NUMBER.fullmatch(str(label)) else nearest(label, labels)
 
 
-def nearest_label(label: Any, task: Task) -> str:
-    """Return a question that names the class most similar to an unknown name, or ""; a number is similar to none."""
-    return "" if NUMBER.fullmatch(str(label)) else nearest(label, task.labels)
+def sorted_names(names: Iterable[str]) -> list[str]:
+    """Return names in the order of their indices: whole numbers are sorted as numbers, others as text."""
+    names = list(names)
+    numbers = all(NUMBER.fullmatch(name) for name in names)
+    return sorted(names, key=lambda name: (float(name), name)) if numbers else sorted(names)
 
 
 def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, int], int]:
@@ -81,7 +57,7 @@ def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, i
     Args:
         table: The training file.
         column: The label column.
-        label_type: One of LABEL_TYPES.
+        label_type: "auto", "classes" or "numbers".
 
     Returns:
         The number of rows of each class, in the order of the class indices (empty for regression), and of all rows.
@@ -95,8 +71,6 @@ def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, i
     rows = 0
     for place, (value,) in table.read([column]):
         rows += 1
-        if value is None:
-            raise MinipeftError(f"{place}: no {column}; add it or remove the row")
         name = class_name(value, place)
         if len(counts) <= MOST_CLASSES or name in counts:
             counts[name] += 1
@@ -130,7 +104,4 @@ def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, i
             f"{table.place}: {column} has {len(counts):,} classes in {rows:,} rows; {remedy} "
             "(--label-type classes trains on it as it is)"
         )
-    if declared := table.classes.get(column):
-        return {name: counts[name] for name in declared}, rows
-    names = sorted(counts) if text else sorted(counts, key=lambda name: (float(name), name))
-    return {name: counts[name] for name in names}, rows
+    return {name: counts[name] for name in table.classes.get(column) or sorted_names(counts)}, rows

@@ -1,10 +1,10 @@
-"""GLUE's metrics, as scikit-learn and scipy compute them."""
+"""The registry of metrics, as scikit-learn and scipy compute them: one function and one row each."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,17 +18,30 @@ def accuracy(predictions: Array, labels: Array) -> float:
 
 def f1(predictions: Array, labels: Array) -> float:
     """Harmonic mean of precision and recall of class 1; 0 where neither exists."""
-    true = int(np.sum((predictions == 1) & (labels == 1)))
-    total = int(np.sum(predictions == 1) + np.sum(labels == 1))
-    return 2 * true / total if total else 0.0
+    return micro_f1(predictions == 1, labels == 1)
+
+
+def micro_f1(predictions: Array, labels: Array) -> float:
+    """F1 over the decisions on all labels together; both arrays are bool."""
+    return float(f1_of_counts((predictions & labels).sum(), predictions.sum(), labels.sum()))
 
 
 def macro_f1(predictions: Array, labels: Array) -> float:
-    """The mean over the classes that occur, on either side, of the F1 of each."""
-    size = int(max(predictions.max(), labels.max())) + 1
-    true = np.bincount(predictions[predictions == labels], minlength=size)
-    total = np.bincount(predictions, minlength=size) + np.bincount(labels, minlength=size)
-    return float(np.mean(2 * true[total > 0] / total[total > 0]))
+    """The mean of the F1 of each class that occurs on either side, or of each label of multi-label data."""
+    return float(np.mean(f1_of_counts(*counts_by_label(predictions, labels))))
+
+
+def average_precision(probabilities: Array, labels: Array) -> float:
+    """The mean over the labels of Σ (Rₙ - Rₙ₋₁) Pₙ over the thresholds n; 0 for a label that no example has.
+
+    R and P are recall and precision when the examples with at least the n-th highest probability are predicted.
+    """
+    values = []
+    for scores, actual in zip(probabilities.T, labels.T, strict=True):
+        true, predicted = counts_by_threshold(scores, actual)[1:]
+        recall = true / max(1, actual.sum())
+        values.append(float(np.sum(np.diff(recall, prepend=0.0) * true / predicted)))
+    return float(np.mean(values))
 
 
 def matthews_correlation(predictions: Array, labels: Array) -> float:
@@ -56,11 +69,58 @@ def _ranks(values: Array) -> Array:
     return ((last - counts + 1 + last) / 2)[inverse]
 
 
-METRICS: dict[str, Callable[[Array, Array], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "macro_f1": macro_f1,
-    "matthews_correlation": matthews_correlation,
-    "pearson": pearson,
-    "spearman": spearman,
+def f1_of_counts(true: Array, predicted: Array, actual: Array) -> Array:
+    """Return F1 from the numbers of true positives, predictions and labels; 0 where there are none."""
+    total = predicted + actual
+    return np.divide(2 * true, total, out=np.zeros(np.shape(total)), where=total > 0)
+
+
+def counts_by_label(predictions: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Return the numbers of true positives, predictions and labels of each label.
+
+    Args:
+        predictions, labels: (num_examples, num_labels), bool; or (num_examples,) class indices, of which only those
+            that occur are counted.
+    """
+    if labels.ndim == 2:
+        return (predictions & labels).sum(0), predictions.sum(0), labels.sum(0)
+    size = int(max(predictions.max(), labels.max())) + 1
+    columns = predictions[predictions == labels], predictions, labels
+    counts = np.stack([np.bincount(column, minlength=size) for column in columns])
+    true, predicted, actual = counts[:, counts[1:].any(0)]
+    return true, predicted, actual
+
+
+def counts_by_threshold(scores: Array, actual: Array) -> tuple[Array, Array, Array]:
+    """Return the distinct scores, descending, and how many examples that high are positive, and how many there are."""
+    order = np.argsort(-scores, kind="stable")
+    scores, actual = scores[order], actual[order]
+    ends = np.flatnonzero(np.diff(scores, append=-np.inf))  # the last example of each distinct score
+    return scores[ends], np.cumsum(actual)[ends], ends + 1
+
+
+class Metric(NamedTuple):
+    """A metric: its function of (predictions, labels), and the kinds of labels that it fits.
+
+    Attributes:
+        function: Takes two arrays of the form that the problem's `decide` and `actual` return.
+        problems: Names in PROBLEMS.
+        of_probabilities: Whether it takes probabilities in place of predictions.
+    """
+
+    function: Callable[[Array, Array], float]
+    problems: tuple[str, ...]
+    of_probabilities: bool = False
+
+
+SINGLE, MULTI, NUMBERS = ("single_label_classification",), ("multi_label_classification",), ("regression",)
+METRICS = {
+    "accuracy": Metric(accuracy, SINGLE),
+    "f1": Metric(f1, SINGLE),
+    "micro_f1": Metric(micro_f1, MULTI),
+    "macro_f1": Metric(macro_f1, SINGLE + MULTI),
+    "average_precision": Metric(average_precision, MULTI, of_probabilities=True),
+    "matthews_correlation": Metric(matthews_correlation, SINGLE),
+    "pearson": Metric(pearson, NUMBERS),
+    "spearman": Metric(spearman, NUMBERS),
 }

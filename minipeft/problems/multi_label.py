@@ -1,20 +1,219 @@
-"""Multi-label data: the set of labels of a row, and columns that hold sets although they are read as single classes."""
+"""Multi-label classification: an example has a set of labels, each of which is a decision of its own."""
 
 from __future__ import annotations
 
-import re
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from minipeft.data.tables.table import Table
-from minipeft.data.tasks.task import Task
 from minipeft.errors import MinipeftError, format_names, short_repr
 from minipeft.files import parse_json
-from minipeft.problems.labels import NUMBER, class_name, nearest_label
+from minipeft.problems.labels import class_name, nearest_label, sorted_names
+from minipeft.problems.metrics import Array, counts_by_threshold, f1_of_counts
+from minipeft.problems.problem import Found, Mistake, Problem, check_classes, most_severe
 
 MOST_LABELS = 10_000
-SEPARATORS = (";", "|")  # that a warning looks for
+
+
+@dataclass(frozen=True)
+class MultiLabel(Problem):
+    """An example has any number of K labels; its target is the tuple of their indices, in ascending order.
+
+    Attributes:
+        labels: Names in the order of their indices.
+        separator: The character between the labels of a text; None where they are lists.
+        threshold: Probability from which on a label is predicted; None: to be chosen, and 0.5 until then.
+    """
+
+    separator: str | None = None
+    threshold: float | None = 0.5
+
+    name: ClassVar[str] = "multi_label_classification"
+    plural: ClassVar[str] = "labels"
+    metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "average_precision")
+    loss_settings: ClassVar[tuple[str, ...]] = ("class_weights",)
+    ignored: ClassVar[float] = math.nan
+    tuned: ClassVar[tuple[str, ...]] = ("threshold",)
+
+    def with_details(self, details: Mapping[str, Any]) -> MultiLabel:
+        threshold = details.get("threshold", self.threshold)
+        if isinstance(threshold, str):  # "auto"
+            threshold = None
+        return replace(self, separator=details.get("label_separator", self.separator), threshold=threshold)
+
+    def details(self, figures: Mapping[str, float]) -> dict[str, Any]:
+        return {"threshold": figures["threshold"], "label_separator": self.separator}
+
+    # -- reading --
+
+    @classmethod
+    def find(cls, table: Table, column: str, label_type: str, settings: Mapping[str, Any]) -> Found:
+        problem = cls().with_details(settings)
+        counts: Counter[str] = Counter()
+        rows = 0
+        for place, (value,) in table.read([column]):
+            rows += 1
+            counts.update(label_names(value, problem.separator, place))
+            if len(counts) > MOST_LABELS:
+                raise MinipeftError(
+                    f"{place}: {column} has more than {MOST_LABELS:,} labels. Name another --label-column."
+                )
+        if rows == 0:
+            raise MinipeftError(f"{table.place}: the file is empty. Add rows.")
+        if len(counts) < 2:
+            raise MinipeftError(
+                f"{table.place}: {column} has {len(counts)} different labels. At least two are needed; a label that a "
+                "text has or lacks is two classes."
+            )
+        names = table.classes.get(column) or sorted_names(counts)
+        return Found(replace(problem, labels=tuple(names)), {name: counts[name] for name in names}, rows)
+
+    def read(self, value: Any, place: str) -> tuple[int, ...]:
+        names = label_names(value, self.separator, place)
+        for name in names:
+            if name not in self.numbers:
+                raise MinipeftError(
+                    f"{place}: label {short_repr(name)} is not one of the training file's ({format_names(self.labels)})"
+                    f"{nearest_label(name, self.labels)}. Fix or remove the row."
+                )
+        return tuple(sorted(self.numbers[name] for name in names))
+
+    def store(self, targets: Iterable[tuple[int, ...]] = ()) -> Any:
+        return list(targets)
+
+    def count(self, targets: Sequence[tuple[int, ...]]) -> Counter[int]:
+        return Counter(chain.from_iterable(targets))
+
+    def describe(self, targets: Sequence[tuple[int, ...]]) -> str:
+        per_example = self.count(targets).total() / len(targets)
+        return f"{per_example:.2f} labels per example: {super().describe(targets)}"
+
+    # -- training --
+
+    def as_packed(self, targets: Sequence[tuple[int, ...]]) -> list[list[float]]:
+        """Return a row of num_labels zeros and ones for each set of labels."""
+        rows = [[0.0] * len(self.labels) for _ in targets]
+        for row, indices in zip(rows, targets, strict=True):
+            for index in indices:
+                row[index] = 1.0
+        return rows
+
+    @staticmethod
+    def targets(labels: Sequence[Any], lengths: Sequence[int], num_labels: int) -> Tensor:
+        """Return zeros and ones, (num_sequences, num_labels), float32."""
+        for number, label in enumerate(labels):
+            if not isinstance(label, Sequence) or len(label) != num_labels or not set(label) <= {0, 1}:
+                raise MinipeftError(
+                    f"label {label!r} of sequence {number} is not a list of {num_labels} zeros and ones. "
+                    "Give one for each label of the model."
+                )
+        return torch.tensor(labels, dtype=torch.float32).view(len(labels), num_labels)
+
+    def losses(
+        self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Return the mean over the labels of the binary cross-entropy, (num_sequences,).
+
+        Args:
+            class_weights: (num_labels,), weights of the positive terms: pos_weight of torch's BCEWithLogitsLoss.
+        """
+        terms = F.binary_cross_entropy_with_logits(
+            logits, targets.nan_to_num(0.0), pos_weight=class_weights, reduction="none"
+        )  # (num_sequences, num_labels)
+        return torch.where(targets.isnan(), 0.0, terms).mean(1)
+
+    def balanced_weights(self, targets: Sequence[tuple[int, ...]]) -> tuple[float, ...]:
+        """(n - n_c) / n_c for label c, which n_c of the n examples have."""
+        counts = self.count(targets)
+        check_classes(counts, self.labels, most=len(targets))
+        return tuple((len(targets) - counts[number]) / counts[number] for number in range(len(self.labels)))
+
+    def baseline(self, targets: Sequence[tuple[int, ...]]) -> tuple[float, None]:
+        fractions = [count / len(targets) for count in self.count(targets).values() if count < len(targets)]
+        entropies = (-p * math.log(p) - (1 - p) * math.log(1 - p) for p in fractions)
+        return sum(entropies) / len(self.labels), None
+
+    def uniform_loss(self) -> float:
+        return math.log(2)
+
+    # -- evaluation --
+
+    def tune(self, logits: Tensor, targets: Sequence[tuple[int, ...]]) -> MultiLabel:
+        """Choose the threshold with the highest micro F1, where none is given."""
+        if self.threshold is not None:
+            return self
+        return replace(self, threshold=best_threshold(self.probabilities(logits), self._multi_hot(targets)))
+
+    def figures(self) -> dict[str, float]:
+        return {"threshold": self.cut}
+
+    @property
+    def cut(self) -> float:
+        """The threshold of predictions."""
+        return 0.5 if self.threshold is None else self.threshold
+
+    def decide(self, logits: Tensor) -> Array:
+        """Return whether each label is predicted, (num_examples, num_labels), bool."""
+        return self.probabilities(logits) >= self.cut
+
+    def actual(self, expected: Tensor) -> Array:
+        return expected.bool().numpy()
+
+    def _multi_hot(self, targets: Sequence[tuple[int, ...]]) -> Array:
+        return np.asarray(self.as_packed(targets), dtype=bool).reshape(len(targets), len(self.labels))
+
+    def describe_constant(self, logits: Tensor) -> str:
+        predicted = self.decide(logits)
+        if not (predicted == predicted[0]).all():
+            return ""
+        return format_names([self.labels[index] for index in np.flatnonzero(predicted[0])]) or "no label"
+
+    # -- prediction --
+
+    def probabilities(self, logits: Tensor) -> Array:
+        return logits.double().sigmoid().numpy()
+
+    def predictions(self, logits: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return "labels", the names of those whose probability reaches the threshold, and "probabilities" by name."""
+        rounded = self.probabilities(logits).round(6).tolist()
+        return [
+            {
+                "labels": [name for name, chosen in zip(names, decisions, strict=True) if chosen],
+                "probabilities": dict(zip(names, row, strict=True)),
+            }
+            for decisions, row in zip(self.decide(logits).tolist(), rounded, strict=True)
+        ]
+
+    def csv_columns(self) -> list[str]:
+        return ["labels", *(f"probability_{name}" for name in self.labels)]
+
+    def csv_values(self, prediction: Mapping[str, Any]) -> list[Any]:
+        return [(self.separator or ";").join(prediction["labels"]), *prediction["probabilities"].values()]
+
+    def report(self, logits: Tensor, targets: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+        from minipeft.problems.figures import report_label_sets
+
+        actual = self._multi_hot(targets)
+        figures = report_label_sets(actual, self.decide(logits), self.probabilities(logits), self.labels)
+        return {"threshold": self.cut, **figures}
+
+    def mistakes(self, logits: Tensor, targets: Sequence[tuple[int, ...]]) -> Iterator[Mistake]:
+        """Yield the examples with a wrong decision, by the largest error of a probability in one."""
+        probabilities, predicted, actual = self.probabilities(logits), self.decide(logits), self._multi_hot(targets)
+        severity = np.where(predicted == actual, 0.0, np.abs(probabilities - actual)).max(1)
+        for row in most_severe(severity):
+            sides = {"label": actual[row], "prediction": predicted[row]}
+            named = {side: [self.labels[n] for n in np.flatnonzero(flags)] for side, flags in sides.items()}
+            yield Mistake(row, float(severity[row]), {**named, "confidence": float(severity[row])})
 
 
 def label_names(value: Any, separator: str | None, place: str) -> list[str]:
@@ -44,77 +243,9 @@ def label_names(value: Any, separator: str | None, place: str) -> list[str]:
     return list(dict.fromkeys(class_name(name, place) for name in value))
 
 
-def read_label_set(task: Task, value: Any, place: str) -> tuple[int, ...]:
-    """Return the indices of a row's labels, in ascending order."""
-    names = label_names(value, task.label_separator, place)
-    for name in names:
-        if name not in task.numbers:
-            raise MinipeftError(
-                f"{place}: label {short_repr(name)} is not one of the training file's ({format_names(task.labels)})"
-                f"{nearest_label(name, task)}. Fix or remove the row."
-            )
-    return tuple(sorted(task.numbers[name] for name in names))
-
-
-def multi_hot(labels: Sequence[tuple[int, ...]], num_labels: int) -> list[list[float]]:
-    """Return a row of num_labels zeros and ones for each set of labels."""
-    rows = [[0.0] * num_labels for _ in labels]
-    for row, indices in zip(rows, labels, strict=True):
-        for index in indices:
-            row[index] = 1.0
-    return rows
-
-
-def find_label_sets(table: Table, column: str, separator: str | None) -> tuple[dict[str, int], int]:
-    """Find the labels of a multi-label column.
-
-    Returns:
-        The number of rows that have each label, in the order of the label indices, and the number of all rows.
-
-    Raises:
-        MinipeftError: for a row without a list, fewer than two labels, and more than MOST_LABELS.
-    """
-    counts: Counter[str] = Counter()
-    rows = 0
-    for place, (value,) in table.read([column]):
-        rows += 1
-        counts.update(label_names(value, separator, place))
-        if len(counts) > MOST_LABELS:
-            raise MinipeftError(f"{place}: {column} has more than {MOST_LABELS:,} labels. Name another --label-column.")
-    if rows == 0:
-        raise MinipeftError(f"{table.place}: the file is empty. Add rows.")
-    if len(counts) < 2:
-        raise MinipeftError(
-            f"{table.place}: {column} has {len(counts)} different labels. At least two are needed; a label that a text "
-            "has or lacks is two classes."
-        )
-    if declared := table.classes.get(column):
-        return {name: counts[name] for name in declared}, rows
-    numbers = all(NUMBER.fullmatch(name) for name in counts)
-    names = sorted(counts, key=lambda name: (float(name), name)) if numbers else sorted(counts)
-    return {name: counts[name] for name in names}, rows
-
-
-def warn_of_lists(file: Any, column: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Return a warning where class names look like lists of labels: "a;b", "a|b" or '["a", "b"]'.
-
-    A name with a separator counts if one of its parts occurs in another name, alone or in a list.
-    """
-    names = list(names)
-    lists = [name for name in names if re.fullmatch(r"\s*\[.*\]\s*", name)]
-    flags = "--label-type multilabel"
-    for separator in SEPARATORS:
-        parts = Counter(part.strip() for name in names for part in set(name.split(separator)))
-        found = [
-            name
-            for name in names
-            if separator in name and any(parts[part.strip()] > 1 for part in name.split(separator))
-        ]
-        if found and not lists:
-            lists, flags = found, f"{flags} --label-separator '{separator}'"
-    if not lists:
-        return ()
-    return (
-        f"{file}: the {column} {short_repr(lists[0])} looks like several labels and is read as one class; "
-        f"if it is a list, pass {flags}",
-    )
+def best_threshold(probabilities: Array, labels: Array) -> float:
+    """Return the threshold with the highest micro F1: halfway between two neighbouring probabilities."""
+    thresholds, true, predicted = counts_by_threshold(probabilities.ravel(), labels.ravel())
+    best = int(np.argmax(f1_of_counts(true, predicted, np.full(len(true), labels.sum()))))
+    below = thresholds[best + 1] if best + 1 < len(thresholds) else 0.0
+    return float((thresholds[best] + below) / 2)

@@ -25,7 +25,8 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from minipeft.data.batches.buckets import pad_to_bucket
-from minipeft.data.batches.sampling import epoch_order, split_by_tokens
+from minipeft.data.batches.sampling import split_by_tokens
+from minipeft.data.tasks.draw import epoch_order
 from minipeft.data.tokens.examples import Examples
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.methods import METHODS, method_name
@@ -92,7 +93,7 @@ def train_loop(
     """
     folder, train, task = run_folder.path, examples.train, examples.train.split.task
     device = next(model.parameters()).device.type
-    loss_function = loss or Loss()
+    loss_function = loss or Loss(task.problem)
     method = METHODS[method_name(model.method)]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = adamw(model, schedule.weight_decay, schedule.betas, schedule.epsilon)

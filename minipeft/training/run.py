@@ -108,7 +108,7 @@ def train(**settings: Any) -> Result:
         examples = load_examples(job)
         model = build_model(job)
         folder = open_run(job, examples, model)
-        loss = job.loss.make_loss(examples.train.split.labels, job.task, job.device)
+        loss = job.loss.make_loss(examples.train.split.labels, job.task.problem, job.device)
         graphs = StepGraphs(model, loss=loss) if job.cuda_graphs else None
         with job.processes.errors_printed_once():
             progress = train_loop(model, examples, job.schedule, folder, job.processes, graphs, loss)
@@ -146,7 +146,7 @@ def build_model(job: Job) -> SequenceClassifier:
     """Load the pretrained weights, install the method, and move the model to the job's device."""
     torch.manual_seed(job.schedule.seed)
     model = load_pretrained(job.model.folder, job.task.num_labels)
-    model.config = model.config.with_labels(list(job.task.labels) or ["score"], job.task.problem_type)
+    model.config = model.config.with_labels(list(job.task.problem.outputs), job.task.problem.name)
     apply(model, job.method)
     for adapter in job.initial_adapters:
         taken = initialize_from_adapter(model, adapter)
@@ -256,9 +256,8 @@ def result_content(job: Job, examples: Examples, model: SequenceClassifier, prog
             **{name: metadata.version(name) for name in ("torch", "tokenizers", "datasets", "safetensors")},
         },
     }
-    if task.multilabel:
-        content["threshold"] = best["threshold"]
-    if task.is_custom and not task.is_regression:
+    content |= {name: best[name] for name in task.problem.tuned}
+    if "macro_f1" in task.metrics:
         content["macro_f1"] = {"best": best["macro_f1"], "last": last["macro_f1"]}
     if job.holdout:
         content[HOLDOUT] |= {"part": job.holdout, "examples": len(examples.others[HOLDOUT])}

@@ -127,7 +127,7 @@ def test_a_run_on_a_data_set_of_the_hub_resumes_and_predicts_offline(
     )
     assert resumed.startswith("0 ")
     assert refused.startswith("2 ") and "no column 'text' (there are review, stars, sentiment)" in refused
-    assert "plain_text[unsupervised], row 1: no sentiment; add it or remove the row" in unlabelled
+    assert "plain_text[unsupervised], row 1: the label is missing. Add it or remove the row." in unlabelled
     assert json.loads(evaluated.split(" ", 1)[1])["accuracy"] == result["best"]["value"]
     assert len(imdb.requests) == requests
 

@@ -12,9 +12,9 @@ pytest_plugins = ["hub_fixtures"]
 
 READ = """
 from minipeft.data.tasks.splits import choose_data, read_split
-from minipeft.data.tasks.task import TASKS
-source, description = choose_data(TASKS["rte"], "auto")
-print(len(read_split(TASKS["rte"], "train", source).texts), description)
+from minipeft.data.tasks.task import get_task
+source, description = choose_data(get_task("rte"), "auto")
+print(len(read_split(get_task("rte"), "train", source).texts), description)
 """
 
 

@@ -22,8 +22,12 @@ from minipeft.cli.cli import main
 from minipeft.data.tasks.task import Split, Task
 from minipeft.inference import evaluation_report as report_module
 from minipeft.inference.evaluation_files import describe_matrix, format_table, render_report, write_report
-from minipeft.inference.evaluation_report import build_report, calibration
+from minipeft.inference.evaluation_report import build_report
 from minipeft.inference.predict import LoadedRun
+from minipeft.problems.figures import calibration
+from minipeft.problems.multi_label import MultiLabel
+from minipeft.problems.regression import Regression
+from minipeft.problems.single_label import SingleLabel
 
 NAMES = ("a", "b & <c>", "d")
 CONFIDENCE = st.one_of(st.floats(0, 1), st.integers(0, 15).map(lambda number: number / 15))
@@ -47,8 +51,7 @@ def report_of(
     chunk: int = 7,
     task: Task | None = None,
 ) -> Any:
-    metrics = ("accuracy", "macro_f1") if names else ("pearson", "spearman")
-    task = task or Task("task", ("text",), names, metrics)
+    task = task or Task("task", ("text",), SingleLabel(names) if names else Regression())
     chunks = [
         Split(task, list(map(str, range(start, min(start + chunk, len(labels))))), None, labels[start : start + chunk])
         for start in range(0, len(labels), chunk)
@@ -127,7 +130,7 @@ def test_figures_of_sets_of_labels_are_those_of_scikit_learn(
     rows: list[tuple[Any, ...]], threshold: float, chunk: int
 ) -> None:
     labels, logits = [row[0] for row in rows], [list(row[1:]) for row in rows]
-    task = Task("task", ("text",), NAMES, ("micro_f1",), multilabel=True, threshold=threshold)
+    task = Task("task", ("text",), MultiLabel(NAMES, threshold=threshold), ("micro_f1",))
     report = report_of(logits, labels, chunk=chunk, task=task)
     probabilities = torch.tensor(logits).double().sigmoid().numpy()
     predicted = probabilities >= threshold

@@ -32,7 +32,6 @@ from minipeft.data.tasks.splits import read_split
 from minipeft.data.tasks.task import get_task
 from minipeft.model.families import name_table, tensor_names
 from minipeft.model.roberta import LINEAR_NAMES, Linear
-from minipeft.training.evaluate import sequence_loss
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import linear_schedule
 
@@ -249,7 +248,7 @@ def our_losses(model: SequenceClassifier, batches: Batches) -> list[float]:
         set_learning_rate(optimizer, RATE * linear_schedule(step, WARMUP, STEPS))
         batch = pack(ids, labels, config=model.config)
         assert batch.labels is not None
-        loss = sequence_loss(model(batch), batch.labels) / len(batch)
+        loss = F.cross_entropy(model(batch), batch.labels, reduction="sum") / len(batch)
         loss.backward()
         clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.step()

@@ -18,8 +18,11 @@ from minipeft import MinipeftError, load_pretrained, load_tokenizer
 from minipeft.data.tasks.task import TASKS, Split, get_task
 from minipeft.data.tokens.examples import Encoded, encode_split, hold_out
 from minipeft.data.tokens.token_table import TokenTable
+from minipeft.problems import PROBLEMS, problem_class
 from minipeft.problems.metrics import METRICS, accuracy, f1, macro_f1, matthews_correlation, pearson, spearman
-from minipeft.training.evaluate import evaluate, predict_logits, sequence_loss
+from minipeft.problems.regression import Regression
+from minipeft.problems.single_label import SingleLabel
+from minipeft.training.evaluate import evaluate, predict_logits
 
 
 def two_columns(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]]:
@@ -97,15 +100,19 @@ def test_two_constant_columns_do_not_correlate(one: float, other: float, size: i
     assert pearson(*columns) == spearman(*columns) == matthews_correlation(*columns) == 0.0
 
 
-def test_every_metric_of_every_task_is_there() -> None:
-    assert {name for task in TASKS.values() for name in task.metrics} <= set(METRICS)
+def test_every_task_and_every_kind_of_label_has_metrics_that_fit_it() -> None:
+    offered = [(task.problem_type, task.metrics) for task in TASKS.values()]
+    offered += [(name, problem_class(name)(("a", "b")).metrics) for name in PROBLEMS]
+    for problem_type, metrics in offered:
+        assert metrics and all(problem_type in METRICS[name].problems for name in metrics)
+    assert {name for metric in METRICS.values() for name in metric.problems} == set(PROBLEMS)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_loss_is_the_sum_of_the_cross_entropies(classes: int) -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(7, classes, requires_grad=True), torch.randint(classes, (7,))
-    loss = sequence_loss(logits, labels)
+    loss = SingleLabel().losses(logits, labels).sum()
     expected = -logits.log_softmax(1)[range(7), labels].sum()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in (loss, expected)))
@@ -114,7 +121,7 @@ def test_the_loss_is_the_sum_of_the_cross_entropies(classes: int) -> None:
 def test_the_loss_of_regression_is_the_sum_of_the_squared_errors() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(7, 1), torch.rand(7)
-    torch.testing.assert_close(sequence_loss(logits, labels), ((logits[:, 0] - labels) ** 2).sum())
+    torch.testing.assert_close(Regression().losses(logits, labels), (logits[:, 0] - labels) ** 2)
 
 
 @settings(max_examples=10, deadline=None)

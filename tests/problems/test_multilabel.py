@@ -21,8 +21,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from minipeft import EncoderConfig, MinipeftError, load_run, pack
 from minipeft.cli.cli import main, main_train
 from minipeft.data.tasks.custom import inspect_custom_data
-from minipeft.problems import multi_label_metrics as ours
-from minipeft.problems.multi_label import multi_hot
+from minipeft.problems import metrics as ours
+from minipeft.problems.multi_label import MultiLabel, best_threshold
 
 TOPICS = {"art": "paint gallery", "news": "vote minister", "sport": "goal match"}
 
@@ -65,14 +65,14 @@ def test_the_metrics_are_scikit_learn_s(seed: int, count: int, num_labels: int, 
         assert metric(predictions, labels) == pytest.approx(expected, abs=1e-12)
     expected = reference.average_precision_score(labels, probabilities, average="macro")
     assert ours.average_precision(probabilities, labels) == pytest.approx(expected, abs=1e-12)
-    found = ours.micro_f1(probabilities >= ours.best_threshold(probabilities, labels), labels)
+    found = ours.micro_f1(probabilities >= best_threshold(probabilities, labels), labels)
     tried = [ours.micro_f1(probabilities >= one, labels) for one in np.unique(probabilities)]
     assert found == pytest.approx(max(tried), abs=1e-12)
 
 
 def test_a_batch_has_a_row_of_zeros_and_ones_per_sequence() -> None:
     config = EncoderConfig().with_labels(["a", "b", "c"], "multi_label_classification")
-    batch = pack([[0, 5, 2], [0, 2]], multi_hot([(0, 2), ()], 3), config=config)
+    batch = pack([[0, 5, 2], [0, 2]], MultiLabel(("a", "b", "c")).as_packed([(0, 2), ()]), config=config)
     assert batch.labels is not None and batch.labels.dtype == torch.float32
     assert batch.labels.tolist() == [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     with pytest.raises(MinipeftError, match=r"label \[1, 2, 0\] of sequence 0 is not a list of 3 zeros and ones"):
@@ -138,13 +138,13 @@ def test_an_adapter_folder_and_an_export_predict_sets_of_labels(finished: Path, 
     texts = [row["text"] for row in topic_rows(8, seed=9)]
     expected = run.predict(texts)
     adapter = load_run(finished / "adapter", precision="fp32")
-    assert adapter.task.threshold == run.task.threshold and adapter.predict(texts) == expected
+    assert adapter.task.problem.threshold == run.task.problem.threshold and adapter.predict(texts) == expected
     run.export(tmp_path / "export")
     exported = load_run(tmp_path / "export", precision="fp32").predict(texts)
     for one, row in zip(exported, run.predict_proba(texts), strict=True):
         assert one["labels"] == [name for name, value in zip(TOPICS, row, strict=True) if value >= 0.5]
     assert main(["evaluate", str(finished), "--report", str(tmp_path / "report")]) == 0
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["threshold"] == run.task.threshold
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["threshold"] == run.task.problem.threshold
 
 
 def test_transformers_uses_an_export_as_multi_label(finished: Path, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_transformers_uses_an_export_as_multi_label(finished: Path, tmp_path: Pa
     found = topic_rows(6, seed=3)
     texts = [row["text"] for row in found]
     sequences = [list(ids) for ids in run.tokenizer.encode(texts)]
-    labels = multi_hot([tuple(run.task.numbers[name] for name in row["label"]) for row in found], 3)
+    labels = run.task.problem.as_packed([run.task.problem.read(row["label"], "") for row in found])
     loss = theirs(**padded(sequences), labels=torch.tensor(labels)).loss
     write_jsonl(tmp_path / "in.jsonl", found)
     assert run.evaluate_file(str(tmp_path / "in.jsonl"))["eval_loss"] == pytest.approx(loss.item(), abs=1e-5)

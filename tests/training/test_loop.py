@@ -29,7 +29,7 @@ from minipeft import (
     load_adapter,
     load_pretrained,
 )
-from minipeft.data.batches.sampling import epoch_order
+from minipeft.data.tasks.draw import epoch_order
 from minipeft.model.families import tensor_names
 from minipeft.training import loop
 from minipeft.training.evaluate import evaluate

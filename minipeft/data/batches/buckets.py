@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,8 +10,8 @@ from typing import Protocol
 import torch
 
 from minipeft.data.batches.packing import PackedBatch, PackingConfig
+from minipeft.problems import problem_class
 
-IGNORE_INDEX = -100  # the default ignore_index of F.cross_entropy; NaN for regression
 MAX_SEQLENS = (32, 64, 128, 256, 512)
 
 
@@ -52,7 +51,7 @@ def pad_to_bucket(
 ) -> PackedBatch:
     """Append dummy sequences to a batch, so that its sizes come from a small set.
 
-    A dummy sequence has at least one pad token; its label (IGNORE_INDEX, or NaN) is ignored by `sequence_loss`.
+    A dummy sequence has at least one pad token; its label is one that has no loss.
 
     Args:
         batch: The packed batch.
@@ -73,8 +72,7 @@ def pad_to_bucket(
     if types is None and config.type_vocab_size > 1:  # a batch with token types and one without would be two shapes
         types = torch.zeros_like(batch.input_ids)
     if labels is not None:
-        unknown = math.nan if labels.is_floating_point() else IGNORE_INDEX
-        labels = torch.cat([labels, labels.new_full((len(extra), *labels.shape[1:]), unknown)])
+        labels = problem_class(config.problem_type, config.num_labels).pad(labels, extra)
     weights = None if batch.weights is None else torch.cat([batch.weights, batch.weights.new_ones(len(extra))])
     positions = [torch.arange(length) + offset for length in extra]
     return dataclasses.replace(

@@ -11,7 +11,6 @@ No sequence is cut or joined here. Truncation is the tokenizer's, and which sequ
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -23,8 +22,7 @@ from torch import Tensor
 
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.errors import MinipeftError
-
-MULTI_LABEL = "multi_label_classification"  # of config.problem_type, as in transformers
+from minipeft.problems import problem_class
 
 
 class PackingConfig(Protocol):
@@ -55,8 +53,8 @@ class PackedBatch:
         cu_seqlens: (num_sequences + 1,), int32; sequence i is tokens cu_seqlens[i] to cu_seqlens[i + 1].
         max_seqlen: Length of the longest sequence, in tokens.
         lengths: Length of each sequence in tokens, on the host, so that no step waits for the device.
-        labels: (num_sequences,), int64, or float32 for regression; (num_sequences, num_labels), float32, 0 or 1, for
-            multi-label; or None.
+        labels: What the loss of the model's kind of labels takes: (num_sequences,), int64, or float32 for regression;
+            (num_sequences, num_labels), float32, 0 or 1, for multi-label; or None.
         weights: (num_sequences,), float32: factors on the losses of the sequences; None for 1.
     """
 
@@ -142,7 +140,7 @@ def pack(
         cu_seqlens.int(),  # the dtype that the attention operators take
         max(lengths),
         lengths,
-        _labels(labels, len(lengths), config),
+        _labels(labels, lengths, config),
     )
 
 
@@ -188,30 +186,9 @@ def _token_types(types: np.ndarray[Any, Any] | None, config: PackingConfig) -> T
     return torch.from_numpy(types)
 
 
-def _labels(labels: Sequence[Any] | None, count: int, config: PackingConfig) -> Tensor | None:
+def _labels(labels: Sequence[Any] | None, lengths: Sequence[int], config: PackingConfig) -> Tensor | None:
     if labels is None:
         return None
-    if len(labels) != count:
-        raise MinipeftError(f"{len(labels)} labels for {count} sequences; give one label per sequence")
-    if config.problem_type == MULTI_LABEL:
-        for number, label in enumerate(labels):
-            if not isinstance(label, Sequence) or len(label) != config.num_labels or not set(label) <= {0, 1}:
-                raise MinipeftError(
-                    f"label {label!r} of sequence {number} is not a list of {config.num_labels} zeros and ones. "
-                    "Give one for each label of the model."
-                )
-        return torch.tensor(labels, dtype=torch.float32).view(count, config.num_labels)
-    if config.num_labels == 1:
-        for number, label in enumerate(labels):
-            if not isinstance(label, (int, float)) or not math.isfinite(label):
-                raise MinipeftError(
-                    f"label {label!r} of sequence {number} is not a finite number, which regression needs"
-                )
-        return torch.tensor([float(label) for label in labels], dtype=torch.float32)
-    for number, label in enumerate(labels):
-        if label not in range(config.num_labels):
-            raise MinipeftError(
-                f"label {label!r} of sequence {number} is outside the {config.num_labels} classes "
-                f"0 to {config.num_labels - 1}"
-            )
-    return torch.tensor([int(label) for label in labels], dtype=torch.int64)
+    if len(labels) != len(lengths):
+        raise MinipeftError(f"{len(labels)} labels for {len(lengths)} sequences; give one label per sequence")
+    return problem_class(config.problem_type, config.num_labels).targets(labels, lengths, config.num_labels)

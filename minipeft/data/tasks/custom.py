@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from minipeft.data.tables.hub_rows import find_dataset, hub_split, is_hub_name, 
 from minipeft.data.tables.lines import stem_of
 from minipeft.data.tables.memory import PLACE, MemoryData, MemorySplit
 from minipeft.data.tables.remote import is_remote
-from minipeft.data.tasks.splits import VALIDATION_FRACTION, with_recorded_split
+from minipeft.data.tasks.splits import VALIDATION_FRACTION
 from minipeft.data.tasks.task import TASKS, Task
 from minipeft.errors import MinipeftError, check_choice, format_names, short_repr
-from minipeft.problems.labels import LABEL_TYPES, NUMBER, find_labels
-from minipeft.problems.multi_label import find_label_sets, warn_of_lists
+from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_type_of
+from minipeft.problems.labels import NUMBER
 
 ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
@@ -39,7 +39,7 @@ class CustomData:
         source: The file, folder, address or data set of the hub.
         origin: Where a data set of the hub comes from; "" for files.
         rows: Number of rows of the training file.
-        class_counts: Number of rows of each class, in the order of the class indices; empty for regression.
+        class_counts: Number of rows of each label, in the order of their indices; empty where labels are numbers.
         unread_columns: Columns of the training file that are not read.
         warnings: Messages about what may be a mistake, each one line.
     """
@@ -58,15 +58,10 @@ class CustomData:
         if "validation" in files:
             validation = f"validation from {files['validation']}"
         else:
-            stratified = ", stratified by class" if self.task.stratified and self.task.has_classes else ""
+            stratified = "" if self.task.problem.strata(()) is None else ", stratified by class"
             validation = f"of which {VALIDATION_FRACTION:.0%} are for validation{stratified}, the same for every seed"
-        counts = [f"{name} {count:,}" for name, count in self.class_counts.items()]
-        kind = (
-            f"{len(counts):,} {'labels' if self.task.multilabel else 'classes'} ({format_names(counts)})"
-            if counts
-            else "labels that are numbers"
-        )
-        return f"{files['train']}{self.origin}: {self.rows:,} rows, {validation}; {kind}"
+        labels = self.task.problem.describe_counts(self.class_counts)
+        return f"{files['train']}{self.origin}: {self.rows:,} rows, {validation}; {labels}"
 
     def describe_columns(self) -> str:
         """Return the columns that are read, and those that are not, in one line."""
@@ -97,8 +92,7 @@ def inspect_custom_data(
     label_column: str | None,
     label_type: str,
     validation: str | None,
-    label_separator: str | None = None,
-    threshold: float | None = 0.5,
+    **of_labels: Any,
 ) -> CustomData:
     """Inspect a custom dataset; the labels of the whole training file are read once.
 
@@ -108,10 +102,9 @@ def inspect_custom_data(
         text_column: Column of the texts; the default is "text".
         pair_column: Column of the second texts; None if there is none.
         label_column: Column of the labels; the default is "label".
-        label_type: "auto", "classes", "numbers" (regression) or "multilabel".
+        label_type: One of LABEL_TYPES; with "auto" the column decides whether its labels are classes or numbers.
         validation: The validation file, or a split of the data set of the hub.
-        label_separator: The character between the labels of a text, for "multilabel".
-        threshold: The probability from which on a label is predicted, for "multilabel"; None: to be chosen.
+        of_labels: Settings that only this type of labels has.
 
     Raises:
         MinipeftError: for data that cannot be trained on. The message names the file, the row and the remedy.
@@ -135,29 +128,23 @@ def inspect_custom_data(
         for column, flag in flags.items():
             if column not in table.columns:
                 raise table.missing(column, f"{flag} names another")
-    if label_type == "multilabel":
-        class_counts, rows = find_label_sets(open_split(files["train"]), label, label_separator)
-    else:
-        class_counts, rows = find_labels(open_split(files["train"]), label, label_type)
-    if "validation" not in files and rows < FEWEST_ROWS:
+    kind = problem_class(problem_type_of(label_type))
+    found = kind.find(open_split(files["train"]), label, label_type, of_labels)
+    if "validation" not in files and found.rows < FEWEST_ROWS:
         raise MinipeftError(
-            f"{files['train']}: {rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "
+            f"{files['train']}: {found.rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "
             "add rows, or name a validation file by --validation"
         )
     unread = tuple(column for column in open_split(files["train"]).columns if column not in flags)
-    custom = _task(name, columns, tuple(class_counts), label, files)
-    warnings = _column_warnings(files["train"], columns, unread)
-    if label_type == "multilabel":
-        custom = as_multilabel(custom, label_separator, threshold)
-    else:
-        warnings += warn_of_lists(files["train"], label, class_counts)
+    custom = Task(name, columns, found.problem, label_column=label, files=tuple(files.items()))
+    warnings = _column_warnings(files["train"], columns, unread) + found.warnings
     if (
         path.is_file()
         and "validation" not in files
         and (unused := _validation_file(path.parent)) not in (None, str(path))
     ):
         warnings += (f"{unused} is not used; pass --validation {unused} to validate on it",)
-    return CustomData(custom, source, origin, rows, class_counts, unread, warnings)
+    return CustomData(custom, source, origin, found.rows, found.counts, unread, warnings)
 
 
 def _find(data: str | MemoryData, validation: str | None) -> tuple[str, str, dict[str, Any]]:
@@ -239,21 +226,9 @@ def custom_task(settings: Mapping[str, Any]) -> Task | None:
         files = _files(source, validation, VALIDATION_NAMES[:1])  # another validation file is recorded
     except MinipeftError:  # the data were moved or deleted; only evaluating on them needs them
         files = {"train": source}
-    task = _task(settings["task"], columns, tuple(labels), settings["label_column"], files)
-    if settings.get("label_type") == "multilabel":
-        task = as_multilabel(task, settings.get("label_separator"), None)
-    return with_recorded_split(task, dict(settings))
-
-
-def as_multilabel(task: Task, label_separator: str | None, threshold: float | None) -> Task:
-    """Return the task with a set of labels per example."""
-    metrics = ("micro_f1", "macro_f1", "average_precision")
-    return replace(task, metrics=metrics, multilabel=True, label_separator=label_separator, threshold=threshold)
-
-
-def _task(name: str, columns: tuple[str, ...], labels: tuple[str, ...], label: str, files: dict[str, Any]) -> Task:
-    metrics = ("accuracy", "macro_f1") if labels else ("pearson", "spearman")
-    return Task(name, columns, labels, metrics, label_column=label, files=tuple(files.items()))
+    check_choice("label_type", settings.get("label_type"), LABEL_TYPES)
+    problem = problem_of(problem_type_of(settings["label_type"]), labels, settings)
+    return Task(settings["task"], columns, problem, label_column=settings["label_column"], files=tuple(files.items()))
 
 
 def _files(source: str, validation: str | None, names: tuple[str, ...]) -> dict[str, str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minipeft.data.batches.sampling import draw_mask
 from minipeft.data.tables.find_files import split_file
 from minipeft.data.tables.hub_rows import (
     DownloadError,
@@ -25,10 +24,10 @@ from minipeft.data.tables.hub_rows import (
 from minipeft.data.tables.open_table import open_table
 from minipeft.data.tables.table import Table, numbered
 from minipeft.data.tasks import synthetic as standin
+from minipeft.data.tasks.draw import draw_mask
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import MinipeftError, is_unicode, short_repr
-from minipeft.problems.labels import read_label as read_class
-from minipeft.problems.multi_label import read_label_set
+from minipeft.problems.labels import nearest_label
 
 HUB_NAME = "nyu-mll/glue"
 ENDINGS = ("parquet", "jsonl", "tsv")
@@ -81,11 +80,6 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
     raise MinipeftError(f"no data for {task.name}: {reason}; pass --data with a folder that holds it")
 
 
-def normalize_source(source: str) -> str:
-    """Return a recorded source as `choose_data` names it: earlier versions wrote "hub" or "cache" for GLUE."""
-    return HUB_NAME if source in ("hub", "cache") else source
-
-
 def read_split(task: Task, split: str, source: str, limit: int | None = None) -> Split:
     """Read the first `limit` rows of a split as one Split. See `read_chunks`."""
     texts: list[str] = []
@@ -135,8 +129,8 @@ def count_rows(task: Task, split: str, source: str, limit: int) -> int:
 def _validation_mask(task: Task) -> np.ndarray[Any, Any]:
     """True for the rows of the training file that are the validation split."""
     rows = open_split(dict(task.files)["train"]).read([task.label_column])
-    labels = [read_label(task, value, place) for place, (value,) in rows]
-    return draw_mask(labels, VALIDATION_FRACTION, VALIDATION_SEED, task.stratified and task.has_classes)
+    targets = task.problem.store(task.problem.read(value, place) for place, (value,) in rows)
+    return draw_mask(task.problem, targets, VALIDATION_FRACTION, VALIDATION_SEED)
 
 
 def _table(task: Task, split: str, source: str) -> Table:
@@ -153,7 +147,7 @@ def _table(task: Task, split: str, source: str) -> Table:
         columns = standin.generate(task.name, split)
         place = f"synthetic {task.name} {split}"
         return numbered(place, tuple(columns), lambda names: zip(*(columns[name] for name in names), strict=True))
-    if normalize_source(source) == HUB_NAME:
+    if source == HUB_NAME:
         return _glue(task, split)
     folder = _folder(task, source)
     if (path := _file(folder, split)) is None:
@@ -174,9 +168,20 @@ def _file(folder: Path, split: str) -> str | None:
     return next(filter(None, (split_file(folder, split, [ending]) for ending in ENDINGS)), None)
 
 
-def read_label(task: Task, value: Any, place: str) -> Any:
-    """Return a row's label: a class index, a float for regression, or a tuple of indices for multi-label."""
-    return (read_label_set if task.multilabel else read_class)(task, value, place)
+def _glue_class(task: Task, label: Any, place: str) -> Any:
+    """Return the class name of a label of GLUE, which its files have as an index, in a tsv file as text."""
+    if label in task.labels or not task.labels:
+        return label
+    for number in (int, float) if isinstance(label, str) else ():
+        with suppress(ValueError):
+            label = number(label)
+            break
+    if isinstance(label, (int, float)) and label in range(len(task.labels)):
+        return task.labels[int(label)]
+    hidden = " (GLUE hides the labels of its test split)" if label == -1 else ""
+    classes = ", ".join(f"{index} {name}" for index, name in enumerate(task.labels))
+    meant = nearest_label(label, task.labels)
+    raise MinipeftError(f"{place}: label {short_repr(label)} is not one of {task.name}'s: {classes}{hidden}{meant}")
 
 
 def read_examples(
@@ -202,7 +207,9 @@ def read_examples(
                 raise MinipeftError(
                     f"{place}: {name} has {len(text):,} characters, more than {LONGEST_TEXT:,}; shorten the text"
                 )
-        label = read_label(task, values[-1], place) if labelled else None
+        label = None
+        if labelled:
+            label = task.problem.read(values[-1] if task.is_custom else _glue_class(task, values[-1], place), place)
         yield values[0], values[1] if len(columns) == 2 else None, label
     if place is None:
         raise MinipeftError(f"{table.place}: the split is empty; it needs at least one row")
@@ -238,8 +245,3 @@ def _glue(task: Task, split: str) -> Table:
             "--data with a folder that holds it" + (", or --data standin" if task.name in standin.TASKS else "")
         ) from None
     return dataset_table(rows, f"{HUB_NAME} {task.name} {split}", by_name=False)
-
-
-def with_recorded_split(task: Task, settings: dict[str, Any]) -> Task:
-    """Return the task with the kind of draw of a recorded config.json: earlier versions did not stratify."""
-    return replace(task, stratified=bool(settings.get("stratified", False)))

@@ -7,98 +7,87 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipeft.errors import MinipeftError, nearest
+from minipeft.problems import problem_class
+
+if TYPE_CHECKING:
+    from minipeft.problems.problem import Problem
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: its columns, classes, metrics and splits.
+    """A task: its columns, kind of labels, metrics and splits.
 
     Attributes:
         name: GLUE's name, or the name of a custom dataset.
         columns: The text column, or the two columns of a pair.
-        labels: Class names in the order of their indices; empty for regression.
-        metrics: Names in training/evaluate.py; the first one selects the best epoch.
+        problem: What a label is.
+        metrics: Names in problems/metrics.py; the first one selects the best epoch. The default is the problem's.
         validation: Name of the validation split.
         also: Further validation splits to evaluate: (prefix of their metrics, split).
         label_column: Column of the labels.
         files: Custom data only: (split, file or MemorySplit). Without a validation file, the split is drawn from the
             training file.
-        multilabel: Whether an example has a set of labels, of any number, in place of one.
-        label_separator: The character between the labels of a multi-label text; None where they are lists.
-        threshold: Probability from which on a label of a multi-label task is predicted; None: to be chosen.
-        stratified: Whether examples are drawn from the training split class by class; False for a run of an earlier
-            version, which did not.
     """
 
     name: str
     columns: tuple[str, ...]
-    labels: tuple[str, ...]
-    metrics: tuple[str, ...] = ("accuracy",)
+    problem: Problem
+    metrics: tuple[str, ...] = ()
     validation: str = "validation"
     also: tuple[tuple[str, str], ...] = ()
     label_column: str = "label"
     files: tuple[tuple[str, Any], ...] = ()
-    stratified: bool = True
-    multilabel: bool = False
-    label_separator: str | None = None
-    threshold: float | None = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            object.__setattr__(self, "metrics", self.problem.metrics)
 
     @property
     def is_custom(self) -> bool:
         """Whether this is a custom dataset, not a task of GLUE."""
         return bool(self.files)
 
-    @cached_property
-    def numbers(self) -> dict[str, int]:
-        """The index of each class by its name."""
-        return {name: number for number, name in enumerate(self.labels)}
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels in the order of their indices; empty where labels are numbers."""
+        return self.problem.labels
 
     @property
     def num_labels(self) -> int:
-        """The output size of the classification head; 1 for regression."""
-        return len(self.labels) or 1
+        """The output size of the classification head."""
+        return len(self.problem.outputs)
 
-    @property
-    def is_regression(self) -> bool:
-        return not self.labels
 
-    @property
-    def has_classes(self) -> bool:
-        """Whether an example has one class: neither numbers nor sets of labels."""
-        return bool(self.labels) and not self.multilabel
+class GlueTask(NamedTuple):
+    """A row of the table; `get_task` makes the Task of it and imports its kind of labels alone."""
 
-    @property
-    def problem_type(self) -> str:
-        """The kind of labels, as transformers names it."""
-        if self.is_regression:
-            return "regression"
-        return "multi_label_classification" if self.multilabel else "single_label_classification"
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
+    problem_type: str = "single_label_classification"
+    validation: str = "validation"
+    also: tuple[tuple[str, str], ...] = ()
 
 
 NLI = ("entailment", "not_entailment")
 TASKS = {
-    task.name: task
-    for task in (
-        Task("rte", ("sentence1", "sentence2"), NLI),
-        Task("sst2", ("sentence",), ("negative", "positive")),
-        Task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation", "accuracy")),
-        Task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")),
-        Task("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman")),
-        Task("qnli", ("question", "sentence"), NLI),
-        Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
-        Task(
-            "mnli",
-            ("premise", "hypothesis"),
-            ("entailment", "neutral", "contradiction"),
-            validation="validation_matched",
-            also=(("mismatched", "validation_mismatched"),),
-        ),
-        Task("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
-    )
+    "rte": GlueTask(("sentence1", "sentence2"), NLI),
+    "sst2": GlueTask(("sentence",), ("negative", "positive")),
+    "cola": GlueTask(("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation", "accuracy")),
+    "mrpc": GlueTask(("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")),
+    "stsb": GlueTask(("sentence1", "sentence2"), (), ("pearson", "spearman"), "regression"),
+    "qnli": GlueTask(("question", "sentence"), NLI),
+    "qqp": GlueTask(("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
+    "mnli": GlueTask(
+        ("premise", "hypothesis"),
+        ("entailment", "neutral", "contradiction"),
+        validation="validation_matched",
+        also=(("mismatched", "validation_mismatched"),),
+    ),
+    "wnli": GlueTask(("sentence1", "sentence2"), ("not_entailment", "entailment")),
 }
 
 
@@ -106,7 +95,7 @@ TASKS = {
 class Split:
     """Examples of one split: texts, pairs (or None) and labels.
 
-    The labels are class indices, floats for regression, or tuples of indices for multi-label; empty if not read.
+    The labels are what `Problem.read` returns: class indices, floats, or tuples of indices; empty if not read.
     """
 
     task: Task
@@ -123,4 +112,6 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         known = f"one of {', '.join(TASKS)}, or name a custom dataset by --data"
         raise MinipeftError(f"unknown task {name!r}; {known}{nearest(name, TASKS)}")
-    return TASKS[name]
+    row = TASKS[name]
+    problem = problem_class(row.problem_type)(row.labels)
+    return Task(name, row.columns, problem, row.metrics, row.validation, row.also)

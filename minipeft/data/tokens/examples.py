@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,14 +13,13 @@ import numpy as np
 import torch
 
 from minipeft.data.batches.packing import PackedBatch, pack
-from minipeft.data.batches.sampling import draw_mask
+from minipeft.data.tasks.draw import draw_mask
 from minipeft.data.tasks.task import Split, Task
 from minipeft.data.tokens.long_texts import LongTexts, Windows, encode_windows
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.data.tokens.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.model.config import EncoderConfig
-from minipeft.problems.multi_label import multi_hot
 
 FINGERPRINT_CHUNK = 4096  # sequences that are in memory at once
 
@@ -55,7 +53,7 @@ class Encoded:
     def subset(self, mask: np.ndarray[Any, Any]) -> Encoded:
         """Return the examples where `mask` is true, in their order; their tokens are not copied."""
         indices = np.flatnonzero(mask)
-        labels = label_store(self.split.task, (self.split.labels[index] for index in indices.tolist()))
+        labels = self.split.task.problem.store(self.split.labels[index] for index in indices.tolist())
         split, windows = Split(self.split.task, [], None, labels), self.windows
         if windows is None:
             return Encoded(split, self.sequences.take(indices))
@@ -66,9 +64,7 @@ class Encoded:
     def batch(self, indices: list[int], config: EncoderConfig) -> PackedBatch:
         """Return the sequences at `indices`, packed with their labels; the windows of an example share its weight."""
         owners = indices if self.windows is None else self._owners[indices].tolist()
-        labels: Any = [self.split.labels[owner] for owner in owners]
-        if self.split.task.multilabel:
-            labels = multi_hot(labels, config.num_labels)
+        labels = self.split.task.problem.as_packed([self.split.labels[owner] for owner in owners])
         batch = pack(self.sequences.take(indices), labels, config=config)
         if self.windows is None:
             return batch
@@ -93,11 +89,6 @@ class Encoded:
         return digest.hexdigest()
 
 
-def label_store(task: Task, labels: Iterable[Any] = ()) -> Any:
-    """Return labels as an array, or as a list for multi-label."""
-    return list(labels) if task.multilabel else array("d" if task.is_regression else "q", labels)
-
-
 @dataclass(frozen=True)
 class Examples:
     """The examples of a run.
@@ -118,13 +109,13 @@ class Examples:
 def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, Encoded]:
     """Split examples at random into those to train on and a `fraction` held out; a function of the seed.
 
-    The split is stratified by class if `task.stratified`.
+    The split is stratified by class where an example has one class.
 
     Raises:
         MinipeftError: where one of the two would be empty.
     """
     task = examples.split.task
-    mask = draw_mask(examples.split.labels, fraction, seed, task.stratified and task.has_classes)
+    mask = draw_mask(task.problem, examples.split.labels, fraction, seed)
     if not 0 < round(len(examples) * fraction) < len(examples) or mask.all() or not mask.any():
         raise MinipeftError(
             f"--holdout {fraction:g} of {len(examples)} training examples is {'all' if fraction > 0.5 else 'none'}. "
@@ -148,7 +139,7 @@ def encode_split(
     Raises:
         MinipeftError: for a text whose token ids the model does not have: the tokenizer is not the model's.
     """
-    labels = label_store(task)
+    labels = task.problem.store()
     counts: list[int] = []  # windows of each example
 
     def tables() -> Iterator[TokenTable]:

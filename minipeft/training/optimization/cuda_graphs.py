@@ -20,6 +20,7 @@ from minipeft.data.batches.buckets import COARSE, pad_to_bucket
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, first_line
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.problems import problem_of
 from minipeft.training.optimization.loss import Loss
 
 MOST_GRAPHS = 64  # sizes beyond them are computed as ever; each graph costs a second, and memory for its list of work
@@ -49,7 +50,9 @@ class StepGraphs:
     """
 
     def __init__(self, model: SequenceClassifier, record: Record | None = None, loss: Loss | None = None) -> None:
-        self.model, self.loss = model, loss or Loss()
+        config = model.config
+        self.model = model
+        self.loss = loss or Loss(problem_of(config.problem_type, config.id2label.values(), {}))
         self.record = partial(record_graph, torch.cuda.graph_pool_handle()) if record is None else record
         self.longest = model.config.max_length - getattr(model.method, "num_virtual_tokens", 0)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from minipeft.data.tokens.examples import Examples
 from minipeft.errors import format_names
 from minipeft.methods import changed_options, count_parameters
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.reporting.epoch_table import constant_baseline
 from minipeft.training.settings.job import Job
 
 logger = logging.getLogger("minipeft")
@@ -22,19 +20,12 @@ logger = logging.getLogger("minipeft")
 def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> None:
     """Print what the run trains, on what, and how; a replacement of model or data is printed even if quiet."""
     task, schedule, parameters = job.task, job.schedule, count_parameters(model)
-    labels = examples.train.split.labels
     steps = schedule.total_steps(len(examples.train))
-    if task.is_regression:
-        target = f"(numbers from {min(labels):g} to {max(labels):g})"
-    else:
-        counts = Counter(task.labels[index] for one in labels for index in (one if task.multilabel else [one]))
-        per_example = f"{counts.total() / len(labels):.2f} labels per example: " if task.multilabel else ""
-        target = f"({per_example}{format_names([f'{name} {count:,}' for name, count in counts.most_common()])})"
     splits = {"training": examples.train, "validation": examples.validation, **examples.others}
     rows = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     processes = f", {job.processes.size} processes" if job.processes.size > 1 else ""
     lines = [
-        f"task    {task.name}: {job.data.columns} {target}",
+        f"task    {task.name}: {job.data.columns} ({task.problem.describe(examples.train.split.labels)})",
         f"data    {job.data.description}",
         f"rows    {rows}{_majority(examples, task)}",
         f"model   {job.model.description}",
@@ -71,15 +62,13 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
 
 
 def _majority(examples: Examples, task: Task) -> str:
-    if not task.has_classes:
-        return ""
-    _, accuracy = constant_baseline(examples.validation.split.labels, task)
-    return f" (the majority class alone has accuracy {accuracy:.4f})"
+    _, accuracy = task.problem.baseline(examples.validation.split.labels)
+    return "" if accuracy is None else f" (the majority class alone has accuracy {accuracy:.4f})"
 
 
 def describe_loss(job: Job, examples: Examples) -> str:
     """Return the class weights and the label smoothing; "" where there are none."""
-    weights = job.loss.weights(examples.train.split.labels, job.task)
+    weights = job.loss.weights(examples.train.split.labels, job.task.problem)
     named = [f"{name} {weight:.4g}" for name, weight in zip(job.task.labels, weights, strict=False)]
     smoothing = job.loss.label_smoothing
     return "; ".join(

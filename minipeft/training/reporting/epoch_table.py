@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from minipeft.data.tasks.task import Task
-from minipeft.errors import format_names
 from minipeft.training.progress import best_epoch
 
 logger = logging.getLogger("minipeft")
@@ -60,35 +56,16 @@ class EpochTable:
             sys.stderr.flush()
 
 
-def constant_baseline(labels: Sequence[Any], task: Task) -> tuple[float, float]:
-    """Return the loss and the accuracy of the best constant prediction; without single classes the accuracy is 0."""
-    if task.is_regression:
-        return float(np.var(np.asarray(labels, dtype=np.float64))), 0.0
-    if task.multilabel:
-        counts = Counter(index for one in labels for index in one)
-        shares = [count / len(labels) for count in counts.values() if 0 < count < len(labels)]
-        entropies = (-p * math.log(p) - (1 - p) * math.log(1 - p) for p in shares)
-        return sum(entropies) / len(task.labels), 0.0
-    fractions = [count / len(labels) for count in Counter(labels).values()]
-    return -sum(fraction * math.log(fraction) for fraction in fractions), max(fractions)
-
-
 def warn_about_predictions(
-    logits: Tensor, row: dict[str, Any], labels: Sequence[Any], task: Task, weighted: bool = False
+    logits: Tensor, row: dict[str, Any], targets: Sequence[Any], task: Task, weighted: bool = False
 ) -> None:
     """Warn where every prediction is the same, and where the loss is far above that of a constant prediction."""
-    epoch = row["epoch"]
-    if task.multilabel:
-        predicted = logits.double().sigmoid() >= row["threshold"]
-        if len(logits) > 1 and bool((predicted == predicted[0]).all()):
-            names = [name for name, one in zip(task.labels, predicted[0].tolist(), strict=True) if one]
-            logger.warning("epoch %g: every validation prediction is %s", epoch, format_names(names) or "no label")
-    elif not task.is_regression and len(logits) > 1 and len(set(logits.argmax(1).tolist())) == 1:
-        name = task.labels[int(logits[0].argmax())]
-        logger.warning("epoch %g: every validation prediction is of the class %s", epoch, name)
-    loss, _ = constant_baseline(labels, task)
+    epoch, problem = row["epoch"], task.problem.with_details(row)
+    if len(logits) > 1 and (constant := problem.describe_constant(logits)):
+        logger.warning("epoch %g: every validation prediction is %s", epoch, constant)
+    loss, _ = problem.baseline(targets)
     if weighted:  # with balanced weights the best constant prediction is nearly that of equal classes
-        loss = max(loss, math.log(2 if task.multilabel else len(task.labels)))
+        loss = max(loss, problem.uniform_loss())
     largest = max(row["train_loss"], row["eval_loss"])
     if loss and largest > DIVERGED * loss:
         logger.warning(

@@ -23,19 +23,20 @@ def make_card(job: Job, content: dict[str, Any]) -> str:
         content: Of result.json.
     """
     task, config, name = job.task, job.config, str(content["method"])
+    auto_model = task.problem.auto_model
     base = base_name(str(job.model.folder))
     in_peft = METHODS[name].peft is not None
     data = FOLDERS.sub("", job.data.description)
     header = {
         **({"base_model": base} if "/" in base else {}),
         "library_name": "peft" if in_peft else "minipeft",
-        "pipeline_tag": "text-classification",
-        "tags": ["minipeft", name, *(["regression"] if task.is_regression else [])],
+        "pipeline_tag": task.problem.pipeline_tag,
+        "tags": ["minipeft", name, *task.problem.tags],
         "metrics": list(task.metrics),
     }
     rows = {
         "base model": base,
-        "task": f"{task.name}: {' and '.join(task.columns)} to {', '.join(task.labels) or 'a number'}",
+        "task": f"{task.name}: {' and '.join(task.columns)} to {', '.join(task.problem.outputs)}",
         "data": data,
         "method": f"{describe_method(job.method)}: {content['parameters']['method']:,} trainable parameters, "
         f"{content['parameters']['head']:,} in the head",
@@ -87,9 +88,9 @@ def make_card(job: Job, content: dict[str, Any]) -> str:
             "",
             "```python",
             "from peft import PeftModel",
-            "from transformers import AutoModelForSequenceClassification",
+            f"from transformers import {auto_model}",
             "",
-            f'base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={task.num_labels})',
+            f'base = {auto_model}.from_pretrained("{base}", num_labels={task.num_labels})',
             'model = PeftModel.from_pretrained(base, "FOLDER")',
             "```",
             "",

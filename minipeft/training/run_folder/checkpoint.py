@@ -110,8 +110,7 @@ def publish(folder: Path, model: SequenceClassifier, progress: Progress, task: T
             "metric": task.metrics[0],
             "score": best[task.metrics[0]],
         }
-        if task.multilabel:
-            details |= {"threshold": best["threshold"], "label_separator": task.label_separator}
+        details |= task.problem.details(best)
         save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
     write_lines(folder / "metrics.jsonl", progress.history)
 

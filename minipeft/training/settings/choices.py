@@ -16,6 +16,7 @@ from minipeft.files import check_output
 from minipeft.hub.hub import resolve_model
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import load_config
+from minipeft.problems import PROBLEMS
 from minipeft.training.optimization.schedule import Schedule, count_steps
 from minipeft.training.progress import selection_metric
 from minipeft.training.settings.recipes import Recipe, default_warmup
@@ -60,11 +61,7 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
     """
     given = {name: getattr(settings, name) for name in ("text_column", "pair_column", "label_column", "validation")}
     if is_custom(settings.task, settings.data):
-        threshold = None if isinstance(settings.threshold, str) else settings.threshold
-        options = {"label_separator": settings.label_separator, "threshold": threshold}
-        if settings.label_type != "multilabel":
-            _refuse_multilabel(settings)
-        given |= {"label_type": settings.label_type, **options}
+        given |= {"label_type": settings.label_type, **label_settings(settings, settings.label_type)}
         custom = inspect_custom_data(settings.task, settings.data, **given)
         return custom.task, custom
     task = get_task("rte" if settings.task == "auto" else settings.task)
@@ -75,18 +72,22 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
                 f"--{name.replace('_', '-')} {value!r} is for custom datasets, and {task.name} is GLUE's. "
                 "Name your file by --data, or leave it out."
             )
-    _refuse_multilabel(settings)
+    label_settings(settings, "")
     return task, None
 
 
-def _refuse_multilabel(settings: TrainSettings) -> None:
-    """Raise where a setting of multi-label data is given for other data."""
-    for name, value, default in (
-        ("label-separator", settings.label_separator, None),
-        ("threshold", settings.threshold, TrainSettings().threshold),
-    ):
-        if value != default:
-            raise MinipeftError(f"--{name} {value!r} is for --label-type multilabel. Add it, or leave --{name} out.")
+def label_settings(settings: TrainSettings, label_type: str) -> dict[str, Any]:
+    """Return the settings that only labels of this type have; raise where one of another type is given."""
+    defaults = TrainSettings()
+    for row in PROBLEMS.values():
+        for name in row.settings if row.label_type != label_type else ():
+            if (value := getattr(settings, name)) != getattr(defaults, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise MinipeftError(
+                    f"{flag} {value!r} is for --label-type {row.label_type}. Add it, or leave {flag} out."
+                )
+    chosen = (row.settings for row in PROBLEMS.values() if row.label_type == label_type)
+    return {name: getattr(settings, name) for names in chosen for name in names}
 
 
 def choose_source(settings: TrainSettings, task: Task, custom: CustomData | None = None) -> DataSource:

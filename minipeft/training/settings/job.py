@@ -10,13 +10,13 @@ from typing import Any
 
 from minipeft.adapters.adapter import read_initial_adapter
 from minipeft.adapters.adapter_file import Adapter
-from minipeft.data.tasks.splits import with_recorded_split
 from minipeft.data.tasks.task import Task
 from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision
 from minipeft.errors import check_choice
 from minipeft.files import read_json
 from minipeft.hub.hub import model_name
+from minipeft.problems import PROBLEMS
 from minipeft.training.distributed import Processes, join_processes
 from minipeft.training.optimization.loss import LossSettings
 from minipeft.training.optimization.schedule import Schedule
@@ -113,9 +113,6 @@ def resolve(settings: TrainSettings) -> Job:
         method = processes.on_rank_zero(lambda: choose_method(settings, adapter.method))
     output = processes.on_rank_zero(lambda: choose_output(settings, task, method))
     recorded, has_checkpoint = processes.on_rank_zero(lambda: read_run(output))
-    if recorded:  # a run of an earlier version keeps its draw of examples
-        task = with_recorded_split(task, recorded)
-        custom = None if custom is None else dataclasses.replace(custom, task=task)
     if has_checkpoint:
         settings = continue_settings(settings, task, recorded)
     loss = LossSettings(settings.class_weights or "", settings.label_smoothing)
@@ -178,7 +175,7 @@ def config_of(job: Job, settings: TrainSettings) -> dict[str, Any]:
             "text_column": task.columns[0],
             "pair_column": task.columns[1] if len(task.columns) == 2 else None,
             "label_column": task.label_column,
-            "label_type": "multilabel" if task.multilabel else "numbers" if task.is_regression else "classes",
+            "label_type": PROBLEMS[task.problem.name].label_type,
             "validation": str(files["validation"]) if "validation" in (files := dict(task.files)) else None,
         }
     resolved = {
@@ -200,7 +197,6 @@ def config_of(job: Job, settings: TrainSettings) -> dict[str, Any]:
         "output": str(job.output),
         "source": job.data.source,
         "labels": task.labels,
-        "stratified": task.stratified,
     }
     content = dataclasses.asdict(settings) | method_flags | custom | resolved
     return dict(json.loads(json.dumps(content)))

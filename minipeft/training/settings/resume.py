@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from minipeft.data.tasks.splits import normalize_source
 from minipeft.data.tasks.task import Task
 from minipeft.errors import MinipeftError, short_repr
 from minipeft.files import read_json
@@ -67,9 +66,8 @@ def check_same_settings(folder: Path, task: Task, schedule: Schedule, config: di
     if not state_file(folder).is_file():
         return ""
     # A run of an older version lacks the settings that were added since: it had their defaults.
-    added = dataclasses.asdict(TrainSettings()) | {"select_by": task.metrics[0], "stratified": False}
+    added = dataclasses.asdict(TrainSettings()) | {"select_by": task.metrics[0]}
     before = added | read_json(folder / "config.json")
-    before["source"] = normalize_source(str(before.get("source")))
     before["precision"] = recorded_precision(before)
     extension = describe_extension(folder, schedule, config, before)
     for name, value in before.items():

@@ -15,11 +15,12 @@ from torch import Tensor
 from varlen_operators import plan_as_on_cuda
 
 from minipeft import EncoderConfig, PrefixTuning, PromptTuning, apply, load_pretrained, pack
-from minipeft.data.batches.buckets import COARSE, FINE, IGNORE_INDEX, MAX_SEQLENS, BucketSizes, pad_to_bucket
+from minipeft.data.batches.buckets import COARSE, FINE, MAX_SEQLENS, BucketSizes, pad_to_bucket
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.model import roberta
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.evaluate import sequence_loss
+from minipeft.problems import problem_of
+from minipeft.problems.problem import IGNORE_INDEX
 
 ROBERTA = EncoderConfig(vocab_size=300, hidden_size=8, num_attention_heads=1)
 BERT = dataclasses.replace(ROBERTA, model_type="bert", pad_token_id=0, max_position_embeddings=512, type_vocab_size=2)
@@ -141,6 +142,7 @@ def step(model: SequenceClassifier, batch: PackedBatch) -> tuple[Tensor, Tensor,
     model.zero_grad()
     logits = model(batch)
     assert batch.labels is not None
-    loss = sequence_loss(logits, batch.labels)
+    problem = problem_of(model.config.problem_type, model.config.id2label.values(), {})
+    loss = problem.losses(logits, batch.labels).sum()
     loss.backward()
     return loss, logits, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from minipeft import EncoderConfig, MinipeftError, pack
-from minipeft.data.batches.sampling import epoch_order, split_by_tokens, stratified_mask
+from minipeft.data.batches.sampling import split_by_tokens
+from minipeft.data.tasks.draw import epoch_order, stratified_mask
 
 ROBERTA = EncoderConfig(vocab_size=50, hidden_size=4, num_attention_heads=1, max_position_embeddings=32)
 BERT = EncoderConfig(

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from table_formats import COMPRESS
 
 from minipeft import MinipeftError
-from minipeft.data.batches.sampling import random_mask
 from minipeft.data.tables.open_table import Table
 from minipeft.data.tasks.custom import CustomData, custom_task, inspect_custom_data, is_custom
 from minipeft.data.tasks.splits import read_split
 from minipeft.data.tasks.task import Split
 from minipeft.problems.labels import NUMBER, find_labels
+from minipeft.problems.regression import Regression
 
 ROWS = [{"text": f"text {number}", "label": ("b", "a", "c")[number % 3], "other": number} for number in range(30)]
 
@@ -127,7 +127,8 @@ def test_numbers_with_a_fraction_are_regression(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": number / 4} for number in range(20)]
     for ending in ("csv", "tsv", "jsonl", "parquet"):
         data = inspect(write(tmp_path / f"scores.{ending}", rows), validation=str(write(tmp_path / "v.csv", rows[:4])))
-        assert data.task.is_regression and data.task.metrics == ("pearson", "spearman") and "numbers" in data.describe()
+        assert data.task.problem == Regression() and data.task.metrics == ("pearson", "spearman")
+        assert "labels that are numbers" in data.describe()
         assert list(read(data, "validation").labels) == [0, 0.25, 0.5, 0.75]
 
 
@@ -180,8 +181,8 @@ TABLE = "text,label\n" + "".join(f"text {number},{'ab'[number % 2]}\n" for numbe
         (TABLE, {"task": "rte"}, "--task rte reads GLUE's columns.*leave --task out"),
         (TABLE, {"task": "../x"}, "'../x' cannot be the name"),
         (TABLE, {"validation": "absent.csv"}, "absent.csv is not a file"),
-        (TABLE.replace("text 7,b", "text 7,"), {}, "a.csv, line 9: no label; add it or remove the row"),
-        (TABLE.replace("text 7,b", "text 7"), {}, "a.csv, line 9: no label; add it or remove the row"),
+        (TABLE.replace("text 7,b", "text 7,"), {}, "a.csv, line 9: the label is missing. Add it or remove the row."),
+        (TABLE.replace("text 7,b", "text 7"), {}, "a.csv, line 9: the label is missing. Add it or remove the row."),
         (TABLE.replace("text 7,b", "text, 7,b"), {}, "line 9: 3 fields, but the header has 2; fix the line"),
         (TABLE.replace(",b", ",a"), {}, "every label is 'a'; at least two different"),
         (TABLE.replace(",a", ",1.5").replace("text 7,b", "text 7,n/a").replace(",b", ",2"), {}, "1.5.*'n/a' .*line 9"),
@@ -209,7 +210,7 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(
     [
         ('{"text": "a", "label": "z"}', r"label 'z' is not one of the training file's \(a, b\); fix or remove the row"),
         ('{"text": "a", "label": 0}', "label 0 is not one of"),
-        ('{"text": "a"}', "no label; add it"),
+        ('{"text": "a"}', "the label is missing. Add it"),
         ('{"text": "a", "label": ["a"]}', r"label \['a'\] is a list"),
         ('{"text": null, "label": "a"}', "text is null"),
     ],
@@ -252,14 +253,12 @@ def test_the_drawn_validation_split_is_stratified(tmp_path: Path) -> None:
     assert data.class_counts == {"rare": 3, "usual": 57} and "(rare 3, usual 57)" in data.describe()
 
 
-def test_a_run_from_before_the_stratified_draw_keeps_its_validation_rows(tmp_path: Path) -> None:
+def test_a_recorded_run_has_the_task_and_the_rows_of_its_data(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", ROWS)
-    record = {"task": "a", "source": str(path), "text_column": "text", "label_column": "label", "labels": [*"abc"]}
-    before, now = custom_task(record), custom_task(record | {"stratified": True})
-    assert before is not None and now is not None and now == inspect(path).task
-    drawn = [row["text"] for row, chosen in zip(ROWS, random_mask(len(ROWS), 0.1, 0), strict=True) if chosen]
-    assert read_split(before, "validation", str(path)).texts == drawn
-    assert read_split(now, "validation", str(path)).texts != drawn
+    record = {"task": "a", "source": str(path), "text_column": "text", "label_column": "label", "label_type": "classes"}
+    task = custom_task(record | {"labels": [*"abc"]})
+    assert task is not None and task == inspect(path).task
+    assert read_split(task, "validation", str(path)).texts == read(inspect(path), "validation").texts
 
 
 @pytest.mark.parametrize("name", ["valid", "val", "dev", "eval"])
@@ -340,5 +339,5 @@ def test_a_csv_file_of_another_kind_is_named(content: str, message: str, tmp_pat
 
 def test_an_error_names_the_line_where_a_row_of_several_lines_begins(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text,label\n"two\nlines",a\n"more\nlines",\n')
-    with pytest.raises(MinipeftError, match=r"a\.csv, line 4: no label"):
+    with pytest.raises(MinipeftError, match=r"a\.csv, line 4: the label is missing"):
         inspect(tmp_path / "a.csv")

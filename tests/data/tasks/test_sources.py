@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -17,8 +16,8 @@ from conftest import run_command
 from hub_server import HubServer
 from hub_support import GLUE_CARD
 
-from minipeft import MinipeftError, train
-from minipeft.data.tasks.splits import choose_data, normalize_source, read_split
+from minipeft import MinipeftError
+from minipeft.data.tasks.splits import choose_data, read_split
 from minipeft.data.tasks.task import Split, get_task
 from minipeft.data.tokens.examples import Encoded, hold_out
 from minipeft.data.tokens.token_table import TokenTable
@@ -142,22 +141,6 @@ def test_a_truncated_cache_gives_one_line(fraction: float, cache: Path) -> None:
     with pytest.raises(MinipeftError, match=r"glue-train\.arrow: damaged .*; delete the folder") as caught:
         read_split(RTE, "train", choose_data(RTE, "auto")[0])
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("recorded", ["hub", "cache"])
-def test_a_run_of_an_earlier_version_resumes_whatever_source_it_recorded(
-    recorded: str, cache: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    write_cache(cache, "aaaa")
-    given: dict[str, Any] = {"task": "rte", "method": "head", "model": str(tiny_checkpoint), "quiet": True, "epochs": 1}
-    train(output=str(tmp_path / "run"), **given)
-    path = tmp_path / "run" / "config.json"
-    config = json.loads(path.read_text())
-    assert config["source"] == "nyu-mll/glue" == normalize_source(recorded)
-    del config["stratified"]
-    path.write_text(json.dumps(config | {"source": recorded}))
-    train(output=str(tmp_path / "run"), resume=True, **given)
-    assert len(read_split(RTE, "train", recorded)) == 24
 
 
 # -- a folder from the hub --

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import largest, reference_model
 from small_runs import PER_STEP, encoded, small_run
 from small_runs import run_loop as run
@@ -32,7 +33,6 @@ from minipeft import (
 from minipeft.device import check_cuda_graphs
 from minipeft.model import roberta
 from minipeft.training import loop
-from minipeft.training.evaluate import sequence_loss
 from minipeft.training.optimization import cuda_graphs as graphs
 from minipeft.training.optimization.cuda_graphs import StepGraphs
 
@@ -97,11 +97,11 @@ def test_a_graph_holds_for_other_batches_of_its_size(method: Any, tmp_path: Path
         train = encoded(9 + seed, seed=5 * seed)
         batch = train.batch(list(range(len(train))), model.config)
         assert batch.labels is not None
-        (sequence_loss(model(batch), batch.labels) / 20).backward()
+        (F.cross_entropy(model(batch), batch.labels, reduction="sum") / 20).backward()
         expected = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
         model.zero_grad(set_to_none=False)
         loss = step_graphs.add_gradients(batch, 20)
-        assert largest(loss, sequence_loss(model(batch), batch.labels).detach() / 20) < 1e-5
+        assert largest(loss, F.cross_entropy(model(batch), batch.labels, reduction="sum").detach() / 20) < 1e-5
         for parameter, there, gradient in zip(parameters, places, expected, strict=True):
             assert parameter.grad is there and largest(parameter.grad, gradient) < 1e-4
         model.zero_grad(set_to_none=False)
@@ -116,7 +116,7 @@ def test_groups_planned_on_the_host_would_not_hold(tmp_path: Path) -> None:
     one, other = (encoded(9, seed=seed).batch(list(range(9)), model.config) for seed in (0, 5))
     assert other.labels is not None
     with torch.no_grad():
-        expected = sequence_loss(model(other), other.labels)
+        expected = F.cross_entropy(model(other), other.labels, reduction="sum")
     step_graphs.add_gradients(one, 1)
     stale = step_graphs.add_gradients(other, 1)
     assert len(step_graphs.recorded) == 1 and largest(stale, expected) > 1e-3

@@ -19,11 +19,13 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from minipeft import Full, MinipeftError, apply, load_pretrained
 from minipeft.cli.cli import main_train
-from minipeft.data.tasks.task import Task, get_task
-from minipeft.training.optimization.loss import Loss, LossSettings, sequence_loss
+from minipeft.data.tasks.task import get_task
+from minipeft.problems.multi_label import MultiLabel
+from minipeft.problems.single_label import SingleLabel
+from minipeft.training.optimization.loss import Loss, LossSettings
 from minipeft.training.optimization.schedule import Schedule
 
-TOPICS = Task("topics", ("text",), ("art", "news", "sport"), ("micro_f1",), multilabel=True)
+TOPICS = MultiLabel(("art", "news", "sport"))
 
 
 @settings(deadline=None, max_examples=40)
@@ -36,7 +38,7 @@ def test_the_loss_is_torch_s_weighted_smoothed_mean(
     labels = torch.randint(0, classes, (count,), generator=generator)
     weights = torch.rand(classes, generator=generator) + 0.1 if weighted else None
     expected = torch.nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)(logits, labels)
-    loss = Loss(tuple(weights.tolist()) if weights is not None else (), smoothing, weights)
+    loss = Loss(SingleLabel(), tuple(weights.tolist()) if weights is not None else (), smoothing, weights)
     batch: Any = SimpleNamespace(labels=labels, weights=None)
     assert loss(logits, batch).item() / loss.total_weight(labels.tolist()) == pytest.approx(expected.item(), abs=1e-5)
     if weights is None and smoothing:
@@ -54,22 +56,22 @@ def test_the_multi_label_loss_is_torch_s_mean(seed: int, count: int, num_labels:
     labels = torch.randint(0, 2, (count, num_labels), generator=generator).float()
     weights = 4 * torch.rand(num_labels, generator=generator) if weighted else None
     expected = torch.nn.BCEWithLogitsLoss(pos_weight=weights)(logits, labels)
-    assert sequence_loss(logits, labels, weights).item() / count == pytest.approx(expected.item(), abs=1e-5)
+    assert TOPICS.losses(logits, labels, weights).mean().item() == pytest.approx(expected.item(), abs=1e-5)
     dummies = torch.full((2, num_labels), torch.nan)
-    longer = sequence_loss(torch.cat([logits, dummies.nan_to_num(5.0)]), torch.cat([labels, dummies]), weights)
-    assert longer.item() / count == pytest.approx(expected.item(), abs=1e-5)
+    longer = TOPICS.losses(torch.cat([logits, dummies.nan_to_num(5.0)]), torch.cat([labels, dummies]), weights)
+    assert longer.sum().item() / count == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_balanced_weights_are_scikit_learn_s() -> None:
     labels = [0] * 7 + [1] * 2 + [2] * 3
-    task = Task("three", ("text",), ("a", "b", "c"))
+    three = SingleLabel(("a", "b", "c"))
     expected = compute_class_weight("balanced", classes=np.arange(3), y=np.array(labels))
-    assert LossSettings("balanced").weights(labels, task) == pytest.approx(expected)
-    assert LossSettings({"b": 4.0}).weights(labels, task) == (1.0, 4.0, 1.0)
+    assert LossSettings("balanced").weights(labels, three) == pytest.approx(expected)
+    assert LossSettings({"b": 4.0}).weights(labels, three) == (1.0, 4.0, 1.0)
     sets = [(0,), (0, 1), (), (0, 2)]
     assert LossSettings("balanced").weights(sets, TOPICS) == pytest.approx([1 / 3, 3, 3])
     with pytest.raises(MinipeftError, match=r"no training example has the label 'c'\. Give weights by name"):
-        LossSettings("balanced").weights([0, 1], task)
+        LossSettings("balanced").weights([0, 1], three)
     with pytest.raises(MinipeftError, match="all training examples have the label 'art'"):
         LossSettings("balanced").weights([(0, 1, 2), (0,)], TOPICS)
 
@@ -80,7 +82,7 @@ def test_training_with_weights_and_smoothing_is_torch_s_whatever_the_batches(tmp
     reference = reference_model(**options)
     reference.save_pretrained(tmp_path / "checkpoint")
     train, validation = encoded(COUNT), encoded(6, seed=1)
-    loss = LossSettings("balanced", 0.1).make_loss(train.split.labels, get_task("sst2"), "cpu")
+    loss = LossSettings("balanced", 0.1).make_loss(train.split.labels, get_task("sst2").problem, "cpu")
     assert len(set(loss.class_weights)) == 2
     histories = []
     for max_tokens in (10_000, 64, 1):
@@ -88,7 +90,7 @@ def test_training_with_weights_and_smoothing_is_torch_s_whatever_the_batches(tmp
         folder = tmp_path / f"run-{max_tokens}"
         histories.append(run_loop(model, train, validation, folder, loss=loss, epochs=1, max_tokens=max_tokens).history)
 
-    from minipeft.data.batches.sampling import epoch_order
+    from minipeft.data.tasks.draw import epoch_order
 
     schedule = Schedule(1, 1e-3, 2, 0.1, 8, 64, 3, "accuracy")
     criterion = torch.nn.CrossEntropyLoss(loss.on_device, label_smoothing=0.1)

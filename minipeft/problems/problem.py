@@ -1,0 +1,271 @@
+"""The interface of a kind of label, and what the kinds have in common."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minipeft.data.tables.table import Table
+from minipeft.errors import MinipeftError, format_names, short_repr
+from minipeft.problems.metrics import METRICS, Array
+
+IGNORE_INDEX = -100  # the default ignore_index of F.cross_entropy
+
+
+class Found(NamedTuple):
+    """What a label column holds: the problem, the number of rows that have each label, of all rows, and warnings."""
+
+    problem: Problem
+    counts: dict[str, int]
+    rows: int
+    warnings: tuple[str, ...] = ()
+
+
+class Mistake(NamedTuple):
+    """A wrong prediction: the row of the logits, how wrong it is, and what the report says of it."""
+
+    row: int
+    severity: float
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a label is. A subclass answers for one kind; see `minipeft.problems`.
+
+    Attributes:
+        labels: Names in the order of their indices; empty where labels are numbers.
+    """
+
+    labels: tuple[str, ...] = ()
+
+    name: ClassVar[str]  # transformers' problem_type
+    plural: ClassVar[str]  # what messages call the labels
+    metrics: ClassVar[tuple[str, ...]]  # of a custom dataset; the first one selects the best epoch
+    loss_settings: ClassVar[tuple[str, ...]] = ()  # those of LossSettings that have a meaning
+    ignored: ClassVar[float] = IGNORE_INDEX  # the target of a dummy sequence, which has no loss
+    tuned: ClassVar[tuple[str, ...]] = ()  # figures of an evaluation that predictions depend on
+    tags: ClassVar[tuple[str, ...]] = ()  # of the model card
+    pipeline_tag: ClassVar[str] = "text-classification"
+    auto_model: ClassVar[str] = "AutoModelForSequenceClassification"  # of transformers
+
+    @classmethod
+    def of_outputs(cls, names: Sequence[str]) -> Problem:
+        """Return the problem of a model with these names in its config.json."""
+        return cls(tuple(names))
+
+    def with_details(self, details: Mapping[str, Any]) -> Problem:
+        """Return the problem with the settings that an adapter or a run's config.json has of it."""
+        return self
+
+    def details(self, figures: Mapping[str, float]) -> dict[str, Any]:
+        """Return what an adapter's file says of the problem; `figures` are those of its evaluation."""
+        return {}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs of the classification head, which has as many."""
+        return self.labels
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The index of each label by its name."""
+        return {name: number for number, name in enumerate(self.labels)}
+
+    # -- reading --
+
+    @classmethod
+    def find(cls, table: Table, column: str, label_type: str, settings: Mapping[str, Any]) -> Found:
+        """Read the label column of a training file once.
+
+        Args:
+            table: The training file.
+            column: The label column.
+            label_type: A value of --label-type.
+            settings: Those of the kind's row in `PROBLEMS`.
+
+        Raises:
+            MinipeftError: for a column that cannot be trained on. The message names the file, the row and the remedy.
+        """
+        raise NotImplementedError
+
+    def read(self, value: Any, place: str) -> Any:
+        """Return the target of a row's label, a name or what `find` takes; `place` is for the error message."""
+        raise NotImplementedError
+
+    def store(self, targets: Iterable[Any] = ()) -> Any:
+        """Return targets as a sequence that needs little memory and can be extended."""
+        return array("q", targets)
+
+    def strata(self, targets: Sequence[Any]) -> Sequence[int] | None:
+        """Return the class of each target, for draws that take a fraction of each class; None to draw from all rows."""
+        return None
+
+    def count(self, targets: Sequence[Any]) -> Counter[int]:
+        """Return how many targets have each label."""
+        return Counter(targets)
+
+    def describe_counts(self, counts: Mapping[str, int]) -> str:
+        """Return the labels of a file and the number of rows that have each, for the banner."""
+        return f"{len(counts):,} {self.plural} ({format_names([f'{name} {n:,}' for name, n in counts.items()])})"
+
+    def describe(self, targets: Sequence[Any]) -> str:
+        """Return what the training rows have as labels, the most frequent first, for the banner."""
+        return format_names([f"{self.labels[index]} {n:,}" for index, n in self.count(targets).most_common()])
+
+    # -- training --
+
+    def as_packed(self, targets: Sequence[Any]) -> Sequence[Any]:
+        """Return what `read` returned in the form that `minipeft.pack` takes."""
+        return targets
+
+    @staticmethod
+    def targets(labels: Sequence[Any], lengths: Sequence[int], num_labels: int) -> Tensor:
+        """Return labels as the loss takes them.
+
+        Args:
+            labels: One per sequence, as `minipeft.pack` takes them.
+            lengths: Tokens of each sequence.
+            num_labels: Outputs of the head.
+
+        Returns:
+            (num_sequences,), int64.
+
+        Raises:
+            MinipeftError: for a label that the head does not have; the message names the sequence.
+        """
+        for number, label in enumerate(labels):
+            if label not in range(num_labels):
+                raise MinipeftError(
+                    f"label {label!r} of sequence {number} is outside the {num_labels} classes 0 to {num_labels - 1}"
+                )
+        return torch.tensor([int(label) for label in labels], dtype=torch.int64)
+
+    @classmethod
+    def pad(cls, targets: Tensor, dummies: Sequence[int]) -> Tensor:
+        """Append the targets of dummy sequences with so many tokens each."""
+        return torch.cat([targets, targets.new_full((len(dummies), *targets.shape[1:]), cls.ignored)])
+
+    def losses(
+        self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Return the loss of each sequence, 0 for a dummy sequence.
+
+        Args:
+            logits: (num_sequences, num_labels), float32.
+            targets: From `targets`.
+            class_weights: (num_labels,), float32; None for 1.
+            label_smoothing: This fraction of the target is distributed evenly over the classes.
+
+        Returns:
+            (num_sequences,).
+        """
+        raise NotImplementedError
+
+    def total_weight(self, targets: Sequence[Any], class_weights: Sequence[float]) -> float:
+        """Return what the sum of the losses of examples is divided by: their number."""
+        return len(targets)
+
+    def balanced_weights(self, targets: Sequence[Any]) -> tuple[float, ...]:
+        """Return the class weights under which every class has the same part in the loss of these training examples.
+
+        Raises:
+            MinipeftError: where there are none, because no example has a class, for example.
+        """
+        raise NotImplementedError
+
+    def baseline(self, targets: Sequence[Any]) -> tuple[float, float | None]:
+        """Return the loss and the accuracy of the best constant prediction; None where it has no accuracy."""
+        raise NotImplementedError
+
+    def uniform_loss(self) -> float:
+        """Return the loss of a prediction that gives every label the same probability."""
+        return 0.0
+
+    # -- evaluation --
+
+    def tune(self, logits: Tensor, targets: Sequence[Any]) -> Problem:
+        """Return the problem with the settings that are to be chosen on validation logits."""
+        return self
+
+    def figures(self) -> dict[str, float]:
+        """Return the settings that an evaluation records: those in `tuned`."""
+        return {}
+
+    def score(self, logits: Tensor, targets: Sequence[Any], metrics: Sequence[str]) -> dict[str, float]:
+        """Return eval_loss, the mean over the examples, and metrics by name.
+
+        Args:
+            logits: (num_examples, num_labels), float32.
+            targets: As `read` returns them.
+            metrics: Names in METRICS.
+        """
+        expected = self.targets(self.as_packed(targets), (), logits.shape[1])
+        values = {"eval_loss": self.losses(logits, expected).sum().item() / self.total_weight(targets, ())}
+        for name in metrics:
+            outputs = self.probabilities(logits) if METRICS[name].of_probabilities else self.decide(logits)
+            values[name] = METRICS[name].function(outputs, self.actual(expected))
+        return values
+
+    def decide(self, logits: Tensor) -> Array:
+        """Return the predictions in the form that metrics take: the most probable class of each example."""
+        return logits.argmax(1).numpy()
+
+    def actual(self, expected: Tensor) -> Array:
+        """Return the targets in the form that metrics take."""
+        return expected.numpy()
+
+    def describe_constant(self, logits: Tensor) -> str:
+        """Return what every prediction is, or "" where they differ."""
+        return ""
+
+    # -- prediction --
+
+    def probabilities(self, logits: Tensor) -> Array:
+        """Return the probability of each label, (num_examples, num_labels), float64.
+
+        Raises:
+            MinipeftError: for labels that have none.
+        """
+        return logits.double().softmax(1).numpy()
+
+    def predictions(self, logits: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what `predict` does for each example, with six digits; `names` are those of the model's outputs."""
+        raise NotImplementedError
+
+    def csv_columns(self) -> list[str]:
+        """Return the header of predictions as csv."""
+        return ["label", *(f"probability_{name}" for name in self.labels)]
+
+    def csv_values(self, prediction: Mapping[str, Any]) -> list[Any]:
+        """Return a prediction as a row of csv."""
+        return [prediction["label"], *prediction["probabilities"].values()]
+
+    def report(self, logits: Tensor, targets: Sequence[Any]) -> dict[str, Any]:
+        """Return the figures of `evaluate --report` that depend on the kind."""
+        raise NotImplementedError
+
+    def mistakes(self, logits: Tensor, targets: Sequence[Any]) -> Iterator[Mistake]:
+        """Yield the wrong predictions, the most severe first."""
+        raise NotImplementedError
+
+
+def check_classes(counts: Mapping[int, int], labels: Sequence[str], most: int | None = None) -> None:
+    """Raise where no training example has a label, or where all `most` of them have it."""
+    for number, name in enumerate(labels):
+        if counts.get(number, 0) in (0, most):
+            have = "no training example has" if counts.get(number, 0) == 0 else "all training examples have"
+            raise MinipeftError(f"--class-weights balanced: {have} the label {short_repr(name)}. Give weights by name.")
+
+
+def most_severe(severity: Array) -> list[int]:
+    """Return the rows that are wrong, the most severe first, and the first of equals first."""
+    return [row for row in np.argsort(-severity, kind="stable").tolist() if severity[row] > 0]

@@ -1,0 +1,121 @@
+"""Single-label classification: an example has one class, and the loss is the cross-entropy."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from minipeft.data.tables.table import Table
+from minipeft.errors import MinipeftError, format_names, short_repr
+from minipeft.problems import problem_class
+from minipeft.problems.labels import class_name, find_labels, nearest_label
+from minipeft.problems.problem import Found, Mistake, Problem, check_classes, most_severe
+
+SEPARATORS = (";", "|")  # that a warning looks for
+
+
+@dataclass(frozen=True)
+class SingleLabel(Problem):
+    """An example has one of K classes; its target is the index of the class."""
+
+    name: ClassVar[str] = "single_label_classification"
+    plural: ClassVar[str] = "classes"
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+    loss_settings: ClassVar[tuple[str, ...]] = ("class_weights", "label_smoothing")
+
+    @classmethod
+    def find(cls, table: Table, column: str, label_type: str, settings: Mapping[str, Any]) -> Found:
+        counts, rows = find_labels(table, column, label_type)
+        if not counts:  # with "auto", of a column of numbers
+            return Found(problem_class("regression")(), counts, rows)
+        return Found(cls(tuple(counts)), counts, rows, warn_of_lists(table.place, column, counts))
+
+    def read(self, value: Any, place: str) -> int:
+        if (found := self.numbers.get(class_name(value, place))) is None:
+            raise MinipeftError(
+                f"{place}: label {short_repr(value)} is not one of the training file's ({format_names(self.labels)})"
+                f"{nearest_label(value, self.labels)}; fix or remove the row"
+            )
+        return found
+
+    def strata(self, targets: Sequence[int]) -> Sequence[int]:
+        return targets
+
+    def losses(
+        self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        return F.cross_entropy(logits, targets, class_weights, reduction="none", label_smoothing=label_smoothing)
+
+    def total_weight(self, targets: Sequence[int], class_weights: Sequence[float]) -> float:
+        """The sum of the class weights of the examples, as torch's reduction "mean" has it; their number without."""
+        return sum(class_weights[target] for target in targets) if class_weights else len(targets)
+
+    def balanced_weights(self, targets: Sequence[int]) -> tuple[float, ...]:
+        """n / (K · n_c) for class c, which n_c of the n examples have, as in scikit-learn."""
+        counts = Counter(targets)
+        check_classes(counts, self.labels)
+        return tuple(len(targets) / (len(self.labels) * counts[number]) for number in range(len(self.labels)))
+
+    def baseline(self, targets: Sequence[int]) -> tuple[float, float]:
+        fractions = [count / len(targets) for count in Counter(targets).values()]
+        return -sum(fraction * math.log(fraction) for fraction in fractions), max(fractions)
+
+    def uniform_loss(self) -> float:
+        return math.log(len(self.labels))
+
+    def describe_constant(self, logits: Tensor) -> str:
+        predicted = set(logits.argmax(1).tolist())
+        return f"of the class {self.labels[predicted.pop()]}" if len(predicted) == 1 else ""
+
+    def predictions(self, logits: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return "label", the most probable class, and "probabilities" by name."""
+        probabilities = logits.softmax(1).double().round(decimals=6)
+        return [
+            {"label": names[best], "probabilities": dict(zip(names, row, strict=True))}
+            for best, row in zip(logits.argmax(1).tolist(), probabilities.tolist(), strict=True)
+        ]
+
+    def report(self, logits: Tensor, targets: Sequence[int]) -> dict[str, Any]:
+        from minipeft.problems.figures import report_classes
+
+        return report_classes(np.asarray(targets), self.decide(logits), self.probabilities(logits), self.labels)
+
+    def mistakes(self, logits: Tensor, targets: Sequence[int]) -> Iterator[Mistake]:
+        """Yield the examples of which another class is predicted, by its probability."""
+        predicted, confidence = self.decide(logits), self.probabilities(logits).max(1)
+        for row in most_severe(np.where(predicted == np.asarray(targets), 0.0, confidence)):
+            names = {"label": self.labels[targets[row]], "prediction": self.labels[predicted[row]]}
+            yield Mistake(row, float(confidence[row]), names | {"confidence": float(confidence[row])})
+
+
+def warn_of_lists(file: Any, column: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return a warning where class names look like lists of labels: "a;b", "a|b" or '["a", "b"]'.
+
+    A name with a separator counts if one of its parts occurs in another name, alone or in a list.
+    """
+    names = list(names)
+    lists = [name for name in names if re.fullmatch(r"\s*\[.*\]\s*", name)]
+    flags = "--label-type multilabel"
+    for separator in SEPARATORS:
+        parts = Counter(part.strip() for name in names for part in set(name.split(separator)))
+        found = [
+            name
+            for name in names
+            if separator in name and any(parts[part.strip()] > 1 for part in name.split(separator))
+        ]
+        if found and not lists:
+            lists, flags = found, f"{flags} --label-separator '{separator}'"
+    if not lists:
+        return ()
+    return (
+        f"{file}: the {column} {short_repr(lists[0])} looks like several labels and is read as one class; "
+        f"if it is a list, pass {flags}",
+    )
