@@ -66,7 +66,7 @@ def test_every_kind_has_the_rows_classes_and_draw_of_the_same_file(kind: str, tm
 def test_a_missing_value_of_a_frame_is_missing_and_its_row_is_named() -> None:
     rows = frame()
     rows.loc[103, "label"] = None
-    with pytest.raises(MinipeftError, match=r"rows in memory \(train\), index 3: no label"):
+    with pytest.raises(MinipeftError, match=r"rows in memory \(train\), index 3: the label is missing"):
         inspect(read_memory(rows))
 
 
