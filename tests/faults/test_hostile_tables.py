@@ -146,7 +146,7 @@ def test_no_file_takes_more_memory_than_there_is_for_it(tmp_path: Path) -> None:
         "line.csv": "longer than 16 MiB",
         "line.tsv": "longer than 16 MiB",
         "line.txt": "longer than 16 MiB",
-        "quote.csv": "field larger than field limit",
+        "quote.csv": "line 2: a quote opens here and is not closed",
         "deep.jsonl": "nested too deeply",
         "long.txt": "line 1: text has 4,194,304 characters",
         "once.parquet": "row 1: text has 50,000,000 characters",

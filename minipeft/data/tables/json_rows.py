@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from json import JSONDecodeError
 from typing import Any
 
 from minipeft.data.tables.lines import CHUNK, LONGEST_LINE, iterate_lines, open_bytes, read_errors
-from minipeft.data.tables.table import Table
+from minipeft.data.tables.table import Table, stream
 from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.files import parse_json
 
@@ -19,16 +18,12 @@ STRUCTURE = re.compile(r'\\.|[",\[\]{}]', re.DOTALL)
 
 
 def jsonl_table(place: str, lines: Iterable[str]) -> Table:
-    """An object per line; empty lines are skipped."""
-
-    def values() -> Iterator[tuple[int, str]]:
-        return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-
-    return _table(place, values())
+    """Return the table of a file with an object per line; empty lines are skipped."""
+    return _table(place, ((number, line) for number, line in enumerate(lines, 1) if line.strip()))
 
 
 def json_table(path: str) -> Table:
-    """A list of objects, however it is divided into lines; a file without a list is read as jsonl."""
+    """Return the table of a list of objects, however it is divided into lines; without a list it is read as jsonl."""
     start = next((text for text in _chunks(path) if text.strip()), "")
     if not start.lstrip().startswith("["):
         return jsonl_table(path, iterate_lines(path))
@@ -36,7 +31,7 @@ def json_table(path: str) -> Table:
 
 
 def _table(place: str, texts: Iterator[tuple[int, str]]) -> Table:
-    """The table of (line, JSON text) of each row."""
+    """Return the table of (line, JSON text) of each row; its columns are those of the first rows together."""
 
     def objects() -> Iterator[tuple[str, dict[str, Any]]]:
         for number, text in texts:
@@ -53,16 +48,10 @@ def _table(place: str, texts: Iterator[tuple[int, str]]) -> Table:
                 raise MinipeftError(f"{place}, line {number}: not a JSON object; fix or remove the line")
             yield f"{place}, line {number}", row
 
-    rows = objects()
-    first = next(rows, None)
-    if first is None:
+    table = stream(place, None, objects())
+    if not table.first_rows:
         raise MinipeftError(f"{place}: the file is empty; it needs at least one row")
-
-    def read(names: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
-        for row_place, row in chain([first], rows):
-            yield row_place, [row.get(name) for name in names]
-
-    return Table(place, tuple(first[1]), read)
+    return table
 
 
 def _elements(path: str) -> Iterator[tuple[int, str]]:

@@ -13,7 +13,7 @@ from minipeft.data.tables.json_rows import json_table, jsonl_table
 from minipeft.data.tables.lines import DECOMPRESS, check_file, ending_of, iterate_lines, name_of, read_lines
 from minipeft.data.tables.parquet_rows import parquet_table
 from minipeft.data.tables.remote import is_remote
-from minipeft.data.tables.table import Table, concatenate
+from minipeft.data.tables.table import Table, concatenate, stream
 from minipeft.errors import MinipeftError
 
 STANDARD_INPUT = "-"
@@ -80,9 +80,9 @@ def _may_be_header(line: str) -> bool:
 
 
 def _text_table(place: str, lines: Iterable[str]) -> Table:
-    """Every line is a text, including an empty one: line i of the output belongs to line i."""
-    rows = ((f"{place}, line {number}", [strip_line_end(line)]) for number, line in enumerate(lines, 1))
-    return Table(place, ("text",), lambda names: rows)
+    """Return the table of a file in which every line is a text, including an empty one."""
+    rows = ((f"{place}, line {number}", {"text": strip_line_end(line)}) for number, line in enumerate(lines, 1))
+    return stream(place, ("text",), rows)
 
 
 # Format → (place, lines) → table: what is read line by line.

@@ -10,16 +10,16 @@ from minipeft.data.tables.table import Table
 from minipeft.errors import MinipeftError, first_line
 
 LARGEST_COLUMN = 1 << 30  # bytes of a column in one row group of a parquet file, uncompressed
+BATCH_ROWS, BATCH_BYTES = 1024, 1 << 26  # limits of the rows that are in memory at once
 
 
 def parquet_table(path: str) -> Table:
-    """The rows of a parquet file, a batch in memory at once."""
+    """Return the table of a parquet file."""
     from pyarrow import parquet
 
     local = local_copy(path)
     try:
         schema = parquet.read_schema(local)
-        columns = tuple(schema.names)
     except Exception as error:  # the library raises exceptions of many kinds
         raise MinipeftError(f"{path}: not readable as parquet ({first_line(error)}); write the file again") from None
 
@@ -27,17 +27,11 @@ def parquet_table(path: str) -> Table:
         row = 1  # the next one
         try:
             # A text that the file stores once may occur in a million rows: a dictionary keeps it once in memory, too.
-            plain = [name for name in names if not schema.field(name).type.num_fields]  # not lists
-            file = parquet.ParquetFile(local, buffer_size=1 << 20, read_dictionary=plain)
-            for group in range(file.metadata.num_row_groups):
-                for chunk in map(file.metadata.row_group(group).column, range(file.metadata.num_columns)):
-                    if chunk.path_in_schema.split(".")[0] in names and chunk.total_uncompressed_size > LARGEST_COLUMN:
-                        raise MinipeftError(
-                            f"{path}: column {chunk.path_in_schema!r} has {chunk.total_uncompressed_size:,} bytes in "
-                            f"row group {group}; write the file again with smaller row groups"
-                        )
-            for batch in file.iter_batches(1024, columns=list(names), use_threads=False):
-                for values in zip(*(_values(batch[name]) for name in names), strict=True):
+            flat = [name for name in names if not schema.field(name).type.num_fields]  # no lists
+            file = parquet.ParquetFile(local, buffer_size=1 << 20, read_dictionary=flat)
+            _check_sizes(path, file.metadata, names)
+            for batch in file.iter_batches(BATCH_ROWS, columns=list(names), use_threads=False):
+                for values in _rows(batch.select(list(names))):
                     yield f"{path}, row {row}", values
                     row += 1
         except MinipeftError:
@@ -47,13 +41,29 @@ def parquet_table(path: str) -> Table:
                 f"{path}, from row {row} on: not readable as parquet ({first_line(error)}); write the file again"
             ) from None
 
-    return Table(path, columns, read)
+    return Table(path, tuple(schema.names), read)
 
 
-def _values(column: Any) -> list[Any]:
-    """Convert a pyarrow array to a list, in which equal values of a dictionary are one object."""
-    if not hasattr(column, "dictionary"):
-        return column.to_pylist()
-    indices = column.indices.to_pylist()
-    by_index = {index: column.dictionary[index].as_py() for index in set(indices) - {None}}
-    return [by_index.get(index) for index in indices]
+def _check_sizes(path: str, metadata: Any, names: Sequence[str]) -> None:
+    """Raise MinipeftError for a column of `names` that does not fit into memory."""
+    for group in range(metadata.num_row_groups):
+        for chunk in map(metadata.row_group(group).column, range(metadata.num_columns)):
+            if chunk.path_in_schema.split(".")[0] in names and chunk.total_uncompressed_size > LARGEST_COLUMN:
+                raise MinipeftError(
+                    f"{path}: column {chunk.path_in_schema!r} has {chunk.total_uncompressed_size:,} bytes in "
+                    f"row group {group}; write the file again with smaller row groups"
+                )
+
+
+def _rows(batch: Any) -> Iterator[Sequence[Any]]:
+    """Yield the values of each row of an Arrow batch; the longest texts of a dictionary are decoded a few at once."""
+    import pyarrow
+    import pyarrow.compute as pc
+
+    dictionaries = [column.dictionary for column in batch.columns if pyarrow.types.is_dictionary(column.type)]
+    longest = max((pc.max(pc.binary_length(texts)).as_py() or 1 for texts in dictionaries), default=1)
+    step = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, longest)))
+    for start in range(0, batch.num_rows, step):
+        columns = batch.slice(start, step).columns
+        plain = [c.dictionary_decode() if pyarrow.types.is_dictionary(c.type) else c for c in columns]
+        yield from zip(*(column.to_pylist() for column in plain), strict=True)

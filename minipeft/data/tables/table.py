@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from minipeft.errors import MinipeftError, format_names, nearest
 
-SAMPLE_ROWS = 100  # that are compared with the header
-WORDS = 4  # of a column name that is rather a text
+SAMPLE_ROWS, SAMPLE_CHARACTERS = 100, 1 << 20  # limits of the rows that are looked at before all are read
+HEADER_WORDS = 4  # a column name of so many words is rather a text
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,11 @@ class Table:
     Attributes:
         place: The file in messages.
         columns: Names of the columns.
-        read: Names of columns → (the row's place, its values), once. The place is the line of a text file, or the row
-            of a parquet file, counted from 1. A missing value is None.
+        read: Names of columns → (the row's place, its values) of each row. The place is the line of a text file, or the
+            row of a parquet file, counted from 1. A missing value is None. The lines of a file can be read once.
         classes: The class names of a column in their order, where the data set declares them.
         has_header: Whether the columns are the first line of a csv or tsv file.
+        first_rows: The first rows, by column, of a table that can be read once; `read` yields them too.
     """
 
     place: str
@@ -33,11 +34,18 @@ class Table:
     read: Callable[[Sequence[str]], Iterator[tuple[str, Sequence[Any]]]]
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     has_header: bool = False
+    first_rows: Sequence[Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
-        for name in self.columns:
-            if self.columns.count(name) > 1:
+        for name, count in Counter(self.columns).most_common(1):
+            if count > 1:
                 raise MinipeftError(f"{self.place}: two columns are called {name!r}; rename one")
+
+    def head(self, names: Sequence[str]) -> list[list[Any]]:
+        """Return the values of the first rows, up to SAMPLE_ROWS."""
+        if self.first_rows is not None:
+            return [[row.get(name) for name in names] for row in self.first_rows]
+        return [list(values) for _, values in islice(self.read(names), SAMPLE_ROWS)]
 
     def missing(self, column: str, remedy: str) -> MinipeftError:
         """Return the error for a column that is not there; it says so if the file seems to have no header line."""
@@ -47,19 +55,43 @@ class Table:
             remedy = f"the file seems to have no header: {add}; otherwise {remedy}"
         elif self.has_header and len(self.columns) == 1 and "|" in self.columns[0]:
             remedy = "the separator is '|': save the file with commas"
+        sampled = self.first_rows is not None and not self.has_header
+        where = f" in the first {len(self.first_rows or ()):,} rows" if sampled else ""
         return MinipeftError(
-            f"{self.place}: no column {column!r} (there are {format_names(self.columns)}){meant}; {remedy}"
+            f"{self.place}: no column {column!r}{where} (there are {format_names(self.columns)}){meant}; {remedy}"
         )
 
     def _header_is_a_row(self) -> bool:
         """Whether the header looks like a row: a number, a sentence, or a value that its column has in other rows."""
-        if any(re.fullmatch(r"[+-]?[\d.]+", name) or len(name.split()) >= WORDS for name in self.columns):
+        if any(re.fullmatch(r"[+-]?[\d.]+", name) or len(name.split()) >= HEADER_WORDS for name in self.columns):
             return True
-        with suppress(MinipeftError):  # an invalid row
-            for _, values in islice(self.read(self.columns), SAMPLE_ROWS):
-                if any(value == name for value, name in zip(values, self.columns, strict=True)):
-                    return True
-        return False
+        rows = self.head(self.columns)
+        return any(value == name for row in rows for value, name in zip(row, self.columns, strict=True))
+
+
+def stream(
+    place: str, columns: tuple[str, ...] | None, rows: Iterator[tuple[str, Mapping[str, Any]]], has_header: bool = False
+) -> Table:
+    """Return the table of rows that can be read once, such as the lines of a file.
+
+    Args:
+        place: The file in messages.
+        columns: Names of the columns; None for those of the first rows.
+        rows: (the row's place, its values by column) of each row.
+        has_header: Whether the columns are the first line of the file.
+    """
+    first: list[tuple[str, Mapping[str, Any]]] = []
+    characters = 0
+    while len(first) < SAMPLE_ROWS and characters < SAMPLE_CHARACTERS and (row := next(rows, None)) is not None:
+        first.append(row)
+        characters += len(str(row[1]))
+
+    def read(names: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+        return ((row_place, [row.get(name) for name in names]) for row_place, row in chain(first, rows))
+
+    if columns is None:
+        columns = tuple(dict.fromkeys(name for _, row in first for name in row))
+    return Table(place, columns, read, has_header=has_header, first_rows=[row for _, row in first])
 
 
 def numbered(
@@ -69,9 +101,14 @@ def numbered(
     classes: Mapping[str, tuple[str, ...]] | None = None,
     in_memory: bool = False,
 ) -> Table:
-    """Return a table whose rows are counted from 1; `values` yields those of the named columns, row by row.
+    """Return a table whose rows are numbered from 1, or from 0 if they are rows in memory.
 
-    Rows in memory have an index, from 0, as Python counts.
+    Args:
+        place: The data set in messages.
+        columns: Names of the columns.
+        values: Names of columns → the values of each row.
+        classes: The class names of columns.
+        in_memory: Whether the rows are in memory.
     """
     unit, first = ("index", 0) if in_memory else ("row", 1)
 

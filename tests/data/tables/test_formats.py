@@ -54,12 +54,14 @@ def test_csv_is_read_as_it_was_written(
     quoting = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
     writer = csv.writer(content, delimiter=separator, lineterminator=line_end, quoting=quoting)
     writer.writerow(["first", "second"])
-    starts = []
+    expected = []
     for row in rows:
-        starts.append(str(content.getvalue().count("\n") + 1))
+        before = content.getvalue()
         writer.writerow(row)
+        if '"' in content.getvalue()[len(before) :] or any(value.strip() for value in row):
+            expected.append((str(before.count("\n") + 1), [value or None for value in row]))
     path = write(tmp_path / f"a.csv{packed}", content.getvalue(), bom)
-    assert rows_of(path) == [(start, [value or None for value in row]) for start, row in zip(starts, rows, strict=True)]
+    assert rows_of(path) == expected
 
 
 @FUZZ
@@ -110,6 +112,16 @@ def test_a_json_list_is_accepted_if_and_only_if_python_accepts_it(tmp_path: Path
         ("a.csv", "first,second\na,b,c\n", "line 2: 3 fields"),
         ("a.csv", 'first;"a,b";c,d\n', "may be separated by commas or semicolons; put the column names in double"),
         ("a.tsv", "first,second\n", "a tsv file needs tabs: save it with them, or as csv"),
+        ("a.csv", 'first,second\na,b\n"x\ny","c\nd,e\nf,g\n', "a.csv, line 4: a quote opens here and is not closed"),
+        ("a.csv", 'first,second\na,"b ""c"\n"d ""e,f\ng,h\n', "a.csv, line 3: a quote opens here"),
+        ("a.csv", 'first,second\na,b\n"c,d\ne,"f"\ng,h\n', "a.csv, line 3: a quote opens here"),
+        ("a.csv", 'first,second\na,b\n"c"d,e\n', r"not readable as csv \(line 3: ',' expected after '\"'\)"),
+        ("a.csv", 'first,second\na,b\n"c', r"not readable as csv \(line 3: unexpected end of data\)"),
+        (
+            "a.jsonl",
+            '{"second": 1}\n{"third": 2}\n',
+            r"no column 'first' in the first 2 rows \(there are second, third\)",
+        ),
     ],
 )
 def test_an_error_names_the_line(name: str, content: str, message: str, tmp_path: Path) -> None:
@@ -120,7 +132,61 @@ def test_an_error_names_the_line(name: str, content: str, message: str, tmp_path
 
 
 def rows_of_first(path: Path) -> list[Any]:
-    return list(open_table(path).read(["first"]))
+    table = open_table(path)
+    if "first" not in table.columns:
+        raise table.missing("first", "name another")
+    return list(table.read(["first"]))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_what_a_spreadsheet_adds_to_fill_a_rectangle_is_left_out(name: str, tmp_path: Path) -> None:
+    separators = {"a.csv": ",", "a.tsv": "\t"}[name]
+    lines = [",,,", "first,second,,", "a,b,,", ",,,", "c,d", "e,f,,,,", "   ", " , ,", "g,,,", ",,,", ""]
+    (tmp_path / name).write_text("\r\n".join(lines).replace(",", separators))
+    table = open_table(tmp_path / name)
+    assert table.columns == ("first", "second") and len(table.head(["first"])) == 4
+    assert rows_of(tmp_path / name) == [("3", ["a", "b"]), ("5", ["c", "d"]), ("6", ["e", "f"]), ("9", ["g", None])]
+    (tmp_path / name).write_text("\n".join([*lines[:6], "h,i,,j"]).replace(",", separators))
+    assert rows_of(tmp_path / name)[-1] == ("7", ["h", "i"])  # a column without a name, such as pandas' index
+    (tmp_path / name).write_text("\n".join([*lines[:6], "h,i,,j,k"]).replace(",", separators))
+    with pytest.raises(MinipeftError, match="line 7: 5 fields, but the header has 4; fix the line"):
+        rows_of(tmp_path / name)
+
+
+def test_a_quoted_empty_field_is_a_row_and_an_empty_line_is_none(tmp_path: Path) -> None:
+    """As csv writers write one column with an empty value; without it the rows after it would be shifted."""
+    path = tmp_path / "a.csv"
+    path.write_text('text\n"a"\n""\n\n  \nb\n')
+    assert [(place[-1], *values) for place, values in open_table(path).read(["text"])] == [
+        ("2", "a"),
+        ("3", None),
+        ("5", "  "),
+        ("6", "b"),
+    ]
+    path.write_text('text,label\n"",""\na,b\n')
+    assert [values for _, values in open_table(path).read(["text", "label"])] == [[None, None], ["a", "b"]]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_a_column_may_begin_in_a_later_object(ending: str, tmp_path: Path) -> None:
+    rows = [{"first": "a"}, {"first": "b", "second": "c"}, {"third": 1}]
+    path = tmp_path / f"a.{ending}"
+    path.write_text(json.dumps(rows) if ending == "json" else "".join(json.dumps(row) + "\n" for row in rows))
+    table = open_table(path)
+    assert table.columns == ("first", "second", "third") and table.head(["second"]) == [[None], ["c"], [None]]
+    assert [values for _, values in table.read(["second", "third"])] == [[None, None], ["c", None], [None, 1]]
+
+
+def test_a_hundred_thousand_columns_are_read_in_seconds(tmp_path: Path) -> None:
+    names = [f"column {number}" for number in range(100_001)]
+    for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
+        row = separator.join(map(str, range(len(names))))
+        (tmp_path / name).write_text(f"{separator.join(names)}\n{row}\n")
+        table = open_table(tmp_path / name)
+        assert len(table.columns) == len(names) and next(table.read([names[-1]]))[1] == ["100000"]
+    with pytest.raises(MinipeftError, match="two columns are called 'column 7'; rename one"):
+        (tmp_path / "a.csv").write_text(",".join([*names, "column 7"]) + "\n")
+        open_table(tmp_path / "a.csv")
 
 
 def test_a_separator_inside_quotes_does_not_count(tmp_path: Path) -> None:
