@@ -1,9 +1,10 @@
-"""Text for pretraining → blocks of tokens, with a new random mask each time they are used."""
+"""Text for pretraining → blocks of tokens, masked again each time they are used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,40 +12,36 @@ import torch
 from torch import Tensor
 
 from minipeft.data.batches.packing import PackedBatch
-from minipeft.data.tables.lines import ending_of, iterate_lines
+from minipeft.data.tables.lines import ending_of
+from minipeft.data.tables.open_table import READERS, open_table
 from minipeft.data.tokens.tokenizer import Tokenizer
-from minipeft.errors import MinipeftError
-from minipeft.files import parse_json
+from minipeft.errors import MinipeftError, short_repr
 
 # Liu et al. 2019, section 2.2: fraction of all tokens, then fractions of the masked ones
 MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
+CHUNK_LINES = 10_000  # that are tokenized at once
 
 
-def read_lines(paths: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of text files, or the field "text" of each line of jsonl files, without empty ones."""
+def read_texts(paths: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of text files, or the column "text" of jsonl and other tables, without empty ones."""
     for path in paths:
-        for number, line in enumerate(iterate_lines(path), 1):
-            text = line.strip()
-            if ending_of(path) == ".jsonl":
-                try:
-                    text = parse_json(line)["text"].strip()
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    raise MinipeftError(
-                        f'{path}, line {number}: not a JSON object with a "text". Fix or remove the line.'
-                    ) from None
-            if text:
-                yield text
+        table = open_table(path, None if ending_of(path) in READERS else "txt")
+        for place, (text,) in table.read(["text"]):
+            if not isinstance(text, str):
+                raise MinipeftError(f"{place}: text is {short_repr(text)}, not a text. Fix or remove the line.")
+            if text.strip():
+                yield text.strip()
 
 
 def tokenize_lines(lines: Iterator[str], tokenizer: Tokenizer) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Tokenize lines → (all token ids, offsets): line i is tokens offsets[i] to offsets[i + 1]."""
+    """Return the token ids of all lines, int32, and offsets: line i is tokens offsets[i] to offsets[i + 1]."""
     tokenizer.tokenizer.no_truncation()
-    token_ids, lengths = [], [0]
-    while chunk := [line for _, line in zip(range(10_000), lines, strict=False)]:
+    token_ids, lengths = [np.zeros(0, np.int32)], [0]
+    while chunk := list(islice(lines, CHUNK_LINES)):
         for encoding in tokenizer.tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
             token_ids.append(np.array(encoding.ids, dtype=np.int32))
             lengths.append(len(encoding.ids))
-    return np.concatenate([np.zeros(0, np.int32), *token_ids]), np.cumsum(np.array(lengths, dtype=np.int64))
+    return np.concatenate(token_ids), np.cumsum(lengths, dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from minipeft.hub.hub import resolve_model
 from minipeft.model.config import EncoderConfig
 from minipeft.model.pretrained import load_language_model, save_checkpoint
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, init_weights
-from minipeft.pretraining.corpus import TokenizedText, mask, read_lines, tokenize_lines
+from minipeft.pretraining.corpus import TokenizedText, mask, read_texts, tokenize_lines
 from minipeft.pretraining.init_from_counts import init_from_counts
 from minipeft.pretraining.pretrain_settings import HELD_OUT_EVERY, PretrainSettings, check_settings, new_config
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
@@ -207,7 +207,7 @@ def _tokenizer(folder: Path, settings: PretrainSettings) -> Tokenizer:
     if (folder / "tokenizer.json").is_file():
         return load_tokenizer(folder)
     if settings.model is None:
-        every_fourth = (line for number, line in enumerate(read_lines(settings.text)) if number % 4 == 0)
+        every_fourth = (line for number, line in enumerate(read_texts(settings.text)) if number % 4 == 0)
         return train_tokenizer(every_fourth, settings.vocab_size, folder)
     tokenizer = load_tokenizer(settings.model)
     tokenizer.save(folder)
@@ -224,7 +224,7 @@ def _tokens(folder: Path, settings: PretrainSettings, tokenizer: Tokenizer) -> t
             holdout_mask = name == "validation"
             lines = (
                 line
-                for number, line in enumerate(read_lines(settings.text))
+                for number, line in enumerate(read_texts(settings.text))
                 if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == holdout_mask
             )
             tokens, offsets = tokenize_lines(lines, tokenizer)

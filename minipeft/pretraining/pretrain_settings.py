@@ -13,7 +13,7 @@ from minipeft.files import read_json
 from minipeft.hub.hub import resolve_model
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import load_config
-from minipeft.pretraining.corpus import read_lines
+from minipeft.pretraining.corpus import read_texts
 from minipeft.pretraining.init_from_counts import LARGEST_VOCABULARY
 
 SMALLEST_VOCABULARY = 256 + len(ROBERTA_SPECIALS)
@@ -105,7 +105,7 @@ def check_settings(settings: PretrainSettings) -> None:
         if length > settings.batch_tokens:
             raise MinipeftError(f"--batch-tokens {settings.batch_tokens} is less than one block of {length} tokens")
     if not (Path(settings.output) / "pretrain.json").is_file():
-        lines = sum(1 for _ in read_lines(settings.text))
+        lines = sum(1 for _ in read_texts(settings.text))
         if lines < HELD_OUT_EVERY:
             raise MinipeftError(
                 f"{', '.join(settings.text)}: {lines} lines of text; {HELD_OUT_EVERY} or more are needed, "

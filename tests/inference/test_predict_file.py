@@ -281,7 +281,7 @@ def test_windows_hold_every_row_once_in_order_and_are_bounded(lengths: list[int]
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.jsonl", b'{"text": "a"}\n{"sentence": "b"}\n', "a.jsonl, line 2: text is null"),
+        ("a.jsonl", b'{"text": "a"}\n{"sentence": "b"}\n', "a.jsonl, line 1: sentence is null"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 12}\n', "a.jsonl, line 2: text is 12"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "a.jsonl: not readable as JSON (line 2: "),
         ("a.jsonl", b'{"text": \n', "a.jsonl: not readable as JSON (line 1: Expecting value, column 9)"),

@@ -88,36 +88,34 @@ def find_dataset(data: str) -> tuple[str, tuple[str, ...], str]:
     assert match is not None
     name, config = match["name"], match["config"]
     not_a_file = f"--data {data}: no such file or folder, and "
-    known = _names_in_cache(name)
-    if config is None or (name, config) not in {(full, one) for full in known for one in known[full]}:
+    cached = _cached_configs(name)
+    found = [(full_name, cached_config) for full_name, cached_config in cached if config in (None, cached_config)]
+    if config is None or (name, config) not in found:
         offline = datasets_offline_variable()
         if offline is None and hub_reachable():
             try:
-                name, config = _download(name, config)
+                found = [_download_dataset(name, config)]
             except DownloadError as error:
                 raise MinipeftError(
                     f"{not_a_file}no data set of the hub can be loaded ({error.reason}). Check the name."
                 ) from None
-            known = {name: [config]}
-        elif not known or (config is not None and all(config not in configs for configs in known.values())):
+        elif not found:
             reason = f"{offline} is set" if offline else f"no answer from {endpoint()}"
-            there = [f"{full}:{one}" for full, configs in known.items() for one in configs]
-            cached = f" (there are {format_names(there)})" if there else ""
+            others = f" (there are {format_names([':'.join(pair) for pair in cached])})" if cached else ""
             raise MinipeftError(
-                f"{not_a_file}no such data set in the cache{cached}; {reason}. Check the name, or the network."
+                f"{not_a_file}no such data set in the cache{others}; {reason}. Check the name, or the network."
             )
-    full = name if name in known else next(iter(known))
-    configs = [config] if config is not None else known[full]
-    if len(configs) > 1 or (len(known) > 1 and name not in known):
-        there = [f"{one}:{config}" for one in known for config in known[one]]
-        raise MinipeftError(f"--data {data}: the cache holds {format_names(there)}. Name one of them.")
-    splits = cached_splits(full, configs[0])
+    found = [pair for pair in found if pair[0] == name] or found
+    if len(found) > 1:
+        names = format_names([":".join(pair) for pair in found])
+        raise MinipeftError(f"--data {data}: the cache holds {names}. Name one of them.")
+    splits = cached_splits(*found[0])
     folder = next(iter(splits.values()))[0].parent.name
     commit = folder if re.fullmatch("[0-9a-f]{40}", folder) else ""
-    return f"{full}:{configs[0]}", tuple(splits), commit
+    return ":".join(found[0]), tuple(splits), commit
 
 
-def _download(name: str, config: str | None) -> tuple[str, str]:
+def _download_dataset(name: str, config: str | None) -> tuple[str, str]:
     """Download a data set into the cache; return its name with the owner, and its config."""
     try:
         builder = with_retries(lambda token: _prepare(name, config, token))
@@ -143,7 +141,7 @@ def read_split_rows(name: str, config: str, split: str) -> Dataset:
     """Return a split from the cache, downloaded if it is not there; each file is checked to be complete."""
     splits = cached_splits(name, config)
     if not splits:
-        _download(name, config)
+        _download_dataset(name, config)
         splits = cached_splits(name, config)
     if split not in splits:
         raise MinipeftError(f"{name}:{config}: no split {split!r} (there are {', '.join(splits)}); name another")
@@ -187,17 +185,16 @@ def _splits_in(folder: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def _names_in_cache(name: str) -> dict[str, list[str]]:
-    """Return the data sets in the cache that a name may mean, each with its configs."""
+def _cached_configs(name: str) -> list[tuple[str, str]]:
+    """Return the (name with owner, config) of each data set in the cache that a name may mean."""
     pattern = name.replace("/", "___") if "/" in name else f"*___{name}"
-    found = [path for path in [_cache() / name, *sorted(_cache().glob(pattern))] if path.is_dir()]
-    configs = {
-        path.name.replace("___", "/"): sorted(
-            one.name for one in path.iterdir() if any(map(_splits_in, one.glob("*/*")))
-        )
-        for path in found
-    }
-    return {full: names for full, names in configs.items() if names}
+    return [
+        (folder.name.replace("___", "/"), config.name)
+        for folder in [_cache() / name, *sorted(_cache().glob(pattern))]
+        if folder.is_dir()
+        for config in sorted(folder.iterdir())
+        if any(map(_splits_in, config.glob("*/*")))
+    ]
 
 
 def _cache() -> Path:

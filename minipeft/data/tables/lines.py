@@ -37,17 +37,17 @@ def name_of(path: str) -> str:
 
 def ending_of(path: str) -> str:
     """Return the ending that gives the format, in lower case: ".csv" of "reviews.CSV.gz"."""
-    name = Path(name_of(path))
-    return (Path(name.stem) if name.suffix.lower() in DECOMPRESS else name).suffix.lower()
+    return _decompressed_name(path).suffix.lower()
 
 
 def stem_of(path: str) -> str:
     """Return the file name without its endings: "reviews" of "https://host/reviews.csv.gz?raw=true"."""
-    name = name_of(path)
-    for ending in (*DECOMPRESS, ending_of(path)):
-        if ending and name.lower().endswith(ending):
-            name = name[: -len(ending)]
-    return name
+    return _decompressed_name(path).stem
+
+
+def _decompressed_name(path: str) -> Path:
+    name = Path(name_of(path))
+    return Path(name.stem) if name.suffix.lower() in DECOMPRESS else name
 
 
 def check_file(path: str) -> None:

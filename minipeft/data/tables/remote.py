@@ -21,15 +21,8 @@ logger = logging.getLogger("minipeft")
 
 ATTEMPTS = 3
 CONNECT_SECONDS, READ_SECONDS, WAIT_SECONDS = 5.0, 60.0, 0.5
-VERSION_FIELDS = (
-    "size",
-    "ETag",
-    "etag",
-    "Last-Modified",
-    "LastModified",
-    "blob_id",
-    "mtime",
-)  # as file systems name them
+# The fields of a file's version, as the file systems of fsspec name them.
+VERSION_FIELDS = ("size", "ETag", "etag", "Last-Modified", "LastModified", "blob_id", "mtime")
 
 
 def is_remote(path: str) -> bool:
@@ -58,7 +51,7 @@ def local_copy(path: str) -> str:
             raise MinipeftError(f"{path}: {variable} is set, and the file is not in the cache. Unset it.")
         return str(copies[-1])
     try:
-        return str(_download(path, folder))
+        return str(_download_file(path, folder))
     except MinipeftError:
         raise
     except ImportError as error:  # aiohttp for https, s3fs for s3, …
@@ -74,7 +67,7 @@ def local_copy(path: str) -> str:
         return str(copies[-1])
 
 
-def _download(path: str, folder: Path) -> Path:
+def _download_file(path: str, folder: Path) -> Path:
     from fsspec.core import url_to_fs
 
     for attempt in range(1, ATTEMPTS + 1):
