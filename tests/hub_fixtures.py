@@ -9,7 +9,7 @@ import pytest
 from hub_server import HubServer
 from hub_support import ROBERTA, checkpoint, load_from
 
-from minipeft.hub import network
+from minipeft.hub import network, retries
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     running.start()
     monkeypatch.setenv("HF_ENDPOINT", running.url)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(network, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(network, "_probes", {})  # an earlier test's server may have had the same port
     proxies = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", *proxies):

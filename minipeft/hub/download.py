@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipeft.errors import MinipeftError, first_line
-from minipeft.hub.network import (
+from minipeft.hub.names import ALIASES, CONFIG, INDEX, PICKLE, TOKENIZERS, WEIGHTS
+from minipeft.hub.network import endpoint, offline_variable
+from minipeft.hub.retries import (
     ATTEMPTS,
     LONGEST_WAIT_SECONDS,
     describe_error,
-    endpoint,
-    offline_variable,
     requested_wait,
     response_of,
     with_retries,
@@ -23,25 +23,14 @@ from minipeft.hub.network import (
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-FACEBOOK = ("roberta-base", "roberta-large", "xlm-roberta-base", "xlm-roberta-large")
-SIZES = ("xsmall", "small", "base", "large")
-BERT = ("bert-base-uncased", "bert-base-cased", "bert-large-uncased", "bert-large-cased")
-ALIASES = {name: f"FacebookAI/{name}" for name in FACEBOOK} | {name: f"google-bert/{name}" for name in BERT}
-ALIASES |= {"distilroberta-base": "distilbert/distilroberta-base", "camembert-base": "almanach/camembert-base"}
-ALIASES |= {f"distilbert-base-{case}": f"distilbert/distilbert-base-{case}" for case in ("uncased", "cased")}
-ALIASES |= {f"electra-{size}-discriminator": f"google/electra-{size}-discriminator" for size in SIZES[1:]}
-ALIASES |= {f"deberta-v3-{size}": f"microsoft/deberta-v3-{size}" for size in SIZES}
-ALIASES |= {f"modernbert-{size}": f"answerdotai/ModernBERT-{size}" for size in SIZES[2:]}
-CONFIG, WEIGHTS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
-INDEX, SHARD = "model.safetensors.index.json", re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spm.model"})  # any of them is enough
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 EXTRAS = {"tokenizer_config.json", "special_tokens_map.json", "sentencepiece.bpe.model"}
 RERUN = "run the same command again"
 BY_HAND = "put config.json, model.safetensors and tokenizer.json in a folder and pass --model DIR"
 ANSWER_SECONDS = 10.0
 
 
-def download(name: str, repo_id: str, revision: str | None) -> Path:
+def download_checkpoint(name: str, repo_id: str, revision: str | None) -> Path:
     """Download the config, tokenizer and weights of a model into the Hugging Face cache.
 
     Args:

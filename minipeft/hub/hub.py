@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from minipeft.errors import MinipeftError
 from minipeft.files import parse_json, read_small
-from minipeft.hub.download import ALIASES, CONFIG, INDEX, PICKLE, TOKENIZERS, WEIGHTS, download
+from minipeft.hub.names import ALIASES, CONFIG, INDEX, PICKLE, SHORT_NAMES, TOKENIZERS, WEIGHTS, parse_model_name
 from minipeft.hub.network import endpoint, hub_reachable, offline_variable
-
-SHORT_NAMES = {repo_id: name for name, repo_id in ALIASES.items()}
-SOURCE = "source.txt"  # in folders of weights/ that an earlier version fetched: the repository and the commit
 
 
 def resolve_model(name_or_dir: str) -> tuple[Path, str]:
@@ -44,28 +40,6 @@ def fetch(name: str) -> Path:
     return (_find_local(name) or _download(name))[0]
 
 
-def model_name(folder: Path) -> str:
-    """Return the name of a checkpoint folder that `resolve_model` found by name."""
-    repository = folder.parents[1].name if folder.parent.name == "snapshots" else ""
-    if not repository.startswith("models--"):
-        return folder.name
-    repo_id = repository.removeprefix("models--").replace("--", "/")
-    return SHORT_NAMES.get(repo_id, repo_id)
-
-
-def name_in_path(path: str) -> str:
-    """Return the name of the model in a folder of the Hugging Face cache or of weights/; else the path itself."""
-    if found := re.search(r"[/\\]models--([\w.-]+)[/\\]snapshots[/\\]", path):
-        return found[1].replace("--", "/")
-    return Path(path).name if Path(path).parent.name == "weights" else path
-
-
-def base_name(folder: str) -> str:
-    """Return the name of a base model for other people: a model of the hub by its name, another by its folder's."""
-    name = name_in_path(folder)
-    return Path(name).name if Path(name).is_absolute() or Path(name).is_dir() else name
-
-
 def weights_folder() -> Path:
     """Return the first place where checkpoints are looked up: the checkout's weights/, or ./weights if installed."""
     checkout = Path(__file__).resolve().parents[2]
@@ -96,11 +70,11 @@ def _resolve_auto() -> tuple[Path, str]:
 
 def _find_local(name: str) -> tuple[Path, str] | None:
     """Return a checkpoint in weights/, in the package or in the cache, with its description."""
-    repo_id, revision = _parse_name(name)
+    repo_id, revision = parse_model_name(name)
     if revision is None:
         folder = _in_weights(repo_id) or (bundled(name) if "/" not in name else None)
         if folder is not None:
-            return folder, f"{_source(folder) or folder.name} (weights folder, {folder})"
+            return folder, f"{folder.name} (weights folder, {folder})"
     for known in dict.fromkeys((repo_id, SHORT_NAMES.get(repo_id, repo_id))):  # older caches have the short name
         if folder := _in_cache(known, revision):
             return folder, f"{known} at commit {folder.name} (Hugging Face cache, {folder})"
@@ -108,8 +82,10 @@ def _find_local(name: str) -> tuple[Path, str] | None:
 
 
 def _download(name: str) -> tuple[Path, str]:
-    repo_id, revision = _parse_name(name)
-    folder = download(name, repo_id, revision)
+    from minipeft.hub.download import download_checkpoint
+
+    repo_id, revision = parse_model_name(name)
+    folder = download_checkpoint(name, repo_id, revision)
     if missing := _missing_file(folder):
         raise MinipeftError(f"{name!r} from {endpoint()}: {missing} is missing or damaged. Choose another model.")
     return folder, f"{repo_id} at commit {folder.name} (fetched from {endpoint()}, {folder})"
@@ -122,7 +98,7 @@ def _in_weights(repo_id: str) -> Path | None:
         return None
     if missing := _missing_file(folder):
         raise MinipeftError(f"{folder}: {missing} is missing or damaged. Move the folder away and run again.")
-    origin = (_source(folder) or ALIASES.get(folder.name, folder.name)).split()[0]
+    origin = ALIASES.get(folder.name, folder.name)
     if "/" in repo_id and origin.lower() != repo_id.lower():
         raise MinipeftError(
             f"{folder}: the checkpoint is {origin}, not {repo_id}. Move it away, or pass --model {folder}."
@@ -139,10 +115,6 @@ def _in_cache(repo_id: str, revision: str | None) -> Path | None:
     except OSError:  # nothing of this revision is in the cache
         return None
     return None if _missing_file(Path(snapshot)) else Path(snapshot)
-
-
-def _source(folder: Path) -> str:
-    return (folder / SOURCE).read_text().strip() if (folder / SOURCE).is_file() else ""
 
 
 def _missing_file(folder: Path) -> str:
@@ -169,14 +141,3 @@ def _missing_file(folder: Path) -> str:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError):
         return name
     return ""
-
-
-def _parse_name(name: str) -> tuple[str, str | None]:
-    """Split "name@revision" into the repository and the revision, and check both."""
-    model, at, revision = name.partition("@")
-    segment = r"(?!.*(\.\.|--))\w([\w.-]{0,94}\w)?"
-    if not re.fullmatch(f"({segment}/)?{segment}", model, re.ASCII):
-        raise MinipeftError(f"{name!r} is not the name of a model. Pass 'roberta-base', 'owner/name' or a folder.")
-    if at and not re.fullmatch(r"(?!.*\.\.)\w[\w./-]{0,99}", revision, re.ASCII):
-        raise MinipeftError(f"{name!r}: the revision is invalid. Pass a branch, a tag or a commit after the @.")
-    return ALIASES.get(model, model), revision if at else None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from minipeft.errors import MinipeftError, first_line
 from minipeft.files import read_json
-from minipeft.hub.hub import base_name
-from minipeft.hub.network import describe_error, endpoint, offline_variable, response_of
+from minipeft.hub.names import REPO_ID, base_name
+from minipeft.hub.network import endpoint, offline_variable
+from minipeft.hub.retries import describe_error, response_of
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CHECKPOINT = ("config.json", "model.safetensors")
@@ -35,8 +35,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
         MinipeftError: for another folder, without a token, and if the hub refuses; nothing is uploaded in part.
     """
     files = _files(Path(folder))
-    segment = r"(?!.*(\.\.|--))\w([\w.-]{0,94}\w)?"
-    if not re.fullmatch(f"{segment}/{segment}", repo_id, re.ASCII):
+    if not REPO_ID.fullmatch(repo_id):
         raise MinipeftError(f"{repo_id!r} is not the name of a repository. Write it as owner/name.")
     if dry_run:
         lines = [f"{name}  {_size(content):,} bytes" for name, content in files.items()]

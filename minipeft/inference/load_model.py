@@ -16,7 +16,8 @@ from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.device import choose_device, choose_max_tokens
 from minipeft.errors import MinipeftError, first_line
 from minipeft.files import parse_json, read_json, read_small
-from minipeft.hub.hub import name_in_path, resolve_model
+from minipeft.hub.hub import resolve_model
+from minipeft.hub.names import name_in_path
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of, load_config

@@ -145,7 +145,7 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, ignored: tuple[str, .
             setattr(part, tensor_name, nn.Parameter(torch.empty(parameter.shape, device="cpu")))
         init_weights(part, config.initializer_range)
     if new:
-        from minipeft.hub.hub import model_name
+        from minipeft.hub.names import model_name
 
         logger.info(
             "%s has no %s: newly initialized (normal, standard deviation %g)",

@@ -1,4 +1,4 @@
-"""download.py and network.py against a server on 127.0.0.1 that answers, and fails, as the Hugging Face hub does."""
+"""download.py, retries.py and network.py against a server on 127.0.0.1 that answers, and fails, as the hub does."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save
 
 from minipeft.errors import MinipeftError
-from minipeft.hub import network
+from minipeft.hub import network, retries
 
 pytest_plugins = ["hub_fixtures"]
 
@@ -160,15 +160,15 @@ def test_five_faults_in_a_row_do_not_end_a_download(server: HubServer, checkout:
 
 def test_the_waits_grow_and_obey_retry_after(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(network.time, "sleep", waits.append)
-    monkeypatch.setattr(network, "FIRST_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(retries.time, "sleep", waits.append)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 1.0)
     hub = huggingface_hub.HfApi(endpoint=server.url)
 
     def waits_for(headers: dict[str, str]) -> list[float]:
         waits.clear()
         server.failures = [Failure("hub", API, 429, headers, times=100)]
         with pytest.raises(huggingface_hub.errors.HTTPError):
-            network.with_retries(lambda token: hub.model_info("owner/model"))
+            retries.with_retries(lambda token: hub.model_info("owner/model"))
         return [wait for wait in waits if wait]  # the server sleeps for 0 seconds
 
     plain = waits_for({})
@@ -382,11 +382,11 @@ def test_hub_reachable_follows_the_endpoint_and_the_offline_variables(
     assert len(server.requests) == 1
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(variable, "1")
-        assert network.is_offline() and not network.hub_reachable()
+        assert network.offline_variable() and not network.hub_reachable()
         monkeypatch.delenv(variable)
     with refused_address() as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
-        assert not network.is_offline() and not network.hub_reachable()
+        assert not network.offline_variable() and not network.hub_reachable()
 
 
 def test_a_slow_hub_and_one_that_is_overloaded_are_reachable(
@@ -422,5 +422,5 @@ def test_with_retries_returns_at_once_after_an_error_of_another_kind(caplog: pyt
         raise MinipeftError("row 3: the label is missing.")
 
     with caplog.at_level(logging.WARNING), pytest.raises(MinipeftError):
-        network.with_retries(fail)
+        retries.with_retries(fail)
     assert calls == [None] and not caplog.text

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import minipeft
 from minipeft import MinipeftError, load_run
 from minipeft.cli.cli import main
-from minipeft.hub.hub import name_in_path
+from minipeft.hub.names import name_in_path
 
 TEXTS = ["a quiet film, not a bad one", "awful", "what is there to say about a long, long film"]
 

@@ -18,12 +18,13 @@ from minipeft.data.tables.open_table import READERS, open_table
 from minipeft.data.tables.remote import is_remote
 from minipeft.data.tables.table import Table, numbered
 from minipeft.errors import MinipeftError, first_line, format_names
-from minipeft.hub.network import datasets_offline_variable, endpoint, hub_reachable, with_retries
+from minipeft.hub.names import SEGMENT
+from minipeft.hub.network import datasets_offline_variable, endpoint, hub_reachable
+from minipeft.hub.retries import with_retries
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SEGMENT = r"(?!.*(?:\.\.|--))\w(?:[\w.-]{0,94}\w)?"
 NAME = re.compile(rf"(?P<name>(?:{SEGMENT}/)?{SEGMENT})(?::(?P<config>[\w.+ -]+))?(?:\[(?P<split>[\w.]+)\])?", re.ASCII)
 NOT_HUB = ("auto", "standin")
 

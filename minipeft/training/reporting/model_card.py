@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from minipeft.hub.hub import base_name
+from minipeft.hub.names import base_name
 from minipeft.methods import METHODS
 from minipeft.training.reporting.banner import describe_method
 from minipeft.training.settings.job import Job

@@ -15,7 +15,7 @@ from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision
 from minipeft.errors import check_choice
 from minipeft.files import read_json
-from minipeft.hub.hub import model_name
+from minipeft.hub.names import model_name
 from minipeft.problems import PROBLEMS
 from minipeft.training.distributed import Processes, join_processes
 from minipeft.training.optimization.loss import LossSettings
