@@ -1,4 +1,16 @@
-"""What a training computes: its optimizer, its learning rate by step, and the steps after which it evaluates."""
+"""What a training computes: the learning rate of a step, and the steps after which it evaluates and ends.
+
+Everything here is a function of the step number, without state: a resumed run continues on the same curve, and a
+logged learning rate can be recomputed. With w warmup steps, T steps in all and the peak rate lr,
+
+    step t < w:   lr t / w
+    step t ≥ w:   lr (T − t) / (T − w)                       linear, which is the default
+                  lr ½ (1 + cos(π (t − w) / (T − w)))        cosine
+                  lr                                         constant
+
+Left out: restarts and schedules of the weight decay. Fine-tuning takes a few epochs, and adapters are trained with the
+three above in the papers that introduced them.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +28,15 @@ def count_steps(epochs: int, examples: int, sequences_per_step: int) -> int:
 
 
 def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The factor on the learning rate in optimizer step `step` (from 0): 0 up to 1 over the warmup, then down to 0."""
+    """Return the factor on the learning rate of step `step`, from 0: up to 1 over the warmup, then down to 0."""
     if step < warmup_steps:
         return step / warmup_steps
+    # The warmup may be as long as the training, and a run that was extended may have passed its old total.
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
 
 
 def cosine_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The factor on the learning rate: 0 up to 1 over the warmup, then half a cosine down to 0.
+    """Return the factor on the learning rate: up to 1 over the warmup, then half a cosine down to 0.
 
     Reference: Loshchilov and Hutter 2017, equation 5, without restarts.
     """
@@ -33,7 +46,7 @@ def cosine_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def constant_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The factor on the learning rate: 0 up to 1 over the warmup, then 1."""
+    """Return the factor on the learning rate: up to 1 over the warmup, then 1."""
     return step / warmup_steps if step < warmup_steps else 1.0
 
 
@@ -47,7 +60,7 @@ LR_SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a training computes.
+    """The numbers that determine a training, apart from its model and examples.
 
     Attributes:
         epochs: passes over the training examples.
