@@ -1,4 +1,4 @@
-"""What ends a command early: bad input, or a signal."""
+"""The exceptions that end a command early, and checks of values that raise them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 
 
 class MinipeftError(Exception):
-    """Bad input: the message names the value, the place and the remedy, in one line.
+    """Invalid input; the message names the value, the place and the remedy, in one line.
 
     The command line prints it on standard error and ends with status 2; nothing is overwritten.
     """
 
 
 class WorkerError(MinipeftError):
-    """What one process of several meets by itself and therefore says itself; other errors the first process says."""
+    """An error of one rank only; that rank prints it."""
 
 
 class ErrorOnRankZero(MinipeftError):
-    """An error that rank 0 has raised for all processes, and prints."""
+    """An error that all ranks raise; rank 0 prints it."""
 
 
 class Interrupted(BaseException):
     """A signal ended a run after its state was saved; the command line ends with 128 + the signal's number.
 
-    Like KeyboardInterrupt no Exception: code that catches another library's errors must not catch it.
+    It is not an Exception, as KeyboardInterrupt is not one: code that catches a library's errors must not catch it.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -37,12 +37,12 @@ class Interrupted(BaseException):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, for a message of one line."""
+    """Return the first line of another library's error, for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def check_int(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int of `least` or more; anything else raises under `name`."""
+    """Return `value` as an int of `least` or more; raise MinipeftError with `name` for anything else."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -53,10 +53,10 @@ def check_int(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_float(name: str, value: Any, least: float = -math.inf) -> float:
-    """`value` as a finite float of `least` or more; anything else raises under `name`."""
+    """Return `value` as a finite float of `least` or more; raise MinipeftError with `name` for anything else."""
     try:
         number = math.nan if isinstance(value, (bool, str)) or not hasattr(value, "__float__") else float(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an int of hundreds of digits
         number = math.nan
     if not math.isfinite(number) or number < least:
         more = "" if least == -math.inf else f" of {least:g} or more"
@@ -65,7 +65,7 @@ def check_float(name: str, value: Any, least: float = -math.inf) -> float:
 
 
 def check_probability(name: str, value: Any) -> float:
-    """`value` as a float from 0 to below 1, what a dropout may be; anything else raises under `name`."""
+    """Return `value` as a float from 0 to below 1, as a dropout has; raise MinipeftError with `name` otherwise."""
     if not 0 <= (number := check_float(name, value)) < 1:
         raise MinipeftError(f"{name} {number!r} is not a probability below 1")
     return number
@@ -85,7 +85,7 @@ def nearest(value: Any, choices: Iterable[str]) -> str:
 
 
 def check_seed(name: str, value: Any) -> int:
-    """A seed that every random generator takes."""
+    """Return `value` as an int that every random generator takes as its seed; raise MinipeftError otherwise."""
     try:
         if (seed := check_int(name, value, least=0)) < 2**32:
             return seed
@@ -95,16 +95,17 @@ def check_seed(name: str, value: Any) -> int:
 
 
 def under_torchrun() -> bool:
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def is_rank_zero() -> bool:
-    """Whether this process prints for its job: rank 0, and a process without torchrun."""
+    """Return whether this process prints for its job: rank 0, or the only process."""
     return not under_torchrun() or os.environ["RANK"] == "0"
 
 
 def short_repr(value: Any) -> str:
-    """A value as Python writes it, cut to what fits into a message."""
+    """Return repr(value), cut to 100 characters."""
     text = repr(value[:100] if isinstance(value, (str, bytes)) else value)
     return text if len(text) <= 100 else f"{text[:80]}…"
 
@@ -116,7 +117,7 @@ def format_names(names: Sequence[str], most: int = 12) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """False for text with lone surrogates, which have no bytes."""
+    """Return whether text can be encoded in UTF-8, which lone surrogates cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
