@@ -6,7 +6,7 @@
 Left out, and why:
 
   - The update itself. It is torch's fused kernel: one pass over all parameters.
-  - A learning-rate scheduler. The rate is a function of the step (schedule.py), so a resumed run has no state to restore.
+  - A learning-rate scheduler. The rate is a function of the step (schedule.py): there is no state to restore.
   - States of 8 bits. m and v exist for trainable parameters only: 5 MB for LoRA of rank 2 with the head on
     roberta-base, where full fine-tuning needs 1 GB.
 
