@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -12,11 +13,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from minipeft.errors import MinipeftError, first_line
+from minipeft.errors import MinipeftError, first_line, short_repr
 
 PARTIAL = ".*.partial"  # the temporary files that a kill may leave; nothing reads them
 LEASE = ".owner"  # in a run's folder, see training/run_folder/lease.py
 OWNERSHIP_CHECKS: dict[Path, Callable[[], None]] = {}  # of the folders that this process holds a lease of
+FORMAT = 1  # of the files that minipeft writes and reads again
 LARGEST_SMALL_FILE = 1 << 26  # bytes of a config, an index or a tokenizer; xlm-roberta's tokenizer has 17 MB
 
 
@@ -110,6 +112,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MinipeftError(f"{path}: holds no JSON object")
     return content
+
+
+def check_format(path: Path, content: dict[str, Any]) -> None:
+    """Raise MinipeftError for the content of a file of a newer version of minipeft."""
+    number = content.get("format", FORMAT)
+    if number != FORMAT:
+        raise MinipeftError(
+            f"{path}: the file has format {short_repr(number)}, and this version of minipeft reads format {FORMAT}. "
+            "Install a newer minipeft."
+        )
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -23,6 +23,7 @@ from minipeft.training import loop
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.progress import Progress
+from minipeft.training.run_folder.checkpoint_files import list_checkpoints, read_checkpoint, read_tensors
 
 SMALL = {
     "epochs": 2,
@@ -62,6 +63,17 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """The last complete checkpoint of a run: its JSON file, its weights and its optimizer's state."""
+    content, _ = read_checkpoint(folder)
+    return content | {kind: read_tensors(folder, content, content["step"], kind) for kind in ("weights", "optimizer")}
+
+
+def last_step(folder: Path) -> int:
+    """The step of a run's last checkpoint, which may be writing another one; -1 without one."""
+    return next((int(path.stem.removeprefix("step-")) for path in list_checkpoints(folder)), -1)
 
 
 def encoded(count: int, seed: int = 0, flip: bool = False, task: str = "sst2") -> Encoded:

@@ -63,7 +63,7 @@ stopped = Path(output) / "stopped"
 (stopped / "logs").mkdir(parents=True)
 runner = LocalRunner(stopped, 1)
 runner.start(run.train_command(stopped))
-while not (stopped / "runs" / run.name / "checkpoint" / "state.pt").exists():
+while not list((stopped / "runs" / run.name / "checkpoint").glob("*.json")):
     assert not runner.poll(), (stopped / "logs" / f"{run.name}.txt").read_text()
     time.sleep(0.05)
 runner.stop()

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -25,12 +26,11 @@ from tqdm.auto import tqdm
 from minipeft.data.batches.packing import PackedBatch, pack
 from minipeft.data.tasks.draw import epoch_order
 from minipeft.data.tokens.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from minipeft.errors import Interrupted, MinipeftError
+from minipeft.errors import Interrupted, MinipeftError, first_line
 from minipeft.files import (
     check_output,
     make_folder,
     read_json,
-    read_json_lines,
     write_atomically,
     write_json,
     write_lines,
@@ -45,6 +45,12 @@ from minipeft.pretraining.pretrain_settings import HELD_OUT_EVERY, PretrainSetti
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import linear_schedule
 from minipeft.training.reporting.epoch_table import disable_bar
+from minipeft.training.run_folder.checkpoint_files import (
+    has_checkpoint,
+    load_state,
+    read_last_checkpoint,
+    write_checkpoint,
+)
 from minipeft.training.run_folder.lease import Lease
 from minipeft.training.run_folder.signals import collect_signals
 
@@ -71,12 +77,11 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
 
 
 def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
-    state_file = folder / "checkpoint" / "state.pt"
     tokenizer = _tokenizer(folder, settings)
     train_text, validation_text = _tokens(folder, settings, tokenizer)
     torch.manual_seed(settings.seed)
     model = _model(settings, tokenizer)
-    if settings.model is None and settings.start == "counts" and not state_file.is_file():
+    if settings.model is None and settings.start == "counts" and not has_checkpoint(folder):
         init_from_counts(model, train_text.tokens)
     model = model.to(settings.device)
     model.encoder.dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
@@ -84,20 +89,11 @@ def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
     blocks = {length: train_text.blocks(length) for length in (settings.block_length, settings.long_block_length)}
     validation = list(_validation_batches(validation_text, settings, model.config, tokenizer))
 
-    metrics = folder / "metrics.jsonl"
-    first_step, history = 0, read_json_lines(metrics) if metrics.is_file() else []
-    if state_file.is_file():
-        try:
-            state = torch.load(state_file, map_location=settings.device, weights_only=True)
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            first_step = state["step"]
-        except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
-            raise MinipeftError(
-                f"{state_file}: the checkpoint cannot be read ({type(error).__name__}). "
-                "Remove it to start the run from scratch."
-            ) from None
-        history = [row for row in history if row["step"] <= first_step]
+    first_step, history = 0, list[dict[str, Any]]()
+    if has_checkpoint(folder):
+        content, weights, state = read_last_checkpoint(folder)
+        load_state(folder, model, optimizer, weights, state)
+        first_step, history = content["step"], content["history"]
     saved_at = time.monotonic()
     model.train()
     with (
@@ -135,13 +131,12 @@ def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
                     **evaluate_language_model(model, validation, settings.device),
                 }
                 history.append(row)
-                write_lines(metrics, history)
+                write_lines(folder / "metrics.jsonl", history)
                 if not settings.quiet:
                     figures = "  ".join(f"{name} {row[name]:.4f}" for name in ("train_loss", "eval_loss", "perplexity"))
                     tqdm.write(f"step {done} of {settings.steps}  {figures}", file=sys.stderr)
             if saving:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-                write_atomically(state_file, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
+                write_checkpoint(folder, done, {"history": history}, model, optimizer)
                 saved_at = time.monotonic()
             bar.update()
             if received:
@@ -229,8 +224,11 @@ def _tokens(folder: Path, settings: PretrainSettings, tokenizer: Tokenizer) -> t
             )
             tokens, offsets = tokenize_lines(lines, tokenizer)
             write_atomically(file, lambda path, t=tokens, o=offsets: _save_arrays(path, t, o))  # type: ignore[misc]
-        with np.load(file) as arrays:
-            texts.append(TokenizedText(arrays["tokens"], arrays["offsets"], start_id, end_id))
+        try:
+            with np.load(file) as arrays:
+                texts.append(TokenizedText(arrays["tokens"], arrays["offsets"], start_id, end_id))
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise MinipeftError(f"{file}: cannot be read ({first_line(error)}). Remove it to make it again.") from None
         if not len(texts[-1].tokens):
             raise MinipeftError(
                 f"{', '.join(settings.text)}: no {name} text in it; give {HELD_OUT_EVERY} lines or more"

@@ -101,7 +101,7 @@ def train_loop(
 
     progress = restore_checkpoint(folder, model, optimizer, train, processes)
     resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, progress, task, schedule.select_by))
-    save = partial(save_checkpoint, folder, model, optimizer, progress, train)
+    save = partial(save_checkpoint, folder, model, optimizer, progress, train, schedule.select_by)
     publish_epoch = partial(publish, folder, model, progress, task, schedule.select_by)
 
     quiet = run_folder.quiet or not processes.is_main_process

@@ -34,7 +34,7 @@ from minipeft.training.optimization.cuda_graphs import StepGraphs
 from minipeft.training.progress import HOLDOUT, Progress, best_epoch
 from minipeft.training.reporting.banner import print_banner, print_result
 from minipeft.training.reporting.model_card import CARD, make_card
-from minipeft.training.run_folder.checkpoint import state_file
+from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.run_folder.lease import Lease
 from minipeft.training.settings.job import Job, resolve
 from minipeft.training.settings.train_settings import TrainSettings, keywords_of, read_settings
@@ -190,7 +190,7 @@ def _write_config(job: Job) -> None:
     for path in folder.rglob(PARTIAL):
         with suppress(OSError):  # a folder: of another process that is trying to take the lease
             path.unlink()
-    if not state_file(folder).is_file():
+    if not has_checkpoint(folder):
         (folder / "result.json").unlink(missing_ok=True)
         if (folder / "config.json").is_file() and not job.quiet:
             print(f"{folder} has no checkpoint yet: the run starts from scratch", file=sys.stderr)

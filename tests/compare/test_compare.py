@@ -242,10 +242,10 @@ def test_a_comparison_that_is_killed_and_interrupted_ends_in_the_same_table(
     folder = tmp_path / "comparison"
     command = [sys.executable, "-m", "minipeft", *flags, "--output", str(folder), "--resume"]
     for number, finished in ((signal.SIGKILL, 0), (signal.SIGINT, 1)):
-        begun = set(folder.glob("runs/*/checkpoint/state.pt"))
+        begun = set(folder.glob("runs/*/checkpoint/*.json"))
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True)
         while process.poll() is None:
-            new = set(folder.glob("runs/*/checkpoint/state.pt")) - begun
+            new = set(folder.glob("runs/*/checkpoint/*.json")) - begun
             if new and len(list(folder.glob("runs/*/result.json"))) >= finished:
                 break
             time.sleep(0.01)

@@ -88,7 +88,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] |
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("runs/*/checkpoint/state.pt"))
+    return sorted(folder.glob("runs/*/checkpoint/*.json"))
 
 
 def epochs(folder: Path) -> list[Path]:

@@ -17,8 +17,11 @@ from typing import Any
 
 import torch
 from conftest import REPOSITORY, details_of, environment
+from small_runs import same_tensors
+from small_runs import state as state
 
 from minipeft.cli.cli import main_train
+from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 
 TIMES = ("seconds", "samples_per_second")
 TRAINING = r"epoch +train_loss"  # the header of the table of epochs
@@ -117,15 +120,11 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
-def state(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoint" / "state.pt", weights_only=True)
-
-
 def assert_whole(folder: Path) -> None:
     """Every file that a killed run has left can be read, and the adapter is of an epoch that the checkpoint knows."""
     for path in folder.rglob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
-    epochs = len(state(folder)["progress"]["history"]) if (folder / "checkpoint" / "state.pt").exists() else 0
+    epochs = len(state(folder)["progress"]["history"]) if has_checkpoint(folder) else 0
     rows = history(folder) if (folder / "metrics.jsonl").exists() else []
     assert epochs - 1 <= len(rows) <= epochs
     if (folder / "adapter" / "adapter_model.safetensors").exists():
@@ -143,12 +142,8 @@ def assert_same(one: Path, other: Path) -> None:
     for name in ("best", "last", "parameters"):
         assert results[0][name] == results[1][name]
     first, second = state(one), state(other)
-    assert first["trained"].keys() == second["trained"].keys()
-    for name, tensor in first["trained"].items():
-        assert torch.equal(tensor, second["trained"][name]), name
-    for number, moments in first["optimizer"]["state"].items():
-        for name, tensor in moments.items():
-            assert torch.equal(tensor, second["optimizer"]["state"][number][name]), (number, name)
+    for kind in ("weights", "optimizer"):
+        assert same_tensors(first[kind], second[kind]), kind
     assert not list(one.rglob(".*")) and not list(other.rglob(".*"))
 
 

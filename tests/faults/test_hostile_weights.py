@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -104,17 +105,18 @@ class Malicious:
 
 
 @pytest.mark.parametrize("kind", ["zip", "old format", "bare pickle"])
-@pytest.mark.parametrize("place", ["pytorch_model.bin", "checkpoint/state.pt"])
+@pytest.mark.parametrize("place", ["pytorch_model.bin", "checkpoint"])
 def test_a_pickle_runs_nothing(
     place: str, kind: str, model: Path, tiny_checkpoint: Path, small_data: Path, run: Path, tmp_path: Path
 ) -> None:
     whole = shutil.copytree(run, tmp_path / "run")
-    path = model / place if place == "pytorch_model.bin" else whole / place
-    content = {"trained": {}, "optimizer": {}, "progress": {}, "harmless": Malicious(tmp_path / "owned")}
-    if kind == "bare pickle":
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    paths = [model / place] if place == "pytorch_model.bin" else sorted((whole / place).glob("step-*.safetensors"))
+    content = {"weights": {}, "harmless": Malicious(tmp_path / "owned")}
+    for path in paths:
+        if kind == "bare pickle":
+            path.write_bytes(pickle.dumps(content))
+        else:
+            torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
     if place == "pytorch_model.bin":
         (model / "model.safetensors").unlink()
         refused(lambda: load_pretrained(model), str(path))
@@ -133,7 +135,7 @@ def test_a_pickle_runs_nothing(
                 output=str(whole),
                 resume=True,
             ),
-            str(path),
+            str(whole / place),
         )
         assert {name: data for name, data in contents(whole).items() if name != "config.json"} == {
             name: data for name, data in before.items() if name != "config.json"
@@ -142,7 +144,7 @@ def test_a_pickle_runs_nothing(
     if kind == "bare pickle":
         pickle.loads(path.read_bytes())
     else:
-        torch.load(path, weights_only=False)
+        torch.load(io.BytesIO(path.read_bytes()), weights_only=False)
     assert (tmp_path / "owned").exists()  # the pickle was a working one
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from hub_server import COMMIT, HubServer
-from runs import Process, assert_same, assert_whole, finish, start, state, training
+from runs import Process, assert_same, assert_whole, finish, start, training
 from safetensors.torch import save
+from small_runs import last_step
+
+from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 
 
 @pytest.fixture
@@ -44,11 +47,11 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
             done += 1
             leftovers += any(folder.rglob(".*.partial"))
             assert_whole(folder)
-            steps.append(state(folder)["progress"]["step"] if (folder / "checkpoint" / "state.pt").exists() else -1)
+            steps.append(last_step(folder))
             print(
                 f"{moment}: kill {done}, checkpoint of step {steps[-1]}, {leftovers} left a part of a file", flush=True
             )
-        there = (folder / "checkpoint" / "state.pt").exists()
+        there = has_checkpoint(folder)
         said = finish(arguments)
         begin = f"resuming {folder} from step " if there else f"{folder} has no checkpoint yet"
         assert any(line.startswith(begin) for line in said), said

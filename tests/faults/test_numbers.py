@@ -38,7 +38,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_state_that_had_a_finite_one(
     words = "keeps the checkpoint of epoch 1, step 1" if good else "no epoch was finished, so there is no checkpoint"
     assert "Lower --lr (" in str(caught.value) and words in str(caught.value)
     if good:
-        assert all(tensor.isfinite().all() for tensor in good["trained"].values())
+        assert all(tensor.isfinite().all() for tensor in good["weights"].values())
         with pytest.raises(MinipeftError) as again:  # the same step with the same figures: nothing was lost
             train(**settings, resume=True)
         assert str(again.value) == str(caught.value)

@@ -88,25 +88,34 @@ def test_killed_between_the_checkpoint_and_what_is_made_from_it(
     assert_same(folder, whole)
 
 
-def test_an_adapter_that_is_not_the_checkpoint_s_best_is_refused(copy: Path, settings: dict[str, Any]) -> None:
-    """Such as one copied from another run: result.json would give it the figures of the best epoch."""
+@pytest.mark.parametrize("damage", ["missing", "no weights", "truncated", "of another epoch"])
+def test_an_adapter_that_is_not_the_checkpoint_s_best_is_written_again(
+    damage: str, copy: Path, finished: Path, settings: dict[str, Any]
+) -> None:
+    """The best epoch is not the last: its weights are in the checkpoint next to those of the last step."""
     weights, best = copy / "adapter" / "adapter_model.safetensors", best_epoch(copy)
-    assert best < 4, "the best epoch is the last, whose adapter is in the checkpoint"
-    tensors, details = load_file(weights), details_of(copy / "adapter")
-    weights.unlink()
-    before = contents(copy)
-    with pytest.raises(MinipeftError, match=r"adapter_model\.safetensors is missing"):
-        resume(copy, settings)
-    save_file(tensors, weights, metadata={"minipeft": json.dumps(details | {"epoch": best + 1})})
-    with pytest.raises(MinipeftError, match=rf"is epoch {best + 1}'s, but the best epoch of the checkpoint is {best}"):
-        resume(copy, settings)
-    weights.unlink()
-    after = contents(copy)
-    assert {name for name in before if before[name] != after[name]} <= {"config.json"}
+    assert best < 4, "the best epoch is the last, whose weights are in the checkpoint anyway"
+    content = weights.read_bytes()
+    if damage == "missing":
+        shutil.rmtree(copy / "adapter")
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "truncated":
+        weights.write_bytes(content[: len(content) // 2])
+    else:
+        details = details_of(copy / "adapter") | {"epoch": best + 1}
+        save_file(load_file(weights), weights, metadata={"minipeft": json.dumps(details)})
+    resume(copy, settings)
+    assert weights.read_bytes() == content
+    assert_same(copy, finished)
 
 
 def test_parts_of_files_that_a_kill_left_are_cleared_away(copy: Path, finished: Path, settings: dict[str, Any]) -> None:
-    for name in (".config.json.partial", "checkpoint/.state.pt.partial", "adapter/.adapter_config.json.partial"):
+    for name in (
+        ".config.json.partial",
+        "checkpoint/.step-00000004.json.partial",
+        "adapter/.adapter_config.json.partial",
+    ):
         (copy / name).write_bytes(b"half of")
     resume(copy, settings)
     assert_same(copy, finished)

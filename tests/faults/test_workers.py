@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_ends_every_worker_and_is_said_once(
     assert job.end() == 1
     (line,) = (line for line in job.lines() if line.startswith("minipeft:"))
     assert re.search(r"step \d+: the loss is .*Lower --lr .*keeps the checkpoint of epoch 1, step 1\)", line), line
-    assert all(tensor.isfinite().all() for tensor in state(tmp_path / "run")["trained"].values())
+    assert all(tensor.isfinite().all() for tensor in state(tmp_path / "run")["weights"].values())
 
 
 @pytest.mark.usefixtures("full")

@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft_agreement import LENGTHS, logits
 from safetensors.torch import load_file
+from small_runs import state
 from torch.nn.utils import clip_grad_norm_
 
 from minipeft import (
@@ -259,10 +260,6 @@ def run(model: SequenceClassifier, folder: Path) -> None:
     train_loop(model, Examples(encoded(20), encoded(6, seed=1)), schedule, RunFolder(folder, quiet=True))
 
 
-def state(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoint" / "state.pt", weights_only=True)
-
-
 @pytest.mark.parametrize("after", [2, 7, 13])  # before pruning, while the budget falls, and when it has fallen
 def test_an_interrupted_run_goes_on_to_the_same_bits(after: int, checkpoint: Path, tmp_path: Path) -> None:
     method = AdaLoRA(2, 4, dropout=0.1, tinit=4, tfinal=4, delta_t=2)
@@ -288,9 +285,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(after: int, checkpoint: Pat
     resumed = apply(load_pretrained(checkpoint), method)  # other numbers at the start
     run(resumed, tmp_path / "broken")
     one, other = state(tmp_path / "unbroken"), state(tmp_path / "broken")
-    assert any(name.endswith("lora_E_uncertainty") for name in one["trained"])
-    assert one["trained"].keys() == other["trained"].keys()
-    assert all(torch.equal(one["trained"][name], other["trained"][name]) for name in one["trained"])
+    assert any(name.endswith("lora_E_uncertainty") for name in one["weights"])
+    assert one["weights"].keys() == other["weights"].keys()
+    assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
     assert torch.equal(logits(resumed), logits(unbroken))
 
 

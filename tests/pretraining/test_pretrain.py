@@ -21,6 +21,7 @@ from conftest import REPOSITORY, contents, environment
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from small_runs import same_tensors, state
 
 from minipeft import MinipeftError, load_pretrained, load_tokenizer, pack
 from minipeft.data.tasks.synthetic import generate
@@ -28,6 +29,7 @@ from minipeft.model.config import EncoderConfig
 from minipeft.model.pretrained import load_language_model
 from minipeft.pretraining.pretrain import TokenizedText, mask, pretrain
 from minipeft.pretraining.pretrain_settings import PretrainSettings
+from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.run_folder.lease import Lease
 
 
@@ -192,33 +194,28 @@ def test_a_run_ended_in_the_middle_goes_on_to_the_same_bits(
         env=environment(),
         stderr=subprocess.PIPE,
     )
-    state_file = tmp_path / "model" / "checkpoint" / "state.pt"
-    while not state_file.is_file():
+    while not has_checkpoint(tmp_path / "model"):
         assert process.poll() is None, process.communicate()[1].decode()
         time.sleep(0.002)
     process.send_signal(sent)
     process.communicate()
     assert process.returncode == status
-    state = torch.load(state_file, weights_only=True)
-    assert 0 < state["step"] < wanted.steps
+    step = state(tmp_path / "model")["step"]
+    assert 0 < step < wanted.steps
     before = contents(tmp_path)
     with pytest.raises(MinipeftError, match="already holds a pretraining run"):
         pretrain(wanted)
     with pytest.raises(MinipeftError, match=r"the run has lr 0\.003, not 0\.004"):
         pretrain(replace(wanted, lr=0.004, resume=True))
     assert contents(tmp_path) == before
-    late = {"step": state["step"] + 1, "eval_loss": 9.9}  # as if it had been evaluated after the last checkpoint
+    late = {"step": step + 1, "eval_loss": 9.9}  # as if it had been evaluated after the last checkpoint
     with open(tmp_path / "model" / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(late) + "\n")
+        file.write(json.dumps(late) + "\n" + '{"step": ')  # and a line that a full disk has truncated
     pretrain(replace(wanted, resume=True))
     assert metrics(tmp_path / "model") == metrics(unbroken)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", unbroken))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    ours, theirs = (
-        torch.load(folder / "checkpoint" / "state.pt", weights_only=True)["model"]
-        for folder in (tmp_path / "model", unbroken)
-    )
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same_tensors(*(state(folder)["weights"] for folder in (tmp_path / "model", unbroken)))
 
 
 def test_a_folder_that_another_process_holds_is_refused(text: Path, tmp_path: Path) -> None:
@@ -231,9 +228,20 @@ def test_a_damaged_state_is_refused(text: Path, unbroken: Path, tmp_path: Path) 
     folder = shutil.copytree(unbroken, tmp_path / "model")
     record = json.loads((folder / "pretrain.json").read_text()) | {"output": str(folder)}
     (folder / "pretrain.json").write_text(json.dumps(record))
-    state = folder / "checkpoint" / "state.pt"
-    state.write_bytes(state.read_bytes()[:-1000])
-    with pytest.raises(MinipeftError, match=r"state\.pt"):
+    (weights,) = folder.glob("checkpoint/*.weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(MinipeftError, match=r"weights\.safetensors does not have its SHA-256\). Remove"):
+        pretrain(settings(text, folder, resume=True))
+
+
+@pytest.mark.parametrize("name", ["train.npz", "validation.npz"])
+def test_damaged_token_ids_are_an_error_of_one_line(name: str, text: Path, unbroken: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(unbroken, tmp_path / "model")
+    record = json.loads((folder / "pretrain.json").read_text()) | {"output": str(folder)}
+    (folder / "pretrain.json").write_text(json.dumps(record))
+    tokens = folder / "checkpoint" / name
+    tokens.write_bytes(tokens.read_bytes()[:-100])
+    with pytest.raises(MinipeftError, match=rf"{name}: cannot be read .*Remove it"):
         pretrain(settings(text, folder, resume=True))
 
 
@@ -259,13 +267,11 @@ def test_a_learning_rate_that_blows_up_keeps_the_last_state(text: Path, tmp_path
     wanted = settings(text, tmp_path / "model", lr=1e36, warmup_steps=1, checkpoint_minutes=0.0)
     with pytest.raises(MinipeftError, match=r"step \d+: the loss is (nan|inf).*lower --lr"):
         pretrain(wanted)
-    state = torch.load(tmp_path / "model" / "checkpoint" / "state.pt", weights_only=True)
-    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+    assert all(torch.isfinite(tensor).all() for tensor in state(tmp_path / "model")["weights"].values())
 
 
 def test_bf16_pretraining_keeps_float32_weights(text: Path, tmp_path: Path) -> None:
     result = pretrain(settings(text, tmp_path / "model", precision="bf16", steps=20))
-    state = torch.load(tmp_path / "model" / "checkpoint" / "state.pt", weights_only=True)
-    assert {tensor.dtype for tensor in state["model"].values()} == {torch.float32}
+    assert {tensor.dtype for tensor in state(tmp_path / "model")["weights"].values()} == {torch.float32}
     exact = pretrain(settings(text, tmp_path / "exact", steps=20))
     assert result["eval_loss"] == pytest.approx(exact["eval_loss"], abs=0.05)

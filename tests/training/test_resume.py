@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY, contents, environment
-from small_runs import adapter, rows, same_tensors, small_run, without_times
+from small_runs import adapter, last_step, rows, same_tensors, small_run, state, without_times
 
 from minipeft import (
     MinipeftError,
@@ -73,7 +74,7 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path, tiny_checkpoint
     before = contents(finished)
     small_run(tiny_checkpoint, small_data, finished, resume=True)
     after = contents(finished)
-    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors", "checkpoint/state.pt"):
+    for name in ("metrics.jsonl", "adapter/adapter_model.safetensors", "checkpoint/step-00000006.json"):
         assert after[name] == before[name]
 
 
@@ -97,27 +98,66 @@ def test_resume_refuses_a_folder_that_holds_something_else(
     assert contents(tmp_path) == {"run/thesis.txt": b"mine"}
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "of another run"])
-def test_resume_from_a_damaged_checkpoint_is_refused(
-    damage: str, finished: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "one bit", "missing"])
+@pytest.mark.parametrize("kind", ["json", "weights.safetensors", "optimizer.safetensors"])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    kind: str,
+    damage: str,
+    finished: Path,
+    tiny_checkpoint: Path,
+    small_data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """The run continues to the same bits; where both are damaged, it ends with one line and changes nothing."""
     folder = shutil.copytree(finished, tmp_path / "run")
-    state = folder / "checkpoint" / "state.pt"
-    whole = state.read_bytes()
-    if damage == "of another run":
-        small_run(tiny_checkpoint, small_data, tmp_path / "other", method="head", epochs=1)
-        whole = (tmp_path / "other" / "checkpoint" / "state.pt").read_bytes()
-    state.write_bytes(
-        {"truncated": whole[: len(whole) // 2], "empty": b"", "garbage": b"no pickle" * 50, "of another run": whole}[
-            damage
-        ]
-    )
+    (folder / "result.json").unlink()
+    newest, previous = (folder / "checkpoint" / f"step-{step:08d}.{kind}" for step in (6, 3))
+    for path in (newest, previous):
+        content = bytearray(path.read_bytes())
+        if damage == "one bit":  # in the last number of a tensor, or in a digit of the loss
+            place = bytes(content).find(b'"loss_sum"') + 12 if kind == "json" else len(content) - 3
+            content[place] ^= 1
+        path.write_bytes(
+            {"truncated": content[: len(content) // 2], "empty": b"", "garbage": b"no" * 50}.get(damage, content)
+        )
+        if damage == "missing":
+            path.unlink()
+        if path == newest:
+            small_run(tiny_checkpoint, small_data, shutil.copytree(folder, tmp_path / "copy"), resume=True)
+    lines = [record.message for record in caplog.records if "is damaged" in record.message]
+    assert len(lines) == (0 if (kind, damage) == ("json", "missing") else 1), lines  # that checkpoint is not known of
+    assert all("continues from the checkpoint of step 3" in line and "\n" not in line for line in lines)
+    assert without_times(rows(tmp_path / "copy")) == without_times(rows(finished))
+    assert same_tensors(adapter(tmp_path / "copy"), adapter(finished))
+    for part in ("weights", "optimizer"):
+        assert same_tensors(state(tmp_path / "copy")[part], state(finished)[part])
+    if (kind, damage) == ("json", "missing"):
+        return
     before = contents(folder)
-    with pytest.raises(MinipeftError, match=r"state\.pt"):
+    with pytest.raises(
+        MinipeftError, match=r"step-00000006\.json: .* Remove .*checkpoint to start the run from scratch"
+    ):
         small_run(tiny_checkpoint, small_data, folder, resume=True)
     after = contents(folder)
-    assert after.keys() == before.keys()
-    assert [name for name in after if after[name] != before[name]] == ["config.json"]  # with this call's --resume
+    assert {name for name in after if after[name] != before.get(name)} <= {"config.json"}
+
+
+def test_a_checkpoint_of_another_run_and_of_a_newer_format_are_refused(
+    finished: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    small_run(tiny_checkpoint, small_data, tmp_path / "other", method="head")
+    shutil.copytree(tmp_path / "other" / "checkpoint", folder / "checkpoint", dirs_exist_ok=True)
+    with pytest.raises(MinipeftError, match=r"the checkpoint does not fit the model .*Resume with the same model"):
+        small_run(tiny_checkpoint, small_data, folder, resume=True)
+    newest = finished / "checkpoint" / "step-00000006.json"
+    content = json.loads(newest.read_text()) | {"format": 2}
+    del content["sha256"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / "checkpoint" / newest.name).write_text(json.dumps(content | {"sha256": digest}))
+    with pytest.raises(MinipeftError, match=r"step-00000006\.json: the file has format 2, .*Install a newer minipeft"):
+        small_run(tiny_checkpoint, small_data, folder, resume=True)
 
 
 @pytest.mark.parametrize("recorded", ["fp32", "bf16", "auto", None])
@@ -170,9 +210,8 @@ def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        state = tmp_path / "broken" / "checkpoint" / "state.pt"
         before = places[-1] if places else 0
-        while not state.is_file() or torch.load(state, weights_only=True)["progress"]["step"] <= before:
+        while last_step(tmp_path / "broken") <= before:
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         process.send_signal(number)
@@ -181,15 +220,10 @@ def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(
         last_line = error.strip().splitlines()[-1]
         assert re.search(r"minipeft: interrupted in step \d+; continue with --resume", last_line), error
         assert "Traceback" not in error
-        progress = torch.load(tmp_path / "broken" / "checkpoint" / "state.pt", weights_only=True)["progress"]
-        places.append(progress["step"])
+        places.append(state(tmp_path / "broken")["progress"]["step"])
         assert not (tmp_path / "broken" / "result.json").exists()
     assert 0 < places[0] < places[1] < steps
     assert main_train([*arguments("broken"), "--resume", "--quiet"]) == 0
     assert without_times(rows(tmp_path / "broken")) == without_times(rows(tmp_path / "unbroken"))
     assert same_tensors(adapter(tmp_path / "broken"), adapter(tmp_path / "unbroken"))
-    states = [
-        torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True)["trained"]
-        for name in ("broken", "unbroken")
-    ]
-    assert same_tensors(*states)
+    assert same_tensors(*(state(tmp_path / name)["weights"] for name in ("broken", "unbroken")))

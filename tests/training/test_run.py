@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import contents, details_of, run_command, shared
-from small_runs import SMALL, adapter, rows, small_run, without_times
+from small_runs import SMALL, adapter, rows, small_run, state, without_times
 
 from minipeft import (
     BitFit,
@@ -39,6 +39,7 @@ METRICS_FIELDS = [
     "seconds",
     "samples_per_second",
 ]
+CHECKPOINT_FILES = ("json", "weights.safetensors", "optimizer.safetensors")
 RESULT_FIELDS = {
     "task",
     "method",
@@ -73,7 +74,7 @@ def test_every_method_leaves_a_whole_run_of_real_data(
         "adapter/README.md",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
-        "checkpoint/state.pt",
+        *(f"checkpoint/step-0000000{step}.{kind}" for step in (3, 6) for kind in CHECKPOINT_FILES),
     }
     history, content = rows(folder), json.loads((folder / "result.json").read_text())
     assert [list(row) for row in history] == [METRICS_FIELDS] * 2
@@ -327,9 +328,9 @@ def test_a_learning_rate_that_blows_up_keeps_the_last_good_epoch(
     assert all(torch.isfinite(tensor).all() for tensor in adapter(tmp_path / "run").values())
     (row,) = rows(tmp_path / "run")
     assert load_run(tmp_path / "run").evaluate() == {name: row[name] for name in ("eval_loss", "accuracy")}
-    state = torch.load(tmp_path / "run" / "checkpoint" / "state.pt", weights_only=True)
-    assert state["progress"]["epoch"] == 1
-    assert all(torch.isfinite(tensor).all() for tensor in state["trained"].values())
+    saved = state(tmp_path / "run")
+    assert saved["progress"]["epoch"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in saved["weights"].values())
     assert not (tmp_path / "run" / "result.json").exists()
 
 

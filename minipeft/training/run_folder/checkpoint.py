@@ -1,4 +1,4 @@
-"""The state of a run that --resume needs: checkpoint/state.pt, and the files that follow from it."""
+"""The checkpoint of a run, from which --resume continues, and the files that follow from it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minipeft.adapters.adapter import save_adapter
 from minipeft.adapters.adapter_file import read_adapter
 from minipeft.data.tasks.task import Task
 from minipeft.data.tokens.examples import Encoded
-from minipeft.errors import MinipeftError, WorkerError
-from minipeft.files import make_folder, write_atomically, write_lines
+from minipeft.errors import MinipeftError
+from minipeft.files import write_lines
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.distributed import CONFIG_ONLY, NOTHING, SINGLE_PROCESS, Processes
 from minipeft.training.progress import Progress, best_epoch
-
-
-def state_file(folder: Path) -> Path:
-    return folder / "checkpoint" / "state.pt"
+from minipeft.training.run_folder.checkpoint_files import (
+    changing_tensors,
+    has_checkpoint,
+    load_state,
+    load_weights,
+    read_checkpoint,
+    read_last_checkpoint,
+    read_tensors,
+    tensor_file,
+    write_checkpoint,
+)
 
 
 def held_of(folder: Path) -> int:
     """Return what this machine holds of a run: NOTHING, CONFIG_ONLY, or the step of its checkpoint + 2."""
-    if not state_file(folder).is_file():
+    if not has_checkpoint(folder):
         return CONFIG_ONLY if (folder / "config.json").is_file() else NOTHING
     try:
         return int(read_progress(folder)["step"]) + 2
@@ -39,21 +45,16 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     train: Encoded,
+    select_by: str,
 ) -> None:
-    """Write the trainable tensors, the optimizer's state, the progress and the examples' fingerprint."""
-    state = {
-        "trained": {name: tensor.detach() for name, tensor in _changing_tensors(model).items()},
-        "optimizer": optimizer.state_dict(),
-        "progress": vars(progress),
-        "examples": train.fingerprint,
-    }
-    make_folder(folder / "checkpoint")
+    """Write the trained tensors, the optimizer's state, the progress and the fingerprint of the training examples.
 
-    def write(path: Path) -> None:
-        with open(path, "wb") as file:  # torch.save's own file hides the reason why it cannot be written
-            torch.save(state, file)
-
-    write_atomically(state_file(folder), write)
+    The weights of the best evaluation so far stay, from which adapter/ can be written again.
+    """
+    content = {"progress": vars(progress), "examples": train.fingerprint}
+    best = best_epoch(progress.history, select_by)["step"] if progress.history else progress.step
+    keep = [] if best == progress.step else [tensor_file(folder, best, "weights").name]
+    write_checkpoint(folder, progress.step, content, model, optimizer, keep)
 
 
 def restore_checkpoint(
@@ -63,101 +64,85 @@ def restore_checkpoint(
     train: Encoded,
     processes: Processes = SINGLE_PROCESS,
 ) -> Progress:
-    """Load the last checkpoint into model and optimizer; without one, return a new Progress.
+    """Load the last complete checkpoint into model and optimizer; without one, return a new Progress.
 
-    Rank 0 reads the file and sends its content to the others.
+    Rank 0 reads the files and sends their content to the others.
 
     Raises:
-        MinipeftError: for a damaged checkpoint, and for one of other training examples.
+        MinipeftError: where no checkpoint is complete, and for one of other training examples.
     """
-    path = state_file(folder)
-    try:
-        state = processes.on_rank_zero(
-            lambda: torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
-        )
-        if state is None:
-            return Progress()
-        same = state["examples"] == train.fingerprint
-        tensors = _changing_tensors(model)
-        with torch.no_grad():
-            for name, tensor in state["trained"].items():
-                tensors[name].copy_(tensor)
-        optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(**state["progress"])
-    except WorkerError:
-        raise
-    except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
-        raise _unreadable(folder, error) from None
-    if not same:
+    found = processes.on_rank_zero(lambda: read_last_checkpoint(folder) if has_checkpoint(folder) else None)
+    if found is None:
+        return Progress()
+    content, weights, state = found
+    if content["examples"] != train.fingerprint:
         raise MinipeftError(
             f"{folder}: the run has other training examples. Pass the same data, or choose another --output."
         )
-    return progress
-
-
-def _changing_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
-    """The tensors that a step changes: the trainable parameters, and a method's buffers."""
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {**parameters, **dict(model.named_buffers())}
+    load_state(folder, model, optimizer, weights, state)
+    return Progress(**content["progress"])
 
 
 def publish(folder: Path, model: SequenceClassifier, progress: Progress, task: Task, select_by: str) -> None:
     """Write metrics.jsonl after an evaluation and, if it is the best, adapter/."""
     if (best := best_epoch(progress.history, select_by)) is progress.history[-1]:
-        details = {
-            "task": task.name,
-            "columns": list(task.columns),
-            "metric": task.metrics[0],
-            "score": best[task.metrics[0]],
-        }
-        details |= task.problem.details(best)
-        save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
+        _save_adapter(folder, model, best, task)
     write_lines(folder / "metrics.jsonl", progress.history)
+
+
+def _save_adapter(folder: Path, model: SequenceClassifier, best: dict[str, Any], task: Task) -> None:
+    details = {
+        "task": task.name,
+        "columns": list(task.columns),
+        "metric": task.metrics[0],
+        "score": best[task.metrics[0]],
+    }
+    details |= task.problem.details(best)
+    save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
 
 
 def complete_epoch(folder: Path, model: SequenceClassifier, progress: Progress, task: Task, select_by: str) -> str:
     """Make adapter/ and metrics.jsonl those of the checkpoint, and describe where the run continues.
 
-    A run may be killed between the checkpoint of an evaluation and the files that follow from it.
+    A run may be killed between the checkpoint of an evaluation and the files that follow from it, and adapter/ may be
+    missing or damaged.
     """
-    if not state_file(folder).is_file():
+    if not has_checkpoint(folder):
         return ""
     adapter = "no epoch is finished yet"
     if progress.history:
-        epoch = best_epoch(progress.history, select_by)["epoch"]
-        adapter = f"the adapter is epoch {epoch}'s"
-        if progress.samples == 0:
-            publish(folder, model, progress, task, select_by)
-        if (found := read_adapter(folder / "adapter", model.config).details.get("epoch")) != epoch:
-            raise MinipeftError(
-                f"{folder / 'adapter'} is epoch {found}'s, but the best epoch of the checkpoint is {epoch}. "
-                f"Restore that adapter, or remove {folder / 'checkpoint'} to start the run from scratch."
-            )
+        best = best_epoch(progress.history, select_by)
+        adapter = f"the adapter is epoch {best['epoch']}'s"
+        if _adapter_epoch(folder / "adapter", model) != best["epoch"]:
+            current = {name: tensor.clone() for name, tensor in changing_tensors(model).items()}
+            content, _ = read_checkpoint(folder)
+            load_weights(model, read_tensors(folder, content, best["step"], "weights"))
+            _save_adapter(folder, model, best, task)
+            load_weights(model, current)
+        write_lines(folder / "metrics.jsonl", progress.history)
     return f"resuming {folder} from step {progress.step} (epoch {_current_epoch(vars(progress))}); {adapter}"
+
+
+def _adapter_epoch(folder: Path, model: SequenceClassifier) -> Any:
+    """The epoch of an adapter, from 1; None where it cannot be read."""
+    try:
+        return read_adapter(folder, model.config).details.get("epoch")
+    except MinipeftError:
+        return None
 
 
 def describe_checkpoint(folder: Path) -> str:
     """Describe the last checkpoint, for the message of a run that cannot continue."""
-    if not state_file(folder).is_file():
+    if not has_checkpoint(folder):
         return "no epoch was finished, so there is no checkpoint"
     progress = read_progress(folder)
     return f"{folder} keeps the checkpoint of epoch {_current_epoch(progress)}, step {progress['step']}"
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """Return the fields of the last checkpoint's Progress."""
-    try:
-        progress: dict[str, Any] = torch.load(state_file(folder), map_location="cpu", weights_only=True)["progress"]
-    except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
-        raise _unreadable(folder, error) from None
+    """Return the fields of the last complete checkpoint's Progress."""
+    progress: dict[str, Any] = read_checkpoint(folder)[0]["progress"]
     return progress
-
-
-def _unreadable(folder: Path, error: Exception) -> MinipeftError:
-    return MinipeftError(
-        f"{state_file(folder)}: the checkpoint cannot be read ({type(error).__name__}). "
-        "Remove it to start the run from scratch."
-    )
 
 
 def _current_epoch(progress: dict[str, Any]) -> int:

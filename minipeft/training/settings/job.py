@@ -20,7 +20,8 @@ from minipeft.problems import PROBLEMS
 from minipeft.training.distributed import Processes, join_processes
 from minipeft.training.optimization.loss import LossSettings
 from minipeft.training.optimization.schedule import Schedule
-from minipeft.training.run_folder.checkpoint import held_of, state_file
+from minipeft.training.run_folder.checkpoint import held_of
+from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings.choices import (
     ALL_ROWS,
     Checkpoint,
@@ -162,7 +163,7 @@ def resolve(settings: TrainSettings) -> Job:
 def read_run(folder: Path) -> tuple[dict[str, Any], bool]:
     """Return the content of a run's config.json, empty for a new run, and whether the run has a checkpoint."""
     path = folder / "config.json"
-    return read_json(path) if path.is_file() else {}, state_file(folder).is_file()
+    return read_json(path) if path.is_file() else {}, has_checkpoint(folder)
 
 
 def config_of(job: Job, settings: TrainSettings) -> dict[str, Any]:

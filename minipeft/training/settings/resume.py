@@ -11,7 +11,8 @@ from minipeft.errors import MinipeftError, short_repr
 from minipeft.files import read_json
 from minipeft.methods import METHODS
 from minipeft.training.optimization.schedule import Schedule
-from minipeft.training.run_folder.checkpoint import read_progress, state_file
+from minipeft.training.run_folder.checkpoint import read_progress
+from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings.train_settings import TrainSettings
 
 # Settings that --resume may change. "data" is compared as "source".
@@ -63,7 +64,7 @@ def check_same_settings(folder: Path, task: Task, schedule: Schedule, config: di
     Returns:
         What the learning rate does, where the run had ended and now has more epochs or steps; else "".
     """
-    if not state_file(folder).is_file():
+    if not has_checkpoint(folder):
         return ""
     # A run of an older version lacks the settings that were added since: it had their defaults.
     added = dataclasses.asdict(TrainSettings()) | {"select_by": task.metrics[0]}

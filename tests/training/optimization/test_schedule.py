@@ -22,6 +22,7 @@ from small_runs import (
     run_loop,
     same_tensors,
     small_run,
+    state,
     without_times,
 )
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, SequentialLR
@@ -95,8 +96,7 @@ def test_a_run_interrupted_within_epochs_resumes_to_the_same_bits(
                 done = run_loop(broken, train, validation, tmp_path / "broken", **options)
             break
         except Interrupted:
-            state = torch.load(tmp_path / "broken" / "checkpoint" / "state.pt", weights_only=True)
-            places.append(state["progress"]["examples_done"])
+            places.append(state(tmp_path / "broken")["progress"]["examples_done"])
     assert any(0 < place < COUNT for place in places) and len(places) >= 2
     assert without_times(done.history) == without_times(expected.history)
     assert same_tensors(dict(broken.named_parameters()), dict(unbroken.named_parameters()))
@@ -181,8 +181,7 @@ def test_a_finished_run_with_a_constant_learning_rate_continues_as_one_with_more
     said = [line for line in capsys.readouterr().err.splitlines() if "continues from" in line]
     assert said == [f"{tmp_path / 'run'} continues from 1 to 3 epochs: the constant learning rate stays 0.0005"]
     assert without_times(rows(tmp_path / "run")) == without_times(rows(tmp_path / "whole"))
-    states = [torch.load(tmp_path / name / "checkpoint" / "state.pt", weights_only=True) for name in ("run", "whole")]
-    assert same_tensors(*(state["trained"] for state in states))
+    assert same_tensors(*(state(tmp_path / name)["weights"] for name in ("run", "whole")))
     assert done.content["best"] == expected.content["best"] and done.content["last"] == expected.content["last"]
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == done.content
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 3

@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, environment
 from filelock import SoftFileLease
+from small_runs import last_step
 
 from minipeft import MinipeftError
 from minipeft.cli.cli import main_train
 from minipeft.files import LEASE, write_lines, write_text
 from minipeft.training.reporting.trackers import Events
 from minipeft.training.run_folder import lease as lease_module
+from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.run_folder.lease import Lease, wait_for_release
 
 TRAIN = """
@@ -97,7 +99,7 @@ def test_of_trainings_that_start_together_one_trains_and_the_others_name_it(
 def test_a_killed_training_is_resumed_at_once(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     process = start(tiny_checkpoint, small_data, output, *LONG)
-    wait_until((output / "checkpoint" / "state.pt").exists, process)
+    wait_until(lambda: has_checkpoint(output), process)
     second = start(tiny_checkpoint, small_data, output, *LONG, "--resume")
     assert re.search(rf"is in use by process {process.pid} on .*choose another --output", second.communicate()[1])
     assert second.returncode == 2
@@ -118,7 +120,7 @@ def test_a_training_that_stood_still_writes_nothing_when_it_wakes_up(
 ) -> None:
     output = tmp_path / "run"
     first = start(tiny_checkpoint, small_data, output, *LONG, stale=0.5)
-    wait_until((output / "checkpoint" / "state.pt").exists, first)
+    wait_until(lambda: has_checkpoint(output), first)
     first.send_signal(signal.SIGSTOP)
     second = start(tiny_checkpoint, small_data, output, *LONG, "--resume", stale=0.5)
 
@@ -130,8 +132,8 @@ def test_a_training_that_stood_still_writes_nothing_when_it_wakes_up(
     error = first.communicate(timeout=60)[1]
     assert first.returncode == 2 and f"process {second.pid} on " in error and "stood still" in error, error
     assert taken_over()
-    state, saved = output / "checkpoint" / "state.pt", time.time_ns()
-    wait_until(lambda: state.stat().st_mtime_ns > saved, second)
+    saved = last_step(output)
+    wait_until(lambda: last_step(output) > saved, second)
     second.terminate()
     assert "minipeft: interrupted " in second.communicate(timeout=60)[1] and second.returncode == 143
     with Lease(output):
@@ -219,7 +221,7 @@ def test_a_process_that_lost_the_lease_writes_no_file_of_the_folder(tmp_path: Pa
     run = tmp_path / "run"
     with Lease(run):
         (run / "checkpoint").mkdir()
-        files = [run / "metrics.jsonl", run / "result.json", run / "checkpoint" / "state.pt"]
+        files = [run / "metrics.jsonl", run / "result.json", run / "checkpoint" / "step-00000001.json"]
         for path in files:
             write_text(path, "before")
         (run / LEASE).unlink()
