@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from minipeft.adapters.adapter_file import (
     CONFIG,
+    PREFIX,
     WEIGHTS,
     Adapter,
     adapter_content,
@@ -27,13 +28,15 @@ from minipeft.adapters.adapter_file import (
     base_model_fields,
     read_adapter,
 )
-from minipeft.errors import MinipeftError, first_line
+from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.files import json_text, make_folder, write_together
-from minipeft.methods import apply
+from minipeft.methods import METHODS, apply, method_name
 from minipeft.methods.adapted import adapted_layers
+from minipeft.methods.peft_format import read_pattern
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of
+from minipeft.model.roberta import Linear
 
 logger = logging.getLogger("minipeft")
 
@@ -81,8 +84,8 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
     """
     folder = Path(folder)
     adapter = read_adapter(folder, model.config)
-    method, state, labels = adapter.method, adapter.state, adapter.details.get("labels")
-    if isinstance(labels, list) and len(labels) != model.config.num_labels:
+    method, labels = adapter.method, adapter.details.get("labels")
+    if labels and len(labels) != model.config.num_labels:
         raise MinipeftError(
             f"{folder}: the adapter has {len(labels)} labels, the model {model.config.num_labels}; "
             f"load the model with num_labels={len(labels)}"
@@ -93,19 +96,19 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
     except (MinipeftError, RuntimeError, OverflowError) as error:  # torch's, for sizes that no tensor can have
         raise MinipeftError(f"{folder / CONFIG}: {first_line(error)}") from None
     names = adapter_tensors(shape)
-    own = _model_head_tensors(model, shape, adapter)
-    _check_tensors({theirs: tensor for theirs, tensor in names.items() if theirs not in own}, state, folder)
+    own, state = _head_of_model(model, names, adapter)
+    _check_tensors({theirs: tensor for theirs, tensor in names.items() if theirs not in own}, state, adapter)
     apply(model, method)
     _fill(model, state | own)
-    if isinstance(labels, list):
-        problem_type = adapter.details.get("problem_type")
-        model.config = model.config.with_labels([str(label) for label in labels], problem_type)
+    model.new_tensors = ()
+    if labels:
+        model.config = model.config.with_labels(labels, adapter.details.get("problem_type"))
     return model
 
 
 def reload_adapter(model: SequenceClassifier, adapter: Adapter) -> None:
     """Give a model that has the method already the values of `adapter`: a run's best epoch, say."""
-    _check_tensors(adapter_tensors(model), adapter.state, adapter.folder)
+    _check_tensors(adapter_tensors(model), adapter.state, adapter)
     _fill(model, adapter.state)
 
 
@@ -121,13 +124,15 @@ def initialize_from_adapter(model: SequenceClassifier, start: Adapter) -> str:
     Returns one line that says what was taken.
     """
     tensors = adapter_tensors(model)
-    in_head = {id(parameter) for parameter in model.head.parameters()}
-    head = {name for name, tensor in tensors.items() if id(tensor) in in_head}
     labels, own = start.details.get("labels"), list(model.config.id2label.values())
     keeps_head = labels == own
-    wanted = {name: tensor for name, tensor in tensors.items() if keeps_head or name not in head}
-    found = {name: tensor for name, tensor in start.state.items() if keeps_head or name not in head}
-    _check_tensors(wanted, found, start.folder)
+    if any(_is_in_head(name, model.config) for name in start.state):  # a part of a head would be another function
+        _head_of_model(model, tensors, start)
+    wanted, found = (
+        {name: tensor for name, tensor in named.items() if keeps_head or not _is_in_head(name, model.config)}
+        for named in (tensors, start.state)
+    )
+    _check_tensors(wanted, found, start)
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(found[name])
@@ -136,30 +141,31 @@ def initialize_from_adapter(model: SequenceClassifier, start: Adapter) -> str:
     return f"start   {start.folder} ({trained_on}), {taken}"
 
 
-def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], folder: Path) -> None:
-    """Every tensor that the model has is in the file with its shape, and no other is."""
+def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], adapter: Adapter) -> None:
+    """Raise unless the file has every tensor of the model with its shape, and no other."""
+    path = adapter.folder / WEIGHTS
     for name, tensor in expected.items():
         if name not in state:
             remedy = _describe_layer_mismatch(expected, state) or "the file is not whole"
-            raise MinipeftError(f"{folder / WEIGHTS}: tensor {name} is missing; {remedy}")
+            raise MinipeftError(f"{path}: tensor {name} is missing; {remedy}")
         if state[name].shape != tensor.shape:
             raise MinipeftError(
-                f"{folder / WEIGHTS}: {name} has shape {tuple(state[name].shape)}, but the model "
+                f"{path}: {name} has shape {tuple(state[name].shape)}, but the model "
                 f"asks for {tuple(tensor.shape)}; load the model that the adapter belongs to"
             )
         if not state[name].is_floating_point():
-            raise MinipeftError(f"{folder / WEIGHTS}: {name} holds {state[name].dtype}, not floating-point numbers")
+            raise MinipeftError(f"{path}: {name} holds {state[name].dtype}, not floating-point numbers")
     if unused := sorted(set(state) - set(expected)):
+        remedy = _describe_layer_mismatch(expected, state) or "the adapter belongs to another model or method"
         raise MinipeftError(
-            f"{folder / WEIGHTS}: nothing uses tensor {unused[0]} (and {len(unused) - 1} more); "
-            f"{_describe_layer_mismatch(expected, state) or 'the adapter belongs to another model or method'}"
+            f"{path}: nothing uses tensor {short_repr(unused[0])[1:-1]} (and {len(unused) - 1} more); {remedy}"
         )
 
 
 def _describe_layer_mismatch(expected: Iterable[str], state: Iterable[str]) -> str:
     """What to say where a file's tensors end at another layer than the model's; nothing where they do not."""
     asked, found = (
-        max((int(number) for name in names for number in re.findall(r"\.layers?\.(\d+)\.", name)), default=-1) + 1
+        max((int(number) for name in names for number in re.findall(r"\.layers?\.(\d{1,9})\.", name)), default=-1) + 1
         for names in (expected, state)
     )
     if asked == found:
@@ -173,16 +179,65 @@ def _fill(model: SequenceClassifier, state: dict[str, Tensor]) -> None:
         tensor.copy_(state[name])
 
 
-def _model_head_tensors(model: SequenceClassifier, shape: SequenceClassifier, adapter: Adapter) -> dict[str, Tensor]:
-    """The parts of the head that peft did not save, because its modules_to_save do not name them, from the model."""
-    tensors = dict(model.head.named_parameters())
-    modules = family_of(model.config).head_modules
-    own = {}
-    for theirs, tensor in adapter_tensors(shape).items():
-        ours = next((name for name, t in shape.head.named_parameters() if t is tensor), None)
-        part = next((module for module in modules if f".{module}." in theirs), None)
-        if ours is not None and theirs not in adapter.state and part not in adapter.modules_to_save:
-            own[theirs] = tensors[ours].detach().clone()
+def _head_of_model(
+    model: SequenceClassifier, names: dict[str, Tensor], adapter: Adapter
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the parts of the head that come from the model, and the adapter's tensors without those merged into them.
+
+    peft saves the modules of the head that modules_to_save name. It can adapt the head's linear layers as well, which
+    "all-linear" does; here the head is trained whole, so W + s · B A is its weight.
+
+    Raises:
+        MinipeftError: for a tensor that neither the adapter nor the model's checkpoint has.
+    """
+    state = {_without_wrapper(name, model.config): tensor for name, tensor in adapter.state.items()}
+    family, own = family_of(model.config), {}
+    for ours, theirs in family.head_names.items():
+        part = next(module for module in family.head_modules if f".{module}." in f".{theirs}.")
+        for leaf, tensor in model.head.get_submodule(ours).named_parameters():
+            name = next(name for name in names if name.endswith(f".{theirs}.{leaf}"))
+            if name in state or part in adapter.modules_to_save:
+                continue
+            if f"head.{ours}.{leaf}" in model.new_tensors:
+                raise MinipeftError(
+                    f"{adapter.folder}: tensor {theirs}.{leaf} of the head is neither in the adapter nor in the base "
+                    f"model; save the adapter with {', '.join(family.head_modules)} in modules_to_save"
+                )
+            own[name] = tensor.detach().clone()
+        merged = f"{PREFIX}{theirs}.weight"
+        if f"{PREFIX}{theirs}.lora_A.weight" in state and merged in own:
+            own[merged] = _merge_into_head(own[merged], theirs, state, adapter)
     if any("classifier" in name for name in own):
         logger.warning("%s holds no classification head: the model keeps its own", adapter.folder)
-    return own
+    return own, state
+
+
+def _is_in_head(name: str, config: EncoderConfig) -> bool:
+    return any(f".{theirs}." in name for theirs in family_of(config).head_names.values())
+
+
+def _without_wrapper(name: str, config: EncoderConfig) -> str:
+    """With bias="all", peft saves the bias of an adapted layer of the head under the name of its wrapper."""
+    return name.replace(".base_layer.", ".") if _is_in_head(name, config) else name
+
+
+@torch.no_grad()
+def _merge_into_head(weight: Tensor, path: str, state: dict[str, Tensor], adapter: Adapter) -> Tensor:
+    """Return the merged weight of a linear layer of the head, and take its LoRA tensors out of `state`."""
+    method, peft = adapter.method, METHODS[method_name(adapter.method)].peft
+    if peft is None or peft.layer is None:
+        raise MinipeftError(
+            f"{adapter.folder / CONFIG}: target_modules names {path}, a layer of the head, which only LoRA can adapt"
+        )
+    linear = Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight.float())
+    alpha = read_pattern(adapter.content, "alpha_pattern", [path], method.alpha)[path]
+    layer = peft.layer(linear, len(state[f"{PREFIX}{path}.lora_A.weight"]), alpha, 0.0, method.rslora, method.init)
+    names = {
+        f"{PREFIX}{path}.{peft.names.get(leaf, leaf)}": p for leaf, p in layer.named_parameters() if leaf != "weight"
+    }
+    stored = {name: state.pop(name) for name in names if name in state}
+    _check_tensors(names, stored, adapter)
+    for name, parameter in names.items():
+        parameter.copy_(stored[name])
+    return layer.merged_weight()

@@ -11,17 +11,23 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minipeft.errors import MinipeftError, first_line, short_repr
+from minipeft.errors import MinipeftError, check_choice, check_float, first_line, short_repr
 from minipeft.files import parse_json, read_json
 from minipeft.methods import METHODS, MethodEntry, method_name
 from minipeft.methods.adapted import AdaptedLinear
 from minipeft.methods.peft_format import check_fields
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.config import EncoderConfig
+from minipeft.model.config import EncoderConfig, check_distinct
 from minipeft.model.families import family_of, name_table, tensor_names
+from minipeft.model.pretrained import read_pickled
+from minipeft.problems import PROBLEMS
 
 PREFIX = "base_model.model."
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+
+
+LARGEST_CONFIG, LARGEST_DETAILS = 1 << 22, 1 << 24  # bytes of adapter_config.json, characters of the details
+LONGEST_NAME = 1000  # characters of a task's, a class's or a column's name
 
 
 @dataclass(frozen=True)
@@ -29,37 +35,42 @@ class Adapter:
     """What the files hold.
 
     Attributes:
+        content: The content of adapter_config.json.
         state: peft's name → the tensor.
         details: What travels with the tensors: labels, task, score, epoch.
+        num_labels: Number of classes, from the head or the labels; None where neither is there.
         modules_to_save: What peft saved in addition to the method; the model keeps its modules of the head that are
             not among them.
     """
 
     folder: Path
     method: Any
+    content: dict[str, Any]
     state: dict[str, Tensor]
     details: dict[str, Any]
+    num_labels: int | None
     modules_to_save: tuple[str, ...]
 
 
 def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     """Read an adapter for a model of shape `config`; files that do not fit it, or each other, raise MinipeftError."""
-    content = read_json(folder / CONFIG)
-    state, details = _read_tensors(folder / WEIGHTS)
-    base = details.get("base")
+    content = read_config(folder)
+    state, details = _read_tensors(folder)
+    base, labels = details.get("base"), details.get("labels")
     of_model = base_model_fields(config)
-    if isinstance(base, dict) and (of_adapter := of_model | base) != of_model:  # older files say less
+    if isinstance(base, dict) and (of_adapter := of_model | base) != of_model:
         raise MinipeftError(
             f"{folder}: the adapter was trained on {_describe(of_adapter)}, but the model is {_describe(of_model)}; "
             "load the model that it belongs to"
         )
+    num_labels = _count_labels(state, labels, config, folder)
     try:
         method = _method(content, config)
         saved = details.get("config")
         of_weights = _method(saved, config) if isinstance(saved, dict) else method
         saved_modules = content.get("modules_to_save") or ()
         saved_modules = (saved_modules,) if isinstance(saved_modules, str) else tuple(saved_modules)
-    except (MinipeftError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (MinipeftError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise MinipeftError(f"{folder / CONFIG}: no usable config of a method ({first_line(error)})") from None
     if of_weights != method:
         name, one, other = _first_differing_setting(method, of_weights)
@@ -70,7 +81,15 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     # With bias="all", peft writes the biases of modules_to_save again, under its wrappers' names.
     again = re.compile(r"\.(modules_to_save|original_module)\.(.*\.)?bias$")
     state = {name: tensor for name, tensor in state.items() if not again.search(name)}
-    return Adapter(folder, method, state, details, saved_modules)
+    return Adapter(folder, method, content, state, details, num_labels, saved_modules)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of adapter_config.json."""
+    path = folder / CONFIG
+    if path.is_file() and path.stat().st_size > LARGEST_CONFIG:
+        raise MinipeftError(f"{path}: larger than {LARGEST_CONFIG >> 20} MiB, which no adapter's config is")
+    return read_json(path)
 
 
 def _first_differing_setting(method: Any, other: Any) -> tuple[str, Any, Any]:
@@ -81,16 +100,67 @@ def _first_differing_setting(method: Any, other: Any) -> tuple[str, Any, Any]:
     return "the method", method, other
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors, and the details that minipeft writes; older versions of peft write adapter_model.bin."""
+    path = folder / WEIGHTS
+    if not path.exists() and (folder / PICKLE).is_file():
+        return read_pickled(folder / PICKLE), {}
     try:
         with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            details = parse_json((file.metadata() or {}).get("minipeft", "{}"))
+            details = _read_details((file.metadata() or {}).get("minipeft", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, details  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise MinipeftError(f"{path} is missing; name the adapter folder of a run") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise MinipeftError(f"{path}: not a whole safetensors file ({str(error)[:200]})") from None
-    return state, details if isinstance(details, dict) else {}
+
+
+def _count_labels(
+    state: dict[str, Tensor], labels: list[str] | None, config: EncoderConfig, folder: Path
+) -> int | None:
+    """Return the rows of the head's last weight, which fit the labels and the model, or the number of labels."""
+    end = f".{family_of(config).head_names['out_proj']}.weight"
+    for name, tensor in state.items():
+        if name.endswith(end):
+            rows = len(labels) if labels else len(tensor)
+            if tensor.shape != (rows, config.hidden_size):
+                raise MinipeftError(
+                    f"{folder}: {name} has shape {tuple(tensor.shape)}, but the labels and the model ask for "
+                    f"{(rows, config.hidden_size)}; load the model that the adapter belongs to"
+                )
+            return rows
+    return len(labels) if labels else None
+
+
+def _read_details(text: str) -> dict[str, Any]:
+    """Parse the metadata of the weights, and check what a model and a task are made of; ValueError if it is wrong."""
+    if len(text) > LARGEST_DETAILS:
+        raise ValueError(f"its metadata have {len(text):,} characters")
+    details = parse_json(text)
+    if not isinstance(details, dict):
+        return {}
+    details = {name: value for name, value in details.items() if value is not None}
+    for name in ("labels", "columns"):
+        names = details.get(name, ["text"])
+        if not isinstance(names, list) or not names or not all(map(_is_name, names)):
+            raise ValueError(f"{name} {short_repr(names)} is not a list of names")
+    if len(details.get("columns", [])) > 2:
+        raise ValueError(f"columns {short_repr(details['columns'])} are more than a text and a pair")
+    for name in ("task", "label_separator"):
+        if not _is_name(details.get(name, name)):
+            raise ValueError(f"{name} {short_repr(details[name])} is not a name")
+    try:
+        check_distinct(details.get("labels", []), "labels")
+        check_choice("problem_type", details.get("problem_type", next(iter(PROBLEMS))), PROBLEMS)
+        if not 0 <= check_float("threshold", details.get("threshold", 0.5)) <= 1:
+            raise MinipeftError(f"threshold {details['threshold']} is not a probability")
+    except MinipeftError as error:
+        raise ValueError(str(error)) from None
+    return details
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME
 
 
 def base_model_fields(config: EncoderConfig) -> dict[str, Any]:
@@ -99,11 +169,12 @@ def base_model_fields(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _describe(base: dict[str, Any]) -> str:
+    """Describe the fields of `base_model_fields`, which may come from a file."""
+    values = {name: short_repr(value).strip("'") for name, value in base.items()}
     return (
-        f"{base.get('model_type')} with {base.get('num_hidden_layers')} layers of {base.get('hidden_size')} "
-        f"and {base.get('vocab_size')} tokens, {base.get('num_attention_heads')} heads and an inner size of "
-        f"{base.get('intermediate_size')}"
-    )
+        "{model_type} with {num_hidden_layers} layers of {hidden_size} and {vocab_size} tokens, {num_attention_heads} "
+        "heads and an inner size of {intermediate_size}"
+    ).format(**values)
 
 
 def adapter_tensors(model: SequenceClassifier) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from minipeft.errors import MinipeftError, check_float
 from minipeft.methods.adapted import target_modules_of
 from minipeft.methods.lora import LoRA, LoRALinear
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.config import generic_labels
 from minipeft.model.families import family_of
 from minipeft.model.roberta import Linear
 
@@ -110,14 +111,13 @@ class AdapterSet(nn.Module):
         method, details = adapter.method, adapter.details
         if type(method) is not LoRA or method.bias != "none" or method.modules_to_save:
             raise MinipeftError(f"{folder / CONFIG}: an AdapterSet takes LoRA of A and B alone, not {method!r}")
-        model = self.model
-        labels = details.get("labels") or list(self._own_config.id2label.values())
-        model.config = self._own_config.with_labels([str(label) for label in labels])
-        if len(labels) == self._own_config.num_labels:  # a file of peft's may hold no head
-            model.head = copy.deepcopy(self._own_head)
-        else:
-            device = next(self._own_head.parameters()).device
-            model.head = family_of(model.config).head(model.config).to(device).eval()
+        model, own_new = self.model, self.model.new_tensors
+        model.head = copy.deepcopy(self._own_head)  # a file of peft's may hold a part of a head, or none
+        if adapter.num_labels not in (None, self._own_config.num_labels):
+            model.config = self._own_config.with_labels(details.get("labels") or generic_labels(adapter.num_labels))
+            out_proj = family_of(model.config).head(model.config).get_submodule("out_proj")
+            model.head.out_proj = out_proj.to(next(self._own_head.parameters()).device)
+            model.new_tensors += tuple(f"head.out_proj.{name}" for name, _ in out_proj.named_parameters())
         for path, frozen, _ in self._places:
             model.encoder.set_submodule(path, frozen)
         try:
@@ -133,6 +133,7 @@ class AdapterSet(nn.Module):
             for path, _, grouped in self._places:
                 model.encoder.set_submodule(path, grouped)
             model.method, model.config, model.head = None, self._own_config, self._own_head
+            model.new_tensors = own_new
 
     def average(self, name: str, weights: dict[str, float]) -> None:
         """Add under `name` the sum of adapters times their weights: Σ w_i · s_i · B_i A_i, and the heads likewise.

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from minipeft.adapters.adapter import load_adapter
-from minipeft.adapters.adapter_file import CONFIG, WEIGHTS, read_adapter
+from minipeft.adapters.adapter_file import CONFIG, read_adapter, read_config
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.device import choose_device, choose_max_tokens
-from minipeft.errors import MinipeftError, first_line
-from minipeft.files import parse_json, read_json, read_small
+from minipeft.errors import MinipeftError, first_line, format_names, short_repr
+from minipeft.files import parse_json, read_small
 from minipeft.hub.hub import resolve_model
 from minipeft.hub.names import name_in_path
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.config import EncoderConfig
-from minipeft.model.families import family_of, load_config
-from minipeft.model.pretrained import cast_frozen, load_pretrained, read_weights
+from minipeft.model.config import EncoderConfig, generic_labels, label_order
+from minipeft.model.families import load_config, tensor_names
+from minipeft.model.pretrained import cast_frozen, load_pretrained, reorder_labels
 from minipeft.problems import problem_of
 from minipeft.training.settings.choices import choose_max_length
+
+LONGEST_NAME = 1024  # characters of a base model's name or folder
+OTHER = "Name a run, an adapter or a merged checkpoint"
 
 logger = logging.getLogger("minipeft")
 
@@ -56,21 +57,23 @@ def load_adapter_folder(folder: Path, device: str, precision: str, pairs: bool |
     Raises:
         MinipeftError: for a base model that cannot be found, and for an adapter without a classification head.
     """
-    name = read_json(folder / CONFIG).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
+    place = f"{folder / CONFIG}: base_model_name_or_path"
+    name = read_config(folder).get("base_model_name_or_path")
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
         raise MinipeftError(
-            f"{folder / CONFIG}: base_model_name_or_path is missing. Write the base model's name there."
+            f"{place} {short_repr(name)} is not the name of a model. Write the base model's name there."
         )
     try:
         base, _ = resolve_model(name if Path(name).is_dir() else name_in_path(name))
-    except MinipeftError as error:
-        raise MinipeftError(f"{folder / CONFIG}: base_model_name_or_path: {error}") from None
+    except (MinipeftError, OSError, ValueError, RuntimeError) as error:  # a name that no file can have raises too
+        raise MinipeftError(f"{place}: {first_line(error)}") from None
     adapter = read_adapter(folder, load_config(base))
-    labels = adapter.details.get("labels") or _labels_of_head(folder)
-    model = load_without_warnings(base, len(labels))
-    load_adapter(model, folder)
+    if adapter.num_labels is None:
+        raise MinipeftError(f"{folder}: no classification head in it. Train one, or name another adapter.")
+    model = load_adapter(load_without_warnings(base, adapter.num_labels), folder)
     settings = {"method": type(adapter.method).__name__, "model": name}
-    task = _task(str(adapter.details.get("task") or folder.name), model.config, adapter.details, pairs)
+    task = _task(adapter.details.get("task") or folder.name, model.config, adapter.details, pairs)
+    match_labels(model, task, folder)
     settings |= _limits(model, adapter.method, device, precision)
     return cast_frozen(model, _dtype(precision)), base, task, settings
 
@@ -82,13 +85,33 @@ def load_checkpoint(folder: Path, device: str, precision: str, pairs: bool | Non
         MinipeftError: for a checkpoint without a classification head.
     """
     config = load_config(folder)
-    names, stored = family_of(config).head_names, read_weights(folder)
-    if f"{names['out_proj']}.weight" not in stored:
-        raise MinipeftError(f"{folder}: no classification head in it. Name a run, an adapter or a merged checkpoint.")
-    model = load_pretrained(folder, config.num_labels, _dtype(precision))
-    model.config = config
+    model = load_without_warnings(folder, config.num_labels)
+    if not config.is_sequence_classifier:
+        raise MinipeftError(f"{folder}: {format_names(config.architectures)} is not a sequence classifier. {OTHER}.")
+    if model.new_tensors:
+        missing = tensor_names(model, config)[model.new_tensors[0]]
+        raise MinipeftError(f"{folder}: no classification head in it. {OTHER} ({missing} is missing).")
     task = _task(folder.name, config, {}, pairs)
-    return model, folder, task, {"model": str(folder)} | _limits(model, None, device, precision)
+    match_labels(model, task, folder)
+    settings = {"model": str(folder)} | _limits(model, None, device, precision)
+    return cast_frozen(model, _dtype(precision)), folder, task, settings
+
+
+def match_labels(model: SequenceClassifier, task: Task, place: Path) -> None:
+    """Give the model's outputs the order of the task's classes, by name; LABEL_0, LABEL_1, … are in order already.
+
+    Raises:
+        MinipeftError: for a model with other classes than the task's.
+    """
+    names = list(model.config.id2label.values())
+    if not task.labels or names == generic_labels(len(task.labels)):
+        return
+    if (order := label_order(names, task.labels)) is None:
+        raise MinipeftError(
+            f"{place}: the labels {format_names(names)} are not those of {task.name} ({format_names(task.labels)}). "
+            "Name the model that belongs to the task."
+        )
+    reorder_labels(model, order)
 
 
 def load_without_warnings(base: Path, num_labels: int) -> SequenceClassifier:
@@ -101,30 +124,20 @@ def load_without_warnings(base: Path, num_labels: int) -> SequenceClassifier:
         logger.setLevel(level)
 
 
-def _labels_of_head(folder: Path) -> list[str]:
-    """Return the label names of an adapter that has none: LABEL_0, … for each output of its head."""
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise MinipeftError(f"{folder / WEIGHTS}: cannot be read ({first_line(error)}). Copy the file again.") from None
-    for name, shape in shapes.items():
-        if name.endswith(("classifier.out_proj.weight", "classifier.weight", "score.weight")):
-            return [f"LABEL_{number}" for number in range(shape[0])]
-    raise MinipeftError(f"{folder / WEIGHTS}: no classification head in it. Train one, or name another adapter.")
-
-
 def _task(name: str, config: EncoderConfig, details: dict[str, Any], pairs: bool | None) -> Task:
-    """Return the task of a model with a head; `details` are its adapter's."""
-    labels = list(config.id2label.values())
-    if name in TASKS and (known := get_task(name)).num_labels == len(labels):
-        return replace(known, problem=type(known.problem).of_outputs(labels))
-    columns = details.get("columns")
-    if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
-        columns = ["text", "pair"] if pairs else ["text"]
-    if labels == [f"LABEL_{number}" for number in range(len(labels))]:
+    """Return GLUE's task of that name if the model has its classes, else a custom task; `details` are an adapter's."""
+    labels, kind = list(config.id2label.values()), config.label_kind
+    generic = labels == generic_labels(len(labels))
+    if kind == "regression" and len(labels) > 1:
+        raise MinipeftError(f"{name}: problem_type regression with {len(labels)} labels is not supported; 1 label is")
+    known = get_task(name) if name in TASKS else None
+    same_kind = known is not None and (known.problem.name, known.num_labels) == (kind, len(labels))
+    if known and same_kind and (generic or not known.labels or label_order(labels, known.labels) is not None):
+        return known
+    columns = details.get("columns") or (["text", "pair"] if pairs else ["text"])
+    if generic:
         labels = [str(number) for number in range(len(labels))]  # as files have them
-    return Task(name, tuple(columns), problem_of(config.problem_type, labels, details), files=(("train", ""),))
+    return Task(name, tuple(columns), problem_of(kind, labels, details), files=(("train", ""),))
 
 
 def _limits(model: SequenceClassifier, method: Any, device: str, precision: str) -> dict[str, Any]:

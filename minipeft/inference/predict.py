@@ -20,12 +20,12 @@ from minipeft.data.tables.table import Table
 from minipeft.data.tasks import synthetic as standin
 from minipeft.data.tasks.custom import custom_task
 from minipeft.data.tasks.splits import choose_data, chunk_examples, read_chunks, read_examples
-from minipeft.data.tasks.task import Split, Task, get_task
+from minipeft.data.tasks.task import TASKS, Split, Task, get_task
 from minipeft.data.tokens.examples import encode_split, encode_texts
 from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import choose_device
-from minipeft.errors import MinipeftError, check_int, short_repr
+from minipeft.errors import MinipeftError, check_int, format_names, short_repr
 from minipeft.files import read_json, read_json_lines
 from minipeft.hub.hub import resolve_model
 from minipeft.inference.load_model import (
@@ -34,6 +34,7 @@ from minipeft.inference.load_model import (
     load_adapter_folder,
     load_checkpoint,
     load_without_warnings,
+    match_labels,
 )
 from minipeft.inference.predictor import Predictor
 from minipeft.model.pretrained import cast_frozen
@@ -72,6 +73,11 @@ class LoadedRun(Predictor):
 
     def source(self, data: str | None) -> str:
         """Return the source of the task's splits: --data, or that of the run."""
+        if self.task.is_custom and self.task.name in TASKS:
+            names, wanted = format_names(self.task.labels), format_names(TASKS[self.task.name].labels)
+            raise MinipeftError(
+                f"{self.task.name}: the model's labels {names} are not the data's, {wanted}. Use --input."
+            )
         if data is None and self.settings["source"] == "" and self.task.is_custom:
             raise MinipeftError(f"{self.task.name}: an adapter or checkpoint has no data. Name a file by --input.")
         if data is None:
@@ -231,6 +237,7 @@ def load_run(
         )
     _warn_if_unfinished(folder, settings, task)
     cast_frozen(load_adapter(model, folder / "adapter"), dtype)
+    match_labels(model, task, folder / "adapter")
     details = read_adapter(folder / "adapter", model.config).details
     task = replace(task, problem=task.problem.with_details(details))
     device = choose_device(device)

@@ -76,4 +76,5 @@ PEFT = PeftFormat(
     dora_from_peft,
     names={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},
     marks={"use_dora": True},
+    layer=DoRALinear,
 )

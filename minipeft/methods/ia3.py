@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError
 from minipeft.methods.adapted import AdaptedLinear, check_modules, check_targets, target_modules_of, train_modules
 from minipeft.methods.peft_format import (
     PeftFormat,
     check_fields,
+    check_names,
     in_every_layer,
     linear_modules,
-    matches,
+    matching,
     read_targets,
     write_in_every_layer,
 )
@@ -103,12 +103,11 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> IA3:
     found = read_targets(content, config)
     feedforward = content.get("feedforward_modules")
     if isinstance(feedforward, str):
-        scaled = {place: path for place, path in found.items() if matches(feedforward, path, "feedforward_modules")}
-    elif isinstance(feedforward, list) and all(isinstance(name, str) for name in feedforward):
-        # peft asks for no dot before these suffixes
-        scaled = {place: path for place, path in found.items() if path.endswith(tuple(feedforward))}
-    else:
-        raise MinipeftError(f"feedforward_modules {feedforward!r} is neither a list of names nor a regular expression")
+        inputs = matching(feedforward, tuple(found.values()), "feedforward_modules")
+    else:  # peft asks for no dot before these suffixes
+        ends = tuple(check_names(feedforward, "feedforward_modules"))
+        inputs = {path for path in found.values() if path.endswith(ends)}
+    scaled = {place: path for place, path in found.items() if path in inputs}
     return IA3(
         in_every_layer(found, linear_modules(config)),
         in_every_layer(scaled, found, "feedforward_modules"),

@@ -255,14 +255,14 @@ def low_rank_fields(content: dict[str, Any], config: EncoderConfig) -> dict[str,
     targets = read_targets(content, config)
     names = tuple(name for name in family_of(config).linears if any(target == name for _, target in targets))
     rank, alpha = content.get("r", 8), content.get("lora_alpha", 8)
+    by_path = read_pattern(content, "rank_pattern", targets.values(), rank)
     ranks = {
-        (layer, name): read_pattern(content, "rank_pattern", targets[layer, name], rank)
-        if (layer, name) in targets
-        else 0
-        for layer, name in linear_modules(config)
-        if name in names
+        place: by_path[targets[place]] if place in targets else 0
+        for place in linear_modules(config)
+        if place[1] in names
     }
-    alphas = {place: read_pattern(content, "alpha_pattern", path, alpha) for place, path in targets.items()}
+    by_path = read_pattern(content, "alpha_pattern", targets.values(), alpha)
+    alphas = {place: by_path[path] for place, path in targets.items()}
     return {
         "rank": rank,
         "alpha": alpha,
@@ -293,4 +293,5 @@ PEFT = PeftFormat(
     from_peft,
     names={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},
     marks={"use_dora": False},
+    layer=LoRALinear,
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of
 
@@ -32,6 +32,7 @@ WITHOUT_EFFECT = {
     "task_type",
     "velora_config",
 }
+MOST_NAMES, LONGEST_PATTERN = 10_000, 10_000  # names in a field; characters of a regular expression
 Targets = dict[tuple[int, str], str]  # (layer's number, our target) → the module's path in transformers' model
 
 
@@ -46,6 +47,7 @@ class PeftFormat:
             tensors keep theirs.
         marks: Fields that distinguish methods of one peft_type.
         prefix: What peft puts before transformers' names.
+        layer: LoRA's kind of linear layer; peft can adapt the head's with it too, and loading merges these.
     """
 
     write: Callable[[Any, EncoderConfig], dict[str, Any]]
@@ -53,6 +55,7 @@ class PeftFormat:
     names: dict[str, str] = field(default_factory=dict)
     marks: dict[str, Any] = field(default_factory=dict)
     prefix: str = "base_model.model."
+    layer: type[Any] | None = None
 
     def describes(self, content: dict[str, Any]) -> bool:
         """Return whether an adapter_config.json of the method's peft_type is of this method."""
@@ -63,7 +66,7 @@ def check_fields(content: dict[str, Any], known: Collection[str]) -> None:
     """Refuse a field that is set and that nothing here understands: it might change the mathematics."""
     for name, value in content.items():
         if value not in (None, False, "", "none", [], {}) and name not in WITHOUT_EFFECT and name not in known:
-            raise MinipeftError(f"{name} {value!r} is not supported; an adapter without it is")
+            raise MinipeftError(f"{name} {short_repr(value)} is not supported; an adapter without it is")
 
 
 def write_targets(config: EncoderConfig, targets: Collection[tuple[int, str]]) -> list[str]:
@@ -110,29 +113,25 @@ def match_targets(content: dict[str, Any], every: Targets, kind: str, ignored: C
     A name that fits neither one of them nor one of the paths `ignored` raises MinipeftError.
     """
     modules = content.get("target_modules")
-    if not isinstance(modules, str) and not (
-        isinstance(modules, list) and modules and all(isinstance(name, str) for name in modules)
-    ):
-        raise MinipeftError(f"target_modules {modules!r} is neither a list of names nor a regular expression")
-    excluded = content.get("exclude_modules") or []
-    layers = None if isinstance(modules, str) else content.get("layers_to_transform")
-    layers = [layers] if isinstance(layers, int) else layers
-    whole = content.get("modules_to_save") or []  # trained as they are, so never targets
-    found = {
-        place: path
-        for place, path in every.items()
-        if matches(modules, path, "target_modules")
-        and not matches(excluded, path, "exclude_modules")
-        and not matches(whole, path, "modules_to_save")
-        and (layers is None or place[0] in layers)
-    }
-    if not found:
-        raise MinipeftError(f"target_modules {modules!r} names no {kind} of the encoder")
-    known = [*every.values(), *ignored]
-    for name in [] if isinstance(modules, str) else modules:
-        if not any(matches([name], path, "target_modules") for path in known):
-            raise MinipeftError(f"target_modules names {name!r}, which is not a {kind} of the encoder")
-    return found
+    paths = tuple(every.values())
+    chosen = matching(modules, paths, "target_modules")
+    chosen -= matching(content.get("exclude_modules") or [], paths, "exclude_modules")
+    for name in check_names(content.get("modules_to_save") or [], "modules_to_save"):  # trained whole, never targets
+        chosen -= _matching_regex(rf"(^|.*\.)({name})($|\..*)", paths, "modules_to_save")
+    layers = content.get("layers_to_transform")
+    if layers not in (None, []) and isinstance(modules, list):
+        if not all(type(layer) is int for layer in (layers if isinstance(layers, list) else [layers])):
+            raise MinipeftError(f"layers_to_transform {short_repr(layers)} is not a list of layers' numbers")
+        numbers = set(layers) if isinstance(layers, list) else {layers}
+        kept = {path for (layer, _), path in every.items() if layer in numbers}
+        chosen &= kept | set(modules)  # peft takes a whole path in every layer
+    if not chosen:
+        raise MinipeftError(f"target_modules {short_repr(modules)} names no {kind} of the encoder")
+    known = (*paths, *ignored)
+    for name in modules if isinstance(modules, list) else []:
+        if not matching([name], known, "target_modules"):
+            raise MinipeftError(f"target_modules names {short_repr(name)}, which is not a {kind} of the encoder")
+    return {place: path for place, path in every.items() if path in chosen}
 
 
 def in_every_layer(found: Targets, every: Targets, field_name: str = "target_modules") -> tuple[str, ...]:
@@ -147,25 +146,53 @@ def in_every_layer(found: Targets, every: Targets, field_name: str = "target_mod
     return tuple(dict.fromkeys(target for _, target in every if target in targets))
 
 
-def matches(modules: list[str] | str, path: str, field_name: str) -> bool:
-    """Whether a field of peft's, a list of suffixes or a regular expression, names the module at `path`."""
+def matching(modules: Any, paths: tuple[str, ...], field_name: str) -> set[str]:
+    """Return the paths that a field of peft's, a list of suffixes or one regular expression, names."""
     if isinstance(modules, str):
-        try:
-            return re.fullmatch(modules, path) is not None
-        except re.error as error:
-            raise MinipeftError(f"{field_name} {modules!r} is not a regular expression ({error})") from None
-    return any(path == name or path.endswith("." + name) for name in modules)
+        return _matching_regex(modules, paths, field_name)
+    names = set(check_names(modules, field_name))
+    # "a.b.c" ends in the names "a.b.c", "b.c" and "c".
+    ends = {path: {path.split(".", number)[-1] for number in range(path.count(".") + 1)} for path in paths}
+    return {path for path in paths if names & ends[path]}
 
 
-def read_pattern(content: dict[str, Any], field_name: str, path: str, default: Any) -> Any:
-    """What rank_pattern or alpha_pattern says of a module: the value of the first key that its path ends in."""
+def check_names(names: Any, field_name: str) -> list[str]:
+    """Return a list of names; anything else, and more than a model has modules, raises MinipeftError."""
+    if not isinstance(names, list) or len(names) > MOST_NAMES or not all(isinstance(name, str) for name in names):
+        raise MinipeftError(f"{field_name} {short_repr(names)} is neither a list of names nor a regular expression")
+    return names
+
+
+def _matching_regex(pattern: str, paths: tuple[str, ...], field_name: str) -> set[str]:
+    """Return the paths that match a whole regular expression.
+
+    RE2, which pyarrow contains, takes time linear in the path; Python's `re` takes exponential time for some patterns.
+    RE2 lacks lookaround and references to groups. Such a pattern raises MinipeftError.
+    """
+    import pyarrow
+    import pyarrow.compute
+
+    try:
+        if len(pattern) > LONGEST_PATTERN:
+            raise ValueError(f"it has {len(pattern):,} characters")
+        re.compile(pattern)  # what peft's would refuse is refused
+        if "{," in pattern:  # means {0, to Python, and itself to RE2
+            raise ValueError("write {0, for {,")
+        found = pyarrow.compute.match_substring_regex(pyarrow.array(paths, pyarrow.string()), rf"\A(?:{pattern})\z")
+    except (re.error, ValueError, OverflowError, RecursionError) as error:  # pyarrow's errors are ValueErrors
+        raise MinipeftError(
+            f"{field_name} {short_repr(pattern)} is not a regular expression that is supported ({first_line(error)})"
+        ) from None
+    return {path for path, matches in zip(paths, found.to_pylist(), strict=True) if matches}
+
+
+def read_pattern(content: dict[str, Any], field_name: str, paths: Collection[str], default: Any) -> dict[str, Any]:
+    """Return what rank_pattern or alpha_pattern says of each path: the value of the first key that it ends in."""
     pattern = content.get(field_name) or {}
-    if not isinstance(pattern, dict):
-        raise MinipeftError(f"{field_name} {pattern!r} is not a table of module names")
+    if not isinstance(pattern, dict) or len(pattern) > MOST_NAMES:
+        raise MinipeftError(f"{field_name} {short_repr(pattern)} is not a table of module names")
+    values: dict[str, Any] = {}
     for key, value in pattern.items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", path):
-                return value
-        except re.error as error:
-            raise MinipeftError(f"{field_name}: {key!r} is not a regular expression ({error})") from None
-    return default
+        left = tuple(path for path in paths if path not in values)
+        values |= dict.fromkeys(_matching_regex(rf"(.*\.)?({key})", left, f"{field_name}:"), value)
+    return dict.fromkeys(paths, default) | values

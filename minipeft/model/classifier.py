@@ -24,6 +24,7 @@ class SequenceClassifier(nn.Module):
     Attributes:
         method: The config of the method that `apply` installed, or None.
         folder: The folder of the pretrained weights, or None.
+        new_tensors: Names of the parameters that the pretrained weights lack, whose values are random.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -34,6 +35,7 @@ class SequenceClassifier(nn.Module):
         self.head = family.head(config)
         self.method: Any = None
         self.folder: Path | None = None
+        self.new_tensors: tuple[str, ...] = ()
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Return the logits (num_sequences, num_labels), float32, of a packed batch, in the order given to pack."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from minipeft.errors import MinipeftError, check_choice, short_repr
-from minipeft.problems import PROBLEMS
+from minipeft.errors import MinipeftError, check_choice, check_int, short_repr
+from minipeft.problems import PROBLEMS, problem_class
 
 # Upper bounds on the sizes in a config.json; no published model comes near them.
-LARGEST_SIZE, MOST_LAYERS = 1 << 24, 1 << 10
+LARGEST_SIZE, MOST_LAYERS, MOST_LABELS = 1 << 24, 1 << 10, 1 << 20
 
+# Ends of transformers' class names whose tensors may have the names of a sequence classifier's head.
+OTHER_HEADS = ("ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 HIDDEN_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 # Model types whose first token has position pad_token_id + 1; in the other families it has position 0.
@@ -43,6 +48,7 @@ class EncoderConfig:
         classifier_dropout: Dropout probability in the head; None means hidden_dropout_prob, as in transformers.
         id2label: Class index → name.
         problem_type: The kind of labels, a name in PROBLEMS; None: classes, or regression with one label.
+        architectures: Names of transformers' classes that config.json gives.
 
     Raises:
         MinipeftError: for a value that no encoder can have; the message names the field.
@@ -65,6 +71,7 @@ class EncoderConfig:
     classifier_dropout: float | None = None
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
     problem_type: str | None = None
+    architectures: tuple[str, ...] = ()
 
     # For subclasses: our field → its name in config.json, where the two differ.
     JSON_NAMES: ClassVar[dict[str, str]] = {}
@@ -114,6 +121,9 @@ class EncoderConfig:
         check_choice("hidden_act", self.hidden_act, HIDDEN_ACTIVATIONS)
         if self.problem_type is not None:
             check_choice("problem_type", self.problem_type, PROBLEMS)
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise MinipeftError("problem_type single_label_classification in the model's config needs 2 labels or more")
+        check_distinct(list(self.id2label.values()), "id2label in the model's config")
         if list(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise MinipeftError(
                 f"id2label {short_repr(self.id2label)} in the model's config does not count its classes from 0"
@@ -153,6 +163,16 @@ class EncoderConfig:
         return len(self.id2label)
 
     @property
+    def label_kind(self) -> str:
+        """The problem type, or what transformers takes for None."""
+        return problem_class(self.problem_type, self.num_labels).name
+
+    @property
+    def is_sequence_classifier(self) -> bool:
+        """Whether a classification head in the weights is one for sequences, not for tokens or for choices."""
+        return not any(name.endswith(OTHER_HEADS) for name in self.architectures)
+
+    @property
     def head_dropout_prob(self) -> float:
         """Dropout probability of the classification head."""
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
@@ -175,11 +195,12 @@ class EncoderConfig:
         for name, value in cls.SUPPORTED.items():
             if content.get(name, value) != value:
                 raise MinipeftError(f"{name} {short_repr(content[name])} is not supported; {value!r} is")
+        if content.get("quantization_config") is not None:  # the scales would be tensors that nothing uses
+            raise MinipeftError("quantization_config is not supported; take a checkpoint that is not quantized")
         known = defaults | {ours: content[theirs] for ours, theirs in cls._json_names().items() if theirs in content}
-        labels = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-        if not isinstance(labels, dict):
-            raise MinipeftError(f"id2label {short_repr(labels)} is not a table of numbers and names")
-        known["id2label"] = {int(number): str(name) for number, name in sorted(labels.items(), key=lambda x: int(x[0]))}
+        known["id2label"] = _read_labels(content)
+        architectures = content.get("architectures")
+        known["architectures"] = tuple(map(str, architectures)) if isinstance(architectures, list) else ()
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,3 +215,45 @@ class EncoderConfig:
         """Our field → its name in config.json."""
         names = [f.name for f in dataclasses.fields(cls) if f.name not in cls.NOT_IN_JSON]
         return {name: cls.JSON_NAMES.get(name, name) for name in names}
+
+
+def _read_labels(content: dict[str, Any]) -> dict[int, str]:
+    """Return id2label; as in transformers, num_labels counts where there is none, or one of another length."""
+    labels, number = content.get("id2label"), content.get("num_labels")
+    if labels is not None and not isinstance(labels, dict):
+        raise MinipeftError(f"id2label {short_repr(labels)} is not a table of numbers and names")
+    if labels is None or number not in (None, len(labels)):
+        number = check_int("num_labels", 2 if number is None else number)
+        if number > MOST_LABELS:
+            raise MinipeftError(f"num_labels {short_repr(number)} is beyond any model's, {MOST_LABELS}")
+        return dict(enumerate(generic_labels(number)))
+    return {int(number): str(name) for number, name in sorted(labels.items(), key=lambda item: int(item[0]))}
+
+
+def generic_labels(number: int) -> list[str]:
+    """Return the class names that transformers gives where there are none: LABEL_0, LABEL_1, …"""
+    return [f"LABEL_{index}" for index in range(number)]
+
+
+def check_distinct(labels: Sequence[str], place: str) -> None:
+    """Raise for two classes with one name: predictions by name would lose the probability of one of them."""
+    if len(set(labels)) < len(labels):
+        twice = next(name for name, count in Counter(labels).items() if count > 1)
+        raise MinipeftError(f"{place}: the name {short_repr(twice)} stands for two classes. Give each its own name")
+
+
+def label_order(names: Sequence[str], labels: Sequence[str]) -> list[int] | None:
+    """Return the index in `names` of each of `labels`; None where the two are not the same classes.
+
+    Names that differ only in case, spaces, "_" or "-" are the same, and LABEL_0 is 0.
+    """
+    for plain in (str, _plain_label):
+        index = {plain(name): number for number, name in enumerate(names)}
+        if len(index) == len(names) == len(labels) and index.keys() == {plain(label) for label in labels}:
+            return [index[plain(label)] for label in labels]
+    return None
+
+
+def _plain_label(name: str) -> str:
+    """Return a class name without case and separators; LABEL_3 is "3"."""
+    return re.sub(r"[\s_-]|^LABEL_(?=\d+$)", "", name).casefold()

@@ -53,7 +53,6 @@ class Family:
         names: Our module in the encoder → transformers' path behind the prefix; {i} is a layer's number.
         head_names: Our module in the head → transformers' full path.
         head_modules: The modules of the head that peft's modules_to_save names.
-        ignored: Starts of the names (without prefix) of tensors in a checkpoint that a classifier does not use.
         config_class: The class that reads and holds config.json, as "module:name"; so are the next two.
         encoder_class: The class of the encoder.
         head_class: The class of the classification head.
@@ -64,7 +63,6 @@ class Family:
         aliases: Names of linear layers that mean another one here: {"query": "qkv"}.
         unsupported: A method's registry name → the reason why it has no meaning here.
         language_model: Our module in MaskedLanguageModel → transformers' path; empty if it cannot be pretrained.
-        ignored_by_language_model: As `ignored`, for MaskedLanguageModel.
     """
 
     architecture: str
@@ -72,7 +70,6 @@ class Family:
     names: dict[str, str]
     head_names: dict[str, str]
     head_modules: tuple[str, ...]
-    ignored: tuple[str, ...]
     config_class: str = "config:EncoderConfig"
     encoder_class: str = "roberta:Encoder"
     head_class: str = "roberta:ClassificationHead"
@@ -83,7 +80,6 @@ class Family:
     aliases: dict[str, str] = field(default_factory=dict)
     unsupported: dict[str, str] = field(default_factory=dict)
     language_model: dict[str, str] = field(default_factory=dict)
-    ignored_by_language_model: tuple[str, ...] = ()
 
     @property
     def config(self) -> type[EncoderConfig]:
@@ -137,10 +133,8 @@ ROBERTA = Family(
     names=BERT_NAMES,
     head_names={"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
     head_modules=("classifier",),
-    ignored=("lm_head.", "pooler.", "embeddings.position_ids"),
     defaults={"vocab_size": 50265, "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
     language_model={"dense": "lm_head.dense", "layer_norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
-    ignored_by_language_model=("classifier.", "pooler.", "lm_head.decoder.", "embeddings.position_ids"),
 )
 XLM_ROBERTA = replace(ROBERTA, defaults=ROBERTA.defaults | {"vocab_size": 30522})
 BERT = Family(
@@ -149,7 +143,6 @@ BERT = Family(
     names=BERT_NAMES,
     head_names={"dense": "bert.pooler.dense", "out_proj": "classifier"},
     head_modules=("pooler", "classifier"),
-    ignored=("cls.", "embeddings.position_ids"),
     head_class="bert:BertHead",
     defaults=XLM_ROBERTA.defaults | {"pad_token_id": 0},
     language_model={
@@ -157,10 +150,6 @@ BERT = Family(
         "layer_norm": "cls.predictions.transform.LayerNorm",
         "bias": "cls.predictions.bias",
     },
-    ignored_by_language_model=(
-        *("classifier.", "pooler.", "cls.predictions.decoder.", "cls.seq_relationship."),
-        "embeddings.position_ids",
-    ),
 )
 DISTILBERT = Family(
     architecture="DistilBert",
@@ -180,7 +169,6 @@ DISTILBERT = Family(
     },
     head_names={"dense": "pre_classifier", "out_proj": "classifier"},
     head_modules=("pre_classifier", "classifier"),
-    ignored=("vocab_", "qa_outputs.", "embeddings.position_ids"),
     config_class="distilbert:DistilBertConfig",
     encoder_class="distilbert:DistilBertEncoder",
     head_class="distilbert:DistilBertHead",
@@ -191,7 +179,6 @@ ELECTRA = Family(
     names=BERT_NAMES | {"embeddings_project": "embeddings_project"},
     head_names={"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
     head_modules=("classifier",),
-    ignored=("discriminator_predictions.", "embeddings.position_ids"),
     config_class="electra:ElectraConfig",
     encoder_class="electra:ElectraEncoder",
     head_class="electra:ElectraHead",
@@ -212,7 +199,6 @@ DEBERTA = Family(
     },
     head_names={"dense": "pooler.dense", "out_proj": "classifier"},
     head_modules=("pooler", "classifier"),
-    ignored=("cls.", "lm_predictions.", "mask_predictions.", "embeddings.position_"),
     config_class="deberta:DebertaConfig",
     encoder_class="deberta:DebertaEncoder",
     head_class="deberta:DebertaHead",
@@ -236,7 +222,6 @@ MODERNBERT = Family(
     },
     head_names={"dense": "head.dense", "norm": "head.norm", "out_proj": "classifier"},
     head_modules=("head", "classifier"),
-    ignored=("decoder.",),
     config_class="modernbert:ModernBertConfig",
     encoder_class="modernbert:ModernBertEncoder",
     head_class="modernbert:ModernBertHead",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, first_line, short_repr
+from minipeft.errors import MinipeftError, check_int, first_line, format_names, is_rank_zero, short_repr
 from minipeft.files import parse_json, read_small, write_atomically, write_json
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.config import EncoderConfig
+from minipeft.model.config import EncoderConfig, generic_labels, label_order
 from minipeft.model.families import family_of, load_config, tensor_names
 from minipeft.model.roberta import MaskedLanguageModel, init_weights
 
@@ -25,35 +26,62 @@ logger = logging.getLogger("minipeft")
 def load_pretrained(
     name_or_dir: str | Path, num_labels: int = 2, dtype: torch.dtype = torch.float32
 ) -> SequenceClassifier:
-    """Load a checkpoint of the RoBERTa family, by name or from a folder, as a sequence classifier.
+    """Load a checkpoint, by name or from a folder, as a sequence classifier in evaluation mode.
+
+    A checkpoint without a classification head, or with one for another number of labels or another task, gets a new
+    head. One log line names what is new and what of the file is not used.
 
     Args:
         name_or_dir: roberta-base, roberta-mini, owner/name, … or a folder; a name that is not here yet is fetched.
-        num_labels: Classes; 1 for regression. A checkpoint without a classification head gets a new one, and says so.
+        num_labels: Number of classes; 1 for regression.
         dtype: Of the frozen weights and the activations: torch.float32 or torch.bfloat16.
 
-    The model is in evaluation mode; call .train() before training it.
-
     Raises:
-        MinipeftError: for a missing or damaged file, and for a tensor that is unknown, missing or of a wrong shape.
+        MinipeftError: for a missing or damaged file, and for a tensor that is missing or has the wrong shape.
     """
     from minipeft.hub.hub import resolve_model
 
     folder, _ = resolve_model(str(name_or_dir))
+    check_int("num_labels", num_labels)
     config = load_config(folder)
-    if num_labels < 1:
-        raise MinipeftError(f"num_labels {num_labels} is less than 1; give the number of classes, or 1 for regression")
-    if config.num_labels != num_labels:
-        config = config.with_labels([f"LABEL_{number}" for number in range(num_labels)])
+    reuse_head = config.num_labels == num_labels
+    if not reuse_head:
+        config = config.with_labels(generic_labels(num_labels))
+    return cast_frozen(_load_classifier(folder, config, reuse_head), dtype).eval()
+
+
+def load_for_training(folder: Path, labels: Sequence[str], problem_type: str) -> SequenceClassifier:
+    """Load a checkpoint with the classes `labels`; its head is used only if it has the same ones, in any order."""
+    config = load_config(folder)
+    order = None
+    if config.label_kind == problem_type:  # the number of a regression has no name to compare
+        order = [0] if problem_type == "regression" else label_order(list(config.id2label.values()), labels)
+    if order is None:
+        return _load_classifier(folder, config.with_labels(list(labels), problem_type), reuse_head=False)
+    model = reorder_labels(_load_classifier(folder, config, reuse_head=True), order)
+    model.config = model.config.with_labels(list(labels), problem_type)
+    return model
+
+
+def reorder_labels(model: SequenceClassifier, order: list[int]) -> SequenceClassifier:
+    """Give the output layer and its class names another order: new class i is the old class order[i]."""
+    names = list(model.config.id2label.values())
+    for parameter in model.head.get_submodule("out_proj").parameters():
+        parameter.data = parameter.data[order]
+    model.config = model.config.with_labels([names[index] for index in order], model.config.problem_type)
+    return model
+
+
+def _load_classifier(folder: Path, config: EncoderConfig, reuse_head: bool) -> SequenceClassifier:
     with torch.device("meta"):
         model = SequenceClassifier(config)
-    model = _fill(model, config, folder, family_of(config).ignored)
+    model = _fill(model, config, folder, reuse_head and config.is_sequence_classifier)
     model.folder = folder
-    return cast_frozen(model, dtype).eval()
+    return model
 
 
 def load_language_model(folder: Path) -> MaskedLanguageModel:
-    """Load a checkpoint with its masked-language-model head (a missing one is initialised, and said so)."""
+    """Load a checkpoint with its masked-language-model head; a missing head is initialized, and a log line says so."""
     config = load_config(folder)
     family = family_of(config)
     if not family.language_model or config.hidden_act != "gelu":
@@ -63,7 +91,7 @@ def load_language_model(folder: Path) -> MaskedLanguageModel:
         )
     with torch.device("meta"):
         model = MaskedLanguageModel(config)
-    return _fill(model, config, folder, family.ignored_by_language_model)
+    return _fill(model, config, folder)
 
 
 def cast_frozen(model: SequenceClassifier, dtype: torch.dtype) -> SequenceClassifier:
@@ -94,49 +122,27 @@ def save_checkpoint(
     write_atomically(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
 
 
-def _fill(model: Any, config: EncoderConfig, folder: Path, ignored: tuple[str, ...]) -> Any:
-    """Give a model on the meta device its tensors: from the folder's weights, and a new head where it has none."""
-    family = family_of(config)
-    found = {_plain_name(name, family.prefix): tensor for name, tensor in read_weights(folder).items()}
+def _fill(model: Any, config: EncoderConfig, folder: Path, reuse_head: bool = True) -> Any:
+    """Give a model on the meta device the folder's tensors, and new values for the parts of its head that it lacks.
+
+    Without `reuse_head` a classification head in the file is not used. `model.new_tensors` names what is new.
+    """
+    prefix = family_of(config).prefix
+    stored = read_weights(folder)
+    found = {_plain_name(name, prefix): name for name in sorted(stored, key=lambda name: name.startswith(prefix))}
     names = tensor_names(model, config)
+    replaced = not reuse_head and _plain_name(names["head.out_proj.weight"], prefix) in found
     state: dict[str, Tensor] = {}
-    missing = []
     for ours, theirs in names.items():
-        expected = model.get_parameter(ours).shape
-        tensor = found.pop(_plain_name(theirs, family.prefix), None)
-        if tensor is None:
-            missing.append(ours)
-        elif tensor.shape != expected:
-            raise MinipeftError(
-                f"{folder}: {theirs} has shape {tuple(tensor.shape)}, but config.json and num_labels "
-                f"ask for {tuple(expected)}; {_shape_remedy(ours)}"
-            )
-        elif not tensor.is_floating_point():
-            raise MinipeftError(
-                f"{folder}: {theirs} holds {tensor.dtype}, not floating-point numbers; "
-                "minipeft takes float32, float16 or bfloat16 weights"
-            )
-        else:
-            state[ours] = tensor.to(torch.float32)
-    unknown = sorted(name for name in found if not name.startswith(ignored))
-    if unknown:
-        raise MinipeftError(
-            f"{folder}: unknown tensor {unknown[0]} (and {len(unknown) - 1} more): these are not the "
-            f"weights of the {config.num_hidden_layers}-layer {config.model_type} in config.json"
-        )
-    lacking = [name for name in missing if name.startswith("encoder.")]
-    for module in family.head_modules:  # a part of one is a damaged file; a pooler without a classifier is not
-        tensors = [ours for ours, theirs in names.items() if f".{module}." in f".{theirs}"]
-        if any(ours in missing for ours in tensors) and any(ours in state for ours in tensors):
-            lacking += [ours for ours in tensors if ours in missing]
-    if lacking:
-        theirs = names[lacking[0]]
-        raise MinipeftError(
-            f"{folder}: tensor {theirs} is missing (and {len(lacking) - 1} more); fetch the checkpoint again"
-        )
+        if replaced and ours.startswith("head.") and not theirs.startswith(prefix):  # BERT's pooler is the encoder's
+            continue
+        if (name := found.pop(_plain_name(theirs, prefix), None)) is not None:
+            state[ours] = _check_tensor(stored[name], model.get_parameter(ours).shape, f"{folder}: {name}")
+    missing = [ours for ours in names if ours not in state]
+    _check_missing(names, missing, state, config, folder)
     model.load_state_dict(state, strict=False, assign=True)
-    new = sorted({name.rpartition(".")[0] or name for name in missing})
-    for name in new:
+    new_modules = sorted({name.rpartition(".")[0] or name for name in missing})
+    for name in new_modules:
         part = nn.Module() if name == "bias" else model.get_submodule(name)
         if name == "bias":
             model.bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -144,16 +150,66 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, ignored: tuple[str, .
             # not to_empty, for which torch imports sympy
             setattr(part, tensor_name, nn.Parameter(torch.empty(parameter.shape, device="cpu")))
         init_weights(part, config.initializer_range)
-    if new:
-        from minipeft.hub.names import model_name
-
-        logger.info(
-            "%s has no %s: newly initialized (normal, standard deviation %g)",
-            model_name(folder),
-            " and ".join(new),
-            config.initializer_range,
-        )
+    model.new_tensors = tuple(missing)
+    _log_differences(folder, new_modules, config, list(found.values()), replaced)
     return model.requires_grad_(True)
+
+
+def _check_tensor(tensor: Tensor, expected: torch.Size, place: str) -> Tensor:
+    """Return a stored tensor in float32; raise for another shape than `expected` and for integers."""
+    if tensor.shape != expected:
+        raise MinipeftError(
+            f"{place} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(expected)}; "
+            "config.json and the weights belong to different models"
+        )
+    if not tensor.is_floating_point():
+        raise MinipeftError(
+            f"{place} holds {tensor.dtype}, not floating-point numbers; "
+            "minipeft takes float32, float16 or bfloat16 weights"
+        )
+    return tensor.to(torch.float32)
+
+
+def _check_missing(
+    names: dict[str, str], missing: list[str], state: dict[str, Tensor], config: EncoderConfig, folder: Path
+) -> None:
+    """Raise for missing tensors of the encoder, and for a module of the head that is there in part only."""
+    lacking = [ours for ours in missing if ours.startswith("encoder.")]
+    for module in family_of(config).head_modules:  # BERT's pooler without a classifier is no damage
+        tensors = [ours for ours, theirs in names.items() if f".{module}." in f".{theirs}"]
+        if any(ours in state for ours in tensors):
+            lacking += [ours for ours in tensors if ours in missing]
+    if lacking:
+        raise MinipeftError(
+            f"{folder}: tensor {names[lacking[0]]} is missing (and {len(lacking) - 1} more); fetch the checkpoint "
+            f"again, or one whose weights belong to the {config.num_hidden_layers}-layer {config.model_type} in "
+            "config.json"
+        )
+
+
+# Starts of names, without the family's prefix, that a pretraining checkpoint usually has in addition to the encoder.
+PRETRAINING_HEADS = (
+    *("lm_head.", "cls.", "pooler.", "vocab_", "discriminator_predictions.", "lm_predictions.", "mask_predictions."),
+    *("decoder.", "embeddings.position_"),
+)
+
+
+def _log_differences(
+    folder: Path, new_modules: list[str], config: EncoderConfig, unused: list[str], replaced: bool
+) -> None:
+    """Log one line that says what is new and what of the file is not used; a warning if that is unusual."""
+    from minipeft.hub.names import model_name
+
+    parts = []
+    if new_modules:
+        deviation = f"normal, standard deviation {config.initializer_range:g}"
+        parts.append(f"{' and '.join(new_modules)} newly initialized ({deviation})")
+    if unused:
+        parts.append(f"not used: {format_names(sorted(unused))}")
+    prefix = family_of(config).prefix
+    unusual = replaced or any(not _plain_name(name, prefix).startswith(PRETRAINING_HEADS) for name in unused)
+    if parts and is_rank_zero():
+        logger.log(logging.WARNING if unusual else logging.INFO, "%s: %s", model_name(folder), "; ".join(parts))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -162,7 +218,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         MinipeftError: for missing or damaged files, and for a pickle that holds more than tensors.
     """
-    for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", _read_pickled)):
+    for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", read_pickled)):
         if (folder / name).is_file():
             return read(folder / name)
         if (index := folder / f"{name}.index.json").is_file():
@@ -190,7 +246,7 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
+def read_pickled(path: Path) -> dict[str, Tensor]:
     """Read a file of torch.save that holds tensors only; nothing else in it is unpickled."""
     try:
         _check_uncompressed(path)
@@ -199,16 +255,16 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         raise MinipeftError(
             f"{path}: not readable as tensors alone ({first_line(error)}); use a checkpoint in safetensors"
         ) from None
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
+    if not isinstance(content, dict):
         raise MinipeftError(f"{path}: holds no table of tensors; use a checkpoint in safetensors")
-    for name, tensor in content.items():
+    # An entry that is not a tensor, such as a module's _extra_state, is never used; the empty tensor keeps its name.
+    tensors = {str(name): value if isinstance(value, Tensor) else torch.empty(0) for name, value in content.items()}
+    for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise MinipeftError(
                 f"{path}: {short_repr(name)} claims more numbers than the file holds; use a checkpoint in safetensors"
             )
-    return content
+    return tensors
 
 
 def _check_uncompressed(path: Path) -> None:
@@ -232,9 +288,3 @@ def _plain_name(name: str, prefix: str) -> str:
     """Hugging Face's name without prefix; gamma and beta are what old checkpoints call LayerNorm's two."""
     name = name.removeprefix(prefix)
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]], name)
-
-
-def _shape_remedy(ours: str) -> str:
-    if ours.startswith("head.out_proj"):
-        return "load it with its own num_labels, or take a checkpoint without a head"
-    return "config.json and the weights belong to different models"

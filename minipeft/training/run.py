@@ -28,7 +28,7 @@ from minipeft.files import PARTIAL, check_output, read_json, write_json, write_t
 from minipeft.inference.predictor import Predictor
 from minipeft.methods import apply, count_parameters
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.pretrained import cast_frozen, load_pretrained
+from minipeft.model.pretrained import cast_frozen, load_for_training
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.optimization.cuda_graphs import StepGraphs
 from minipeft.training.progress import HOLDOUT, Progress, best_epoch
@@ -145,8 +145,7 @@ def load_examples(job: Job) -> Examples:
 def build_model(job: Job) -> SequenceClassifier:
     """Load the pretrained weights, install the method, and move the model to the job's device."""
     torch.manual_seed(job.schedule.seed)
-    model = load_pretrained(job.model.folder, job.task.num_labels)
-    model.config = model.config.with_labels(list(job.task.problem.outputs), job.task.problem.name)
+    model = load_for_training(job.model.folder, job.task.problem.outputs, job.task.problem.name)
     apply(model, job.method)
     for adapter in job.initial_adapters:
         taken = initialize_from_adapter(model, adapter)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import largest, padded, ragged, reference_model, run_command
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -341,14 +340,6 @@ def test_a_file_that_says_nothing_of_its_base_is_refused_by_the_number_of_layers
         load_adapter(load_pretrained(tmp_path / "other"), saved)
 
 
-def test_a_file_of_an_older_minipeft_says_less_of_its_base(saved: Path, checkpoint: Path) -> None:
-    with safe_open(saved / WEIGHTS, framework="pt") as file:
-        details = json.loads(file.metadata()["minipeft"])
-    del details["base"]["num_attention_heads"], details["base"]["intermediate_size"]
-    save_file(load_file(saved / WEIGHTS), saved / WEIGHTS, metadata={"minipeft": json.dumps(details)})
-    assert load_adapter(load_pretrained(checkpoint), saved).method == LoRA(rank=2)
-
-
 def test_an_adapter_for_other_labels_is_refused(saved: Path, checkpoint: Path, tmp_path: Path) -> None:
     reference_model(num_labels=3).save_pretrained(tmp_path / "three")
     with pytest.raises(MinipeftError, match=r"has 2 labels, the model 3; load the model with num_labels=2"):
@@ -449,7 +440,7 @@ def test_a_rank_that_no_machine_holds_is_refused(rank: int, from_peft: bool, sav
     assert len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize("details", ["[" * 100_000, "7", '{"labels": 5, "base": 5, "config": 5}'])
+@pytest.mark.parametrize("details", ["[" * 100_000, "7", '{"base": 5, "config": 5}'])
 def test_odd_details_in_the_weights_are_refused_or_ignored(details: str, saved: Path, checkpoint: Path) -> None:
     expected = logits(load_adapter(load_pretrained(checkpoint), saved))
     save_file(load_file(saved / WEIGHTS), saved / WEIGHTS, metadata={"minipeft": details})

@@ -167,10 +167,12 @@ def test_export_writes_into_its_folder_alone(run: Path, tmp_path: Path, capsys: 
     details["labels"] = ["../../evil", "/etc/evil\n\ud800"]
     save_file(load_file(path), path, metadata={"format": "pt", "minipeft": json.dumps(details)})
     before = contents(tmp_path)
-    assert main(["export", str(whole), str(tmp_path / "out")]) == 0
+    assert main(["predict", str(whole), "--text", "a"]) == 2  # these are not the labels of the run's task
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main(["export", str(whole / "adapter"), str(tmp_path / "out")]) == 0
     after = contents(tmp_path)
     assert {name for name in after if name not in before} == {
         f"out/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     }
-    assert main(["predict", str(whole), "--text", "a"]) == 0
+    assert main(["predict", str(whole / "adapter"), "--text", "a"]) == 0
     assert "evil" in capsys.readouterr().out
