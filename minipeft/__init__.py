@@ -6,6 +6,8 @@ The public names, imported when they are first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from minipeft.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from minipeft.adapters.adapter import load_adapter, save_adapter
     from minipeft.adapters.adapter_set import AdapterSet
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from minipeft.model.config import EncoderConfig
     from minipeft.model.pretrained import load_pretrained
     from minipeft.training.run import Result, train
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "minipeft.adapters.adapter": ("load_adapter", "save_adapter"),
@@ -103,10 +103,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
-            value = getattr(import_module(home), name)
-            if name == "train":  # its settings are described once, in the flags
-                import_module("minipeft.cli.flags").describe_settings(value)
-            return value
+            return getattr(import_module(home), name)
     raise AttributeError(f"module 'minipeft' has no attribute {name!r}")
 
 

@@ -48,7 +48,7 @@ def check_int(name: str, value: Any, least: int = 1) -> int:
     except TypeError:
         number = None
     if number is None or number < least:
-        raise MinipeftError(f"{name} {value!r} is not a whole number of {least} or more")
+        raise MinipeftError(f"{name} {short_repr(value)} is not a whole number of {least} or more")
     return number
 
 
@@ -56,7 +56,7 @@ def check_float(name: str, value: Any, least: float = -math.inf) -> float:
     """Return `value` as a finite float of `least` or more; raise MinipeftError with `name` for anything else."""
     try:
         number = math.nan if isinstance(value, (bool, str)) or not hasattr(value, "__float__") else float(value)
-    except OverflowError:  # an int of hundreds of digits
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array, a tensor, a number of hundreds of digits
         number = math.nan
     if not math.isfinite(number) or number < least:
         more = "" if least == -math.inf else f" of {least:g} or more"
@@ -73,14 +73,15 @@ def check_probability(name: str, value: Any) -> float:
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raise unless `value` is one of the choices; the message lists them."""
-    if value not in (known := tuple(choices)):
+    known = tuple(choices)
+    if not isinstance(value, str) or value not in known:
         raise MinipeftError(f"unknown {name} {short_repr(value)}; one of {', '.join(known)}{nearest(value, known)}")
 
 
 def nearest(value: Any, choices: Iterable[str]) -> str:
     """Return a question that names the choice most similar to `value`, or "" where none is similar."""
     by_lower = {choice.lower(): choice for choice in choices}
-    found = get_close_matches(str(value).lower(), list(by_lower), n=1)
+    found = get_close_matches(str(value).lower(), list(by_lower), n=1) if isinstance(value, str) else []
     return f" (did you mean {by_lower[found[0]]}?)" if found else ""
 
 
@@ -91,7 +92,7 @@ def check_seed(name: str, value: Any) -> int:
             return seed
     except MinipeftError:
         pass
-    raise MinipeftError(f"{name} {value!r} is not a whole number from 0 to {2**32 - 1}")
+    raise MinipeftError(f"{name} {short_repr(value)} is not a whole number from 0 to {2**32 - 1}")
 
 
 def under_torchrun() -> bool:
@@ -105,8 +106,10 @@ def is_rank_zero() -> bool:
 
 
 def short_repr(value: Any) -> str:
-    """Return repr(value), cut to 100 characters."""
+    """Return repr(value) in one line, cut to 100 characters."""
     text = repr(value[:100] if isinstance(value, (str, bytes)) else value)
+    if not isinstance(value, str):
+        text = " ".join(text.split())  # tables and arrays have several lines
     return text if len(text) <= 100 else f"{text[:80]}…"
 
 

@@ -90,6 +90,11 @@ def make_folder(folder: Path) -> None:
         raise MinipeftError(f"{folder}: cannot be made ({error.strerror or error}); choose another folder") from None
 
 
+def user_path(path: str | Path) -> Path:
+    """Return a path that a user gave, with `~` expanded, which neither Python does nor a shell in --output=~/run."""
+    return Path(path).expanduser()
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """One JSON object, indented."""
     write_text(path, json_text(content))

@@ -34,11 +34,11 @@ def commands(text: str) -> list[list[str]]:
 def parse(words: list[str]) -> None:
     """Parse a command as the command line does; a wrong flag ends the process, and so the test."""
     if words[0] == "train.py":
-        parser = Parser(prog="train.py")
-        add_train_flags(parser, words[1:])
+        parser = Parser(prog="train.py", add_help=False)
+        add_train_flags(parser)
         parser.parse_args(words[1:])
     else:
-        command_line(words[1:]).parse_args(words[1:])
+        command_line().parse_args(words[1:])
 
 
 def test_there_are_examples_of_every_kind() -> None:

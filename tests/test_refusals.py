@@ -75,7 +75,7 @@ def test_a_learning_rate_that_blows_up_is_one_line_too(place: Place, capsys: pyt
     ("flags", "expected"),
     [
         (["--task", "rtf"], "unknown task 'rtf'; one of rte, sst2, cola, mrpc, stsb, qnli, qqp, mnli, wnli"),
-        (["--method", "lroa"], "unknown method 'lroa'; one of full, head, bitfit, layernorm, lora"),
+        (["--method", "lroa"], "unknown method 'lroa'; one of lora, dora, adalora, vera, bitfit"),
         (["--targets", "query", "values"], "unknown target 'values'; one of query, key, value, output, intermediate"),
         (["--rank", "0"], "rank 0"),
         (["--rank", "-1"], "rank -1"),
@@ -107,7 +107,7 @@ def test_a_learning_rate_that_blows_up_is_one_line_too(place: Place, capsys: pyt
         (["--max-length", "4"], "max_length 4 leaves no room"),
         (["--seed", "99999999999999999999"], "--seed 99999999999999999999"),
         (["--device", "tpu"], "unknown device 'tpu'; one of auto, cpu, cuda, mps"),
-        (["--precision", "fp16"], "unknown precision 'fp16'; one of auto, fp32, bf16"),
+        (["--precision", "fp16"], "unknown --precision 'fp16'; one of auto, fp32, bf16"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--model", "example/no-such-encoder"], "example/no-such-encoder"),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all"),

@@ -29,7 +29,7 @@ from minipeft.adapters.adapter_file import (
     read_adapter,
 )
 from minipeft.errors import MinipeftError, first_line, short_repr
-from minipeft.files import json_text, make_folder, write_together
+from minipeft.files import json_text, make_folder, user_path, write_together
 from minipeft.methods import METHODS, apply, method_name
 from minipeft.methods.adapted import adapted_layers
 from minipeft.methods.peft_format import read_pattern
@@ -56,7 +56,7 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
         raise MinipeftError("the model has no method, so there is no adapter to save; call minipeft.apply first")
     if any(part.unmerged is not None for part in adapted_layers(model)):
         raise MinipeftError("the adapter is merged; call minipeft.unmerge before saving it")
-    folder = Path(folder)
+    folder = user_path(folder)
     make_folder(folder)
     state = {theirs: tensor.detach().cpu().contiguous() for theirs, tensor in adapter_tensors(model).items()}
     config = model.config
@@ -82,7 +82,7 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
         MinipeftError: before the model is changed, for an adapter of another base, an unknown type or setting, and a
             tensor that is missing, unused or of a wrong shape.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     adapter = read_adapter(folder, model.config)
     method, labels = adapter.method, adapter.details.get("labels")
     if labels and len(labels) != model.config.num_labels:

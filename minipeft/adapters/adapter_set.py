@@ -16,6 +16,7 @@ from minipeft.adapters.adapter import load_adapter
 from minipeft.adapters.adapter_file import CONFIG, read_adapter
 from minipeft.data.batches.packing import PackedBatch, reorder
 from minipeft.errors import MinipeftError, check_float
+from minipeft.files import user_path
 from minipeft.methods.adapted import target_modules_of
 from minipeft.methods.lora import LoRA, LoRALinear
 from minipeft.model.classifier import SequenceClassifier
@@ -106,7 +107,7 @@ class AdapterSet(nn.Module):
             MinipeftError: as load_adapter does, for another method than LoRA, and for a name that is taken.
         """
         self._check_new(name)
-        folder = Path(folder)
+        folder = user_path(folder)
         adapter = read_adapter(folder, self._own_config)
         method, details = adapter.method, adapter.details
         if type(method) is not LoRA or method.bias != "none" or method.modules_to_save:

@@ -10,7 +10,7 @@ import torch
 
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.errors import MinipeftError
-from minipeft.files import make_folder
+from minipeft.files import make_folder, user_path
 from minipeft.methods import METHODS, method_name
 from minipeft.methods.adapted import adapted_layers
 from minipeft.model.classifier import SequenceClassifier
@@ -68,7 +68,7 @@ def export(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:
 
 def check_export_folder(folder: str | Path) -> None:
     """Raise MinipeftError unless the folder is new or empty."""
-    folder = Path(folder)
+    folder = user_path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MinipeftError(f"{folder} is not {'empty' if folder.is_dir() else 'a folder'}; export to a new folder")
 
@@ -82,7 +82,7 @@ def merged_copy(model: SequenceClassifier) -> SequenceClassifier:
 
 def save_merged(merged: SequenceClassifier, folder: str | Path) -> None:
     """Write a merged model and its tokenizer's files next to the folder, then rename: an error leaves nothing there."""
-    folder = Path(folder).absolute()
+    folder = user_path(folder).absolute()
     staging = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed

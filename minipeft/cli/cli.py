@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minipeft import __version__
 from minipeft.cli.command_line import command_line
 from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_train_flags
 from minipeft.errors import ErrorOnRankZero, Interrupted, MinipeftError, WorkerError, is_rank_zero
+from minipeft.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`minipeft COMMAND …` → the exit status: 0 done, 2 bad input, 130 or 143 interrupted after saving."""
     _escape_unencodable_output()
-    parser = command_line(arguments)
+    parser = command_line()
     wanted = vars(parser.parse_args(arguments))
     if wanted["command"] is None:
         parser.print_help()
@@ -36,9 +36,10 @@ def main_train(arguments: Sequence[str] | None = None) -> int:
         usage="%(prog)s [flags]",
         description="Fine-tune an encoder on a task.",
         epilog=TRAIN_EXAMPLES.format(prog="python train.py"),
+        add_help=False,
     )
+    add_train_flags(parser)
     parser.add_argument("--version", action="version", version=f"minipeft {__version__}")
-    add_train_flags(parser, sys.argv[1:] if arguments is None else arguments)
     return run(_train, vars(parser.parse_args(arguments)))
 
 
@@ -127,7 +128,7 @@ def _predict(wanted: dict[str, Any]) -> None:
 
     for_input = ("output", "echo", "text_column", "pair_column", "file_format")
     runner = ("runner", "jobs", "jobs_per_gpu", "ray_address", "cpus_per_run", "gpus_per_run", "resume")
-    several = {name: wanted.pop(name) for name in runner}
+    several = {name: wanted.pop(name, None) for name in runner}
     if wanted["input"] is None:
         _reject_flags(several, "without --input", *several)
     if wanted["glue_test"] is not None:
@@ -167,13 +168,11 @@ def _reject_flags(wanted: dict[str, Any], where: str, *names: str) -> None:
             raise MinipeftError(f"--{flag} has no meaning {where}; leave it out")
 
 
-def _pretrain(wanted: dict[str, object]) -> None:
+def _pretrain(wanted: dict[str, Any]) -> None:
     from minipeft.pretraining.pretrain import pretrain
-    from minipeft.pretraining.pretrain_settings import PretrainSettings, choose_hardware
+    from minipeft.pretraining.pretrain_settings import PretrainSettings
 
-    wanted |= choose_hardware(str(wanted["output"]), str(wanted["device"]), str(wanted["precision"]))
-    wanted["text"] = tuple(wanted["text"])  # type: ignore[arg-type]
-    print(json.dumps(pretrain(PretrainSettings(**wanted))))  # type: ignore[arg-type]
+    print(json.dumps(pretrain(PretrainSettings(**wanted))))
 
 
 def _export(wanted: dict[str, object]) -> None:

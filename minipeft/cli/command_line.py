@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-
-from minipeft import __version__
 from minipeft.cli.compare_flags import add_compare_flags
-from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_pretrain_flags, add_train_flags
+from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_settings, add_train_flags
 from minipeft.cli.predict_flags import RUN, add_predict_flags
+from minipeft.pretraining.pretrain_settings import PretrainSettings
+from minipeft.version import __version__
 
 
-def command_line(arguments: Sequence[str] | None = None) -> Parser:
-    """Return the parser of `minipeft`; its help states the defaults of the task and method that `arguments` name."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def command_line() -> Parser:
+    """Return the parser of `minipeft`."""
     parser = Parser(prog="minipeft", description="Parameter-efficient fine-tuning of encoders in plain PyTorch.")
     parser.add_argument("--version", action="version", version=f"minipeft {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
@@ -22,19 +19,21 @@ def command_line(arguments: Sequence[str] | None = None) -> Parser:
         help="fine-tune on a task",
         epilog=TRAIN_EXAMPLES.format(prog="minipeft train"),
         usage="%(prog)s [flags]",
+        add_help=False,
     )
-    add_train_flags(train, arguments)
+    add_train_flags(train)
 
-    add_compare_flags(commands, arguments)
+    add_compare_flags(commands)
 
     methods = commands.add_parser("methods", help="the methods: options, defaults, parameters, paper, peft")
     methods.add_argument("name", nargs="?", help="one method, with an explanation of its options [all]")
 
     add_predict_flags(commands)
 
-    add_pretrain_flags(
-        commands.add_parser("pretrain", help="masked-language-model pretraining, from nothing or from a checkpoint")
+    pretrain = commands.add_parser(
+        "pretrain", help="masked-language-model pretraining, from nothing or from a checkpoint"
     )
+    add_settings(pretrain, PretrainSettings)
 
     export = commands.add_parser(
         "export",

@@ -1,64 +1,14 @@
-"""What the help says beyond the flags: a recipe's defaults, the nearest flag, the list of the methods."""
+"""What `minipeft methods` prints."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from minipeft.device import choose_max_tokens
-from minipeft.errors import MinipeftError, check_choice
-from minipeft.files import read_json
-from minipeft.training.settings.recipes import LORA_RECIPES, recipe
-
-
-@dataclasses.dataclass(frozen=True)
-class Defaults:
-    """The defaults that depend on the task, the method and the model, with the names of these three."""
-
-    epochs: int
-    lr: float
-    max_tokens: dict[str, int]
-    choice: str
-
-
-def choose_defaults(arguments: Sequence[str]) -> Defaults:
-    """Return the defaults for the task, method and model that a command line names."""
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    for flag, default in (("--task", "rte"), ("--method", "lora"), ("--model", "roberta-base")):
-        parser.add_argument(flag, default=default)
-    try:
-        given, _ = parser.parse_known_args(arguments)
-    except (argparse.ArgumentError, SystemExit):  # a flag without its value: reported when all flags are read
-        given, _ = parser.parse_known_args([])
-    task = "rte" if given.task == "auto" else given.task
-    hidden_size, model_type = _shape(given.model)
-    defaults = recipe(task if task in LORA_RECIPES else None, given.method, hidden_size, model_type)
-    tokens = {precision: choose_max_tokens("cpu", precision, hidden_size) for precision in ("fp32", "bf16")}
-    model = "roberta-base" if given.model == "auto" else given.model
-    return Defaults(defaults.epochs, defaults.lr, tokens, f"{task}, {given.method}, {Path(model).name}")
-
-
-def _shape(model: str) -> tuple[int, str]:
-    """The hidden size and model_type of a checkpoint on this machine, else what its name suggests."""
-    from minipeft.hub.hub import bundled, weights_folder
-
-    for folder in (Path(model).expanduser(), weights_folder() / model, bundled(model)):
-        if folder is not None and (folder / "config.json").is_file():
-            try:
-                content = read_json(folder / "config.json")
-            except MinipeftError:
-                break
-            size = content.get("hidden_size", content.get("dim"))
-            return size if isinstance(size, int) and size > 0 else 768, str(content.get("model_type"))
-    families = {"deberta-v3": "deberta-v2", "electra": "electra", "modernbert": "modernbert"}
-    model_type = next((families[name] for name in families if name in model.lower()), "roberta")
-    return 1024 if "large" in model else 768, model_type
+from minipeft.errors import check_choice
 
 
 def describe_methods(name: str | None = None) -> str:
@@ -76,7 +26,8 @@ def describe_methods(name: str | None = None) -> str:
 def _describe_method(name: str, explained: bool) -> list[str]:
     from minipeft.methods import METHODS
     from minipeft.model.families import FAMILIES
-    from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, choose_method
+    from minipeft.training.settings.choices import choose_method
+    from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings
 
     row, method = METHODS[name], choose_method(TrainSettings(method=name))
     module, about = inspect.getmodule(row.config), inspect.getdoc(row.config) or ""

@@ -21,17 +21,18 @@ from filelock import FileLock, Timeout
 from minipeft.compare.formatting import format_csv, format_text
 from minipeft.compare.page import render_page
 from minipeft.compare.plan import NUMBERS, Plan, Run, changed_flags, make_plan
-from minipeft.compare.runner import RunnerOptions, execute, make_runner
+from minipeft.compare.runner import execute, make_runner
+from minipeft.compare.runner_options import RunnerOptions
 from minipeft.compare.table import comparison_table
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Task
 from minipeft.device import choose_device, choose_precision
 from minipeft.errors import MinipeftError
-from minipeft.files import check_output, make_folder, read_json, write_json, write_text
+from minipeft.files import check_output, make_folder, read_json, user_path, write_json, write_text
 from minipeft.hub.hub import resolve_model
 from minipeft.training.settings.choices import choose_source, find_task
-from minipeft.training.settings.resume import FREE_TO_CHANGE, recorded_precision
-from minipeft.training.settings.train_settings import read_settings
+from minipeft.training.settings.resume import FREE_TO_CHANGE
+from minipeft.training.settings.train_settings import TrainSettings, read_settings
 
 LOCK = ".lock"
 DATA_SETTINGS = ("data", "text_column", "pair_column", "label_column", "label_type", "label_separator", "validation")
@@ -51,7 +52,7 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
         MinipeftError: for invalid input, before anything is written; and at the end when a run has failed.
         Interrupted: after SIGINT or SIGTERM, when all runs are saved.
     """
-    folder = Path(output)
+    folder = user_path(output)
     options = RunnerOptions.take_from(flags)
     plan = make_plan(flags)
     check_output(folder, "plan.json", "comparison", resume, (LOCK,))
@@ -99,7 +100,7 @@ def _with_precision_of(folder: Path, plan: Plan) -> Plan:
     configs = [read_json(path) for path in sorted(folder.glob("runs/*/config.json"))]
     if "precision" in plan.flags or not configs:
         return plan
-    precision = {"precision": recorded_precision(configs[0])}
+    precision = {"precision": configs[0]["precision"]}
     return replace(plan, runs=[replace(run, settings=run.settings | precision) for run in plan.runs])
 
 
@@ -124,7 +125,7 @@ def _check_runs(runs: list[Run], here: bool) -> str:
     Returns:
         The device that they use if they run `here`, on this machine.
     """
-    settings = [read_settings(run.settings) for run in runs]
+    settings = [TrainSettings(**read_settings(run.settings)) for run in runs]
     devices = {name: choose_device(name) for name in {wanted.device for wanted in settings} if here}
     for wanted in {(wanted.precision, wanted.device) for wanted in settings if here}:
         choose_precision(wanted[0], devices[wanted[1]])
@@ -139,7 +140,7 @@ def _sources(runs: list[Run]) -> list[tuple[Task, str, int | None]]:
     """Return (task, source, evaluation limit) for each distinct choice of data."""
     found: dict[tuple[Any, ...], tuple[Task, str, int | None]] = {}
     for run in runs:
-        wanted = read_settings(run.settings)
+        wanted = TrainSettings(**read_settings(run.settings))
         choice = tuple(getattr(wanted, name) for name in ("task", "eval_limit", *DATA_SETTINGS))
         if choice not in found:
             data = choose_source(wanted, *find_task(wanted))

@@ -14,9 +14,8 @@ have one.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,16 @@ from typing import Any
 from minipeft.compare.local_runner import Command, format_flags
 from minipeft.errors import MinipeftError, nearest
 from minipeft.methods import get_method
-from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, choose_method, read_settings
+from minipeft.training.settings.choices import choose_method
+from minipeft.training.settings.setting import rows
+from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, check_windows, read_settings
 
 SWEPT = ("rank", "lr", "seed")  # with task and method: what a comparison is a product of
-LISTS = ("targets", "method_options", "class_weights", "report_to")  # all arguments of the flag are one value
 OWN = ("output", "resume", "quiet")  # the comparison sets them for its runs
 SEEDS = (1, 2, 3)
-FIELDS = {field.name: str(field.type) for field in dataclasses.fields(TrainSettings)}
-NUMBERS = tuple(name for name, kind in FIELDS.items() if ("int" in kind or "float" in kind) and name not in LISTS)
+ROWS = rows(TrainSettings)
+LISTS = tuple(name for name, row in ROWS.items() if row.several)  # all arguments of the flag are one value
+NUMBERS = tuple(name for name, row in ROWS.items() if row.number)
 SPLIT_AT_COMMAS = (*NUMBERS, "targets")
 
 Values = dict[str, list[Any]]  # where it is for ("" for all, a task, a method, TASK/METHOD) → values
@@ -63,7 +64,7 @@ class Plan:
         """The command that asks for this plan, but for its --output."""
         arguments = ["minipeft compare"]
         for name, values in self.flags.items():
-            flag = f"--{name.replace('_', '-')}"
+            flag = ROWS[name].flag
             switch = values.get("", [None])[0] is True  # 1 == True: a rank of 1 is not a switch
             arguments.append(flag if switch else f"{flag} {_format_values(values)}")
         return " ".join(arguments)
@@ -74,10 +75,10 @@ def make_plan(given: dict[str, Any]) -> Plan:
     tasks, methods = (_names(name, given[name]) for name in ("task", "method"))
     if "auto" in tasks:
         raise MinipeftError("--task auto: in a comparison every task has a name; give one of GLUE's, or your data one")
-    fields = {method: {field.name for field in dataclasses.fields(get_method(method))} for method in methods}
+    options = {method: {field.name for field in fields(get_method(method))} for method in methods}
     flags: dict[str, Values] = {
         name: {"": [True]} if arguments is True else read_values(name, arguments, tasks, methods)
-        for name in FIELDS
+        for name in ROWS
         if name not in ("task", "method", *OWN) and (arguments := given.get(name))
     }
     flags.setdefault("seed", {}).setdefault("", list(SEEDS))
@@ -88,19 +89,20 @@ def make_plan(given: dict[str, Any]) -> Plan:
         for name, values in flags.items():
             where, chosen = value_for(name, values, task, method)
             if where == "":
-                chosen = _accepted_values(name, chosen, fields[method])
+                chosen = _accepted_values(name, chosen, options[method])
             if chosen:
                 used.add((name, where))
                 choices[name] = [chosen] if name in LISTS else chosen
         for combination in product(*choices.values()):
             settings = {"task": task, "method": method, **dict(zip(choices, combination, strict=True))}
-            choose_method(read_settings(settings))  # what can be refused is refused before anything runs
+            wanted = TrainSettings(**read_settings(settings))  # what can be refused is refused before anything runs
+            check_windows(wanted)
+            choose_method(wanted)
             runs.append(Run(_name(settings), settings))
     for name, values in flags.items():
         if "" in values and len(values) == 1 and (name, "") not in used:
             raise MinipeftError(
-                f"--{name.replace('_', '-')} {_format_values(values)} has no meaning for {', '.join(methods)}. "
-                "Leave it out."
+                f"{ROWS[name].flag} {_format_values(values)} has no meaning for {', '.join(methods)}. Leave it out."
             )
     flags = {"task": {"": tasks}, "method": {"": methods}, **flags}
     seeds = [seed for values in flags["seed"].values() for seed in values]
@@ -116,12 +118,12 @@ def _names(name: str, arguments: list[str]) -> list[str]:
 def _check_unique(name: str, values: list[Any]) -> None:
     for value in values:
         if values.count(value) > 1:
-            raise MinipeftError(f"--{name.replace('_', '-')} {value} is given twice; give it once")
+            raise MinipeftError(f"{ROWS[name].flag} {value} is given twice; give it once")
 
 
 def read_values(name: str, arguments: list[str], tasks: list[str], methods: list[str]) -> Values:
     """A flag's arguments → its values, by where they are for."""
-    flag = f"--{name.replace('_', '-')}"
+    flag = ROWS[name].flag
     values: Values = {}
     for argument in arguments:
         where, text = _split(flag, name, argument, tasks, methods)
@@ -153,7 +155,7 @@ def _split(flag: str, name: str, word: str, tasks: list[str], methods: list[str]
 
 def _value(name: str, text: str) -> int | float | str:
     """A number, where there has to be one and the text is one; `read_settings` refuses other text."""
-    for kind in (int, float) if name in NUMBERS else ():
+    for kind in (int, float) if ROWS[name].number else ():
         try:
             return kind(text)
         except ValueError:
@@ -167,7 +169,7 @@ def value_for(name: str, values: Values, task: str, method: str) -> tuple[str, l
         return both, values[both]
     if task in values and method in values and values[task] != values[method]:
         raise MinipeftError(
-            f"--{name.replace('_', '-')}: {task}={values[task][0]} and {method}={values[method][0]} meet in the runs "
+            f"{ROWS[name].flag}: {task}={values[task][0]} and {method}={values[method][0]} meet in the runs "
             f"of {both}; add {both}=VALUE"
         )
     where = next((where for where in (task, method) if where in values), "")
@@ -195,7 +197,7 @@ def changed_flags(
     before: dict[str, Values], now: dict[str, Values], free: tuple[str, ...]
 ) -> Iterator[tuple[str, str]]:
     """(flag with the value before, value now) of each that two plans differ in, but for those free to change."""
-    for name in FIELDS:
+    for name in ROWS:
         if name not in free and before.get(name) != now.get(name):
             one, other = (_format_values(flags[name]) if name in flags else "by default" for flags in (before, now))
             yield f"{name} {one}", other

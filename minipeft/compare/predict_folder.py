@@ -14,10 +14,11 @@ from typing import Any
 
 from minipeft.adapters.adapter_file import WEIGHTS
 from minipeft.compare.local_runner import Command, format_flags
-from minipeft.compare.runner import RunnerOptions, execute, make_runner
+from minipeft.compare.runner import execute, make_runner
+from minipeft.compare.runner_options import RunnerOptions
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, format_names
-from minipeft.files import check_output, make_folder, read_json, write_json
+from minipeft.files import check_output, make_folder, read_json, user_path, write_json
 
 
 def predict_folder(run: str, path: str, output: str, *, device: str, resume: bool | None, **flags: Any) -> None:
@@ -37,16 +38,16 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
         MinipeftError: for bad input, before anything is written; and at the end when a file has failed.
         Interrupted: after SIGINT or SIGTERM, with the finished files kept.
     """
-    options, folder = RunnerOptions.take_from(flags), Path(output)
+    options, folder = RunnerOptions.take_from(flags), user_path(output)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise MinipeftError(
             f"--output {output}: torchrun shares one file of predictions. Use --runner, or name a file."
         )
-    files = sorted(entry for entry in Path(path).iterdir() if entry.is_file() and not entry.name.startswith("."))
+    files = sorted(entry for entry in user_path(path).iterdir() if entry.is_file() and not entry.name.startswith("."))
     if not files:
         raise MinipeftError(f"{path}: the folder has no files. Name one with files to predict.")
     check_output(folder, "plan.json", "folder of predictions", bool(resume))
-    plan = {"run": str(Path(run).absolute()), "adapter": _digest(Path(run) / "adapter" / WEIGHTS), **flags}
+    plan = {"run": str(user_path(run).absolute()), "adapter": _digest(user_path(run) / "adapter" / WEIGHTS), **flags}
     plan["echo"] = list(plan["echo"])
     if (folder / "plan.json").is_file() and read_json(folder / "plan.json") != plan:
         raise MinipeftError(f"{folder} was predicted with another run or other flags. Choose another --output.")

@@ -6,14 +6,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from tqdm.auto import tqdm
 
 from minipeft.compare.local_runner import Command, LocalRunner, count_cores, memory_size, visible_gpus
-from minipeft.errors import Interrupted, MinipeftError, check_choice, check_int, format_names
+from minipeft.compare.runner_options import RunnerOptions
+from minipeft.errors import Interrupted, format_names
 from minipeft.training.reporting.epoch_table import disable_bar
 from minipeft.training.run_folder.signals import collect_signals
 
@@ -30,42 +30,6 @@ class Runner(Protocol):
     def start(self, command: Command) -> None: ...
     def poll(self) -> dict[str, str | None]: ...
     def stop(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class RunnerOptions:
-    """The flags --runner, --jobs, …; None: not given."""
-
-    runner: str = "local"
-    jobs: int | None = None
-    jobs_per_gpu: int = 1
-    ray_address: str | None = None
-    cpus_per_run: float = 1.0
-    gpus_per_run: float | None = None
-
-    @classmethod
-    def take_from(cls, flags: dict[str, Any]) -> RunnerOptions:
-        """Remove these options from a command's flags, and return them checked; None is the default.
-
-        Raises:
-            MinipeftError: for values that do not fit together.
-        """
-        given = {field.name: flags.pop(field.name, None) for field in fields(cls)}
-        options = cls(**{name: value for name, value in given.items() if value is not None})
-        options._check()
-        return options
-
-    def _check(self) -> None:
-        check_choice("--runner", self.runner, ("local", "ray"))
-        for name in ("jobs", "jobs_per_gpu"):
-            if (value := getattr(self, name)) is not None:
-                check_int(f"--{name.replace('_', '-')}", value)
-        given = {"--ray-address": self.ray_address, "--gpus-per-run": self.gpus_per_run}
-        for name, value in given.items():
-            if value is not None and self.runner != "ray":
-                raise MinipeftError(f"{name} {value}: the runner is local. Add --runner ray, or leave it out.")
-        if self.cpus_per_run <= 0 or (self.gpus_per_run or 0) < 0:
-            raise MinipeftError(f"--cpus-per-run {self.cpus_per_run:g}: the number is not positive. Choose 1 or more.")
 
 
 def make_runner(folder: Path, options: RunnerOptions, device: str, commands: int) -> Runner:

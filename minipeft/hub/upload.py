@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.errors import MinipeftError, first_line
-from minipeft.files import read_json
+from minipeft.files import read_json, user_path
 from minipeft.hub.names import REPO_ID, base_name
 from minipeft.hub.network import endpoint, offline_variable
 from minipeft.hub.retries import describe_error, response_of
@@ -34,7 +34,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
     Raises:
         MinipeftError: for another folder, without a token, and if the hub refuses; nothing is uploaded in part.
     """
-    files = _files(Path(folder))
+    files = _files(user_path(folder))
     if not REPO_ID.fullmatch(repo_id):
         raise MinipeftError(f"{repo_id!r} is not the name of a repository. Write it as owner/name.")
     if dry_run:

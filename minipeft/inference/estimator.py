@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from minipeft.errors import MinipeftError, short_repr
 from minipeft.inference.predict import load_run
 from minipeft.inference.predictor import Predictor
 from minipeft.training.run import train
+from minipeft.training.settings.setting import rows, signature_of
 from minipeft.training.settings.train_settings import TrainSettings
 
 # Settings that `fit` decides: the texts and labels are its arguments.
@@ -23,7 +23,7 @@ OF_FIT = (
     *("task", "data", "text_column", "pair_column", "label_column", "label_type", "label_separator", "threshold"),
     *("validation", "resume"),
 )
-DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainSettings) if f.name not in OF_FIT} | {"quiet": True}
+DEFAULTS = {name: row.default for name, row in rows(TrainSettings).items() if name not in OF_FIT} | {"quiet": True}
 PICKLED = ("config.json", "result.json", "metrics.jsonl", "adapter/*")  # the files that prediction needs
 
 Array = np.ndarray[Any, Any]
@@ -36,10 +36,9 @@ def _with_keywords_of(
     """Give __init__ the signature of the settings, which scikit-learn, help() and type checkers read."""
 
     def decorate(function: Callable[..., None]) -> Callable[Concatenate[Any, Keywords], None]:
-        parameters = inspect.signature(settings, eval_str=True).parameters
-        chosen = [parameters[name].replace(default=default) for name, default in DEFAULTS.items()]
         itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        function.__signature__ = inspect.Signature([itself, *chosen])  # type: ignore[attr-defined]
+        keywords = signature_of(TrainSettings, without=OF_FIT, defaults=DEFAULTS)
+        function.__signature__ = inspect.Signature([itself, *keywords])  # type: ignore[attr-defined]
         return function
 
     return decorate

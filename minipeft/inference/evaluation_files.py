@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from minipeft.errors import MinipeftError
-from minipeft.files import check_output, make_folder, write_atomically, write_json, write_text
+from minipeft.files import check_output, make_folder, user_path, write_atomically, write_json, write_text
 
 REPORT = "report.json"
 LONGEST_NAME = 24  # characters of a class name in a text table
@@ -19,17 +19,17 @@ LARGEST_PICTURE = 100  # classes of the matrix as a picture, and of its text
 
 def check_report_folder(folder: str | Path) -> None:
     """Raise MinipeftError for a --report that exists and is not an empty folder, or that cannot be written to."""
-    if (Path(folder) / REPORT).is_file():
+    if (user_path(folder) / REPORT).is_file():
         raise MinipeftError(f"{folder} already holds a report. Choose another --report.")
     try:
-        check_output(Path(folder), REPORT, "report", resume=False)
+        check_output(user_path(folder), REPORT, "report", resume=False)
     except MinipeftError as error:
         raise MinipeftError(str(error).replace("--output", "--report")) from None
 
 
 def write_report(report: dict[str, Any], folder: str | Path) -> list[Path]:
     """Write a report to a new folder; return the files."""
-    folder = Path(folder)
+    folder = user_path(folder)
     check_report_folder(folder)
     make_folder(folder)
     matrix = report.get("confusion_matrix")

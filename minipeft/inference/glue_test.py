@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.errors import MinipeftError
-from minipeft.files import make_folder, write_together
+from minipeft.files import make_folder, user_path, write_together
 from minipeft.inference.predict import LoadedRun
 
 # task → (file, split) of each test split, with the file names that gluebenchmark.com expects
@@ -41,7 +41,7 @@ def predict_glue_test(run: LoadedRun, folder: str | Path, data: str | None = Non
     Raises:
         MinipeftError: for a custom dataset, and for a file that exists.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if run.task.is_custom:
         raise MinipeftError(f"{run.task.name} is not a task of GLUE; use --input")
     files = [(folder / name, split) for name, split in FILES[run.task.name]]

@@ -26,7 +26,7 @@ from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, check_int, format_names, short_repr
-from minipeft.files import read_json, read_json_lines
+from minipeft.files import read_json, read_json_lines, user_path
 from minipeft.hub.hub import resolve_model
 from minipeft.inference.load_model import (
     is_adapter_folder,
@@ -92,6 +92,7 @@ class LoadedRun(Predictor):
         Returns:
             The folder, the largest difference of a logit on synthetic texts, and the number of texts.
         """
+        folder = user_path(folder)
         check_export_folder(folder)
         merged = merged_copy(self.model)
         texts = standin.generate("rte", "validation")
@@ -208,7 +209,7 @@ def load_run(
     Raises:
         MinipeftError: for a folder without an adapter, and for a file in it that is damaged or does not fit.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     load = load_adapter_folder if is_adapter_folder(folder) else load_checkpoint if is_checkpoint(folder) else None
     if load is not None:
         device = choose_device(device)

@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from minipeft import __version__
 from minipeft.data.tables.find_files import list_files
 from minipeft.data.tables.open_table import STANDARD_INPUT
 from minipeft.data.tables.remote import local_copy
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import Interrupted, MinipeftError
-from minipeft.files import make_folder, read_json, write_atomically, write_json, write_text
+from minipeft.files import make_folder, read_json, user_path, write_atomically, write_json, write_text
 from minipeft.inference.predict import load_run
 from minipeft.training.reporting.epoch_table import disable_bar
+from minipeft.version import __version__
 
 logger = logging.getLogger("minipeft")
 PLAN = "plan.json"
@@ -73,7 +73,7 @@ def predict_file(
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1 and (output is None or path == STANDARD_INPUT):
         raise MinipeftError(f"{processes} processes cannot share standard input or output; give --input and --output")
-    target = None if output is None else Path(output)
+    target = None if output is None else user_path(output)
     if target is not None and (target.exists() or not target.absolute().parent.is_dir()):
         reason = "is there already" if target.exists() else f"has no folder {target.parent}"
         raise MinipeftError(f"{target} {reason}; choose another --output")
@@ -112,7 +112,7 @@ def predict_file(
             echoed.clear()
         return
     parts = target.with_name(f".{target.name}.parts")
-    plan = _plan(Path(folder), run.model.folder, files, {**columns, "echo": list(echo), "device": run.device})
+    plan = _plan(user_path(folder), run.model.folder, files, {**columns, "echo": list(echo), "device": run.device})
     with _raise_on_signals(target, parts if path == STANDARD_INPUT else None):
         if rank == 0:
             _prepare(parts, plan)

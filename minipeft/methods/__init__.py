@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
-from minipeft.errors import MinipeftError, check_choice
+from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.model.families import family_of
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def method_name(method: Any) -> str:
         if (type(method).__module__, type(method).__name__) == (entry.module, entry.config_name):
             return name
     names = ", ".join(entry.config_name for entry in METHODS.values())
-    raise MinipeftError(f"{method!r} is not a method; make one of {names}")
+    raise MinipeftError(f"{short_repr(method)} is not a method; make one of {names}")
 
 
 def changed_options(method: Any) -> dict[str, Any]:

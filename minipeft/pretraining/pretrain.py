@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ from minipeft.model.pretrained import load_language_model, save_checkpoint
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, init_weights
 from minipeft.pretraining.corpus import TokenizedText, mask, read_texts, tokenize_lines
 from minipeft.pretraining.init_from_counts import init_from_counts
-from minipeft.pretraining.pretrain_settings import HELD_OUT_EVERY, PretrainSettings, check_settings, new_config
+from minipeft.pretraining.pretrain_checks import HELD_OUT_EVERY, RECORD, complete_settings, new_config
+from minipeft.pretraining.pretrain_settings import PretrainSettings
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import linear_schedule
 from minipeft.training.reporting.epoch_table import disable_bar
@@ -53,10 +54,9 @@ from minipeft.training.run_folder.checkpoint_files import (
 )
 from minipeft.training.run_folder.lease import Lease
 from minipeft.training.run_folder.signals import collect_signals
+from minipeft.training.settings.setting import rows
 
 _epoch_order = lru_cache(maxsize=1)(epoch_order)  # asked for in every step
-RECORD = "pretrain.json"
-IGNORED = ("resume", "quiet", "checkpoint_minutes", "device")  # a resumed run may change these
 
 
 def pretrain(settings: PretrainSettings) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
         MinipeftError: for bad input, before anything is written; and where another process holds the folder.
         Interrupted: after a signal, with the state saved.
     """
-    check_settings(settings)
+    settings = complete_settings(settings)
     folder = Path(settings.output)
     _check_folder(folder, settings)
     with Lease(folder):
@@ -186,14 +186,14 @@ def _validation_batches(
 
 def _check_folder(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
     """Return what the folder records of the settings; raise where it records others."""
-    wanted = {name: value for name, value in asdict(settings).items() if name not in IGNORED}
-    wanted["text"] = list(settings.text)
+    wanted = {name: getattr(settings, name) for name, row in rows(PretrainSettings).items() if row.on_resume == "equal"}
     check_output(folder, RECORD, "pretraining run", settings.resume)
     if (folder / RECORD).is_file():
-        for name, value in read_json(folder / RECORD).items():
-            if wanted.get(name) != value:
+        recorded = read_json(folder / RECORD)
+        for name, value in wanted.items():
+            if (known := recorded.get(name)) != value:
                 raise MinipeftError(
-                    f"{folder}: the run has {name} {value!r}, not {wanted.get(name)!r}. Resume with the same settings."
+                    f"{folder}: the run has {name} {known!r}, not {value!r}. Resume with the same settings."
                 )
     return wanted
 

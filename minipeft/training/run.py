@@ -1,4 +1,13 @@
-"""A run: settings → job → examples → model → loop → result, in a folder with config.json, adapter/ and result.json."""
+"""A run from its settings to its result; `train` below is the whole program in ten lines.
+
+    settings → job → examples → model → loop → result, in a folder with config.json, adapter/ and result.json
+
+The stages share nothing but what they pass on: a frozen Job, the tokenized Examples, the model. There is no Trainer
+object, and there are no callbacks: a run that needs another stage calls another function here.
+
+Left out: how a setting is chosen (settings/), how a step is computed (loop.py), and what a checkpoint holds
+(run_folder/). With several processes (distributed.py) every process executes this file; only rank 0 writes and prints.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +19,22 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from minipeft import __version__
 from minipeft.adapters.adapter import initialize_from_adapter, reload_adapter
 from minipeft.adapters.adapter_file import read_adapter
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tokens.examples import Examples, encode_split, hold_out
+from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
 from minipeft.files import PARTIAL, check_output, read_json, write_json, write_text
-from minipeft.inference.predictor import Predictor
 from minipeft.methods import apply, count_parameters
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.pretrained import cast_frozen, load_for_training
@@ -36,12 +45,18 @@ from minipeft.training.reporting.banner import print_banner, print_result
 from minipeft.training.reporting.model_card import CARD, make_card
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.run_folder.lease import Lease
+from minipeft.training.settings import checks
 from minipeft.training.settings.job import Job, resolve
+from minipeft.training.settings.setting import rows
 from minipeft.training.settings.train_settings import TrainSettings, keywords_of, read_settings
+from minipeft.version import __version__
+
+if TYPE_CHECKING:
+    from minipeft.inference.predictor import Predictor
 
 logger = logging.getLogger("minipeft")
-# Settings that name a place, which may be another one on each machine; fingerprints compare what is there.
-PLACES = ("model", "data", "source", "output", "init_adapter", "validation")
+# Settings that name a file or folder, which may be another one on each machine; fingerprints compare what is there.
+PLACES = ("source", *(name for name, row in rows(TrainSettings).items() if row.check in (checks.path, checks.data)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,13 +68,13 @@ class Result:
             train_seconds, samples_per_second, peak_memory_bytes, seed and versions.
         model: the model with the best epoch's adapter, in evaluation mode.
         output: the run's folder.
-        predictor: the model with its tokenizer, behind `predict` and `predict_proba`.
+        job: the settings, complete, and what was found for them.
     """
 
     content: dict[str, Any]
     model: SequenceClassifier
     output: Path
-    predictor: Predictor
+    job: Job
 
     def __repr__(self) -> str:
         content, best = self.content, self.content["best"]
@@ -72,6 +87,14 @@ class Result:
     def best(self) -> float:
         """The best epoch's value of the task's metric."""
         return float(self.content["best"]["value"])
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The model with its tokenizer, behind `predict` and `predict_proba`."""
+        from minipeft.inference.predictor import Predictor  # inference builds on training; only a result points back
+
+        job = self.job
+        return Predictor(self.model, load_tokenizer(job.model.folder), job.task, job.config, job.settings.device)
 
     def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Return the class name and all probabilities of each text, or its score for regression, with six digits.
@@ -105,11 +128,13 @@ def train(**settings: Any) -> Result:
     """
     job = resolve(read_settings(settings))
     with hold_folder(job):
+        # The data come first: an invalid row raises before the weights are loaded.
         examples = load_examples(job)
         model = build_model(job)
         folder = open_run(job, examples, model)
-        loss = job.loss.make_loss(examples.train.split.labels, job.task.problem, job.device)
-        graphs = StepGraphs(model, loss=loss) if job.cuda_graphs else None
+        # Balanced class weights depend on the labels, so the loss is made when the examples are known.
+        loss = job.loss.make_loss(examples.train.split.labels, job.task.problem, job.settings.device)
+        graphs = StepGraphs(model, loss=loss) if job.settings.cuda_graphs else None
         with job.processes.errors_printed_once():
             progress = train_loop(model, examples, job.schedule, folder, job.processes, graphs, loss)
         return write_result(job, examples, model, progress)
@@ -117,12 +142,13 @@ def train(**settings: Any) -> Result:
 
 @contextmanager
 def hold_folder(job: Job) -> Iterator[None]:
-    """Take the lease of the run's folder on rank 0."""
+    """Take the lease of the run's folder on rank 0: a second process on the folder ends with an error."""
     with ExitStack() as stack:
 
         def take_lease() -> None:
             stack.enter_context(Lease(job.output))
-            check_output(job.output, "config.json", "run", job.resume)  # again, now that nobody else can change it
+            # Again: between `resolve` and the lease another process may have changed the folder.
+            check_output(job.output, "config.json", "run", job.settings.resume)
             job.check_same_settings()
 
         job.processes.on_rank_zero(take_lease)
@@ -131,47 +157,55 @@ def hold_folder(job: Job) -> Iterator[None]:
 
 def load_examples(job: Job) -> Examples:
     """Read and tokenize the training, validation and further splits."""
-    task, tokenizer = job.task, load_tokenizer(job.model.folder)
+    task, settings, tokenizer = job.task, job.settings, load_tokenizer(job.model.folder)
+    long_texts = LongTexts.of(job.config)  # None: texts over max_length are truncated
     encoded = {}
+    # "also" are further validation splits, such as MNLI's mismatched one: evaluated, but never used to choose.
     for name, split in {"train": "train", "validation": task.validation, **dict(task.also)}.items():
-        chunks = read_chunks(task, split, job.data.source, job.train_limit if name == "train" else job.eval_limit)
-        encoded[name] = encode_split(task, chunks, tokenizer, job.max_length, job.model.config, job.long_texts)
+        limit = settings.train_limit if name == "train" else settings.eval_limit
+        chunks = read_chunks(task, split, job.data.source, limit)  # a stream: the texts are never all in memory
+        encoded[name] = encode_split(task, chunks, tokenizer, job.max_length, job.model.config, long_texts)
     train, validation = encoded.pop("train"), encoded.pop("validation")
-    if job.holdout:
-        train, encoded[HOLDOUT] = hold_out(train, job.holdout, job.schedule.seed)
+    if settings.holdout is not None:
+        train, encoded[HOLDOUT] = hold_out(train, settings.holdout, settings.seed)
     return Examples(train, validation, encoded, tokenizer.truncated)
 
 
 def build_model(job: Job) -> SequenceClassifier:
     """Load the pretrained weights, install the method, and move the model to the job's device."""
-    torch.manual_seed(job.schedule.seed)
+    settings = job.settings
+    torch.manual_seed(settings.seed)  # the new head and LoRA's A are drawn from here on, in this order
     model = load_for_training(job.model.folder, job.task.problem.outputs, job.task.problem.name)
-    apply(model, job.method)
+    apply(model, job.method)  # freezes the encoder; the method's parameters and the head are trainable
     for adapter in job.initial_adapters:
         taken = initialize_from_adapter(model, adapter)
-        if job.processes.is_main_process and not job.quiet:
+        if job.processes.is_main_process and not settings.quiet:
             print(taken, file=sys.stderr)
-    cast_frozen(model, torch.bfloat16 if job.precision == "bf16" else torch.float32).to(job.device)
-    model.encoder.activation_checkpointing = job.activation_checkpointing
-    if job.compile:
+    # bf16 is for the frozen weights and the activations: trainable parameters stay float32, because AdamW's small
+    # updates would be rounded away.
+    cast_frozen(model, torch.bfloat16 if settings.precision == "bf16" else torch.float32).to(settings.device)
+    model.encoder.activation_checkpointing = settings.activation_checkpointing
+    if settings.compile:
         model.encoder.compile_layers()
     return model
 
 
 def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFolder:
     """Check that all processes agree, print the banner, and write config.json."""
-    processes = job.processes
+    settings, processes = job.settings, job.processes
     if processes.size > 1:
+        # Gradients are summed without a look at what they are gradients of: other rows or weights on one machine
+        # would train without an error, to a wrong result.
         weights = hashlib.sha256()
         for parameter in model.parameters():
             weights.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        settings = {name: value for name, value in job.config.items() if name not in PLACES}
+        compared = {name: value for name, value in job.config.items() if name not in PLACES}
         processes.check_same(
             {
                 "the training examples": examples.train.fingerprint,
                 "the validation examples": examples.validation.fingerprint,
                 "the model's weights": weights.hexdigest(),
-                **{f"the settings (--{name.replace('_', '-')})": repr(value) for name, value in settings.items()},
+                **{f"the settings (--{name.replace('_', '-')})": repr(value) for name, value in compared.items()},
             }
         )
     if processes.is_main_process:
@@ -180,22 +214,22 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
         total = sum(map(len, (examples.train, examples.validation, *examples.others.values())))
         logger.warning("%d of %d examples were truncated to %d tokens", examples.truncated, total, job.max_length)
     processes.on_rank_zero(lambda: _write_config(job))
-    return RunFolder(job.output, job.checkpoint_minutes, job.quiet, job.report_to)
+    return RunFolder(job.output, settings.checkpoint_minutes, settings.quiet, settings.report_to)
 
 
 def _write_config(job: Job) -> None:
     """Make the folder a run's, without the temporary files of a killed run, or the result of a run that is extended."""
-    folder, extension = job.output, job.check_same_settings()
+    folder, quiet, extension = job.output, job.settings.quiet, job.check_same_settings()
     for path in folder.rglob(PARTIAL):
         with suppress(OSError):  # a folder: of another process that is trying to take the lease
             path.unlink()
     if not has_checkpoint(folder):
         (folder / "result.json").unlink(missing_ok=True)
-        if (folder / "config.json").is_file() and not job.quiet:
+        if (folder / "config.json").is_file() and not quiet:
             print(f"{folder} has no checkpoint yet: the run starts from scratch", file=sys.stderr)
     if extension:
         (folder / "result.json").unlink(missing_ok=True)
-        if not job.quiet:
+        if not quiet:
             print(extension, file=sys.stderr)
     write_json(folder / "config.json", job.config)
 
@@ -205,13 +239,14 @@ def write_result(job: Job, examples: Examples, model: SequenceClassifier, progre
 
     A run that was finished before keeps its result.json.
     """
-    folder = job.output
+    folder, quiet = job.output, job.settings.quiet
+    # Only rank 0 has the file; the others get its tensors, so that every process returns the same model.
     reload_adapter(model.eval(), job.processes.on_rank_zero(lambda: read_adapter(folder / "adapter", model.config)))
     content = result_content(job, examples, model, progress)
 
     def write() -> dict[str, Any]:
         if (folder / "result.json").is_file():
-            if not job.quiet:
+            if not quiet:
                 print(f"{folder}: the run is already finished", file=sys.stderr)
             return read_json(folder / "result.json")
         write_text(folder / "adapter" / CARD, make_card(job, content))
@@ -220,35 +255,34 @@ def write_result(job: Job, examples: Examples, model: SequenceClassifier, progre
         return content
 
     content = job.processes.on_rank_zero(write)
-    if job.processes.is_main_process and not job.quiet:
+    if job.processes.is_main_process and not quiet:
         print_result(content, folder)
-    predictor = Predictor(model, load_tokenizer(job.model.folder), job.task, job.config, job.device)
-    return Result(content, model, folder, predictor)
+    return Result(content, model, folder, job)
 
 
 def result_content(job: Job, examples: Examples, model: SequenceClassifier, progress: Progress) -> dict[str, Any]:
     """Return the content of result.json."""
-    task, history = job.task, progress.history
+    task, settings, history = job.task, job.settings, progress.history
     metric, best, last = task.metrics[0], best_epoch(history, job.schedule.select_by), history[-1]
     seconds = sum(row["seconds"] for row in history)
     content = {
         "task": task.name,
-        "method": job.config["method"],
+        "method": settings.method,
         "model": job.model.description,
         "data": job.data.description,
-        "precision": job.precision,
+        "precision": settings.precision,
         "metric": metric,
         "best": {"epoch": best["epoch"], "value": best[metric]},
         "last": {"epoch": last["epoch"], "value": last[metric]},
         **{
             name: {"best": best[f"{name}_{metric}"], "last": last[f"{name}_{metric}"]}
-            for name in (*(name for name, _ in task.also), *([HOLDOUT] if job.holdout else []))
+            for name in (*(name for name, _ in task.also), *([HOLDOUT] if settings.holdout else []))
         },
         "parameters": dataclasses.asdict(count_parameters(model)),
         "train_seconds": seconds,
         "samples_per_second": sum(row["samples_per_second"] * row["seconds"] for row in history) / seconds,
-        "peak_memory_bytes": peak_memory(job.device),
-        "seed": job.schedule.seed,
+        "peak_memory_bytes": peak_memory(settings.device),
+        "seed": settings.seed,
         "versions": {
             "minipeft": __version__,
             "python": platform.python_version(),
@@ -258,8 +292,8 @@ def result_content(job: Job, examples: Examples, model: SequenceClassifier, prog
     content |= {name: best[name] for name in task.problem.tuned}
     if "macro_f1" in task.metrics:
         content["macro_f1"] = {"best": best["macro_f1"], "last": last["macro_f1"]}
-    if job.holdout:
-        content[HOLDOUT] |= {"part": job.holdout, "examples": len(examples.others[HOLDOUT])}
+    if settings.holdout:
+        content[HOLDOUT] |= {"part": settings.holdout, "examples": len(examples.others[HOLDOUT])}
     return content
 
 

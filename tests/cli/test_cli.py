@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
@@ -20,8 +21,10 @@ from minipeft.data.tasks.task import TASKS
 from minipeft.device import choose_max_tokens
 from minipeft.files import write_json
 from minipeft.methods import METHODS
+from minipeft.training.settings.choices import choose_method
 from minipeft.training.settings.recipes import recipe
-from minipeft.training.settings.train_settings import TrainSettings, choose_method
+from minipeft.training.settings.setting import rows
+from minipeft.training.settings.train_settings import TrainSettings
 
 SMALL = ["--epochs", 1, "--train-limit", 32, "--eval-limit", 16, "--batch-size", 8]
 COMMANDS = ("train", "compare", "methods", "evaluate", "predict", "pretrain", "export", "merge", "push", "fetch")
@@ -95,22 +98,71 @@ assert not {{"transformers", "peft", "accelerate"}} & set(sys.modules)
     assert "--max-tokens" in done.stdout
 
 
-def test_the_flags_are_the_settings_with_the_same_defaults() -> None:
-    flags = vars(command_line().parse_args(["train"]))
-    assert flags.pop("command") == "train"
-    assert flags == {f.name: f.default for f in fields(TrainSettings)}
+# A new flag is a decision: it is written here too.
+TRAIN_FLAGS = """task data long-text stride window-pooling text-column pair-column label-column label-type
+    label-separator threshold validation holdout max-length train-limit eval-limit model
+    init-adapter method rank alpha dropout targets method-options epochs lr steps lr-schedule
+    batch-size grad-accum warmup-steps warmup-ratio weight-decay beta1 beta2 epsilon max-grad-norm
+    class-weights label-smoothing select-by patience eval-every seed device precision max-tokens
+    compile activation-checkpointing cuda-graphs group-timeout output checkpoint-minutes resume
+    report-to quiet"""
+RUNNER_FLAGS = "runner jobs jobs-per-gpu ray-address cpus-per-run gpus-per-run"
+FLAGS = {
+    "train": TRAIN_FLAGS,
+    "compare": f"{TRAIN_FLAGS} {RUNNER_FLAGS}",
+    "pretrain": """text block-length long-block-length model start vocab-size hidden-size num-hidden-layers
+        num-attention-heads dropout steps batch-tokens lr warmup-steps weight-decay seed device precision output
+        evaluate-every checkpoint-minutes resume quiet""",
+    "evaluate": "split data input format text-column pair-column label-column report json device",
+    "predict": f"""text pair output echo glue-test data resume input format text-column pair-column device
+        {RUNNER_FLAGS}""",
+    "methods": "",
+    "export": "",
+    "merge": "",
+    "push": "private dry-run",
+    "fetch": "",
+}
 
 
-def test_the_pretraining_flags_are_its_settings_with_the_same_defaults() -> None:
+def actions_of(command: str) -> list[argparse.Action]:
+    commands = next(action for action in command_line()._actions if action.dest == "command")
+    return [action for action in commands.choices[command]._actions if action.dest != "help"]  # type: ignore
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_has_these_flags(command: str) -> None:
+    flags = [flag for action in actions_of(command) for flag in action.option_strings]
+    assert sorted(flags) == sorted(f"--{name}" for name in FLAGS[command].split())
+
+
+def test_a_flag_that_is_not_given_is_absent_and_each_setting_has_a_flag() -> None:
+    """So that --resume can tell a default that is given from one that is not."""
     from minipeft.pretraining.pretrain_settings import PretrainSettings
 
-    flags = vars(command_line().parse_args(["pretrain", "--text", "a", "--output", "b"]))
-    automatic = {"command", "text", "output", "device", "precision"}
-    assert set(flags) - {"command"} == {f.name for f in fields(PretrainSettings)}
-    assert {name: value for name, value in flags.items() if name not in automatic} == {
-        f.name: f.default for f in fields(PretrainSettings) if f.name not in automatic
+    assert vars(command_line().parse_args(["train"])) == {"command": "train"}
+    assert [action.dest for action in actions_of("train")] == [f.name for f in fields(TrainSettings)]
+    assert [action.dest for action in actions_of("pretrain")] == [f.name for f in fields(PretrainSettings)]
+
+
+def test_each_value_of_a_flag_comes_in_the_type_of_its_setting() -> None:
+    given = command_line().parse_args(
+        ["train", "--rank=4", "--lr=1", "--quiet", "--targets", "key", "value", "--task=x"]
+    )
+    assert vars(given) == {
+        "command": "train",
+        "rank": 4,
+        "lr": 1.0,
+        "quiet": True,
+        "targets": ["key", "value"],
+        "task": "x",
     }
-    assert flags["device"] == flags["precision"] == "auto"
+    assert [type(value) for value in vars(given).values()][1:3] == [int, float]
+
+
+def test_the_rule_of_resuming_is_known_for_each_setting() -> None:
+    assert {row.on_resume for row in rows(TrainSettings).values()} == {
+        *("equal", "may grow", "may change", "of the call")
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -140,9 +192,8 @@ def test_every_flag_is_in_a_group_with_its_default(command: str, capsys: pytest.
     text = help_of([command], capsys)
     for group in ("task and data:", "model:", "method:", "optimization:", "hardware:", "output:"):
         assert group in text or (command, group) == ("pretrain", "method:")
-    commands = next(action for action in command_line([])._actions if action.dest == "command")
-    for action in commands.choices[command]._actions:  # type: ignore[index, union-attr, call-overload]
-        if action.dest != "help" and not action.required:
+    for action in actions_of(command):
+        if not action.required:
             assert re.search(r"\[.+\]$", action.help or ""), f"{action.option_strings} without a default"
 
 

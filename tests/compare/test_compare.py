@@ -366,7 +366,7 @@ def write_comparison(folder: Path, arguments: list[str], value: Callable[[dict[s
             "peak_memory_bytes": 1 << 31,
         }
         (place / "result.json").write_text(json.dumps(result))
-        (place / "config.json").write_text(json.dumps({"lr": 1e-3, **settings}))
+        (place / "config.json").write_text(json.dumps({"lr": 1e-3, "precision": "fp32", **settings}))
         (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
 
 
@@ -509,7 +509,7 @@ def test_what_cannot_be_a_comparison_is_refused_before_anything_is_written(
             ["--output", str(tmp_path / "new"), "--data", str(small_data), "--model", "./none"],
             "'./none' is not a folder",
         ),
-        (["--output", str(tmp_path / "new"), "--precision", "fp8"], "unknown precision 'fp8'"),
+        (["--output", str(tmp_path / "new"), "--precision", "fp8"], "unknown --precision 'fp8'"),
     ):
         assert main([*start, *more]) == 2
         assert message in capsys.readouterr().err

@@ -11,7 +11,8 @@ import torch
 
 from minipeft.compare import local_runner
 from minipeft.compare.local_runner import Command, LocalRunner, choose_gpu, log_file, visible_gpus
-from minipeft.compare.runner import RunnerOptions, default_jobs
+from minipeft.compare.runner import default_jobs
+from minipeft.compare.runner_options import RunnerOptions
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError
 

@@ -48,7 +48,7 @@ def test_the_signature_of_train_is_its_settings_by_name_type_and_default() -> No
 
 
 def test_help_describes_every_setting_as_the_command_line_does() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(add_help=False)
     add_train_flags(parser)
     for action in parser._actions:
         if action.dest != "help":

@@ -160,21 +160,39 @@ def test_a_checkpoint_of_another_run_and_of_a_newer_format_are_refused(
         small_run(tiny_checkpoint, small_data, folder, resume=True)
 
 
-@pytest.mark.parametrize("recorded", ["fp32", "bf16", "auto", None])
+@pytest.mark.parametrize("begun", ["fp32", "bf16"])
 def test_a_resumed_run_keeps_the_precision_that_it_was_begun_in(
-    recorded: str | None, tiny_checkpoint: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: str, tiny_checkpoint: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the device multiplies; a config.json of a version that recorded no precision is of a run in fp32."""
-    begun = recorded if recorded in ("fp32", "bf16") else "fp32"
+    """Whatever the device multiplies."""
     output = small_run(tiny_checkpoint, small_data, tmp_path / "run", precision=begun, epochs=1).output
-    content = json.loads((output / "config.json").read_text())
-    assert content.pop("precision") == begun
-    (output / "config.json").write_text(json.dumps(content | ({"precision": recorded} if recorded else {})))
     for native in (True, False):
         monkeypatch.setattr("minipeft.device.multiplies_bf16", lambda device, native=native: native)
         result = small_run(tiny_checkpoint, small_data, output, precision="auto", epochs=1, resume=True)
         assert result.content["precision"] == json.loads((output / "config.json").read_text())["precision"] == begun
         assert (result.model.encoder.dtype == torch.bfloat16) == (begun == "bf16")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beta2": None}, "beta2 is missing"),
+        ({"rank": "two"}, "config.json: rank 'two' is not a whole number"),
+        ({"compile": None}, "compile is missing"),
+    ],
+    ids=str,
+)
+def test_a_config_json_of_another_version_is_one_line(
+    change: dict[str, Any], message: str, finished: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    content = json.loads((folder / "config.json").read_text())
+    changed = {name: change.get(name, value) for name, value in content.items()}
+    written = {name: value for name, value in changed.items() if name not in change or value is not None}
+    (folder / "config.json").write_text(json.dumps(written))
+    with pytest.raises(MinipeftError, match=message) as caught:
+        small_run(tiny_checkpoint, small_data, folder, resume=True)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.full)])

@@ -159,7 +159,7 @@ def _find(data: str | MemoryData, validation: str | None) -> tuple[str, str, dic
         raise MinipeftError(f"{source}: no split train (there are {', '.join(splits)}); choose another data set")
     if validation is None:
         validation = next((name for name in VALIDATION_NAMES if name in splits), None)
-    elif validation not in splits and not is_remote(validation) and not Path(validation).is_file():
+    elif not (validation in splits or is_remote(validation) or is_hub_split(validation) or Path(validation).is_file()):
         raise MinipeftError(
             f"--validation {validation}: no split of {source} (there are {', '.join(splits)}), and no such file; "
             "name another"

@@ -116,14 +116,14 @@ def read_chunks(
     return chunk_examples(task, islice(examples, limit))
 
 
-def count_rows(task: Task, split: str, source: str, limit: int) -> int:
-    """Return how many rows of a split `read_chunks` gives, up to `limit`."""
+def count_rows(task: Task, split: str, source: str, limit: int | None = None) -> int:
+    """Return how many rows of a split `read_chunks` gives, up to `limit`; None for all."""
     if task.is_custom and split in ("train", task.validation) and task.validation not in dict(task.files):
         mask = _validation_mask(task)
         rows = int((mask == (split == task.validation)).sum())
     else:
         rows = sum(1 for _ in islice(_table(task, split, source).read([task.label_column]), limit))
-    return min(rows, limit)
+    return rows if limit is None else min(rows, limit)
 
 
 def _validation_mask(task: Task) -> np.ndarray[Any, Any]:

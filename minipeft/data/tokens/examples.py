@@ -114,14 +114,18 @@ def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, En
     Raises:
         MinipeftError: where one of the two would be empty.
     """
-    task = examples.split.task
-    mask = draw_mask(task.problem, examples.split.labels, fraction, seed)
+    mask = holdout_mask(examples.split.task, examples.split.labels, fraction, seed)
     if not 0 < round(len(examples) * fraction) < len(examples) or mask.all() or not mask.any():
         raise MinipeftError(
             f"--holdout {fraction:g} of {len(examples)} training examples is {'all' if fraction > 0.5 else 'none'}. "
             "Choose another fraction."
         )
     return examples.subset(~mask), examples.subset(mask)
+
+
+def holdout_mask(task: Task, labels: Sequence[Any], fraction: float, seed: int) -> np.ndarray[Any, Any]:
+    """Return a mask of the examples with these labels, 1 for those that `hold_out` holds out."""
+    return draw_mask(task.problem, labels, fraction, seed)
 
 
 def encode_split(

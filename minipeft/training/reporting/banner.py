@@ -19,7 +19,7 @@ logger = logging.getLogger("minipeft")
 
 def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> None:
     """Print what the run trains, on what, and how; a replacement of model or data is printed even if quiet."""
-    task, schedule, parameters = job.task, job.schedule, count_parameters(model)
+    task, schedule, settings, parameters = job.task, job.schedule, job.settings, count_parameters(model)
     steps = schedule.total_steps(len(examples.train))
     splits = {"training": examples.train, "validation": examples.validation, **examples.others}
     rows = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
@@ -32,14 +32,14 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
         f"method  {describe_method(job.method)}: {parameters.method:,} trainable parameters, "
         f"{parameters.head:,} in the head",
         f"train   {'at most ' if schedule.patience else ''}{schedule.epochs} epochs, {steps:,} steps of "
-        f"{job.batch_size} x {schedule.sequences_per_step // job.batch_size} sequences, lr {schedule.lr:g} "
+        f"{settings.batch_size} x {settings.grad_accum} sequences, lr {schedule.lr:g} "
         f"{'' if schedule.lr_schedule == 'linear' else f'({schedule.lr_schedule}) '}after "
         f"{schedule.warmup_steps} warmup steps, seed {schedule.seed}",
-        f"device  {job.device}, {job.precision}{processes}",
+        f"device  {settings.device}, {settings.precision}{processes}",
     ]
     if loss := describe_loss(job, examples):
         lines.insert(-1, f"loss    {loss}")
-    if not job.quiet:
+    if not settings.quiet:
         print("\n".join(lines), file=sys.stderr)
     replaced = {"the model": "stand-in" in job.model.description, "the data": job.data.source == "standin"}
     if names := [name for name, is_replaced in replaced.items() if is_replaced]:

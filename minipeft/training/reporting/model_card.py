@@ -66,7 +66,7 @@ def make_card(job: Job, content: dict[str, Any]) -> str:
         "This is one run with one seed. The best epoch was chosen "
         + (
             "on examples held out of the training split."
-            if job.holdout
+            if job.settings.holdout
             else "on the validation split, which makes its value optimistic; that of the last epoch is not."
         ),
         "",
@@ -101,7 +101,7 @@ def make_card(job: Job, content: dict[str, Any]) -> str:
 
 
 def _splits(job: Job, content: dict[str, Any]) -> list[str]:
-    names = [name for name, _ in job.task.also] + (["holdout"] if job.holdout else [])
+    names = [name for name, _ in job.task.also] + (["holdout"] if job.settings.holdout else [])
     return [name for name in names if name in content]
 
 

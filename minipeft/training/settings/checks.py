@@ -1,131 +1,144 @@
-"""The check of each setting's value, which returns it in its right type."""
+"""The check of each setting's value: (flag, value) → the value in its right type. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from minipeft.data.tables.memory import MemoryData, is_in_memory
-from minipeft.data.tokens.long_texts import POOLINGS
-from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_seed
-from minipeft.training.optimization.schedule import LR_SCHEDULES
+from minipeft.errors import MinipeftError, check_choice, check_float, check_int, short_repr
 from minipeft.training.reporting.trackers import check_trackers
 
+not_negative: Callable[[str, Any], float] = partial(check_float, least=0.0)
+whole: Callable[[str, Any], int] = partial(check_int, least=0)
 
-def _text(flag: str, value: Any) -> str:
+
+def text(flag: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise MinipeftError(f"{flag} {short_repr(value)} is not a text. Pass one.")
     return str(value)
 
 
-def _source(flag: str, value: Any) -> str | MemoryData:
+def path(flag: str, value: Any) -> str:
+    """Return a path, a name or an address as a string, with `~` expanded."""
+    if not isinstance(value, (str, os.PathLike)) or isinstance(location := os.fspath(value), bytes):
+        raise MinipeftError(f"{flag} {short_repr(value)} is not a path or a name. Pass a string or a Path.")
+    return os.path.expanduser(location)
+
+
+def paths(flag: str, value: Any) -> list[str]:
+    return [path(flag, one) for one in texts(flag, value)]
+
+
+def data(flag: str, value: Any) -> str | MemoryData:
+    """Return a path or a name, or rows in memory that `read_memory` has read."""
     if is_in_memory(value):
         raise MinipeftError(f"{flag}: rows in memory need a training split in memory. Pass it as data.")
-    return value if isinstance(value, MemoryData) else str(value)
+    return value if isinstance(value, MemoryData) else path(flag, value)
 
 
-def _fraction(flag: str, value: Any) -> float:
-    if not 0 < (number := check_float(flag, value, least=0.0)) < 1:
-        raise MinipeftError(f"{flag} {value!r} is not a fraction of the training split. Choose one such as 0.1.")
+def boolean(flag: str, value: Any) -> bool:
+    """Return True or False, NumPy's included; a string such as "false" would be true in Python."""
+    if isinstance(value, bool) or (getattr(getattr(value, "dtype", None), "kind", None) == "b" and value.ndim == 0):
+        return bool(value)
+    raise MinipeftError(f"{flag} {short_repr(value)} is not True or False. Pass one of the two, without quotes.")
+
+
+def choice(*choices: str) -> Callable[[str, Any], str]:
+    """Return the check of a setting with these values."""
+
+    def check(flag: str, value: Any) -> str:
+        check_choice(flag, value, choices)
+        return str(value)
+
+    return check
+
+
+def texts(flag: str, value: Any) -> list[str]:
+    """Return one text or several as a list."""
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, (list, tuple)) or not all(isinstance(one, str) for one in several):
+        raise MinipeftError(f"{flag} {short_repr(value)} is not a text or a list of texts. Pass a list.")
+    return list(several)
+
+
+def fraction(flag: str, value: Any) -> float:
+    if not 0 < (number := not_negative(flag, value)) < 1:
+        raise MinipeftError(
+            f"{flag} {short_repr(value)} is not a fraction of the training split. Choose one such as 0.1."
+        )
     return number
 
 
-def _below_one(flag: str, value: Any) -> float:
-    if not (number := check_float(flag, value, least=0.0)) < 1:
-        raise MinipeftError(f"{flag} {value!r} is not a number from 0 to below 1. Choose a smaller one.")
+def below_one(flag: str, value: Any) -> float:
+    if not (number := not_negative(flag, value)) < 1:
+        raise MinipeftError(f"{flag} {short_repr(value)} is not a number from 0 to below 1. Choose a smaller one.")
     return number
 
 
-def _above_zero(flag: str, value: Any) -> float:
-    if not (number := check_float(flag, value, least=0.0)) > 0:
-        raise MinipeftError(f"{flag} {value!r} is not above 0. Choose a larger one.")
+def above_zero(flag: str, value: Any) -> float:
+    if not (number := not_negative(flag, value)) > 0:
+        raise MinipeftError(f"{flag} {short_repr(value)} is not above 0. Choose a larger one.")
     return number
 
 
-def _separator(flag: str, value: Any) -> str:
+def separator(flag: str, value: Any) -> str:
     if not isinstance(value, str) or len(value) != 1:
-        raise MinipeftError(f"{flag} {value!r} is not a character. Write one such as ';'.")
+        raise MinipeftError(f"{flag} {short_repr(value)} is not a character. Write one such as ';'.")
     return value
 
 
-def _threshold(flag: str, value: Any) -> float | str:
+def threshold(flag: str, value: Any) -> float | str:
     """Return "auto", or a probability."""
+    if isinstance(value, str) and value == "auto":
+        return "auto"
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = float(value) if isinstance(value, str) else check_float(flag, value)
+    except (ValueError, MinipeftError):
         number = 0.0
-    if value != "auto" and not 0 < number < 1:
-        raise MinipeftError(f"{flag} {value!r} is not a probability between 0 and 1. Choose one, or auto.")
-    return "auto" if value == "auto" else number
+    if not 0 < number < 1:
+        raise MinipeftError(f"{flag} {short_repr(value)} is not a probability between 0 and 1. Choose one, or auto.")
+    return number
 
 
-def _class_weights(flag: str, value: Any) -> str | dict[str, float]:
+def class_weights(flag: str, value: Any) -> str | dict[str, float]:
     """Return "balanced", or the weights by class name from a dict or NAME=WEIGHT texts."""
-    given = [value] if isinstance(value, str) else value
-    if given == ["balanced"]:
+    if isinstance(value, dict):
+        return {str(name): above_zero(f"{flag} {name}", weight) for name, weight in value.items()}
+    if (given := texts(flag, value)) == ["balanced"]:
         return "balanced"
-    if isinstance(given, dict):
-        weights = {str(name): _above_zero(f"{flag} {name}", weight) for name, weight in given.items()}
-    else:
-        weights = {}
-        for text in given:
-            name, equals, weight = str(text).rpartition("=")
-            try:
-                number = float(weight)
-            except ValueError:
-                number = math.nan
-            if not equals or math.isnan(number):
-                raise MinipeftError(f"{flag}: {text!r} is not NAME=WEIGHT. Write it such as spam=5, or pass balanced.")
-            weights[name] = _above_zero(f"{flag} {name}", number)
+    weights = {}
+    for one in given:
+        name, equals, weight = one.rpartition("=")
+        try:
+            number = float(weight)
+        except ValueError:
+            number = math.nan
+        if not equals or math.isnan(number):
+            raise MinipeftError(f"{flag}: {one!r} is not NAME=WEIGHT. Write it such as spam=5, or pass balanced.")
+        weights[name] = above_zero(f"{flag} {name}", number)
     return weights
 
 
-def _choice(choices: Iterable[str], flag: str, value: Any) -> str:
-    check_choice(flag, value, choices)
-    return str(value)
-
-
-def parse_options(options: Any, flag: str = "--method-options") -> dict[str, Any]:
-    """Return a method's options as a dict, from one or from NAME=VALUE texts; the value is JSON where it can be."""
-    if options is None or isinstance(options, dict):
-        return dict(options or {})
+def options(flag: str, value: Any) -> dict[str, Any]:
+    """Return a method's options from a dict or from NAME=VALUE texts; the value is JSON where it can be."""
+    if isinstance(value, dict):
+        return {text(flag, name): option for name, option in value.items()}
     table = {}
-    for text in options if isinstance(options, (list, tuple)) else [options]:
-        name, equals, value = str(text).partition("=")
+    for one in texts(flag, value):
+        name, equals, option = one.partition("=")
         if not name or not equals:
-            raise MinipeftError(f"{flag}: {text!r} is not NAME=VALUE. Write it such as rslora=true.")
+            raise MinipeftError(f"{flag}: {one!r} is not NAME=VALUE. Write it such as rslora=true.")
         try:
-            table[name.replace("-", "_")] = json.loads(value)
+            table[name.replace("-", "_")] = json.loads(option)
         except ValueError:
-            table[name.replace("-", "_")] = value
+            table[name.replace("-", "_")] = option
     return table
 
 
-def _options(flag: str, value: Any) -> dict[str, Any]:
-    return parse_options(value, flag)
-
-
-# The check of each value by its name: (flag, value) → the value in its right type. What is not here is a bool.
-CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    **dict.fromkeys(("task", "method", "model", "precision", "device", "output", "init_adapter"), _text),
-    **dict.fromkeys(("text_column", "pair_column", "label_column", "label_type", "select_by"), _text),
-    **dict.fromkeys(("data", "validation"), _source),
-    **dict.fromkeys(("epochs", "steps", "batch_size", "grad_accum", "max_length", "max_tokens"), check_int),
-    **dict.fromkeys(("patience", "eval_every", "train_limit", "eval_limit"), check_int),
-    **dict.fromkeys(("lr", "weight_decay", "max_grad_norm"), partial(check_float, least=0.0)),
-    **dict.fromkeys(("checkpoint_minutes", "group_timeout"), partial(check_float, least=0.0)),
-    **dict.fromkeys(("beta1", "beta2", "warmup_ratio", "label_smoothing"), _below_one),
-    "class_weights": _class_weights,
-    "label_separator": _separator,
-    "threshold": _threshold,
-    "epsilon": _above_zero,
-    "lr_schedule": partial(_choice, LR_SCHEDULES),
-    "long_text": partial(_choice, ("truncate", "window")),
-    "window_pooling": partial(_choice, POOLINGS),
-    **dict.fromkeys(("stride", "warmup_steps"), partial(check_int, least=0)),
-    "holdout": _fraction,
-    "seed": check_seed,
-    "method_options": _options,
-    "report_to": check_trackers,
-}
+def trackers(flag: str, value: Any) -> Sequence[str]:
+    return check_trackers(flag, texts(flag, value))

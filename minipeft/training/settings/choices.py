@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import sys
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minipeft.data.tasks.custom import CustomData, inspect_custom_data, is_custom
-from minipeft.data.tasks.splits import choose_data, count_rows
+from minipeft.data.tasks.splits import choose_data, count_rows, read_chunks
 from minipeft.data.tasks.task import Task, get_task
-from minipeft.errors import MinipeftError, check_choice
+from minipeft.data.tokens.examples import holdout_mask
+from minipeft.errors import MinipeftError, check_choice, nearest
 from minipeft.files import check_output
 from minipeft.hub.hub import resolve_model
+from minipeft.methods import changed_options, get_method, method_name
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import load_config
 from minipeft.problems import PROBLEMS
 from minipeft.training.optimization.schedule import Schedule, count_steps
 from minipeft.training.progress import selection_metric
-from minipeft.training.settings.recipes import Recipe, default_warmup
-from minipeft.training.settings.train_settings import TrainSettings
+from minipeft.training.settings import checks
+from minipeft.training.settings.recipes import ALPHA, DROPOUT, RANK, Recipe, default_warmup
+from minipeft.training.settings.setting import rows
+from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings
 
-ALL_ROWS = sys.maxsize
 DEFAULT_MAX_LENGTH = 512  # tokens, where the model takes more
+REPORT = {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT}  # the defaults of lora and dora
+# Settings of an initial adapter that a run may change: they do not change what the adapter computes.
+FREE_OF_ADAPTER = ("dropout", "lr_ratio")
 
 
 @dataclass(frozen=True)
@@ -59,35 +67,33 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
     Raises:
         MinipeftError: for an unknown task, and for settings of a custom dataset with one of GLUE's.
     """
-    given = {name: getattr(settings, name) for name in ("text_column", "pair_column", "label_column", "validation")}
+    columns = {name: getattr(settings, name) for name in ("text_column", "pair_column", "label_column", "validation")}
     if is_custom(settings.task, settings.data):
-        given |= {"label_type": settings.label_type, **label_settings(settings, settings.label_type)}
-        custom = inspect_custom_data(settings.task, settings.data, **given)
+        labels = {"label_type": settings.label_type, **label_settings(settings, settings.label_type)}
+        custom = inspect_custom_data(settings.task, settings.data, **columns, **labels)
         return custom.task, custom
     task = get_task("rte" if settings.task == "auto" else settings.task)
-    given["label_type"] = None if settings.label_type == "auto" else settings.label_type
-    for name, value in given.items():
-        if value is not None:
-            raise MinipeftError(
-                f"--{name.replace('_', '-')} {value!r} is for custom datasets, and {task.name} is GLUE's. "
-                "Name your file by --data, or leave it out."
-            )
+    remedy = f"custom datasets, and {task.name} is GLUE's. Name your file by --data, or leave it out."
+    _refuse(settings, (*columns, "label_type"), remedy)
     label_settings(settings, "")
     return task, None
 
 
 def label_settings(settings: TrainSettings, label_type: str) -> dict[str, Any]:
     """Return the settings that only labels of this type have; raise where one of another type is given."""
-    defaults = TrainSettings()
     for row in PROBLEMS.values():
-        for name in row.settings if row.label_type != label_type else ():
-            if (value := getattr(settings, name)) != getattr(defaults, name):
-                flag = f"--{name.replace('_', '-')}"
-                raise MinipeftError(
-                    f"{flag} {value!r} is for --label-type {row.label_type}. Add it, or leave {flag} out."
-                )
+        if row.label_type != label_type:
+            _refuse(settings, row.settings, f"--label-type {row.label_type}. Add it, or leave {{}} out.")
     chosen = (row.settings for row in PROBLEMS.values() if row.label_type == label_type)
     return {name: getattr(settings, name) for names in chosen for name in names}
+
+
+def _refuse(settings: TrainSettings, names: Iterable[str], remedy: str) -> None:
+    """Raise where a setting is given that has no meaning."""
+    for name in names:
+        row, value = rows(TrainSettings)[name], getattr(settings, name)
+        if value != row.default:
+            raise MinipeftError(f"{row.flag} {value!r} is for {remedy.format(row.flag)}")
 
 
 def choose_source(settings: TrainSettings, task: Task, custom: CustomData | None = None) -> DataSource:
@@ -104,14 +110,59 @@ def choose_model(name_or_dir: str) -> Checkpoint:
     return Checkpoint(folder, description, load_config(folder))
 
 
+def choose_method(settings: TrainSettings, initial: Any = None) -> Any:
+    """Return the method's config.
+
+    Args:
+        settings: the method by name, and its options.
+        initial: the method of an adapter that the run is initialized from. Options that are not given are the
+            adapter's; those that are given must not change what it computes.
+
+    Raises:
+        MinipeftError: for an option that the method does not have.
+    """
+    config = get_method(settings.method)
+    fields = {field.name for field in dataclasses.fields(config)}
+    flags = {name: getattr(settings, name) for name in METHOD_FLAGS if getattr(settings, name) is not None}
+    options = checks.options("--method-options", settings.method_options or {})
+    for name, value in flags.items():
+        if name not in fields:
+            raise MinipeftError(f"--{name} {value!r} has no meaning for {settings.method}. Leave it out.")
+    for name in options:
+        if name not in fields or name in METHOD_FLAGS:
+            known = [field.name for field in dataclasses.fields(config) if field.name not in METHOD_FLAGS]
+            raise MinipeftError(
+                f"--method-options: {settings.method} has no {name!r}{nearest(name, known)}. "
+                f"Its options are: {', '.join(known) or 'none'}."
+            )
+    defaults = {name: value for name, value in REPORT.items() if settings.method in ("lora", "dora")}
+    if initial is not None:
+        if type(initial) is not config:
+            raise MinipeftError(
+                f"--init-adapter {settings.init_adapter} holds {initial!r}. Pass --method {method_name(initial)}."
+            )
+        defaults = dataclasses.asdict(initial)
+    method = config(**(defaults | flags | options))
+    for name in defaults if initial is not None else ():
+        if name not in FREE_OF_ADAPTER and getattr(method, name) != getattr(initial, name):
+            raise MinipeftError(
+                f"--init-adapter {settings.init_adapter} holds {initial!r}: {name} {getattr(method, name)!r} "
+                "would change what it computes. Leave it out."
+            )
+    return method
+
+
+def non_default_options(method: Any) -> dict[str, Any]:
+    """Return a method's options that have no flag of their own, where they are not the default."""
+    return {name: value for name, value in changed_options(method).items() if name not in METHOD_FLAGS}
+
+
 def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe, max_tokens: int) -> Schedule:
     """Return what the loop computes; the training rows are counted where the settings depend on their number."""
     sequences_per_step = settings.batch_size * settings.grad_accum
     epochs, warmup_steps = settings.epochs or defaults.epochs, settings.warmup_steps
     if settings.steps is not None or warmup_steps is None:
-        rows = count_rows(data.task, "train", data.source, settings.train_limit or ALL_ROWS)
-        rows -= round(rows * (settings.holdout or 0.0))
-        steps_per_epoch = max(1, count_steps(1, rows, sequences_per_step))
+        steps_per_epoch = max(1, count_steps(1, count_examples(settings, data), sequences_per_step))
         epochs = epochs if settings.steps is None else -(-settings.steps // steps_per_epoch)
         steps = settings.steps or epochs * steps_per_epoch
         if warmup_steps is None and settings.warmup_ratio is not None:
@@ -137,6 +188,15 @@ def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe,
     )
 
 
+def count_examples(settings: TrainSettings, data: DataSource) -> int:
+    """Return how many examples are trained on: those of the training split that are not held out."""
+    if settings.holdout is None:
+        return count_rows(data.task, "train", data.source, settings.train_limit)
+    chunks = read_chunks(data.task, "train", data.source, settings.train_limit)
+    labels = [label for chunk in chunks for label in chunk.labels]
+    return len(labels) - sum(holdout_mask(data.task, labels, settings.holdout, settings.seed))
+
+
 def choose_selection_metric(settings: TrainSettings, task: Task) -> str:
     """Return the name of the figure that chooses the best epoch: of the held-out examples where there are any."""
     figure = settings.select_by or task.metrics[0]
@@ -155,7 +215,7 @@ def choose_max_length(wanted: int | None, method: Any, longest: int) -> int:
 
 
 def choose_output(settings: TrainSettings, task: Task, method: Any) -> Path:
-    """Return --output, or runs/<task>-<method>…, numbered where that is taken and --resume is not given.
+    """Return --output, or runs/<task>-<method>…; further runs have the numbers from 2, --resume continues the last.
 
     Raises:
         MinipeftError: for a folder that cannot take this run.
@@ -164,9 +224,17 @@ def choose_output(settings: TrainSettings, task: Task, method: Any) -> Path:
         folder = Path(settings.output)
     else:
         rank = f"-r{method.rank}" if hasattr(method, "rank") else ""
-        first = Path("runs") / f"{task.name}-{settings.method}{rank}-seed{settings.seed}"
-        names = [first, *(first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))]
-        free = next(number for number, name in enumerate(names) if not name.exists())
-        folder = names[max(0, free - 1)] if settings.resume else names[free]
+        folder = numbered_folder(
+            Path("runs") / f"{task.name}-{settings.method}{rank}-seed{settings.seed}", settings.resume
+        )
     check_output(folder, "config.json", "run", settings.resume)
     return folder
+
+
+def numbered_folder(first: Path, resume: bool) -> Path:
+    """Return the folder with the highest number of X, X-2, X-3, … to resume it, or the one after it for a new run."""
+    names = [path.name for path in first.parent.glob(f"{first.name}*")] if first.parent.is_dir() else []
+    found = [re.fullmatch(rf"{re.escape(first.name)}(?:-([1-9]\d*))?", name) for name in names]
+    highest = max((int(match[1] or 1) for match in found if match), default=0)
+    number = highest if resume and highest else highest + 1
+    return first if number == 1 else first.with_name(f"{first.name}-{number}")

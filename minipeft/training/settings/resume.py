@@ -1,63 +1,76 @@
-"""What a resumed run may change, and what it takes from its config.json."""
+"""What a resumed run may change, and what it takes from its config.json: the rule of each row of the table."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minipeft.data.tasks.task import Task
+from minipeft.data.tables.memory import PLACE
+from minipeft.data.tasks.custom import is_custom
 from minipeft.errors import MinipeftError, short_repr
 from minipeft.files import read_json
 from minipeft.methods import METHODS
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.run_folder.checkpoint import read_progress
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
-from minipeft.training.settings.train_settings import TrainSettings
+from minipeft.training.settings.setting import rows
+from minipeft.training.settings.train_settings import EXCLUSIVE, TrainSettings
 
-# Settings that --resume may change. "data" is compared as "source".
-FREE_TO_CHANGE = (
-    *("output", "checkpoint_minutes", "group_timeout", "resume", "quiet", "data", "report_to"),
-    *("device", "compile", "activation_checkpointing", "cuda_graphs"),
-)
-# Settings that a resumed run takes from its config.json where they are not given.
-KEPT_BY_RESUME = (
-    "epochs",
-    "steps",
-    "lr",
-    "warmup_steps",
-    "warmup_ratio",
-    "max_length",
-    "stride",
-    "max_tokens",
-    "select_by",
-)
+ROWS = rows(TrainSettings)
+FREE_TO_CHANGE = tuple(name for name, row in ROWS.items() if row.on_resume in ("may change", "of the call"))
 
 
-def continue_settings(settings: TrainSettings, task: Task, before: dict[str, Any]) -> TrainSettings:
-    """Return the settings of a resumed run: what is not given is as in its config.json, `before`."""
-    kept: dict[str, Any] = {name: before.get(name) for name in KEPT_BY_RESUME if getattr(settings, name) is None}
-    for one, other in (("epochs", "steps"), ("steps", "epochs")):
-        if getattr(settings, one) is not None:
-            kept.pop(other, None)
-    if kept.get("select_by") not in ("eval_loss", *task.metrics):
-        kept.pop("select_by", None)  # the labels have changed, which is refused later by name
-    if settings.precision == "auto":
-        kept["precision"] = recorded_precision(before)
-    return dataclasses.replace(settings, **kept)
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return the content of a run's config.json, empty for a new run.
+
+    Raises:
+        MinipeftError: for a config.json without one of the settings.
+    """
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    if config and (missing := [name for name in (*ROWS, "source", "labels") if name not in config]):
+        raise MinipeftError(
+            f"{path}: the setting {missing[0]} is missing. Another version wrote the file: choose another --output."
+        )
+    return config
 
 
-def recorded_precision(config: dict[str, Any]) -> str:
-    """Return the precision of a run from its config.json; a version that recorded none, or "auto", had fp32."""
-    return "bf16" if config.get("precision") == "bf16" else "fp32"
+def continue_settings(given: Mapping[str, Any], folder: Path, recorded: Mapping[str, Any]) -> TrainSettings:
+    """Return the settings of a run that is resumed: what is not given is as in its config.json.
+
+    Args:
+        given: the settings that are given; "auto" is the same as not given.
+        folder: the run's folder.
+        recorded: the content of its config.json, empty for a new run.
+
+    Raises:
+        MinipeftError: for a value in config.json of the wrong type, and for a run on rows in memory without them.
+    """
+    if not recorded:
+        return TrainSettings(**given)
+    given = {name: value for name, value in given.items() if not (isinstance(value, str) and value == "auto")}
+    is_other_data = "data" in given and is_custom(recorded["task"], given["data"]) != bool(recorded["text_column"])
+    if is_other_data or any(given.get(name, recorded[name]) != recorded[name] for name in ("task", "method")):
+        return TrainSettings(**given)  # another run: `check_same_settings` raises by the setting's name
+    left_out = {other for pair in EXCLUSIVE for one, other in (pair, pair[::-1]) if one in given}
+    kept = {
+        name: row.check(f"{folder / 'config.json'}: {name}", recorded[name])
+        for name, row in ROWS.items()
+        if row.on_resume != "of the call" and name not in left_out and recorded[name] is not None
+    }
+    if "data" not in given:
+        kept["data"] = recorded["source"]  # the same from every current directory
+        if kept["data"] == PLACE:
+            raise MinipeftError(f"{folder}: the run was trained on {PLACE}. Pass them as data to resume it.")
+    return TrainSettings(**(kept | given))
 
 
-def check_same_settings(folder: Path, task: Task, schedule: Schedule, config: dict[str, Any]) -> str:
+def check_same_settings(folder: Path, schedule: Schedule, config: Mapping[str, Any]) -> str:
     """Raise where a resumed run would change; a run without a checkpoint starts from scratch.
 
     Args:
         folder: the run's folder, which may hold a run.
-        task: the run's task.
         schedule: what the loop is about to compute.
         config: the content of the run's new config.json.
 
@@ -66,22 +79,19 @@ def check_same_settings(folder: Path, task: Task, schedule: Schedule, config: di
     """
     if not has_checkpoint(folder):
         return ""
-    # A run of an older version lacks the settings that were added since: it had their defaults.
-    added = dataclasses.asdict(TrainSettings()) | {"select_by": task.metrics[0]}
-    before = added | read_json(folder / "config.json")
-    before["precision"] = recorded_precision(before)
-    extension = describe_extension(folder, schedule, config, before)
-    for name, value in before.items():
-        now = config.get(name)
-        if name not in FREE_TO_CHANGE and now != value and not (extension and name in ("epochs", "steps")):
+    recorded = read_run(folder)
+    extension = describe_extension(folder, schedule, config, recorded)
+    for name, value in recorded.items():
+        may_differ = name in FREE_TO_CHANGE or (extension and name in ROWS and ROWS[name].on_resume == "may grow")
+        if not may_differ and config.get(name) != value:
             raise MinipeftError(
-                f"{folder}: the run has {name} {short_repr(value)}, not {short_repr(now)}. "
+                f"{folder}: the run has {name} {short_repr(value)}, not {short_repr(config.get(name))}. "
                 "Resume it with the same settings, or choose another --output."
             )
     return extension
 
 
-def describe_extension(folder: Path, schedule: Schedule, config: dict[str, Any], before: dict[str, Any]) -> str:
+def describe_extension(folder: Path, schedule: Schedule, config: Mapping[str, Any], recorded: Mapping[str, Any]) -> str:
     """Return what the learning rate does where a finished run continues with more epochs or steps; else "".
 
     A run with a constant learning rate continues as if it had had more epochs from the start. A linear decay starts
@@ -90,8 +100,8 @@ def describe_extension(folder: Path, schedule: Schedule, config: dict[str, Any],
     Raises:
         MinipeftError: for a run whose last steps depend on their total number in another way.
     """
-    unit = "steps" if before["steps"] else "epochs"
-    old, new = before[unit], config[unit]
+    unit = "steps" if recorded["steps"] else "epochs"
+    old, new = recorded[unit], config[unit]
     if not (isinstance(old, int) and isinstance(new, int) and new > old) or (unit == "epochs" and schedule.steps):
         return ""
     progress = read_progress(folder)
