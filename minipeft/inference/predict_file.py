@@ -96,15 +96,10 @@ def predict_file(
     as_csv = target is not None and target.suffix.lower() == ".csv"
 
     def lines(chunk: Split) -> str:
-        predictions = [
-            dict(zip(echo, values, strict=True)) | prediction
-            for values, prediction in zip(echoed, run.predict(chunk.texts, chunk.pairs), strict=True)
-        ]
-        return (
-            _csv_lines(predictions, echo, run.task)
-            if as_csv
-            else "".join(json.dumps(row) + "\n" for row in predictions)
-        )
+        predictions = zip(echoed, run.predict(chunk.texts, chunk.pairs), strict=True)
+        if as_csv:
+            return "".join(_csv_line([*values, *_csv_columns(row, run.task).values()]) for values, row in predictions)
+        return "".join(json.dumps(dict(zip(echo, values, strict=True)) | row) + "\n" for values, row in predictions)
 
     if target is None:
         for chunk in chunks:
@@ -180,13 +175,17 @@ def _part_file(parts: Path, number: int) -> Path:
 
 
 def _csv_header(task: Task, echo: Sequence[str]) -> str:
-    """The header of predictions as csv: the echoed columns, the label and each class's probability, or the score."""
-    return _csv_line([*echo, *task.problem.csv_columns()])
+    """Return the header of predictions as csv: the echoed columns, and those of any prediction."""
+    (row,) = task.problem.predictions(torch.zeros(1, task.num_labels), task.problem.outputs)
+    return _csv_line([*echo, *_csv_columns(row, task)])
 
 
-def _csv_lines(predictions: list[dict[str, Any]], echo: Sequence[str], task: Task) -> str:
-    rows = ([*(row[name] for name in echo), *task.problem.csv_values(row)] for row in predictions)
-    return "".join(map(_csv_line, rows))
+def _csv_columns(row: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Return a prediction by column: a column for each probability, and a set of labels as one text."""
+    plain = {name: value for name, value in row.items() if name != "probabilities"}
+    if "labels" in plain:
+        plain["labels"] = (getattr(task.problem, "separator", None) or ";").join(row["labels"])
+    return plain | {f"probability_{name}": value for name, value in row.get("probabilities", {}).items()}
 
 
 def _csv_line(fields: list[Any]) -> str:

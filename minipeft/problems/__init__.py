@@ -1,19 +1,8 @@
 """What a label is: a class, a set of classes, or a number. One file and one row of `PROBLEMS` for each kind.
 
-A run asks `task.problem`, one object, for everything that depends on the kind of its labels:
-
-    reading     find        a column of labels → the problem, with the names that occur in the column
-                read        one row's label → its target: a class index, a tuple of indices, a float
-                store       many targets, in little memory; `strata` groups them for stratified draws
-    training    targets     targets → the tensor that the loss takes; `pad` appends those of dummy sequences
-                losses      logits and targets → the loss of each sequence; `loss_settings` are those that it takes
-                baseline    the loss and the accuracy of the best constant prediction
-    evaluation  score       logits and targets → the metrics, from the one registry in metrics.py; the first one selects
-                tune        what is chosen on validation logits: a threshold
-    prediction  predictions logits → what `predict` returns; `probabilities` → what `predict_proba` returns
-                report      logits and targets → what `evaluate --report` shows; `mistakes` → its worst predictions
-
-problem.py has the interface and what several kinds share. No other folder asks which kind a problem is.
+A run asks `task.problem`, one object, for everything that depends on the kind of its labels: how to read a column and
+a row, the target tensor of a batch, the size of the head, the loss, the metrics, what `predict` returns and what a
+report shows. problem.py has the interface and what several kinds share. No other folder asks which kind a problem is.
 
 **To add a kind:** write its file, a subclass of `Problem`, and add its row to `PROBLEMS`. A row is imported when a task
 or a model has such labels.

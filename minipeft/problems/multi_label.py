@@ -42,7 +42,6 @@ class MultiLabel(Problem):
     metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "average_precision")
     loss_settings: ClassVar[tuple[str, ...]] = ("class_weights",)
     ignored: ClassVar[float] = math.nan
-    tuned: ClassVar[tuple[str, ...]] = ("threshold",)
 
     def with_details(self, details: Mapping[str, Any]) -> MultiLabel:
         threshold = details.get("threshold", self.threshold)
@@ -50,8 +49,8 @@ class MultiLabel(Problem):
             threshold = None
         return replace(self, separator=details.get("label_separator", self.separator), threshold=threshold)
 
-    def details(self, figures: Mapping[str, float]) -> dict[str, Any]:
-        return {"threshold": figures["threshold"], "label_separator": self.separator}
+    def details(self) -> dict[str, Any]:
+        return {"threshold": self.cut, "label_separator": self.separator}
 
     # -- reading --
 
@@ -118,17 +117,15 @@ class MultiLabel(Problem):
                 )
         return torch.tensor(labels, dtype=torch.float32).view(len(labels), num_labels)
 
-    def losses(
-        self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
-    ) -> Tensor:
+    def losses(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
         """Return the mean over the labels of the binary cross-entropy, (num_sequences,).
 
         Args:
-            class_weights: (num_labels,), weights of the positive terms: pos_weight of torch's BCEWithLogitsLoss.
+            weights: (num_labels,), of the positive terms: pos_weight of torch's BCEWithLogitsLoss.
         """
-        terms = F.binary_cross_entropy_with_logits(
-            logits, targets.nan_to_num(0.0), pos_weight=class_weights, reduction="none"
-        )  # (num_sequences, num_labels)
+        known = targets.nan_to_num(0.0)
+        # (num_sequences, num_labels)
+        terms = F.binary_cross_entropy_with_logits(logits, known, pos_weight=weights, reduction="none")
         return torch.where(targets.isnan(), 0.0, terms).mean(1)
 
     def balanced_weights(self, targets: Sequence[tuple[int, ...]]) -> tuple[float, ...]:
@@ -141,9 +138,6 @@ class MultiLabel(Problem):
         fractions = [count / len(targets) for count in self.count(targets).values() if count < len(targets)]
         entropies = (-p * math.log(p) - (1 - p) * math.log(1 - p) for p in fractions)
         return sum(entropies) / len(self.labels), None
-
-    def uniform_loss(self) -> float:
-        return math.log(2)
 
     # -- evaluation --
 
@@ -192,12 +186,6 @@ class MultiLabel(Problem):
             }
             for decisions, row in zip(self.decide(logits).tolist(), rounded, strict=True)
         ]
-
-    def csv_columns(self) -> list[str]:
-        return ["labels", *(f"probability_{name}" for name in self.labels)]
-
-    def csv_values(self, prediction: Mapping[str, Any]) -> list[Any]:
-        return [(self.separator or ";").join(prediction["labels"]), *prediction["probabilities"].values()]
 
     def report(self, logits: Tensor, targets: Sequence[tuple[int, ...]]) -> dict[str, Any]:
         from minipeft.problems.figures import report_label_sets

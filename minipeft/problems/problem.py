@@ -39,7 +39,7 @@ class Mistake(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """What a label is. A subclass answers for one kind; see `minipeft.problems`.
+    """What a label is. A subclass answers for one kind; `minipeft.problems` says what for.
 
     Attributes:
         labels: Names in the order of their indices; empty where labels are numbers.
@@ -52,7 +52,6 @@ class Problem:
     metrics: ClassVar[tuple[str, ...]]  # of a custom dataset; the first one selects the best epoch
     loss_settings: ClassVar[tuple[str, ...]] = ()  # those of LossSettings that have a meaning
     ignored: ClassVar[float] = IGNORE_INDEX  # the target of a dummy sequence, which has no loss
-    tuned: ClassVar[tuple[str, ...]] = ()  # figures of an evaluation that predictions depend on
     tags: ClassVar[tuple[str, ...]] = ()  # of the model card
     pipeline_tag: ClassVar[str] = "text-classification"
     auto_model: ClassVar[str] = "AutoModelForSequenceClassification"  # of transformers
@@ -61,14 +60,6 @@ class Problem:
     def of_outputs(cls, names: Sequence[str]) -> Problem:
         """Return the problem of a model with these names in its config.json."""
         return cls(tuple(names))
-
-    def with_details(self, details: Mapping[str, Any]) -> Problem:
-        """Return the problem with the settings that an adapter or a run's config.json has of it."""
-        return self
-
-    def details(self, figures: Mapping[str, float]) -> dict[str, Any]:
-        """Return what an adapter's file says of the problem; `figures` are those of its evaluation."""
-        return {}
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -80,17 +71,19 @@ class Problem:
         """The index of each label by its name."""
         return {name: number for number, name in enumerate(self.labels)}
 
+    def with_details(self, details: Mapping[str, Any]) -> Problem:
+        """Return the problem with the settings that an adapter's details or a config.json have of it."""
+        return self
+
+    def details(self) -> dict[str, Any]:
+        """Return the settings that an adapter's file has of the problem."""
+        return {}
+
     # -- reading --
 
     @classmethod
     def find(cls, table: Table, column: str, label_type: str, settings: Mapping[str, Any]) -> Found:
-        """Read the label column of a training file once.
-
-        Args:
-            table: The training file.
-            column: The label column.
-            label_type: A value of --label-type.
-            settings: Those of the kind's row in `PROBLEMS`.
+        """Read the label column of a training file once; `settings` are those of the kind's row in `PROBLEMS`.
 
         Raises:
             MinipeftError: for a column that cannot be trained on. The message names the file, the row and the remedy.
@@ -98,7 +91,7 @@ class Problem:
         raise NotImplementedError
 
     def read(self, value: Any, place: str) -> Any:
-        """Return the target of a row's label, a name or what `find` takes; `place` is for the error message."""
+        """Return the target of a row's label; `place` is for the error message."""
         raise NotImplementedError
 
     def store(self, targets: Iterable[Any] = ()) -> Any:
@@ -113,12 +106,8 @@ class Problem:
         """Return how many targets have each label."""
         return Counter(targets)
 
-    def describe_counts(self, counts: Mapping[str, int]) -> str:
-        """Return the labels of a file and the number of rows that have each, for the banner."""
-        return f"{len(counts):,} {self.plural} ({format_names([f'{name} {n:,}' for name, n in counts.items()])})"
-
     def describe(self, targets: Sequence[Any]) -> str:
-        """Return what the training rows have as labels, the most frequent first, for the banner."""
+        """Return the labels of training rows, the most frequent first."""
         return format_names([f"{self.labels[index]} {n:,}" for index, n in self.count(targets).most_common()])
 
     # -- training --
@@ -129,18 +118,10 @@ class Problem:
 
     @staticmethod
     def targets(labels: Sequence[Any], lengths: Sequence[int], num_labels: int) -> Tensor:
-        """Return labels as the loss takes them.
-
-        Args:
-            labels: One per sequence, as `minipeft.pack` takes them.
-            lengths: Tokens of each sequence.
-            num_labels: Outputs of the head.
-
-        Returns:
-            (num_sequences,), int64.
+        """Return labels, one per sequence of `lengths` tokens, as the loss takes them: (num_sequences,), int64.
 
         Raises:
-            MinipeftError: for a label that the head does not have; the message names the sequence.
+            MinipeftError: for a label that is not among the num_labels outputs of the head, with its sequence.
         """
         for number, label in enumerate(labels):
             if label not in range(num_labels):
@@ -154,28 +135,23 @@ class Problem:
         """Append the targets of dummy sequences with so many tokens each."""
         return torch.cat([targets, targets.new_full((len(dummies), *targets.shape[1:]), cls.ignored)])
 
-    def losses(
-        self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
-    ) -> Tensor:
-        """Return the loss of each sequence, 0 for a dummy sequence.
+    def losses(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+        """Return the loss of each sequence, (num_sequences,), 0 for a dummy sequence.
 
         Args:
             logits: (num_sequences, num_labels), float32.
             targets: From `targets`.
-            class_weights: (num_labels,), float32; None for 1.
-            label_smoothing: This fraction of the target is distributed evenly over the classes.
-
-        Returns:
-            (num_sequences,).
+            weights: (num_labels,), float32: of each class; None for 1.
+            smoothing: This fraction of the target is distributed evenly over the classes.
         """
         raise NotImplementedError
 
-    def total_weight(self, targets: Sequence[Any], class_weights: Sequence[float]) -> float:
+    def total_weight(self, targets: Sequence[Any], class_weights: Sequence[float] = ()) -> float:
         """Return what the sum of the losses of examples is divided by: their number."""
         return len(targets)
 
     def balanced_weights(self, targets: Sequence[Any]) -> tuple[float, ...]:
-        """Return the class weights under which every class has the same part in the loss of these training examples.
+        """Return the class weights with which every class has the same part in the loss of these training examples.
 
         Raises:
             MinipeftError: where there are none, because no example has a class, for example.
@@ -186,10 +162,6 @@ class Problem:
         """Return the loss and the accuracy of the best constant prediction; None where it has no accuracy."""
         raise NotImplementedError
 
-    def uniform_loss(self) -> float:
-        """Return the loss of a prediction that gives every label the same probability."""
-        return 0.0
-
     # -- evaluation --
 
     def tune(self, logits: Tensor, targets: Sequence[Any]) -> Problem:
@@ -197,11 +169,11 @@ class Problem:
         return self
 
     def figures(self) -> dict[str, float]:
-        """Return the settings that an evaluation records: those in `tuned`."""
+        """Return the settings that an evaluation records next to the metrics."""
         return {}
 
-    def score(self, logits: Tensor, targets: Sequence[Any], metrics: Sequence[str]) -> dict[str, float]:
-        """Return eval_loss, the mean over the examples, and metrics by name.
+    def score(self, logits: Tensor, targets: Sequence[Any], metrics: Sequence[str] = ()) -> dict[str, float]:
+        """Return eval_loss, the mean over the examples, and metrics by their name in METRICS.
 
         Args:
             logits: (num_examples, num_labels), float32.
@@ -209,7 +181,7 @@ class Problem:
             metrics: Names in METRICS.
         """
         expected = self.targets(self.as_packed(targets), (), logits.shape[1])
-        values = {"eval_loss": self.losses(logits, expected).sum().item() / self.total_weight(targets, ())}
+        values = {"eval_loss": self.losses(logits, expected).sum().item() / self.total_weight(targets)}
         for name in metrics:
             outputs = self.probabilities(logits) if METRICS[name].of_probabilities else self.decide(logits)
             values[name] = METRICS[name].function(outputs, self.actual(expected))
@@ -220,7 +192,7 @@ class Problem:
         return logits.argmax(1).numpy()
 
     def actual(self, expected: Tensor) -> Array:
-        """Return the targets in the form that metrics take."""
+        """Return `targets` in the form that metrics take."""
         return expected.numpy()
 
     def describe_constant(self, logits: Tensor) -> str:
@@ -240,14 +212,6 @@ class Problem:
     def predictions(self, logits: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return what `predict` does for each example, with six digits; `names` are those of the model's outputs."""
         raise NotImplementedError
-
-    def csv_columns(self) -> list[str]:
-        """Return the header of predictions as csv."""
-        return ["label", *(f"probability_{name}" for name in self.labels)]
-
-    def csv_values(self, prediction: Mapping[str, Any]) -> list[Any]:
-        """Return a prediction as a row of csv."""
-        return [prediction["label"], *prediction["probabilities"].values()]
 
     def report(self, logits: Tensor, targets: Sequence[Any]) -> dict[str, Any]:
         """Return the figures of `evaluate --report` that depend on the kind."""

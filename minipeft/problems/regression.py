@@ -51,9 +51,6 @@ class Regression(Problem):
     def store(self, targets: Iterable[float] = ()) -> Any:
         return array("d", targets)
 
-    def describe_counts(self, counts: Mapping[str, int]) -> str:
-        return "labels that are numbers"
-
     def describe(self, targets: Sequence[float]) -> str:
         return f"numbers from {min(targets):g} to {max(targets):g}"
 
@@ -67,9 +64,7 @@ class Regression(Problem):
                 )
         return torch.tensor([float(label) for label in labels], dtype=torch.float32)
 
-    def losses(
-        self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
-    ) -> Tensor:
+    def losses(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
         """Return the squared errors, (num_sequences,)."""
         return torch.where(targets.isnan(), 0.0, logits[:, 0] - targets).square()
 
@@ -86,12 +81,6 @@ class Regression(Problem):
     def predictions(self, logits: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return "score", the number."""
         return [{"score": round(value, 6)} for value in logits[:, 0].tolist()]
-
-    def csv_columns(self) -> list[str]:
-        return ["score"]
-
-    def csv_values(self, prediction: Mapping[str, Any]) -> list[Any]:
-        return [prediction["score"]]
 
     def report(self, logits: Tensor, targets: Sequence[float]) -> dict[str, Any]:
         """Return the errors."""

@@ -49,12 +49,10 @@ class SingleLabel(Problem):
     def strata(self, targets: Sequence[int]) -> Sequence[int]:
         return targets
 
-    def losses(
-        self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
-    ) -> Tensor:
-        return F.cross_entropy(logits, targets, class_weights, reduction="none", label_smoothing=label_smoothing)
+    def losses(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(logits, targets, weights, reduction="none", label_smoothing=smoothing)
 
-    def total_weight(self, targets: Sequence[int], class_weights: Sequence[float]) -> float:
+    def total_weight(self, targets: Sequence[int], class_weights: Sequence[float] = ()) -> float:
         """The sum of the class weights of the examples, as torch's reduction "mean" has it; their number without."""
         return sum(class_weights[target] for target in targets) if class_weights else len(targets)
 
@@ -67,9 +65,6 @@ class SingleLabel(Problem):
     def baseline(self, targets: Sequence[int]) -> tuple[float, float]:
         fractions = [count / len(targets) for count in Counter(targets).values()]
         return -sum(fraction * math.log(fraction) for fraction in fractions), max(fractions)
-
-    def uniform_loss(self) -> float:
-        return math.log(len(self.labels))
 
     def describe_constant(self, logits: Tensor) -> str:
         predicted = set(logits.argmax(1).tolist())

@@ -289,7 +289,7 @@ def result_content(job: Job, examples: Examples, model: SequenceClassifier, prog
             **{name: metadata.version(name) for name in ("torch", "tokenizers", "datasets", "safetensors")},
         },
     }
-    content |= {name: best[name] for name in task.problem.tuned}
+    content |= {name: best[name] for name in task.problem.figures()}
     if "macro_f1" in task.metrics:
         content["macro_f1"] = {"best": best["macro_f1"], "last": last["macro_f1"]}
     if settings.holdout:

@@ -60,7 +60,8 @@ class CustomData:
         else:
             stratified = "" if self.task.problem.strata(()) is None else ", stratified by class"
             validation = f"of which {VALIDATION_FRACTION:.0%} are for validation{stratified}, the same for every seed"
-        labels = self.task.problem.describe_counts(self.class_counts)
+        counts, kind = [f"{name} {count:,}" for name, count in self.class_counts.items()], self.task.problem.plural
+        labels = f"{len(counts):,} {kind} ({format_names(counts)})" if counts else f"labels that are {kind}"
         return f"{files['train']}{self.origin}: {self.rows:,} rows, {validation}; {labels}"
 
     def describe_columns(self) -> str:

@@ -97,7 +97,7 @@ def _save_adapter(folder: Path, model: SequenceClassifier, best: dict[str, Any],
         "metric": task.metrics[0],
         "score": best[task.metrics[0]],
     }
-    details |= task.problem.details(best)
+    details |= task.problem.with_details(best).details()
     save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
 
 
