@@ -36,7 +36,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import minipeft
 from minipeft.data.batches.buckets import pad_to_bucket
-from minipeft.data.batches.sampling import split_by_tokens
+from minipeft.data.batches.sampling import pack_examples, split_by_tokens
 from minipeft.data.tasks.splits import read_chunks, read_split
 from minipeft.data.tasks.task import get_task
 from minipeft.data.tokens.examples import Encoded, encode_split
@@ -69,7 +69,7 @@ def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
     def step(examples: Encoded, indices: list[int]) -> None:
         with torch.set_grad_enabled(row.mode == "training"):
             for chosen in split_by_tokens(indices, examples.lengths, max_tokens):
-                batch = pad_to_bucket(examples.batch(chosen, model.config), model.config).to(wanted.device)
+                batch = pad_to_bucket(pack_examples(examples, chosen, model.config), model.config).to(wanted.device)
                 logits = model(batch)
                 if row.mode == "training":
                     assert batch.labels is not None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from array import array
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 from minipeft.data.tables.table import Table
 from minipeft.errors import MinipeftError, is_unicode, nearest, short_repr
@@ -48,7 +50,7 @@ def sorted_names(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (float(name), name)) if numbers else sorted(names)
 
 
-def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, int], int]:
+def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, int], int, np.ndarray[Any, Any] | None]:
     """Find the classes of a label column.
 
     With "auto" the labels are numbers (regression) if all are numbers and at least one has a fraction. Classes that
@@ -60,27 +62,29 @@ def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, i
         label_type: "auto", "classes" or "numbers".
 
     Returns:
-        The number of rows of each class, in the order of the class indices (empty for regression), and of all rows.
+        The number of rows of each class, in the order of the class indices (empty for regression), the number of all
+        rows, and the class index of each (None for regression).
 
     Raises:
         MinipeftError: for a label that is missing or invalid, with its place; for a single class; for more than
             MOST_CLASSES, and with "auto" for nearly one class per row.
     """
-    counts: Counter[str] = Counter()
+    numbers: dict[str, int] = {}  # of the names, in the order of their first rows
+    row_numbers = array("i")
     fraction, text = "", ""  # the places of the first number with a fraction, and of the first label that is text
     rows = 0
     for place, (value,) in table.read([column]):
         rows += 1
         name = class_name(value, place)
-        if len(counts) <= MOST_CLASSES or name in counts:
-            counts[name] += 1
+        if len(numbers) <= MOST_CLASSES or name in numbers:
+            row_numbers.append(numbers.setdefault(name, len(numbers)))
         if NUMBER.fullmatch(name) is None or isinstance(value, bool):
             text = text or f"{short_repr(value)} ({place})"
         elif not float(name).is_integer():
             fraction = fraction or f"{short_repr(value)} ({place})"
     if rows == 0:
         raise MinipeftError(f"{table.place}: the file is empty; it needs at least one row")
-    if len(counts) == 1:
+    if len(numbers) == 1:
         raise MinipeftError(
             f"{table.place}: every {column} is {short_repr(value)}; at least two different ones are needed"
         )
@@ -92,16 +96,20 @@ def find_labels(table: Table, column: str, label_type: str) -> tuple[dict[str, i
             "fix the rows, or pass --label-type classes"
         )
     if label_type == "numbers" or (label_type == "auto" and fraction):
-        return {}, rows
-    if len(counts) > MOST_CLASSES:
+        return {}, rows, None
+    if len(numbers) > MOST_CLASSES:
         raise MinipeftError(
             f"{table.place}: {column} has more than {MOST_CLASSES:,} classes; "
             "name another --label-column, or pass --label-type numbers"
         )
-    if label_type == "auto" and rows >= 10 and len(counts) * FEWEST_ROWS_PER_CLASS > rows:
+    if label_type == "auto" and rows >= 10 and len(numbers) * FEWEST_ROWS_PER_CLASS > rows:
         remedy = "name another --label-column" + ("" if text else ", or pass --label-type numbers")
         raise MinipeftError(
-            f"{table.place}: {column} has {len(counts):,} classes in {rows:,} rows; {remedy} "
+            f"{table.place}: {column} has {len(numbers):,} classes in {rows:,} rows; {remedy} "
             "(--label-type classes trains on it as it is)"
         )
-    return {name: counts[name] for name in table.classes.get(column) or sorted_names(counts)}, rows
+    names = list(table.classes.get(column) or sorted_names(numbers))
+    places = {name: place for place, name in enumerate(names)}
+    classes = np.array([places[name] for name in numbers])[np.asarray(row_numbers)]
+    counts = np.bincount(classes, minlength=len(names)).tolist()
+    return dict(zip(names, counts, strict=True)), rows, classes

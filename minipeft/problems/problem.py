@@ -21,11 +21,20 @@ IGNORE_INDEX = -100  # the default ignore_index of F.cross_entropy
 
 
 class Found(NamedTuple):
-    """What a label column holds: the problem, the number of rows that have each label, of all rows, and warnings."""
+    """What a label column holds.
+
+    Attributes:
+        problem: What a label is.
+        counts: The number of rows that have each label.
+        rows: The number of rows.
+        strata: The class of each row, as `Problem.strata` returns it.
+        warnings: What may be a mistake, each one line.
+    """
 
     problem: Problem
     counts: dict[str, int]
     rows: int
+    strata: Sequence[int] | Array | None = None
     warnings: tuple[str, ...] = ()
 
 

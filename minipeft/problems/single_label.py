@@ -33,10 +33,10 @@ class SingleLabel(Problem):
 
     @classmethod
     def find(cls, table: Table, column: str, label_type: str, settings: Mapping[str, Any]) -> Found:
-        counts, rows = find_labels(table, column, label_type)
+        counts, rows, strata = find_labels(table, column, label_type)
         if not counts:  # with "auto", of a column of numbers
             return Found(problem_class("regression")(), counts, rows)
-        return Found(cls(tuple(counts)), counts, rows, warn_of_lists(table.place, column, counts))
+        return Found(cls(tuple(counts)), counts, rows, strata, warn_of_lists(table.place, column, counts))
 
     def read(self, value: Any, place: str) -> int:
         if (found := self.numbers.get(class_name(value, place))) is None:

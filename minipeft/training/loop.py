@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from minipeft.data.batches.buckets import pad_to_bucket
-from minipeft.data.batches.sampling import split_by_tokens
+from minipeft.data.batches.sampling import pack_examples, split_by_tokens
 from minipeft.data.tasks.draw import epoch_order
 from minipeft.data.tokens.examples import Examples
 from minipeft.errors import Interrupted, MinipeftError
@@ -134,7 +134,7 @@ def train_loop(
                     method.penalty(model).backward()
                 sequences = processes.share(train.sequences_of(step_examples), train.lengths)
                 for indices in split_by_tokens(sequences, train.lengths, schedule.max_tokens):
-                    batch = train.batch(indices, model.config)
+                    batch = pack_examples(train, indices, model.config)
                     if graphs is not None:
                         step_loss += graphs.add_gradients(batch, step_weight)
                     else:

@@ -227,6 +227,7 @@ TOKENIZERS: dict[str, tuple[tuple[str, ...], Any]] = {
 def test_a_hostile_tokenizer_gives_predictions_or_one_line(change: str, model_type: str, model: Path) -> None:
     """Also for a model of bert's family, which takes token types from it."""
     from minipeft.data.batches.packing import pack
+    from minipeft.data.batches.sampling import pack_examples
     from minipeft.data.tokens.examples import encode_split
     from minipeft.model.families import load_config
 
@@ -250,7 +251,7 @@ def test_a_hostile_tokenizer_gives_predictions_or_one_line(change: str, model_ty
         examples = encode_split(
             get_task("sst2"), [Split(get_task("sst2"), texts, None, [0, 1, 1])], tokenizer, 128, config
         )
-        assert examples.batch([0, 1, 2], config).lengths == tuple(examples.lengths)
+        assert pack_examples(examples, [0, 1, 2], config).lengths == tuple(examples.lengths)
         pack(tokenizer.encode(texts), config=config)
 
     survived(use)

@@ -256,6 +256,34 @@ def test_flags_of_ones_own_data_are_refused_for_glue(tiny_checkpoint: Path, smal
             train(data=str(small_data), model=str(tiny_checkpoint), output=str(tmp_path / "run"), **flags, **SMALL)
 
 
+def test_a_file_is_opened_once_for_its_labels_and_once_for_each_split(
+    tiny_checkpoint: Path, reviews: Path, tmp_path: Path
+) -> None:
+    """Python's own audit hook counts; every reader of text files opens them through Python."""
+    script = f"""
+import collections, json, pathlib, sys
+opened = collections.Counter()
+def count(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".csv"):
+        opened[str(arguments[0]).rpartition("/")[2]] += 1
+sys.addaudithook(count)
+import minipeft
+settings = json.loads({json.dumps(json.dumps(SMALL | COLUMNS | {"epochs": 1, "method": "head"}))})
+minipeft.train(model={str(tiny_checkpoint)!r}, **settings, data={str(reviews)!r}, output={str(tmp_path / "drawn")!r})
+drawn = dict(opened)
+opened.clear()
+folder = pathlib.Path({str(tmp_path)!r})
+files = dict(data=folder / "train.csv", validation=folder / "dev.csv", output=folder / "given")
+minipeft.train(model={str(tiny_checkpoint)!r}, **settings, **files)
+print(json.dumps([drawn, opened]))
+"""
+    for name in ("train.csv", "dev.csv"):
+        shutil.copy(reviews, tmp_path / name)
+    done = run_command("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [{"reviews.csv": 3}, {"train.csv": 2, "dev.csv": 2}]
+
+
 # -- TensorBoard --
 
 

@@ -1,11 +1,16 @@
-"""Which examples a batch has: batches of near-equal length."""
+"""Examples → batches: which examples a batch has, and the packed batch with their labels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+
+from minipeft.data.batches.packing import PackedBatch, PackingConfig, pack
+from minipeft.data.tokens.examples import Encoded
 
 Array = np.ndarray[Any, Any]
 
@@ -26,3 +31,20 @@ def split_by_tokens(indices: Sequence[int], lengths: Sequence[int] | Array, max_
         tokens += length
     if batch:
         yield batch
+
+
+def pack_examples(examples: Encoded, indices: list[int], config: PackingConfig) -> PackedBatch:
+    """Return the sequences at `indices`, packed with their labels; the windows of an example share its weight.
+
+    Args:
+        examples: The tokenized split.
+        indices: Indices of sequences.
+        config: The model's config.
+    """
+    windows, labels = examples.windows, examples.split.labels
+    owners = indices if windows is None else windows.owners[indices].tolist()
+    targets = examples.split.task.problem.as_packed([labels[owner] for owner in owners])
+    batch = pack(examples.sequences.take(indices), targets, config=config)
+    if windows is None:
+        return batch
+    return replace(batch, weights=torch.from_numpy(1 / windows.counts()[owners]).float())

@@ -16,7 +16,7 @@ from minipeft.data.tables.lines import ending_of
 from minipeft.data.tables.memory import PLACE, MemorySplit
 from minipeft.data.tables.open_table import READERS, open_table
 from minipeft.data.tables.remote import is_remote
-from minipeft.data.tables.table import Table, numbered
+from minipeft.data.tables.table import Table
 from minipeft.errors import MinipeftError, first_line, format_names
 from minipeft.hub.names import SEGMENT
 from minipeft.hub.network import datasets_offline_variable, endpoint, hub_reachable
@@ -217,15 +217,18 @@ def dataset_table(rows: Dataset, place: str, by_name: bool = True, in_memory: bo
     found = {name: _class_names(feature) for name, feature in rows.features.items()} if by_name else {}
     classes = {name: names for name, names in found.items() if names}
 
-    def values(names: Sequence[str]) -> Iterator[Sequence[Any]]:
+    def read(names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+        number = 0 if in_memory else 1
         for batch in rows.select_columns(list(names)).iter(1000):
             columns = (
                 [_named(value, classes[name]) for value in batch[name]] if name in classes else batch[name]
                 for name in names
             )
-            yield from zip(*columns, strict=True)
+            for values in zip(*columns, strict=True):
+                yield f"{place}, {'index' if in_memory else 'row'} {number}", values
+                number += 1
 
-    return numbered(place, tuple(rows.column_names), values, classes, in_memory)
+    return Table(place, tuple(rows.column_names), read, classes)
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:

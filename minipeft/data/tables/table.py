@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -94,30 +94,6 @@ def stream(
     return Table(place, columns, read, has_header=has_header, first_rows=[row for _, row in first])
 
 
-def numbered(
-    place: str,
-    columns: tuple[str, ...],
-    values: Callable[[Sequence[str]], Iterator[Sequence[Any]]],
-    classes: Mapping[str, tuple[str, ...]] | None = None,
-    in_memory: bool = False,
-) -> Table:
-    """Return a table whose rows are numbered from 1, or from 0 if they are rows in memory.
-
-    Args:
-        place: The data set in messages.
-        columns: Names of the columns.
-        values: Names of columns → the values of each row.
-        classes: The class names of columns.
-        in_memory: Whether the rows are in memory.
-    """
-    unit, first = ("index", 0) if in_memory else ("row", 1)
-
-    def read(names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
-        return ((f"{place}, {unit} {row}", row_values) for row, row_values in enumerate(values(names), first))
-
-    return Table(place, columns, read, classes or {})
-
-
 def concatenate(place: str, tables: Sequence[Table]) -> Table:
     """Return the shards of a split as one table."""
     for table in tables[1:]:
@@ -126,4 +102,4 @@ def concatenate(place: str, tables: Sequence[Table]) -> Table:
                 f"{table.place}: the columns are {format_names(table.columns)}, but {tables[0].place} has "
                 f"{format_names(tables[0].columns)}; keep only the files of one data set"
             )
-    return Table(place, tables[0].columns, lambda names: (row for table in tables for row in table.read(names)))
+    return replace(tables[0], place=place, read=lambda names: (row for table in tables for row in table.read(names)))

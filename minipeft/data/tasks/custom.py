@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from minipeft.data.tables.find_files import split_file
 from minipeft.data.tables.hub_rows import find_dataset, hub_split, is_hub_name, is_hub_source, is_hub_split, open_split
 from minipeft.data.tables.lines import stem_of
-from minipeft.data.tables.memory import PLACE, MemoryData, MemorySplit
+from minipeft.data.tables.memory import PLACE, MemoryData
 from minipeft.data.tables.remote import is_remote
-from minipeft.data.tasks.splits import VALIDATION_FRACTION
+from minipeft.data.tables.table import Table
+from minipeft.data.tasks.draw import VALIDATION_FRACTION, ValidationDraw
 from minipeft.data.tasks.task import TASKS, Task
 from minipeft.errors import MinipeftError, check_choice, format_names, short_repr
 from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_type_of
 from minipeft.problems.labels import NUMBER
+from minipeft.problems.metrics import Array
+from minipeft.problems.problem import Problem
 
 ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
 TEXT_COLUMN, LABEL_COLUMN = "text", "label"
 SECOND_TEXTS = re.compile(r"(sentence|text|question|input)_?[2b]|pair|hypothesis|claim|answer|context", re.IGNORECASE)
 FEWEST_ROWS = 10  # that a validation split is drawn from
-SAMPLE_ROWS = 100  # that are looked at for a second text column
 FEWEST_WORDS = 4  # per row, on average, of a column of texts
 
 
@@ -124,21 +125,21 @@ def inspect_custom_data(
     columns = (text_column or TEXT_COLUMN, *([pair_column] if pair_column else []))
     label = label_column or LABEL_COLUMN
     flags = dict(zip(columns, ("--text-column", "--pair-column"), strict=False)) | {label: "--label-column"}
-    for split in ("train", "validation"):
-        table = open_split(files.get(split, files["train"]))
+    table = open_split(files["train"])
+    for opened in (table, open_split(files["validation"]) if "validation" in files else table):
         for column, flag in flags.items():
-            if column not in table.columns:
-                raise table.missing(column, f"{flag} names another")
-    kind = problem_class(problem_type_of(label_type))
-    found = kind.find(open_split(files["train"]), label, label_type, of_labels)
+            if column not in opened.columns:
+                raise opened.missing(column, f"{flag} names another")
+    unread = tuple(column for column in table.columns if column not in flags)
+    warnings = _column_warnings(table, columns, unread)
+    found = problem_class(problem_type_of(label_type)).find(table, label, label_type, of_labels)
     if "validation" not in files and found.rows < FEWEST_ROWS:
         raise MinipeftError(
             f"{files['train']}: {found.rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "
             "add rows, or name a validation file by --validation"
         )
-    unread = tuple(column for column in open_split(files["train"]).columns if column not in flags)
-    custom = Task(name, columns, found.problem, label_column=label, files=tuple(files.items()))
-    warnings = _column_warnings(files["train"], columns, unread) + found.warnings
+    custom = _task(name, columns, found.problem, label, files, (found.rows, found.strata))
+    warnings += found.warnings
     if (
         path.is_file()
         and "validation" not in files
@@ -186,26 +187,25 @@ def _files_in_memory(data: MemoryData) -> dict[str, Any]:
     return found
 
 
-def _column_warnings(file: str | MemorySplit, columns: tuple[str, ...], unread: tuple[str, ...]) -> tuple[str, ...]:
+def _column_warnings(table: Table, columns: tuple[str, ...], unread: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse a text column of numbers, and warn of an unread column that may be the second text."""
-    texts = [str(values[0]) for _, values in islice(open_split(file).read(columns[:1]), SAMPLE_ROWS)]
-    if all(NUMBER.fullmatch(text) for text in texts):
+    texts = [str(text) for (text,) in table.head(columns[:1])]
+    if texts and all(map(NUMBER.fullmatch, texts)):
         raise MinipeftError(
-            f"{file}: column {columns[0]!r} holds numbers, such as {texts[0]}; name the texts by --text-column"
+            f"{table.place}: column {columns[0]!r} holds numbers, such as {texts[0]}; name the texts by --text-column"
         )
     if len(columns) == 2:
         return ()
     second = [column for column in unread if SECOND_TEXTS.fullmatch(column)]
     with suppress(MinipeftError):  # a column that cannot be read need not be
-        sample = list(islice(open_split(file).read(unread), SAMPLE_ROWS)) if unread else []
-        for place, column in enumerate(unread):
-            words = [len(values[place].split()) for _, values in sample if isinstance(values[place], str)]
+        for column, values in zip(unread, zip(*table.head(unread), strict=True), strict=False):
+            words = [len(value.split()) for value in values if isinstance(value, str)]
             if column not in second and words and sum(words) >= FEWEST_WORDS * len(words):
                 second.append(column)
     if not second:
         return ()
     named = " and ".join(map(repr, second))
-    return (f"{file}: column {named} is not read; if it is a second text, pass --pair-column {second[0]}",)
+    return (f"{table.place}: column {named} is not read; if it is a second text, pass --pair-column {second[0]}",)
 
 
 def custom_task(settings: Mapping[str, Any]) -> Task | None:
@@ -229,7 +229,20 @@ def custom_task(settings: Mapping[str, Any]) -> Task | None:
         files = {"train": source}
     check_choice("label_type", settings.get("label_type"), LABEL_TYPES)
     problem = problem_of(problem_type_of(settings["label_type"]), labels, settings)
-    return Task(settings["task"], columns, problem, label_column=settings["label_column"], files=tuple(files.items()))
+    return _task(settings["task"], columns, problem, settings["label_column"], files)
+
+
+def _task(
+    name: str,
+    columns: tuple[str, ...],
+    problem: Problem,
+    label: str,
+    files: dict[str, Any],
+    rows: tuple[int, Sequence[int] | Array | None] | None = None,
+) -> Task:
+    """Return the task; `rows` are the number of training rows and the class of each, if they have been read."""
+    draw = None if "validation" in files else ValidationDraw(files["train"], label, problem, rows)
+    return Task(name, columns, problem, label_column=label, files=tuple(files.items()), draw=draw, train_rows=rows)
 
 
 def _files(source: str, validation: str | None, names: tuple[str, ...]) -> dict[str, str]:

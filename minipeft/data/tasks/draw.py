@@ -4,13 +4,46 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 
+from minipeft.data.tables.hub_rows import open_split
+from minipeft.data.tables.memory import MemorySplit
 from minipeft.problems.metrics import Array
 from minipeft.problems.problem import Problem
+
+# The validation split of custom data without a validation file, as a fraction of the training file. Its seed does not
+# depend on --seed, so that the metrics of several seeds can be compared.
+VALIDATION_FRACTION, VALIDATION_SEED = 0.1, 0
+
+
+@dataclass
+class ValidationDraw:
+    """The rows of a custom dataset's training file that are drawn for validation.
+
+    Attributes:
+        file: The training file.
+        label_column: Its column of labels.
+        problem: What a label is.
+        rows: The number of rows, and the class of each; None until the labels have been read.
+    """
+
+    file: str | MemorySplit
+    label_column: str
+    problem: Problem
+    rows: tuple[int, Sequence[int] | Array | None] | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def mask(self) -> Array:
+        """True for the drawn rows; the labels are read if they have not been."""
+        if self.rows is None:
+            values = open_split(self.file).read([self.label_column])
+            targets = self.problem.store(self.problem.read(value, place) for place, (value,) in values)
+            self.rows = len(targets), self.problem.strata(targets)
+        return draw_mask(*self.rows, VALIDATION_FRACTION, VALIDATION_SEED)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:
@@ -22,10 +55,9 @@ def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:
     return array("q", torch.randperm(count, generator=generator).numpy().tobytes())
 
 
-def draw_mask(problem: Problem, targets: Sequence[Any], fraction: float, seed: int) -> Array:
-    """Return a mask of the examples, true for a random `fraction` of them, or of each class where they have one."""
-    strata = problem.strata(targets)
-    return random_mask(len(targets), fraction, seed) if strata is None else stratified_mask(strata, fraction, seed)
+def draw_mask(count: int, strata: Sequence[int] | Array | None, fraction: float, seed: int) -> Array:
+    """Return a mask of `count` examples, true for a random `fraction` of them, or of each class in `strata`."""
+    return random_mask(count, fraction, seed) if strata is None else stratified_mask(strata, fraction, seed)
 
 
 def random_mask(count: int, fraction: float, seed: int) -> Array:
@@ -35,7 +67,7 @@ def random_mask(count: int, fraction: float, seed: int) -> Array:
     return mask
 
 
-def stratified_mask(labels: Sequence[int], fraction: float, seed: int) -> Array:
+def stratified_mask(labels: Sequence[int] | Array, fraction: float, seed: int) -> Array:
     """Return a mask of the examples, true for a random `fraction` of each class; a pure function of labels and seed."""
     _, classes, counts = np.unique(np.asarray(labels, dtype=np.int64), return_inverse=True, return_counts=True)
     quotas = stratified_quotas(counts, fraction)

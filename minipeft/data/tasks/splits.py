@@ -22,21 +22,18 @@ from minipeft.data.tables.hub_rows import (
     read_split_rows,
 )
 from minipeft.data.tables.open_table import open_table
-from minipeft.data.tables.table import Table, numbered
+from minipeft.data.tables.table import Table, stream
 from minipeft.data.tasks import synthetic as standin
-from minipeft.data.tasks.draw import draw_mask
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import MinipeftError, is_unicode, short_repr
 from minipeft.problems.labels import nearest_label
+from minipeft.problems.metrics import Array
 
 HUB_NAME = "nyu-mll/glue"
 ENDINGS = ("parquet", "jsonl", "tsv")
 # Limits of a chunk, the unit that is in memory at once: the tokenizer needs about 250 bytes per character.
 CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 1 << 20
 LONGEST_TEXT = 1 << 21  # characters
-# The validation split of custom data without a validation file, as a fraction of the training file. Its seed does not
-# depend on --seed, so that the metrics of several seeds can be compared.
-VALIDATION_FRACTION, VALIDATION_SEED = 0.1, 0
 
 
 def choose_data(task: Task, data: str) -> tuple[str, str]:
@@ -110,27 +107,28 @@ def read_chunks(
     """
     remedy = f"{task.name} needs {', '.join(task.columns)} and {task.label_column}"
     examples = read_examples(task, _table(task, split, source), task.columns, remedy, labelled)
-    if task.is_custom and split in ("train", task.validation) and task.validation not in dict(task.files):
-        mask = _validation_mask(task)
-        examples = (row for row, chosen in zip(examples, mask, strict=True) if chosen == (split == task.validation))
+    if task.draw is not None and split in ("train", task.validation):
+        mask = task.draw.mask == (split == task.validation)
+        examples = (row for row, chosen in zip(examples, mask.tolist(), strict=True) if chosen)
     return chunk_examples(task, islice(examples, limit))
 
 
-def count_rows(task: Task, split: str, source: str, limit: int | None = None) -> int:
-    """Return how many rows of a split `read_chunks` gives, up to `limit`; None for all."""
-    if task.is_custom and split in ("train", task.validation) and task.validation not in dict(task.files):
-        mask = _validation_mask(task)
-        rows = int((mask == (split == task.validation)).sum())
-    else:
-        rows = sum(1 for _ in islice(_table(task, split, source).read([task.label_column]), limit))
-    return rows if limit is None else min(rows, limit)
+def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[int, Array | None]:
+    """Return the number of training examples, and the class of each where draws are stratified.
 
-
-def _validation_mask(task: Task) -> np.ndarray[Any, Any]:
-    """True for the rows of the training file that are the validation split."""
-    rows = open_split(dict(task.files)["train"]).read([task.label_column])
-    targets = task.problem.store(task.problem.read(value, place) for place, (value,) in rows)
-    return draw_mask(task.problem, targets, VALIDATION_FRACTION, VALIDATION_SEED)
+    Args:
+        task: The task.
+        source: The source, from `choose_data`.
+        limit: Number of rows to read; None for all.
+    """
+    if task.train_rows is not None:
+        count, strata = task.train_rows
+        rest = np.ones(count, dtype=bool) if task.draw is None else ~task.draw.mask
+        return len(rest[rest][:limit]), None if strata is None else strata[rest][:limit]
+    rows = islice(_table(task, "train", source).read([task.label_column]), limit)
+    targets = task.problem.store(_read_target(task, value, place) for place, (value,) in rows)
+    strata = task.problem.strata(targets)
+    return len(targets), None if strata is None else np.asarray(strata)
 
 
 def _table(task: Task, split: str, source: str) -> Table:
@@ -144,9 +142,9 @@ def _table(task: Task, split: str, source: str) -> Table:
             )
         return open_split(files.get(split, files["train"]))
     if source == "standin":
-        columns = standin.generate(task.name, split)
-        place = f"synthetic {task.name} {split}"
-        return numbered(place, tuple(columns), lambda names: zip(*(columns[name] for name in names), strict=True))
+        columns, place = standin.generate(task.name, split), f"synthetic {task.name} {split}"
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        return stream(place, tuple(columns), ((f"{place}, row {number}", row) for number, row in enumerate(rows, 1)))
     if source == HUB_NAME:
         return _glue(task, split)
     folder = _folder(task, source)
@@ -166,6 +164,11 @@ def _folder(task: Task, source: str) -> Path:
 def _file(folder: Path, split: str) -> str | None:
     """The file of a split; of several formats the first of ENDINGS."""
     return next(filter(None, (split_file(folder, split, [ending]) for ending in ENDINGS)), None)
+
+
+def _read_target(task: Task, label: Any, place: str) -> Any:
+    """Return the target of a row's label."""
+    return task.problem.read(label if task.is_custom else _glue_class(task, label, place), place)
 
 
 def _glue_class(task: Task, label: Any, place: str) -> Any:
@@ -207,9 +210,7 @@ def read_examples(
                 raise MinipeftError(
                     f"{place}: {name} has {len(text):,} characters, more than {LONGEST_TEXT:,}; shorten the text"
                 )
-        label = None
-        if labelled:
-            label = task.problem.read(values[-1] if task.is_custom else _glue_class(task, values[-1], place), place)
+        label = _read_target(task, values[-1], place) if labelled else None
         yield values[0], values[1] if len(columns) == 2 else None, label
     if place is None:
         raise MinipeftError(f"{table.place}: the split is empty; it needs at least one row")

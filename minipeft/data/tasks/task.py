@@ -6,13 +6,14 @@ A custom dataset is a Task as well, built by custom.py with the columns and labe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipeft.errors import MinipeftError, nearest
 from minipeft.problems import problem_class
 
 if TYPE_CHECKING:
+    from minipeft.data.tasks.draw import ValidationDraw
     from minipeft.problems.problem import Problem
 
 
@@ -28,8 +29,10 @@ class Task:
         validation: Name of the validation split.
         also: Further validation splits to evaluate: (prefix of their metrics, split).
         label_column: Column of the labels.
-        files: Custom data only: (split, file or MemorySplit). Without a validation file, the split is drawn from the
-            training file.
+        files: Custom data only: (split, file or MemorySplit).
+        draw: Custom data without a validation file: the rows of the training file that are the validation split.
+        train_rows: Custom data only: the number of rows of the training file, and the class of each where draws are
+            stratified, if they have been read.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Task:
     also: tuple[tuple[str, str], ...] = ()
     label_column: str = "label"
     files: tuple[tuple[str, Any], ...] = ()
+    draw: ValidationDraw | None = None
+    train_rows: tuple[int, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.metrics:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 
-from minipeft.data.batches.packing import PackedBatch, pack
 from minipeft.data.tasks.draw import draw_mask
 from minipeft.data.tasks.task import Split, Task
 from minipeft.data.tokens.long_texts import LongTexts, Windows, encode_windows
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.data.tokens.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
-from minipeft.model.config import EncoderConfig
 
 FINGERPRINT_CHUNK = 4096  # sequences that are in memory at once
+
+
+class VocabularyConfig(Protocol):
+    """The fields of a model config that token ids are compared with; EncoderConfig has them."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def type_vocab_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -61,21 +67,6 @@ class Encoded:
         sequences = self.sequences.take(windows.sequences(indices))
         return Encoded(split, sequences, Windows.of_counts(counts, windows.pooling))
 
-    def batch(self, indices: list[int], config: EncoderConfig) -> PackedBatch:
-        """Return the sequences at `indices`, packed with their labels; the windows of an example share its weight."""
-        owners = indices if self.windows is None else self._owners[indices].tolist()
-        labels = self.split.task.problem.as_packed([self.split.labels[owner] for owner in owners])
-        batch = pack(self.sequences.take(indices), labels, config=config)
-        if self.windows is None:
-            return batch
-        return replace(batch, weights=torch.from_numpy(1 / self.windows.counts()[owners]).float())
-
-    @cached_property
-    def _owners(self) -> np.ndarray[Any, Any]:
-        """The example of each sequence, if there are windows."""
-        assert self.windows is not None
-        return self.windows.owners()
-
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the token ids, token types and labels, in their order."""
@@ -114,7 +105,8 @@ def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, En
     Raises:
         MinipeftError: where one of the two would be empty.
     """
-    mask = holdout_mask(examples.split.task, examples.split.labels, fraction, seed)
+    strata = examples.split.task.problem.strata(examples.split.labels)
+    mask = draw_mask(len(examples), strata, fraction, seed)
     if not 0 < round(len(examples) * fraction) < len(examples) or mask.all() or not mask.any():
         raise MinipeftError(
             f"--holdout {fraction:g} of {len(examples)} training examples is {'all' if fraction > 0.5 else 'none'}. "
@@ -123,17 +115,12 @@ def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, En
     return examples.subset(~mask), examples.subset(mask)
 
 
-def holdout_mask(task: Task, labels: Sequence[Any], fraction: float, seed: int) -> np.ndarray[Any, Any]:
-    """Return a mask of the examples with these labels, 1 for those that `hold_out` holds out."""
-    return draw_mask(task.problem, labels, fraction, seed)
-
-
 def encode_split(
     task: Task,
     chunks: Iterable[Split],
     tokenizer: Tokenizer,
     max_length: int,
-    config: EncoderConfig,
+    config: VocabularyConfig,
     long_texts: LongTexts | None = None,
 ) -> Encoded:
     """Tokenize a split chunk by chunk; 16 bytes per sequence and the labels stay in memory.
@@ -184,7 +171,7 @@ def _encode(
     return TokenTable.from_sequences(chain.from_iterable(windows)), list(map(len, windows))
 
 
-def _check_fits(table: TokenTable, tokenizer: Tokenizer, config: EncoderConfig) -> None:
+def _check_fits(table: TokenTable, tokenizer: Tokenizer, config: VocabularyConfig) -> None:
     """Raise where a model cannot take what its tokenizer gives."""
     types = np.zeros(1) if table.types is None or config.type_vocab_size <= 1 else table.types
     found = ""

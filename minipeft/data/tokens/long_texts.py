@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,9 @@ class Windows:
         """Return the number of windows of each example."""
         return np.diff(self.starts)
 
+    @cached_property
     def owners(self) -> Array:
-        """Return the example of each sequence."""
+        """The example of each sequence."""
         return np.repeat(np.arange(len(self)), self.counts())
 
     def pool(self, logits: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ class Windows:
         Returns:
             (num_examples, num_labels).
         """
-        owners = torch.from_numpy(self.owners())[:, None].expand_as(logits)
+        owners = torch.from_numpy(self.owners)[:, None].expand_as(logits)
         pooled = logits.new_zeros(len(self), logits.shape[1])
         return pooled.scatter_reduce(0, owners, logits, POOLINGS[self.pooling], include_self=False)
 

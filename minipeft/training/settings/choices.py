@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.data.tasks.custom import CustomData, inspect_custom_data, is_custom
-from minipeft.data.tasks.splits import choose_data, count_rows, read_chunks
+from minipeft.data.tasks.draw import draw_mask
+from minipeft.data.tasks.splits import choose_data, training_strata
 from minipeft.data.tasks.task import Task, get_task
-from minipeft.data.tokens.examples import holdout_mask
 from minipeft.errors import MinipeftError, check_choice, nearest
 from minipeft.files import check_output
 from minipeft.hub.hub import resolve_model
@@ -190,11 +190,10 @@ def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe,
 
 def count_examples(settings: TrainSettings, data: DataSource) -> int:
     """Return how many examples are trained on: those of the training split that are not held out."""
+    count, strata = training_strata(data.task, data.source, settings.train_limit)
     if settings.holdout is None:
-        return count_rows(data.task, "train", data.source, settings.train_limit)
-    chunks = read_chunks(data.task, "train", data.source, settings.train_limit)
-    labels = [label for chunk in chunks for label in chunk.labels]
-    return len(labels) - sum(holdout_mask(data.task, labels, settings.holdout, settings.seed))
+        return count
+    return count - int(draw_mask(count, strata, settings.holdout, settings.seed).sum())
 
 
 def choose_selection_metric(settings: TrainSettings, task: Task) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,18 @@ def test_a_column_with_nearly_a_class_per_row_is_refused() -> None:
         labels_of([f"title {number % 200}" for number in range(300)])
     assert labels_of(list(range(300)), "numbers") == () and len(labels_of(list(range(300)), "classes")) == 300
     assert len(labels_of([number % 150 for number in range(300)])) == 150
+
+
+def test_the_rows_that_are_drawn_do_not_depend_on_who_reads_the_labels(tmp_path: Path) -> None:
+    """At the inspection of a file, or later, for a run's config.json."""
+    rows: list[dict[str, Any]] = [{"text": f"text {n}", "label": n % 7, "score": n / 8} for n in range(90)]
+    path = write(tmp_path / "a.jsonl", [row | {"tags": ["x"] * (row["label"] == 3) + ["y"]} for row in rows])
+    for column, label_type in (("label", "auto"), ("score", "numbers"), ("tags", "multilabel")):
+        draw = inspect(path, label_column=column, label_type=label_type).task.draw
+        assert draw is not None and draw.rows is not None
+        later = replace(draw, rows=None)
+        assert draw.mask.tolist() == later.mask.tolist() and 8 <= draw.mask.sum() <= 10
+        assert (later.rows is not None) and later.rows[0] == draw.rows[0] == 90
 
 
 def test_the_drawn_validation_split_is_stratified(tmp_path: Path) -> None:

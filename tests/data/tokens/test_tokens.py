@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minipeft.data.batches.packing import pack
+from minipeft.data.batches.sampling import pack_examples
 from minipeft.data.tasks.draw import epoch_order
 from minipeft.data.tasks.splits import CHUNK_ROWS
 from minipeft.data.tasks.task import Split, get_task
@@ -62,12 +63,12 @@ def test_the_batches_are_those_of_the_tokenizers_own_objects(
     examples = encode_split(task, chunks, bert, 40, config)
     encodings = bert.encode_full(texts, pairs, 40)
     expected = pack(encodings, labels, config)
-    batch = examples.batch(list(range(count)), config)
+    batch = pack_examples(examples, list(range(count)), config)
     assert list(examples.lengths) == list(expected.lengths) == list(batch.lengths)
     assert expected.token_type_ids is not None and batch.token_type_ids is not None
     for name in ("input_ids", "token_type_ids", "position_ids", "labels"):
         torch.testing.assert_close(getattr(batch, name), getattr(expected, name), atol=0, rtol=0)
-    last = examples.batch([count - 1], config)
+    last = pack_examples(examples, [count - 1], config)
     assert last.input_ids.tolist() == encodings[-1].ids
 
 
@@ -87,7 +88,7 @@ def test_regression_keeps_its_labels_to_the_bit(bert: Tokenizer, tiny_checkpoint
     task, labels = get_task("stsb"), [0.1, 3.8, 5.0]
     config = load_config(tiny_checkpoint).with_labels(["score"])
     split = Split(task, ["a", "b", "c"], ["d", "e", "f"], labels)
-    batch = encode_split(task, [split], bert, 40, config).batch([2, 0, 1], config)
+    batch = pack_examples(encode_split(task, [split], bert, 40, config), [2, 0, 1], config)
     assert batch.labels is not None
     torch.testing.assert_close(batch.labels, torch.tensor([5.0, 0.1, 3.8]), atol=0, rtol=0)
 

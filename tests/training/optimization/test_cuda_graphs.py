@@ -30,6 +30,7 @@ from minipeft import (
     apply,
     load_pretrained,
 )
+from minipeft.data.batches.sampling import pack_examples
 from minipeft.device import check_cuda_graphs
 from minipeft.model import roberta
 from minipeft.training import loop
@@ -95,7 +96,7 @@ def test_a_graph_holds_for_other_batches_of_its_size(method: Any, tmp_path: Path
     places = [parameter.grad for parameter in parameters]
     for seed in range(4):  # other lengths, other tokens, and another number of sequences
         train = encoded(9 + seed, seed=5 * seed)
-        batch = train.batch(list(range(len(train))), model.config)
+        batch = pack_examples(train, list(range(len(train))), model.config)
         assert batch.labels is not None
         (F.cross_entropy(model(batch), batch.labels, reduction="sum") / 20).backward()
         expected = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
@@ -113,7 +114,7 @@ def test_groups_planned_on_the_host_would_not_hold(tmp_path: Path) -> None:
     reference_model(**NO_DROPOUT).save_pretrained(tmp_path)
     model = apply(load_pretrained(tmp_path), LoRA()).train()
     step_graphs = StepGraphs(model, compute_again)
-    one, other = (encoded(9, seed=seed).batch(list(range(9)), model.config) for seed in (0, 5))
+    one, other = (pack_examples(encoded(9, seed=seed), list(range(9)), model.config) for seed in (0, 5))
     assert other.labels is not None
     with torch.no_grad():
         expected = F.cross_entropy(model(other), other.labels, reduction="sum")
@@ -130,7 +131,7 @@ def test_dropout_is_drawn_anew_from_the_steps_seed(tmp_path: Path) -> None:
     losses = []
     for seed in (1, 2, 1):
         torch.manual_seed(seed)
-        losses.append(float(step_graphs.add_gradients(train.batch(list(range(9)), model.config), 9)))
+        losses.append(float(step_graphs.add_gradients(pack_examples(train, list(range(9)), model.config), 9)))
     assert losses[0] == losses[2] != losses[1]
 
 
