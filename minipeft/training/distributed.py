@@ -1,14 +1,14 @@
-"""Several processes that train one model, as torchrun starts them, and the messages that they exchange.
+"""The processes that train one model, as torchrun starts them, and the messages that they exchange.
 
     torchrun --nproc-per-node N train.py …
     torchrun --nnodes M --nproc-per-node N --rdzv-backend c10d --rdzv-endpoint HOST:PORT train.py …
 
-Gradients travel over nccl between CUDA devices, everything else over gloo. Without torchrun there is one process, which
-exchanges nothing; torch.distributed is then not imported.
+Gradients are summed over NCCL between CUDA devices; everything else is sent over gloo. Without torchrun there is one
+process, which sends nothing, and torch.distributed is not imported.
 
-Rank 0 alone reads and writes the run's folder, and sends what the others need. torchrun numbers the processes again
-after every restart, so the ranks are counted from the process whose node holds the newest checkpoint: nodes need not
-share a file system.
+Only rank 0 reads and writes the run's folder; it sends the others what they need. torchrun assigns new ranks after
+every restart, possibly rank 0 to a node without the checkpoint. The ranks of a training therefore start at the node
+that holds the newest checkpoint, and nodes need not share a file system.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from minipeft.errors import ErrorOnRankZero, MinipeftError, WorkerError, first_line, under_torchrun
 
-NOTHING, CONFIG_ONLY = 0, 1  # what a node holds of a run: no file, no checkpoint, or a checkpoint's step + 2
+NOTHING, CONFIG_ONLY = 0, 1  # what a node holds of a run; with a checkpoint it is the checkpoint's step + 2
 Answer = TypeVar("Answer")
 
 
@@ -47,7 +47,7 @@ class Processes:
         rank: this process's number, from 0. Rank 0 is the main process: it writes files and prints.
         size: how many there are.
         node_rank_zero: the rank of the first process on this process's node.
-        timeout: for how long a process waits for the others.
+        timeout: how long a process waits for the others.
     """
 
     rank: int = 0
@@ -60,36 +60,23 @@ class Processes:
         return self.rank == 0
 
     def share(self, indices: Sequence[int], lengths: Sequence[int] | np.ndarray[Any, Any]) -> Sequence[int]:
-        """Return this process's examples: the longest first, each to the process with the fewest tokens so far."""
+        """Return this process's part of a step's examples, so that all processes have about as many tokens.
+
+        The examples are assigned by decreasing length, each to the process with the fewest tokens so far.
+
+        Args:
+            indices: the examples of the step, the same on all ranks.
+            lengths: tokens of every example.
+        """
         if self.size == 1:
             return indices
-        tokens, mine = [0] * self.size, []
+        tokens, own_indices = [0] * self.size, []
         for index in sorted(indices, key=lambda index: (-lengths[index], index)):
             least = tokens.index(min(tokens))
             tokens[least] += lengths[index]
             if least == self.rank:
-                mine.append(index)
-        return mine
-
-    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
-        """Sum the gradients and the loss () over the processes, in place and in one message.
-
-        A process without a gradient adds 0; a parameter that has a gradient in no process keeps none.
-        """
-        if self.size == 1:
-            return
-        present = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=loss.device)
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        message = torch.cat([loss.view(1), present, *(gradient.flatten() for gradient in gradients)])
-        self.all_reduce_sum(message)
-        total, present, rest = message.split([1, len(parameters), len(message) - 1 - len(parameters)])
-        loss.copy_(total[0])
-        pieces = rest.split([parameter.numel() for parameter in parameters])
-        for parameter, anywhere, piece in zip(parameters, present.tolist(), pieces, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.copy_(piece.view_as(parameter))  # in place, for CUDA graphs
-            elif anywhere:
-                parameter.grad = piece.view_as(parameter)
+                own_indices.append(index)
+        return own_indices
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the processes, in place."""
@@ -117,7 +104,7 @@ class Processes:
         return value
 
     def once_per_node(self, act: Callable[[], Answer]) -> Answer:
-        """Call `act` on the first process of each node; its node's processes return the value, all raise its error."""
+        """Call `act` on the first process of each node; return its value on the node, and raise its error on all."""
         if self.size == 1:
             return act()
         answer: tuple[Any, str | None] = (None, None)
@@ -138,7 +125,7 @@ class Processes:
         return value
 
     def check_same(self, values: dict[str, str]) -> None:
-        """Raise MinipeftError, on all ranks, where a named value differs between the processes."""
+        """Raise MinipeftError on all ranks if a named value differs between the processes."""
         if self.size == 1:
             return
         gathered = self._all_gather((socket.gethostname(), values))
@@ -152,7 +139,7 @@ class Processes:
 
     @contextmanager
     def errors_printed_once(self) -> Iterator[None]:
-        """Let rank 0 alone print an error that all processes raise, such as for a loss that is not finite."""
+        """Mark an error that all ranks raise, such as a loss that is not finite, so that only rank 0 prints it."""
         try:
             yield
         except WorkerError:
@@ -161,7 +148,7 @@ class Processes:
             raise error if self.is_main_process else ErrorOnRankZero(str(error)) from None
 
     def _error(self, message: str) -> MinipeftError:
-        """What every process raises: rank 0 prints it."""
+        """Return the exception with which every rank raises an error that only rank 0 prints."""
         return MinipeftError(message) if self.is_main_process else ErrorOnRankZero(message)
 
     def _all_gather(self, value: Any) -> list[Any]:
@@ -186,6 +173,44 @@ class Processes:
 SINGLE_PROCESS = Processes()
 
 
+class GradientSum:
+    """Sums the gradients of a training over its processes, in one message per step.
+
+    A rank without a batch adds 0. Parameters without a gradient on every rank, such as a table that the encoder does
+    not read, keep none. They are determined in the first step and are the same in all: gradients depend on the
+    operations, not on the examples. A step itself sends no flags and never waits for the device.
+
+    Args:
+        processes: The processes of the training.
+        parameters: The trainable parameters, in the same order on all ranks.
+    """
+
+    def __init__(self, processes: Processes, parameters: Sequence[nn.Parameter]) -> None:
+        self.processes, self.parameters = processes, parameters
+        self.with_gradient: list[nn.Parameter] | None = None
+
+    def all_reduce(self, loss: Tensor) -> None:
+        """Sum the gradients and the loss () over the processes, in place."""
+        if self.processes.size == 1:
+            return
+        if self.with_gradient is None:
+            has_gradient = torch.tensor(
+                [parameter.grad is not None for parameter in self.parameters], dtype=torch.int32
+            )
+            self.processes.all_reduce_sum(has_gradient)  # on the CPU, over gloo
+            self.with_gradient = [p for p, count in zip(self.parameters, has_gradient.tolist(), strict=True) if count]
+        for parameter in self.with_gradient:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.with_gradient if parameter.grad is not None]
+        message = torch.cat([loss.view(1), *(gradient.flatten() for gradient in gradients)])
+        self.processes.all_reduce_sum(message)
+        total, *pieces = message.split([1, *(gradient.numel() for gradient in gradients)])
+        loss.copy_(total[0])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))  # in place: a CUDA graph adds to these tensors
+
+
 _group_numbers = itertools.count()  # one group a training of this process
 
 
@@ -197,9 +222,9 @@ def join_processes(device: str, resume: bool, held: int | None = None, timeout_m
     Args:
         device: "cpu" or "cuda".
         resume: whether the run may be continued.
-        held: what this machine holds of the run: NOTHING, CONFIG_ONLY, or the step of its checkpoint + 2. The ranks
-            are counted from the node that holds most. None: not known, because no folder was given.
-        timeout_minutes: for how long a process waits for the others before it counts them as lost.
+        held: what this machine holds of the run: NOTHING, CONFIG_ONLY, or the step of its checkpoint + 2. Rank 0 is
+            on the node with the largest value. None: not known, because no folder was given.
+        timeout_minutes: minutes without an answer after which another process counts as lost.
 
     Raises:
         MinipeftError: for processes that cannot train together.
@@ -243,15 +268,15 @@ def join_processes(device: str, resume: bool, held: int | None = None, timeout_m
 def _make_group(device: str, rank: int, size: int, timeout: timedelta, held: int) -> int:
     """Make the process group of a training, and return this process's rank in it.
 
-    The ranks are counted from the process that holds most, and those of a node follow each other, as torchrun's do.
+    The ranks are torchrun's, rotated so that rank 0 is the process with the largest `held`.
     """
     dist = import_module("torch.distributed")
-    # Imported later, as by an optimizer, torch._dynamo would hold a reference to the group: after its destruction
-    # the group's threads would continue, and could abort the process at its exit.
+    # torch._dynamo keeps a reference to a group that exists when it is imported. The group's threads would then run
+    # after the group is destroyed, and could abort the process at its exit.
     import_module("torch._dynamo")
     shared = _rendezvous_store(timeout)
     _leave_group()
-    # torchrun's own store outlives a restart, which would find the addresses of the processes that it replaces.
+    # torchrun's store survives a restart, so each restart has its own keys: it would find addresses of lost processes.
     restart = os.environ["TORCHELASTIC_RESTART_COUNT"] if os.environ["GROUP_WORLD_SIZE"] == "1" else 0
     store = dist.PrefixStore(f"start {restart} group {next(_group_numbers)}", shared)
     store.set(f"held {rank}", json.dumps(held))
@@ -279,7 +304,7 @@ def _leave_group() -> None:
 
 @cache
 def _terminate_with_torchrun() -> None:
-    """Raise SIGTERM in this process when torchrun is killed; without it the process would train on."""
+    """Raise SIGTERM in this process when torchrun is killed, so that it does not continue without the others."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -31,7 +31,7 @@ from minipeft.data.tokens.examples import Examples
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.methods import METHODS, method_name
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.distributed import SINGLE_PROCESS, Processes
+from minipeft.training.distributed import SINGLE_PROCESS, GradientSum, Processes
 from minipeft.training.evaluate import evaluate_all
 from minipeft.training.optimization.async_scalars import DEFERRED_READS, StepScalars
 from minipeft.training.optimization.cuda_graphs import StepGraphs
@@ -96,6 +96,7 @@ def train_loop(
     loss_function = loss or Loss(task.problem)
     method = METHODS[method_name(model.method)]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradient_sum = GradientSum(processes, trainable)
     optimizer = adamw(model, schedule.weight_decay, schedule.betas, schedule.epsilon)
     total_steps = schedule.total_steps(len(train))
 
@@ -143,7 +144,7 @@ def train_loop(
                         batch_loss = loss_function(logits, batch) / step_weight
                         batch_loss.backward()
                         step_loss += batch_loss.detach()
-                processes.all_reduce_gradients(trainable, step_loss)
+                gradient_sum.all_reduce(step_loss)
                 norm = clip_grad_norm_(trainable, schedule.max_grad_norm or math.inf)
                 scalars = StepScalars(progress.step + 1, learning_rate, step_weight, step_loss, norm)
                 _add_step(prev, progress, events, folder)
