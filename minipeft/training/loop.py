@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -34,7 +35,6 @@ from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.distributed import SINGLE_PROCESS, GradientSum, Processes
 from minipeft.training.evaluate import evaluate_all
 from minipeft.training.optimization.async_scalars import DEFERRED_READS, StepScalars
-from minipeft.training.optimization.cuda_graphs import StepGraphs
 from minipeft.training.optimization.loss import Loss
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import Schedule
@@ -50,6 +50,9 @@ from minipeft.training.run_folder.checkpoint import (
 )
 from minipeft.training.run_folder.signals import collect_signals
 from minipeft.training.settings.recipes import CHECKPOINT_MINUTES
+
+if TYPE_CHECKING:
+    from minipeft.training.optimization.cuda_graphs import StepGraphs
 
 NOT_IN_EPOCH_EVENTS = ("epoch", "step", "learning_rate")  # TensorBoard has the learning rate of every step
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

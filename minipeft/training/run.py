@@ -39,7 +39,6 @@ from minipeft.methods import apply, count_parameters
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.pretrained import cast_frozen, load_for_training
 from minipeft.training.loop import RunFolder, train_loop
-from minipeft.training.optimization.cuda_graphs import StepGraphs
 from minipeft.training.progress import HOLDOUT, Progress, best_epoch
 from minipeft.training.reporting.banner import print_banner, print_result
 from minipeft.training.reporting.model_card import CARD, make_card
@@ -134,7 +133,11 @@ def train(**settings: Any) -> Result:
         folder = open_run(job, examples, model)
         # Balanced class weights depend on the labels, so the loss is made when the examples are known.
         loss = job.loss.make_loss(examples.train.split.labels, job.task.problem, job.settings.device)
-        graphs = StepGraphs(model, loss=loss) if job.settings.cuda_graphs else None
+        graphs = None
+        if job.settings.cuda_graphs:
+            from minipeft.training.optimization.cuda_graphs import StepGraphs
+
+            graphs = StepGraphs(model, loss=loss)
         with job.processes.errors_printed_once():
             progress = train_loop(model, examples, job.schedule, folder, job.processes, graphs, loss)
         return write_result(job, examples, model, progress)

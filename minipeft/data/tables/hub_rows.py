@@ -6,12 +6,12 @@ without asking the hub, so that every process and every resumed run reads the sa
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minipeft.data.tables.hub_cache import cached_configs, cached_splits
 from minipeft.data.tables.lines import ending_of
 from minipeft.data.tables.memory import PLACE, MemorySplit
 from minipeft.data.tables.open_table import READERS, open_table
@@ -89,7 +89,7 @@ def find_dataset(data: str) -> tuple[str, tuple[str, ...], str]:
     assert match is not None
     name, config = match["name"], match["config"]
     not_a_file = f"--data {data}: no such file or folder, and "
-    cached = _cached_configs(name)
+    cached = cached_configs(name)
     found = [(full_name, cached_config) for full_name, cached_config in cached if config in (None, cached_config)]
     if config is None or (name, config) not in found:
         offline = datasets_offline_variable()
@@ -164,45 +164,6 @@ def _read_arrow(path: Path) -> Dataset:
         raise MinipeftError(
             f"{path}: damaged ({first_line(error)}); delete the folder {path.parent} so that it is downloaded again"
         ) from None
-
-
-def cached_splits(name: str, config: str) -> dict[str, list[Path]]:
-    """Return the arrow files of each split in the cache of `datasets`: as there, the version written last."""
-    folders = [path for path in (_cache() / name.replace("/", "___") / config).glob("*/*") if _splits_in(path)]
-    return _splits_in(max(folders, key=lambda path: (path.stat().st_mtime, path))) if folders else {}
-
-
-def _splits_in(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of the splits in a folder of the cache; none if a shard is missing."""
-    splits: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*-*.arrow")):
-        stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
-        if not stem.startswith("cache-"):  # what Dataset.map leaves
-            splits.setdefault(stem.rpartition("-")[2], []).append(path)
-    for files in splits.values():
-        total = re.search(r"-of-(\d{5})$", files[-1].stem)
-        if total and len(files) != int(total[1]):
-            return {}
-    return splits
-
-
-def _cached_configs(name: str) -> list[tuple[str, str]]:
-    """Return the (name with owner, config) of each data set in the cache that a name may mean."""
-    pattern = name.replace("/", "___") if "/" in name else f"*___{name}"
-    return [
-        (folder.name.replace("___", "/"), config.name)
-        for folder in [_cache() / name, *sorted(_cache().glob(pattern))]
-        if folder.is_dir()
-        for config in sorted(folder.iterdir())
-        if any(map(_splits_in, config.glob("*/*")))
-    ]
-
-
-def _cache() -> Path:
-    """Return the folder that `datasets` uses as its cache; importing the library to ask it takes most of a second."""
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets")
 
 
 def dataset_table(rows: Dataset, place: str, by_name: bool = True, in_memory: bool = False) -> Table:

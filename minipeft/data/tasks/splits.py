@@ -10,23 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.data.tables.find_files import split_file
-from minipeft.data.tables.hub_rows import (
-    DownloadError,
-    cached_splits,
-    dataset_table,
-    hub_split,
-    is_hub_name,
-    is_hub_source,
-    open_split,
-    read_split_rows,
-)
-from minipeft.data.tables.open_table import open_table
+from minipeft.data.tables.hub_cache import cached_splits
 from minipeft.data.tables.table import Table, stream
 from minipeft.data.tasks import synthetic as standin
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import MinipeftError, is_unicode, short_repr
-from minipeft.problems.labels import nearest_label
 from minipeft.problems.metrics import Array
 
 HUB_NAME = "nyu-mll/glue"
@@ -56,6 +44,8 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
         return "standin", f"synthetic data for {task.name} (stand-in): not GLUE, not a benchmark"
     if data not in ("auto", HUB_NAME):
         if not Path(data).exists():
+            from minipeft.data.tables.hub_rows import is_hub_name
+
             other = f", or leave --task {task.name} out for a data set of the hub" if is_hub_name(data) else ""
             raise MinipeftError(f"--data {data}: no such file or folder; check the path{other}")
         if _file(_folder(task, data), "train") is None and not (Path(data) / task.name).is_dir():
@@ -133,6 +123,8 @@ def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[
 
 def _table(task: Task, split: str, source: str) -> Table:
     if task.is_custom:
+        from minipeft.data.tables.hub_rows import hub_split, is_hub_source, open_split
+
         files = dict(task.files)
         if split not in files and split != task.validation and is_hub_source(source):
             return open_split(hub_split(source, split))
@@ -152,6 +144,8 @@ def _table(task: Task, split: str, source: str) -> Table:
         found = sorted({file.name.split(".")[0].split("-")[0] for file in folder.glob("*.*")})
         there = f" (there are {', '.join(found)})" if found else ""
         raise MinipeftError(f"{folder}: no {split}.parquet, {split}.jsonl or {split}.tsv in it{there}; add one")
+    from minipeft.data.tables.open_table import open_table
+
     return open_table(path)
 
 
@@ -163,6 +157,8 @@ def _folder(task: Task, source: str) -> Path:
 
 def _file(folder: Path, split: str) -> str | None:
     """The file of a split; of several formats the first of ENDINGS."""
+    from minipeft.data.tables.find_files import split_file
+
     return next(filter(None, (split_file(folder, split, [ending]) for ending in ENDINGS)), None)
 
 
@@ -183,6 +179,8 @@ def _glue_class(task: Task, label: Any, place: str) -> Any:
         return task.labels[int(label)]
     hidden = " (GLUE hides the labels of its test split)" if label == -1 else ""
     classes = ", ".join(f"{index} {name}" for index, name in enumerate(task.labels))
+    from minipeft.problems.labels import nearest_label
+
     meant = nearest_label(label, task.labels)
     raise MinipeftError(f"{place}: label {short_repr(label)} is not one of {task.name}'s: {classes}{hidden}{meant}")
 
@@ -238,6 +236,8 @@ def chunk_examples(task: Task, examples: Iterable[tuple[str, str | None, Any]]) 
 
 def _glue(task: Task, split: str) -> Table:
     """A split from the cache of `datasets`, or else from the hub."""
+    from minipeft.data.tables.hub_rows import DownloadError, dataset_table, read_split_rows
+
     try:
         rows = read_split_rows(HUB_NAME, task.name, split)
     except DownloadError as error:

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from minipeft.data.tasks.draw import draw_mask
 from minipeft.data.tasks.task import Split, Task
-from minipeft.data.tokens.long_texts import LongTexts, Windows, encode_windows
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.data.tokens.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
+
+if TYPE_CHECKING:
+    from minipeft.data.tokens.long_texts import LongTexts, Windows
 
 FINGERPRINT_CHUNK = 4096  # sequences that are in memory at once
 
@@ -65,7 +67,7 @@ class Encoded:
             return Encoded(split, self.sequences.take(indices))
         counts = windows.counts()[indices]
         sequences = self.sequences.take(windows.sequences(indices))
-        return Encoded(split, sequences, Windows.of_counts(counts, windows.pooling))
+        return Encoded(split, sequences, windows.of_counts(counts, windows.pooling))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,7 +144,7 @@ def encode_split(
             yield table
 
     sequences = TokenTable.from_chunks(tables(), with_types=config.type_vocab_size > 1)
-    windows = None if long_texts is None else Windows.of_counts(counts, long_texts.pooling)
+    windows = None if long_texts is None else long_texts.windows(counts)
     return Encoded(Split(task, [], None, labels), sequences, windows)
 
 
@@ -157,7 +159,7 @@ def encode_texts(
 ) -> Encoded:
     """Tokenize texts in memory, with or without labels."""
     table, counts = _encode(tokenizer, texts, pairs, max_length, long_texts)
-    windows = None if long_texts is None else Windows.of_counts(counts, long_texts.pooling)
+    windows = None if long_texts is None else long_texts.windows(counts)
     return Encoded(Split(task, [], None, labels), table, windows)
 
 
@@ -167,6 +169,8 @@ def _encode(
     """Return the sequences of texts, and the number of windows of each text if there are windows."""
     if long_texts is None:
         return TokenTable.from_sequences(tokenizer.encode_full(texts, pairs, max_length)), []
+    from minipeft.data.tokens.long_texts import encode_windows
+
     windows = encode_windows(tokenizer, texts, pairs, max_length, long_texts.stride)
     return TokenTable.from_sequences(chain.from_iterable(windows)), list(map(len, windows))
 

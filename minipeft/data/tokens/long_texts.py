@@ -38,6 +38,10 @@ class LongTexts:
             return None
         return cls(settings["stride"], settings["window_pooling"])
 
+    def windows(self, counts: Sequence[int]) -> Windows:
+        """Return the windows of examples; `counts` has the number of windows of each example."""
+        return Windows.of_counts(counts, self.pooling)
+
 
 @dataclass(frozen=True)
 class Windows:

@@ -15,7 +15,6 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Tokenizer
 
-from minipeft.data.tokens.sentencepiece import read_spm
 from minipeft.errors import MinipeftError, first_line, is_unicode, short_repr
 from minipeft.files import read_small
 
@@ -159,6 +158,8 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
         if (folder / "vocab.txt").is_file():
             return Tokenizer(_word_piece(folder), folder)
         if (folder / "spm.model").is_file():
+            from minipeft.data.tokens.sentencepiece import read_spm
+
             return Tokenizer(read_spm(folder / "spm.model"), folder)
     for name in ("sentencepiece.bpe.model", "spiece.model"):
         if (folder / name).is_file():

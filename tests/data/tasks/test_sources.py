@@ -59,8 +59,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_cache_is_that_of_datasets(variables: dict[str, str], tmp_path: Path) -> None:
     script = (
         "from datasets import config\n"
-        "from minipeft.data.tables.hub_rows import _cache\n"
-        "print(_cache(), config.HF_DATASETS_CACHE)"
+        "from minipeft.data.tables.hub_cache import datasets_cache\n"
+        "print(datasets_cache(), config.HF_DATASETS_CACHE)"
     )
     folders = {name: str(tmp_path / value) for name, value in variables.items()}
     usual = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
