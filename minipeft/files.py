@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from minipeft.errors import MinipeftError, first_line, short_repr
 
 PARTIAL = ".*.partial"  # the temporary files that a kill may leave; nothing reads them
-LEASE = ".owner"  # in a run's folder, see training/run_folder/lease.py
+LEASE = ".owner"  # in a run's folder, see minipeft/lease.py
 OWNERSHIP_CHECKS: dict[Path, Callable[[], None]] = {}  # of the folders that this process holds a lease of
 FORMAT = 1  # of the files that minipeft writes and reads again
 LARGEST_SMALL_FILE = 1 << 26  # bytes of a config, an index or a tokenizer; xlm-roberta's tokenizer has 17 MB
@@ -172,7 +172,7 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def check_output(folder: Path, marker: str, kind: str, resume: bool, own: tuple[str, ...] = ()) -> None:
+def check_output(folder: Path, marker: str, kind: str, resume: bool) -> None:
     """Raise for an --output that holds another result of its `kind`, or anything else.
 
     Args:
@@ -180,7 +180,6 @@ def check_output(folder: Path, marker: str, kind: str, resume: bool, own: tuple[
         marker: the file by which a folder of this kind is recognized.
         kind: what the folder holds, for the message.
         resume: whether the folder may be continued.
-        own: files that may be there without the marker, in addition to temporary files.
     """
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
@@ -191,7 +190,6 @@ def check_output(folder: Path, marker: str, kind: str, resume: bool, own: tuple[
                 f"{folder} already holds a {kind}. Pass --resume to continue it, or choose another --output."
             )
     elif folder.is_dir() and any(
-        not path.match(PARTIAL) and not path.name.startswith(LEASE) and path.name not in own
-        for path in folder.iterdir()
+        not path.match(PARTIAL) and not path.name.startswith(LEASE) for path in folder.iterdir()
     ):
         raise MinipeftError(f"{folder} is not empty and holds no {kind}. Choose another --output.")

@@ -10,7 +10,8 @@ import torch
 
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.errors import MinipeftError
-from minipeft.files import make_folder, user_path
+from minipeft.files import check_ownership, make_folder, user_path
+from minipeft.lease import staging_folder
 from minipeft.methods import METHODS, method_name
 from minipeft.methods.adapted import adapted_layers
 from minipeft.model.classifier import SequenceClassifier
@@ -82,21 +83,23 @@ def merged_copy(model: SequenceClassifier) -> SequenceClassifier:
 
 def save_merged(merged: SequenceClassifier, folder: str | Path) -> None:
     """Write a merged model and its tokenizer's files next to the folder, then rename: an error leaves nothing there."""
-    folder = user_path(folder).absolute()
-    staging = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
-        make_folder(staging)
-        save_checkpoint(merged, staging)
-        if merged.folder is not None:
-            _copy_tokenizer(merged.folder, staging)
-        if folder.is_dir():
-            folder.rmdir()  # it is empty, and a rename onto it fails on Windows
-        staging.rename(folder)
-    except OSError as error:
-        raise MinipeftError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    folder = user_path(folder)
+    with staging_folder(folder) as staging:
+        check_export_folder(folder)  # again, now that no other process writes it
+        model = staging / "model"
+        try:
+            make_folder(model)
+            save_checkpoint(merged, model)
+            if merged.folder is not None:
+                _copy_tokenizer(merged.folder, model)
+            if folder.is_dir():
+                folder.rmdir()  # it is empty, and a rename onto it fails on Windows
+            check_ownership(model)
+            model.rename(folder)
+        except OSError as error:
+            raise MinipeftError(
+                f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
+            ) from None
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:

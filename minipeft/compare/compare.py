@@ -10,13 +10,10 @@ Each run is a separate process, `minipeft train … --resume`: finished runs are
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from minipeft.compare.formatting import format_csv, format_text
 from minipeft.compare.page import render_page
@@ -30,11 +27,11 @@ from minipeft.device import choose_device, choose_precision
 from minipeft.errors import MinipeftError
 from minipeft.files import check_output, make_folder, read_json, user_path, write_json, write_text
 from minipeft.hub.hub import resolve_model
+from minipeft.lease import Lease
 from minipeft.training.settings.choices import choose_source, find_task
 from minipeft.training.settings.resume import FREE_TO_CHANGE
 from minipeft.training.settings.train_settings import TrainSettings, read_settings
 
-LOCK = ".lock"
 DATA_SETTINGS = ("data", "text_column", "pair_column", "label_column", "label_type", "label_separator", "validation")
 
 
@@ -55,7 +52,7 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
     folder = user_path(output)
     options = RunnerOptions.take_from(flags)
     plan = make_plan(flags)
-    check_output(folder, "plan.json", "comparison", resume, (LOCK,))
+    check_output(folder, "plan.json", "comparison", resume)
     before = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else {}
     if before:
         _check_same_flags(folder, before["flags"], plan)
@@ -65,8 +62,8 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
     device = _check_runs(waiting, here=options.runner == "local")
     examples = before.get("validation_examples") or _count_validation(sources)
 
-    make_folder(folder)
-    with _lock(folder):
+    with Lease(folder):
+        check_output(folder, "plan.json", "comparison", resume)  # again, now that nobody else can change it
         content = {"flags": plan.flags, "validation_examples": examples, "runs": [asdict(run) for run in plan.runs]}
         write_json(folder / "plan.json", content)
         make_folder(folder / "logs")
@@ -158,13 +155,3 @@ def _count_validation(sources: list[tuple[Task, str, int | None]]) -> dict[str, 
         if task.name not in counts:
             counts[task.name] = sum(len(chunk) for chunk in read_chunks(task, task.validation, source, limit))
     return counts
-
-
-def _lock(folder: Path) -> AbstractContextManager[Any]:
-    """Lock the folder against a second comparison on this machine. Each run has a lease as well."""
-    try:
-        return FileLock(folder / LOCK).acquire(timeout=1)
-    except Timeout:
-        raise MinipeftError(
-            f"{folder} is in use by another comparison. Wait for it to end, or choose another --output."
-        ) from None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minipeft.training.run_folder.lease import wait_for_release
+from minipeft.lease import wait_for_release
 
 WAIT_FOR_RUN = 60.0  # seconds in which the same command of a killed parent must save and end
 PROGRAM = (

@@ -18,7 +18,8 @@ from minipeft.compare.runner import execute, make_runner
 from minipeft.compare.runner_options import RunnerOptions
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, format_names
-from minipeft.files import check_output, make_folder, read_json, user_path, write_json
+from minipeft.files import check_output, read_json, user_path, write_json
+from minipeft.lease import Lease
 
 
 def predict_folder(run: str, path: str, output: str, *, device: str, resume: bool | None, **flags: Any) -> None:
@@ -55,10 +56,11 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
     commands = [_command(plan, file, folder / f"{file.name}.jsonl", device) for file in files]
     waiting = [command for command in commands if not command.output.exists()]
 
-    make_folder(folder)
-    write_json(folder / "plan.json", plan)
-    runner = partial(make_runner, folder, options, device if ":" in device else device_type, len(waiting))
-    failed = execute(waiting, len(files), "file", runner, False)
+    with Lease(folder):
+        check_output(folder, "plan.json", "folder of predictions", bool(resume))
+        write_json(folder / "plan.json", plan)
+        runner = partial(make_runner, folder, options, device if ":" in device else device_type, len(waiting))
+        failed = execute(waiting, len(files), "file", runner, False)
     print(f"{folder}: predictions of {len(files) - len(failed)} of {len(files)} files")
     if failed:
         reasons = [f"{name} ({reason})" for name, reason in failed.items()]

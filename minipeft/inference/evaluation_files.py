@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from minipeft.errors import MinipeftError
-from minipeft.files import check_output, make_folder, user_path, write_atomically, write_json, write_text
+from minipeft.files import check_output, user_path, write_atomically, write_json, write_text
+from minipeft.lease import Lease, clear_folder
 
 REPORT = "report.json"
 LONGEST_NAME = 24  # characters of a class name in a text table
@@ -30,14 +31,18 @@ def check_report_folder(folder: str | Path) -> None:
 def write_report(report: dict[str, Any], folder: str | Path) -> list[Path]:
     """Write a report to a new folder; return the files."""
     folder = user_path(folder)
-    check_report_folder(folder)
-    make_folder(folder)
-    matrix = report.get("confusion_matrix")
-    if matrix is not None and len(matrix["labels"]) <= LARGEST_PICTURE:
-        write_text(folder / "confusion_matrix.txt", describe_matrix(matrix))
-        _draw_matrix(matrix, folder / "confusion_matrix.png")
-    write_text(folder / "report.html", render_report(report))
-    write_json(folder / REPORT, report)  # last: it marks the folder as complete
+    with Lease(folder):
+        check_report_folder(folder)
+        matrix = report.get("confusion_matrix")
+        try:
+            if matrix is not None and len(matrix["labels"]) <= LARGEST_PICTURE:
+                write_text(folder / "confusion_matrix.txt", describe_matrix(matrix))
+                _draw_matrix(matrix, folder / "confusion_matrix.png")
+            write_text(folder / "report.html", render_report(report))
+            write_json(folder / REPORT, report)  # last: it marks the folder as complete
+        except BaseException:
+            clear_folder(folder)  # it was empty
+            raise
     return sorted(folder.iterdir())
 
 

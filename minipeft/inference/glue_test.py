@@ -8,8 +8,9 @@ from pathlib import Path
 
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.errors import MinipeftError
-from minipeft.files import make_folder, user_path, write_together
+from minipeft.files import user_path, write_together
 from minipeft.inference.predict import LoadedRun
+from minipeft.lease import Lease
 
 # task → (file, split) of each test split, with the file names that gluebenchmark.com expects
 FILES = {
@@ -45,14 +46,20 @@ def predict_glue_test(run: LoadedRun, folder: str | Path, data: str | None = Non
     if run.task.is_custom:
         raise MinipeftError(f"{run.task.name} is not a task of GLUE; use --input")
     files = [(folder / name, split) for name, split in FILES[run.task.name]]
-    for path, _ in files:
-        if path.exists() or (folder.exists() and not folder.is_dir()):
-            raise MinipeftError(f"{path if folder.is_dir() else folder} is there already; choose another folder")
+    _check_new(folder, [path for path, _ in files])
     source = run.source(data)
     texts = {path: "index\tprediction\n" + "".join(_lines(run, split, source)) for path, split in files}
-    make_folder(folder)
-    write_together({path: partial(_write, text) for path, text in texts.items()})
+    with Lease(folder):
+        _check_new(folder, list(texts))
+        write_together({path: partial(_write, text) for path, text in texts.items()})
     return list(texts)
+
+
+def _check_new(folder: Path, files: list[Path]) -> None:
+    """Raise MinipeftError where one of the files of a folder exists, or the folder is a file."""
+    for path in files:
+        if path.exists() or (folder.exists() and not folder.is_dir()):
+            raise MinipeftError(f"{path if folder.is_dir() else folder} is there already; choose another folder")
 
 
 def _write(text: str, path: Path) -> None:

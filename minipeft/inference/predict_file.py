@@ -1,7 +1,8 @@
 """Predictions for a file of any size: a stream, divided among processes, that resumes after an interruption.
 
 The rows are divided into chunks of a few thousand. The predictions of each chunk are written to a chunk file next to
-the output, and in the end the chunk files are joined in order. Each file appears only when it is complete.
+the output, and in the end the chunk files are joined in order. Each file appears only when it is complete, and one job
+at a time holds the folder of the chunk files.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,17 @@ from minipeft.data.tables.open_table import STANDARD_INPUT
 from minipeft.data.tables.remote import local_copy
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import Interrupted, MinipeftError
-from minipeft.files import make_folder, read_json, user_path, write_atomically, write_json, write_text
+from minipeft.files import LEASE, check_ownership, read_json, user_path, write_atomically, write_json, write_text
 from minipeft.inference.predict import load_run
+from minipeft.lease import Lease, clear_folder
 from minipeft.training.reporting.epoch_table import disable_bar
 from minipeft.version import __version__
 
 logger = logging.getLogger("minipeft")
 PLAN = "plan.json"
 LONGEST_WAIT = 600.0  # seconds until rank 0 has started
+LONGEST_SILENCE = 60.0  # seconds without a heartbeat of another rank
+POLL_SECONDS = 0.05
 
 
 def predict_file(
@@ -106,13 +110,9 @@ def predict_file(
             _print(lines(chunk))
             echoed.clear()
         return
-    parts = target.with_name(f".{target.name}.parts")
+    parts = target.absolute().with_name(f".{target.name}.parts")
     plan = _plan(user_path(folder), run.model.folder, files, {**columns, "echo": list(echo), "device": run.device})
-    with _raise_on_signals(target, parts if path == STANDARD_INPUT else None):
-        if rank == 0:
-            _prepare(parts, plan)
-        else:
-            _wait(lambda: _read_plan(parts) == plan, f"{parts}: rank 0 has not started", LONGEST_WAIT)
+    with _raise_on_signals(target, parts if path == STANDARD_INPUT else None), _hold_parts(parts, target, plan, rank):
         count = written = 0
         with tqdm(desc=str(target), total=rows or None, unit=" rows", disable=disable_bar(rank > 0)) as bar:
             for count, chunk in enumerate(chunks, 1):
@@ -124,12 +124,15 @@ def predict_file(
                 bar.update(len(chunk))
         if rank == 0:
             names = [_part_file(parts, number) for number in range(count)]
-            for part in names:
-                _wait(part.exists, "")
+            for number, part in enumerate(names):
+                _wait_for_part(part, number % processes)
+            check_ownership(parts / PLAN)
+            if target.exists() or _read_plan(parts) != plan:
+                raise MinipeftError(f"{target}: another process has written it meanwhile. Choose another --output.")
             header = _csv_header(run.task, echo) if as_csv else ""
             write_atomically(target, lambda temporary: _concatenate_parts(names, temporary, header))
-            shutil.rmtree(parts)
-            print(f"{target}: {written:,} prediction{'' if written == 1 else 's'}", file=sys.stderr)
+    if rank == 0:
+        print(f"{target}: {written:,} prediction{'' if written == 1 else 's'}", file=sys.stderr)
 
 
 def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str, Any]) -> dict[str, Any]:
@@ -152,15 +155,40 @@ def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str,
     return json.loads(json.dumps(plan))  # as it is when it is read from the file
 
 
-def _prepare(parts: Path, plan: dict[str, Any]) -> None:
-    if _read_plan(parts) == plan:
-        done = sum(1 for _ in parts.glob("*.jsonl"))
-        logger.warning("%s: resuming, %d chunks are done", parts, done)
+@contextmanager
+def _hold_parts(parts: Path, target: Path, plan: dict[str, Any], rank: int) -> Iterator[None]:
+    """Hold the folder of the chunk files on rank 0, and on another rank a folder in it that shows that the rank lives.
+
+    Chunk files of the same plan are kept, and those of another one are removed.
+    """
+    if rank > 0:
+        start = time.monotonic()
+        while _read_plan(parts) != plan:
+            if time.monotonic() - start > LONGEST_WAIT:
+                raise MinipeftError(
+                    f"{parts}: rank 0 has not started after {LONGEST_WAIT:g} s; start all processes together"
+                )
+            time.sleep(POLL_SECONDS)
+        with Lease(_rank_folder(parts, rank), target):
+            yield
         return
-    if parts.exists():
-        shutil.rmtree(parts)
-    make_folder(parts)
-    write_json(parts / PLAN, plan)
+    try:
+        with Lease(parts, target):
+            if target.exists():
+                raise MinipeftError(f"{target} is there already; choose another --output")
+            if _read_plan(parts) == plan:
+                logger.warning("%s: resuming, %d chunks are done", parts, sum(1 for _ in parts.glob("*.jsonl")))
+            else:
+                clear_folder(parts)
+                write_json(parts / PLAN, plan)
+            try:
+                yield
+            finally:
+                if target.exists() or not any(parts.glob("*.jsonl")):
+                    clear_folder(parts)
+    finally:
+        with suppress(OSError):  # not empty: the same command continues
+            parts.rmdir()
 
 
 def _read_plan(parts: Path) -> dict[str, Any] | None:
@@ -202,13 +230,23 @@ def _concatenate_parts(parts: list[Path], target: Path, header: str) -> None:
                 shutil.copyfileobj(file, out)
 
 
-def _wait(done: Callable[[], bool], message: str, longest: float | None = None) -> None:
-    """Poll until `done`; if another process fails, torchrun ends this one too."""
-    start = time.monotonic()
-    while not done():
-        if longest is not None and time.monotonic() - start > longest:
-            raise MinipeftError(f"{message} after {longest:g} s; start all processes together")
-        time.sleep(0.05)
+def _rank_folder(parts: Path, rank: int) -> Path:
+    return parts / f"rank-{rank}"
+
+
+def _wait_for_part(part: Path, rank: int) -> None:
+    """Wait for a chunk file of another rank while that rank lives, as the lease of its folder shows."""
+    lease = _rank_folder(part.parent, rank) / LEASE
+    heartbeat, since = 0, time.monotonic()
+    while not part.exists():
+        with suppress(OSError):
+            if (now := lease.stat().st_mtime_ns) != heartbeat:
+                heartbeat, since = now, time.monotonic()
+        if time.monotonic() - since > LONGEST_SILENCE:
+            raise MinipeftError(
+                f"{part}: rank {rank} has ended without these predictions. Run the same command again: it continues."
+            )
+        time.sleep(POLL_SECONDS)
 
 
 def _print(text: str) -> None:

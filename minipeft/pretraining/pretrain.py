@@ -36,6 +36,7 @@ from minipeft.files import (
     write_lines,
 )
 from minipeft.hub.hub import resolve_model
+from minipeft.lease import Lease
 from minipeft.model.config import EncoderConfig
 from minipeft.model.pretrained import load_language_model, save_checkpoint
 from minipeft.model.roberta import Encoder, EncoderLayer, MaskedLanguageModel, init_weights
@@ -52,7 +53,6 @@ from minipeft.training.run_folder.checkpoint_files import (
     read_last_checkpoint,
     write_checkpoint,
 )
-from minipeft.training.run_folder.lease import Lease
 from minipeft.training.run_folder.signals import collect_signals
 from minipeft.training.settings.setting import rows
 

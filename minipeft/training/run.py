@@ -35,6 +35,7 @@ from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
 from minipeft.files import PARTIAL, check_output, read_json, write_json, write_text
+from minipeft.lease import Lease
 from minipeft.methods import apply, count_parameters
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.pretrained import cast_frozen, load_for_training
@@ -43,7 +44,6 @@ from minipeft.training.progress import HOLDOUT, Progress, best_epoch
 from minipeft.training.reporting.banner import print_banner, print_result
 from minipeft.training.reporting.model_card import CARD, make_card
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
-from minipeft.training.run_folder.lease import Lease
 from minipeft.training.settings import checks
 from minipeft.training.settings.job import Job, resolve
 from minipeft.training.settings.setting import rows

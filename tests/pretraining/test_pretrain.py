@@ -25,12 +25,12 @@ from small_runs import same_tensors, state
 
 from minipeft import MinipeftError, load_pretrained, load_tokenizer, pack
 from minipeft.data.tasks.synthetic import generate
+from minipeft.lease import Lease
 from minipeft.model.config import EncoderConfig
 from minipeft.model.pretrained import load_language_model
 from minipeft.pretraining.pretrain import TokenizedText, mask, pretrain
 from minipeft.pretraining.pretrain_settings import PretrainSettings
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
-from minipeft.training.run_folder.lease import Lease
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from conftest import run_command
 
 from minipeft import MinipeftError, train
 from minipeft.cli.cli import main
+from minipeft.lease import Lease
 from minipeft.training.reporting.trackers import BUFFERED_SECONDS, TRACKERS, Events, check_trackers
-from minipeft.training.run_folder.lease import Lease
 
 SETTINGS: dict[str, Any] = {
     **{"task": "sst2", "method": "head", "epochs": 2, "batch_size": 8, "grad_accum": 1},

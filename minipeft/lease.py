@@ -1,4 +1,4 @@
-"""The lease of a run's folder: one process writes to it, whoever started the others.
+"""The lease of a folder, such as a run's: one process writes to it, whoever started the others.
 
     RUN/.owner      names the owner's host and process; its modification time is the owner's heartbeat
 
@@ -10,7 +10,9 @@ changes. This module adds the folder, the messages, and the check before every w
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
@@ -30,10 +32,11 @@ class Lease:
 
     Args:
         folder: the folder, which is made if it is missing, and removed at the end if it is still empty.
+        output: what the messages name: the file or folder that is prepared in `folder`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / LEASE
+    def __init__(self, folder: Path, output: Path | None = None) -> None:
+        self.folder, self.path, self.output = folder, folder / LEASE, output or folder
         self._lock = SoftFileLease(
             self.path,
             lease_duration=STALE_SECONDS,
@@ -58,7 +61,7 @@ class Lease:
         except (Timeout, RuntimeError):  # RuntimeError: this thread itself holds the lease
             self._remove_empty_folders()
             raise MinipeftError(
-                f"{self.folder} is in use by {self._owner()}. Wait until it has finished, or choose another --output."
+                f"{self.output} is in use by {self._owner()}. Wait until it has finished, or choose another --output."
             ) from None
         except OSError as error:
             self._remove_empty_folders()
@@ -76,7 +79,7 @@ class Lease:
         """Raise MinipeftError where another process has taken the folder over."""
         if (owner := self._lock.owner) is None or owner.token != self._lock.token:
             raise MinipeftError(
-                f"{self.folder}: {self._owner()} has taken the run over, while this process stood still. "
+                f"{self.output}: {self._owner()} has taken the run over, while this process stood still. "
                 "Nothing was written; let that process finish."
             )
 
@@ -96,6 +99,33 @@ class Lease:
         for folder in self._made:
             with suppress(OSError):  # not empty
                 folder.rmdir()
+
+
+@contextmanager
+def staging_folder(output: Path, ending: str = "partial") -> Iterator[Path]:
+    """Hold an empty folder next to `output`, in which this process alone prepares it; it is removed at the end.
+
+    Raises:
+        MinipeftError: where another process prepares the same output.
+    """
+    folder = output.absolute().with_name(f".{output.name}.{ending}")
+    try:
+        with Lease(folder, output):
+            clear_folder(folder)  # of a process that was killed
+            try:
+                yield folder
+            finally:
+                clear_folder(folder)
+    finally:
+        with suppress(OSError):  # missing, or another process holds it
+            folder.rmdir()
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove everything in a folder but its lease."""
+    for path in folder.iterdir():
+        if path.name != LEASE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def wait_for_release(folder: Path, seconds: float) -> None:

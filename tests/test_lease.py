@@ -19,16 +19,16 @@ from filelock import SoftFileLease
 from small_runs import last_step
 
 from minipeft import MinipeftError
+from minipeft import lease as lease_module
 from minipeft.cli.cli import main_train
 from minipeft.files import LEASE, write_lines, write_text
+from minipeft.lease import Lease, wait_for_release
 from minipeft.training.reporting.trackers import Events
-from minipeft.training.run_folder import lease as lease_module
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
-from minipeft.training.run_folder.lease import Lease, wait_for_release
 
 TRAIN = """
 import sys
-from minipeft.training.run_folder import lease
+from minipeft import lease
 lease.BEAT_SECONDS, lease.STALE_SECONDS = 0.05, float(sys.argv[1])
 from minipeft.cli import main_train
 sys.exit(main_train(sys.argv[2:]))
