@@ -204,9 +204,11 @@ def _head_of_model(
                     f"model; save the adapter with {', '.join(family.head_modules)} in modules_to_save"
                 )
             own[name] = tensor.detach().clone()
-        merged = f"{PREFIX}{theirs}.weight"
-        if f"{PREFIX}{theirs}.lora_A.weight" in state and merged in own:
-            own[merged] = _merge_into_head(own[merged], theirs, state, adapter)
+        weight = f"{PREFIX}{theirs}.weight"
+        adapted = {name for name in state if f".{theirs}." in name and name not in names}
+        if adapted and weight in own:
+            merged = {name: state.pop(name) for name in adapted}
+            own[weight] = _merge_into_head(own[weight], theirs, merged, adapter)
     if any("classifier" in name for name in own):
         logger.warning("%s holds no classification head: the model keeps its own", adapter.folder)
     return own, state
@@ -223,7 +225,7 @@ def _without_wrapper(name: str, config: EncoderConfig) -> str:
 
 @torch.no_grad()
 def _merge_into_head(weight: Tensor, path: str, state: dict[str, Tensor], adapter: Adapter) -> Tensor:
-    """Return the merged weight of a linear layer of the head, and take its LoRA tensors out of `state`."""
+    """Return the merged weight of a linear layer of the head, whose LoRA tensors are in `state`."""
     method, peft = adapter.method, METHODS[method_name(adapter.method)].peft
     if peft is None or peft.layer is None:
         raise MinipeftError(
@@ -231,13 +233,12 @@ def _merge_into_head(weight: Tensor, path: str, state: dict[str, Tensor], adapte
         )
     linear = Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = nn.Parameter(weight.float())
+    rank = len(state.get(f"{PREFIX}{path}.lora_A.weight", ())) or method.rank
     alpha = read_pattern(adapter.content, "alpha_pattern", [path], method.alpha)[path]
-    layer = peft.layer(linear, len(state[f"{PREFIX}{path}.lora_A.weight"]), alpha, 0.0, method.rslora, method.init)
-    names = {
-        f"{PREFIX}{path}.{peft.names.get(leaf, leaf)}": p for leaf, p in layer.named_parameters() if leaf != "weight"
-    }
-    stored = {name: state.pop(name) for name in names if name in state}
-    _check_tensors(names, stored, adapter)
+    layer = peft.layer(linear, rank, alpha, 0.0, method.rslora, method.init)
+    own = dict(layer.named_parameters())
+    names = {f"{PREFIX}{path}.{peft.names.get(leaf, leaf)}": own[leaf] for leaf in own if leaf != "weight"}
+    _check_tensors(names, state, adapter)
     for name, parameter in names.items():
-        parameter.copy_(stored[name])
+        parameter.copy_(state[name])
     return layer.merged_weight()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import torch
@@ -33,6 +33,8 @@ class AdapterAssignment:
 
     def rows(self, count: int) -> list[tuple[str | None, int, int]]:
         """(adapter, first row, last + 1) for a layer that sees `count` rows: every token, or one a sequence."""
+        if len(self.runs) == 1:  # every row, DeBERTa's relative positions included
+            return [(self.runs[0][0], 0, count)]
         tokens = count == sum(tokens for _, _, tokens in self.runs)
         found, start = [], 0
         for name, sequences, length in self.runs:
@@ -197,8 +199,7 @@ class AdapterSet(nn.Module):
         for name, members in groupby(order, key=lambda i: names[i]):
             of_name = list(members)
             runs.append((name, len(of_name), sum(batch.lengths[i] for i in of_name)))
-        self._assignment.runs = tuple(runs)
-        hidden = self.model.encoder.pooled(reorder(batch, order))  # (num_sequences, hidden_size)
+        hidden = self._pooled(reorder(batch, order), runs)  # (num_sequences, hidden_size)
         heads = [self._own_head if name is None else self.heads[name] for name, _, _ in runs]
         outputs = [head(part) for head, part in zip(heads, hidden.split([count for _, count, _ in runs]), strict=True)]
         width = max(output.shape[1] for output in outputs)
@@ -206,6 +207,17 @@ class AdapterSet(nn.Module):
         sorted_logits = torch.cat([F.pad(output, (0, width - output.shape[1]), value=-torch.inf) for output in outputs])
         logits[torch.tensor(order, device=hidden.device)] = sorted_logits
         return logits
+
+    def _pooled(self, batch: PackedBatch, runs: list[tuple[str | None, int, int]]) -> Tensor:
+        """Return what the heads read, (num_sequences, hidden_size), for sequences in the order of `runs`."""
+        if len(runs) > 1 and "relative_embeddings" in family_of(self.model.config).names:
+            # All sequences of a batch share DeBERTa's projections of relative positions, which the adapters change.
+            ends = list(accumulate(count for _, count, _ in runs))
+            members = [range(end - run[1], end) for end, run in zip(ends, runs, strict=True)]
+            parts = [self._pooled(reorder(batch, part), [run]) for part, run in zip(members, runs, strict=True)]
+            return torch.cat(parts)
+        self._assignment.runs = tuple(runs)
+        return self.model.encoder.pooled(batch)
 
     def _check_new(self, name: str) -> None:
         if name in self.heads or not name or "." in name:

@@ -107,14 +107,24 @@ def _in_weights(repo_id: str) -> Path | None:
 
 
 def _in_cache(repo_id: str, revision: str | None) -> Path | None:
-    """Return a complete snapshot in the Hugging Face cache, which transformers may have written."""
-    from huggingface_hub import snapshot_download
+    """Return a complete snapshot in the Hugging Face cache, which may be a copy of another machine's.
 
-    try:
-        snapshot = snapshot_download(repo_id, revision=revision, local_files_only=True, allow_patterns=[CONFIG])
-    except OSError:  # nothing of this revision is in the cache
-        return None
-    return None if _missing_file(Path(snapshot)) else Path(snapshot)
+    Such a copy may lack refs/, or hold only some of the snapshots. Without a revision, and where refs/main names no
+    snapshot that is there, the newest one that is not another branch's is used.
+    """
+    from huggingface_hub import constants
+
+    repository = Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
+    snapshots = {path.name: path for path in (repository / "snapshots").glob("*") if path.is_dir()}
+    files = [path for path in (repository / "refs").rglob("*") if path.is_file()]
+    commits = {path.relative_to(repository / "refs").as_posix(): path.read_text("utf-8", "replace") for path in files}
+    commits = {branch: commit.strip() for branch, commit in commits.items()}
+    named = snapshots.get(commits.get(revision or "main", revision or ""))
+    chosen = [] if named is None else [named]
+    if revision is None and named is None:
+        chosen = [path for name, path in snapshots.items() if name not in commits.values()]
+        chosen.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in chosen if not _missing_file(path)), None)
 
 
 def _missing_file(folder: Path) -> str:

@@ -65,9 +65,10 @@ def load_adapter_folder(folder: Path, device: str, precision: str, pairs: bool |
         )
     try:
         base, _ = resolve_model(name if Path(name).is_dir() else name_in_path(name))
+        config = load_config(base)
     except (MinipeftError, OSError, ValueError, RuntimeError) as error:  # a name that no file can have raises too
         raise MinipeftError(f"{place}: {first_line(error)}") from None
-    adapter = read_adapter(folder, load_config(base))
+    adapter = read_adapter(folder, config)
     if adapter.num_labels is None:
         raise MinipeftError(f"{folder}: no classification head in it. Train one, or name another adapter.")
     model = load_adapter(load_without_warnings(base, adapter.num_labels), folder)

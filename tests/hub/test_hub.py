@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -52,6 +54,45 @@ def test_a_cache_that_huggingface_hub_wrote_is_used_offline(
         assert folder == written and description.startswith(f"{repo_id} at commit {COMMIT} (Hugging Face cache")
     assert model_name(folder) == "roberta-base"
     assert "TRANSFORMERS_OFFLINE" in error_of(checkout.resolve_model, f"roberta-base@{'a' * 40}")
+
+
+COPIES: dict[str, Callable[[Path], object]] = {
+    "a trailing newline": lambda repository: (repository / "refs" / "main").write_text(f"{COMMIT}\r\n"),
+    "no refs": lambda repository: shutil.rmtree(repository / "refs"),
+    "an empty ref": lambda repository: (repository / "refs" / "main").write_text(""),
+    "a ref to a snapshot that was not copied": lambda repository: (repository / "refs" / "main").write_text("0" * 40),
+    "an older snapshot": lambda repository: _older_snapshot(repository),
+    "files for links": lambda repository: _files_for_links(repository),
+    "a ref out of the folder": lambda repository: (repository / "refs" / "main").write_text("../../elsewhere"),
+}
+
+
+def _older_snapshot(repository: Path) -> None:
+    shutil.rmtree(repository / "refs")
+    older = shutil.copytree(repository / "snapshots" / COMMIT, repository / "snapshots" / "another")
+    os.utime(older, (0, 0))
+
+
+def _files_for_links(repository: Path) -> None:
+    copy = shutil.copytree(repository, repository.with_name("copy"))  # follows the links
+    shutil.rmtree(copy / "blobs")
+    shutil.rmtree(repository)
+    copy.rename(repository)
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_copied_cache_is_found(kind: str, server: HubServer, checkout: ModuleType) -> None:
+    folder = checkout.fetch("owner/model")
+    COPIES[kind](folder.parents[1])
+    before = len(server.requests)
+    assert checkout.fetch("owner/model") == folder
+    assert len(server.requests) == before
+
+
+def test_a_copied_cache_without_blobs_is_downloaded_again(server: HubServer, checkout: ModuleType) -> None:
+    folder = checkout.fetch("owner/model")
+    shutil.rmtree(folder.parents[1] / "blobs")  # the links lead nowhere
+    assert checkout.fetch("owner/model") == folder and (folder / "config.json").is_file()
 
 
 def test_a_tag_or_branch_is_downloaded_and_then_found_in_the_cache(

@@ -96,6 +96,36 @@ def test_adapters_and_checkpoints_are_evaluated_on_a_file(
         assert metrics["accuracy"] == expected["accuracy"]
 
 
+@pytest.mark.parametrize("names", [["not_entailment", "entailment"], ["NOT-ENTAILMENT", "Entailment"], ["a", "b"]])
+def test_classes_in_another_order_are_matched_by_name(
+    names: list[str],
+    merged: dict[str, Path],
+    small_runs: dict[str, Path],
+    small_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """GLUE's integers 0 and 1 are entailment and not_entailment."""
+    folder = shutil.copytree(merged["rte"], tmp_path / "rte")
+    content = json.loads((folder / "config.json").read_text())
+    assert content["id2label"] == {"0": "entailment", "1": "not_entailment"}
+    (folder / "config.json").write_text(json.dumps(content | {"id2label": dict(enumerate(names))}))
+    weights = load_file(folder / "model.safetensors")
+    for name in ("classifier.out_proj.weight", "classifier.out_proj.bias"):
+        weights[name] = weights[name].flip(0).contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    status = main(["evaluate", str(folder), "--data", str(small_data), "--device", "cpu"])
+    if names == ["a", "b"]:
+        assert status == 2 and "labels a, b are not the data's" in capsys.readouterr().err
+        assert {row["label"] for row in load_run(folder, "cpu", pairs=True).predict(TEXTS, TEXTS)} <= {"a", "b"}
+    else:
+        expected = load_run(small_runs["rte"], "cpu", "fp32").evaluate()["accuracy"]
+        assert status == 0 and json.loads(capsys.readouterr().out)["accuracy"] == expected
+        (first,) = load_run(folder, "cpu").predict(TEXTS[:1], TEXTS[1:2])
+        (same,) = load_run(small_runs["rte"], "cpu", "fp32").predict(TEXTS[:1], TEXTS[1:2])
+        assert first["probabilities"][names[1]] == pytest.approx(same["probabilities"]["entailment"], abs=1e-5)
+
+
 def test_a_merged_checkpoint_works_in_transformers_pipeline_with_label_names(
     merged: dict[str, Path], small_runs: dict[str, Path]
 ) -> None:
