@@ -87,6 +87,6 @@ def test_training_comparing_and_stopping_need_no_module_of_linux_alone(
     )
     assert done.returncode == 0, done.stderr
     (message,) = json.loads(done.stdout.splitlines()[-1]).values()
-    assert message.startswith("interrupted in step") and message.endswith("continue with --resume")
+    assert message.startswith("interrupted in step") and "; continue with minipeft train --resume --output" in message
     assert json.loads((tmp_path / "out" / "run" / "result.json").read_text())["best"]
     assert (tmp_path / "out" / "comparison" / "page.html").is_file()

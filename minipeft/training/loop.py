@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import torch
@@ -108,6 +109,9 @@ def train_loop(
     save = partial(save_checkpoint, folder, model, optimizer, progress, train, schedule.select_by)
     publish_epoch = partial(publish, folder, model, progress, task, schedule.select_by)
 
+    resume = "continue with " + (
+        "--resume" if processes.size > 1 else f"minipeft train --resume --output {quote(str(folder))}"
+    )
     quiet = run_folder.quiet or not processes.is_main_process
     if resumed and not quiet:
         print(resumed, file=sys.stderr)
@@ -163,7 +167,7 @@ def train_loop(
                     processes.on_rank_zero(save)
                     saved_at = time.monotonic()
                     if reason in STOP_SIGNALS:
-                        raise Interrupted(reason, f"interrupted in step {progress.step + 1}; continue with --resume")
+                        raise Interrupted(reason, f"interrupted in step {progress.step + 1}; {resume}")
                     start_time += time.perf_counter() - save_start  # not a part of samples_per_second
 
                 optimizer.step()
@@ -207,7 +211,7 @@ def train_loop(
                 labels = examples.validation.split.labels
                 warn_about_predictions(logits, row, labels, task, bool(loss_function.class_weights))
             if reason := processes.all_reduce_max(received[0] if received else 0):
-                raise Interrupted(reason, f"interrupted after epoch {row['epoch']}; continue with --resume")
+                raise Interrupted(reason, f"interrupted after epoch {row['epoch']}; {resume}")
         if progress.step < total_steps:
             table.print_early_stop(progress.history, schedule.select_by)
     return progress

@@ -34,6 +34,7 @@ from minipeft.data.tokens.examples import Examples, encode_split, hold_out
 from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
+from minipeft.errors import MinipeftError
 from minipeft.files import PARTIAL, check_output, read_json, write_json, write_text
 from minipeft.lease import Lease
 from minipeft.methods import apply, count_parameters
@@ -46,6 +47,7 @@ from minipeft.training.reporting.model_card import CARD, make_card
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings import checks
 from minipeft.training.settings.job import Job, resolve
+from minipeft.training.settings.resume import read_run
 from minipeft.training.settings.setting import rows
 from minipeft.training.settings.train_settings import TrainSettings, keywords_of, read_settings
 from minipeft.version import __version__
@@ -216,13 +218,20 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
     if examples.truncated and processes.is_main_process:
         total = sum(map(len, (examples.train, examples.validation, *examples.others.values())))
         logger.warning("%d of %d examples were truncated to %d tokens", examples.truncated, total, job.max_length)
-    processes.on_rank_zero(lambda: _write_config(job))
+    processes.on_rank_zero(lambda: _write_config(job, examples))
     return RunFolder(job.output, settings.checkpoint_minutes, settings.quiet, settings.report_to)
 
 
-def _write_config(job: Job) -> None:
+def _write_config(job: Job, examples: Examples) -> None:
     """Make the folder a run's, without the temporary files of a killed run, or the result of a run that is extended."""
     folder, quiet, extension = job.output, job.settings.quiet, job.check_same_settings()
+    # The data may have moved since the run was started, but the examples must be the same.
+    fingerprints = {"training": examples.train.fingerprint, "validation": examples.validation.fingerprint}
+    for name, value in read_run(folder).get("examples", {}).items() if has_checkpoint(folder) else ():
+        if fingerprints.get(name) != value:
+            raise MinipeftError(
+                f"{folder}: the run has other {name} examples. Pass the same data, or choose another --output."
+            )
     for path in folder.rglob(PARTIAL):
         with suppress(OSError):  # a folder: of another process that is trying to take the lease
             path.unlink()
@@ -234,7 +243,7 @@ def _write_config(job: Job) -> None:
         (folder / "result.json").unlink(missing_ok=True)
         if not quiet:
             print(extension, file=sys.stderr)
-    write_json(folder / "config.json", job.config)
+    write_json(folder / "config.json", job.config | {"examples": fingerprints})
 
 
 def write_result(job: Job, examples: Examples, model: SequenceClassifier, progress: Progress) -> Result:

@@ -134,7 +134,7 @@ def test_a_signal_stops_every_worker_at_the_same_step(
     os.kill(job.process.pid if whom == "torchrun" else worker(job, int(whom[-1])), signal.SIGTERM)
     assert job.end(60) != 0
     (line,) = (line for line in job.lines() if line.startswith("minipeft:"))
-    assert re.fullmatch(r"minipeft: interrupted (in step|after epoch) \d+; continue with --resume", line)
+    assert re.fullmatch(r"minipeft: interrupted (in step|after epoch) \d+; continue with --resume --output \S+", line)
     before = state(folder)["progress"]
     assert 24 <= before["step"] < 192
     job = start_workers(tmp_path / "log", 2, arguments)

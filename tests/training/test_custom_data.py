@@ -159,7 +159,7 @@ def test_a_holdout_that_is_no_part_is_refused(
         ({"label_column": "id", "label_type": "classes"}, "label_column"),
         ({"pair_column": "id"}, "pair_column"),
         ({"label_column": "id", "label_type": "numbers"}, "label_column"),
-        ({"validation": "same file"}, "validation"),
+        ({"validation": "same file"}, "other training examples"),
         ({"task": "films"}, "task"),
     ],
 )
@@ -170,7 +170,7 @@ def test_resume_with_another_setting_is_refused_by_its_name(
     given = {**COLUMNS, "holdout": 0.25, **change}
     if "validation" in change:
         given["validation"] = str(reviews)
-    with pytest.raises(MinipeftError, match=f"the run has {name} "):
+    with pytest.raises(MinipeftError, match=f"the run has {name}"):
         train(data=str(reviews), model=str(tiny_checkpoint), output=str(finished), resume=True, **given, **SMALL)
     assert contents(finished) == before
 

@@ -136,7 +136,7 @@ def test_rows_in_memory_resume_with_the_same_rows_only(in_memory: Result, tiny_c
     assert train(data=rows(), **settings).content == in_memory.content
     with pytest.raises(MinipeftError, match="the run has other training examples"):
         train(data=rows(38), **settings)
-    with pytest.raises(MinipeftError, match="the run has task 'data', not 'rte'"):
+    with pytest.raises(MinipeftError, match="the run has data 'rows in memory', not 'standin'"):
         train(data="standin", **settings)
 
 

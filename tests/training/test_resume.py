@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY, contents, environment
-from small_runs import adapter, last_step, rows, same_tensors, small_run, state, without_times
+from small_runs import adapter, interrupted_at, last_step, rows, same_tensors, small_run, state, without_times
 
-from minipeft import (
-    MinipeftError,
-)
-from minipeft.cli.cli import main_train
+from minipeft import MinipeftError, Result, train
+from minipeft.cli.cli import main, main_train
+from minipeft.errors import Interrupted
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
@@ -236,7 +235,9 @@ def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(
         error = process.communicate(timeout=120)[1]
         assert process.returncode == status, error
         last_line = error.strip().splitlines()[-1]
-        assert re.search(r"minipeft: interrupted in step \d+; continue with --resume", last_line), error
+        assert re.search(
+            r"minipeft: interrupted in step \d+; continue with minipeft train --resume --output \S+/broken", last_line
+        ), error
         assert "Traceback" not in error
         places.append(state(tmp_path / "broken")["progress"]["step"])
         assert not (tmp_path / "broken" / "result.json").exists()
@@ -245,3 +246,117 @@ def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(
     assert without_times(rows(tmp_path / "broken")) == without_times(rows(tmp_path / "unbroken"))
     assert same_tensors(adapter(tmp_path / "broken"), adapter(tmp_path / "unbroken"))
     assert same_tensors(*(state(tmp_path / name)["weights"] for name in ("broken", "unbroken")))
+
+
+# -- Resuming by the folder alone --
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """A custom dataset with a validation file, in a folder of its own."""
+    (tmp_path / "reviews").mkdir()
+    for name, count in (("train", 40), ("validation", 20)):
+        lines = [f"a {('good', 'poor')[n % 2]} film {n}\t{('yes', 'no')[n % 2]}" for n in range(count)]
+        (tmp_path / "reviews" / f"{name}.tsv").write_text("\n".join(["review\tverdict", *lines]))
+    return tmp_path / "reviews"
+
+
+CUSTOM = {
+    "text_column": "review",
+    "label_column": "verdict",
+    "method": "bitfit",
+    "holdout": 0.25,
+    "lr": 3e-3,
+    "seed": 7,
+}
+CUSTOM |= {"class_weights": {"yes": 2.0}, "lr_schedule": "constant", "long_text": "window", "stride": 3}
+CUSTOM |= {
+    "beta2": 0.98,
+    "max_length": 8,
+    "batch_size": 8,
+    "grad_accum": 1,
+    "patience": 9,
+    "epochs": 2,
+    "select_by": "macro_f1",
+}
+
+
+def custom_run(checkpoint: Path, data: str, output: Path, **changes: Any) -> Result:
+    common = {"model": str(checkpoint), "device": "cpu", "precision": "fp32", "quiet": True}
+    return train(data=data, output=str(output), **CUSTOM | common | changes)
+
+
+def test_a_custom_run_resumes_by_its_folder_from_everywhere(
+    tiny_checkpoint: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """All settings are the run's, whatever the current directory; more epochs give what they would have given."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Interrupted, match="continue with minipeft train --resume --output"), interrupted_at(6):
+        custom_run(tiny_checkpoint, "reviews", tmp_path / "a run")
+    monkeypatch.chdir("/")
+    config = json.loads((tmp_path / "a run" / "config.json").read_text())
+    assert main(["train", "--resume", "--output", str(tmp_path / "a run"), "--device", "cpu"]) == 0
+    assert f"resuming {tmp_path / 'a run'} from step 5" in capsys.readouterr().err
+    resumed = json.loads((tmp_path / "a run" / "config.json").read_text())
+    assert resumed == config | {"resume": True, "quiet": False, "data": str(reviews)}
+    unbroken = custom_run(tiny_checkpoint, str(reviews), tmp_path / "unbroken")
+    assert without_times(rows(tmp_path / "a run")) == without_times(rows(unbroken.output))
+    assert same_tensors(adapter(tmp_path / "a run"), adapter(unbroken.output))
+    assert train(resume=True, output=tmp_path / "a run", epochs=3, device="cpu").content["last"]["epoch"] == 3
+    longer = custom_run(
+        tiny_checkpoint, str(reviews), tmp_path / "longer", epochs=3, warmup_steps=config["warmup_steps"]
+    )
+    assert without_times(rows(tmp_path / "a run")) == without_times(rows(longer.output))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "adalora", "steps": 9, "epochs": None},
+        {"method": "vera", "method_options": {"seed": 3}, "warmup_ratio": 0.2, "warmup_steps": None},
+        {"task": "sst2", "select_by": "eval_loss", "targets": ("key", "value"), "report_to": "none"},
+    ],
+    ids=str,
+)
+def test_a_run_on_glue_resumes_by_its_folder(
+    settings: dict[str, Any], tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    settings = {"checkpoint_minutes": 0, **settings}
+    unbroken = small_run(tiny_checkpoint, small_data, tmp_path / "unbroken", **settings)
+    with pytest.raises(Interrupted), interrupted_at(5):
+        small_run(tiny_checkpoint, small_data, tmp_path / "run", **settings)
+    result = train(resume=True, output=str(tmp_path / "run"), device="cpu", quiet=True)
+    assert without_times(rows(result.output)) == without_times(rows(unbroken.output))
+    assert same_tensors(adapter(result.output), adapter(unbroken.output))
+
+
+def test_a_run_resumes_with_data_that_have_moved_and_with_no_others(
+    tiny_checkpoint: Path, reviews: Path, tmp_path: Path
+) -> None:
+    run = custom_run(tiny_checkpoint, str(reviews), tmp_path / "run").output
+    moved = reviews.rename(tmp_path / "moved")
+    with pytest.raises(MinipeftError, match="reviews"):
+        train(resume=True, output=str(run))
+    assert train(resume=True, output=str(run), data=str(moved), quiet=True, device="cpu").content["task"] == "reviews"
+    before = contents(run)
+    for name, row in (("validation", "a film\tno"), ("train", "a new film\tyes")):
+        other = shutil.copytree(moved, tmp_path / f"other {name}")
+        with open(other / f"{name}.tsv", "a") as file:
+            file.write("\n" + row)
+        kind = name.replace("train", "training")
+        with pytest.raises(MinipeftError, match=f"the run has other {kind} examples"):
+            train(resume=True, output=str(run), data=str(other), device="cpu", quiet=True)
+    with pytest.raises(MinipeftError, match="the run has method 'bitfit', not 'lora'"):
+        train(resume=True, output=str(run), method="lora", device="cpu", quiet=True, data=str(moved))
+    with pytest.raises(MinipeftError, match=r"the run has lr 0\.003, not 0\.1"):
+        train(resume=True, output=str(run), lr=0.1, device="cpu", quiet=True, data=str(moved))
+    assert contents(run) == before
+
+
+def test_rows_in_memory_have_to_be_passed_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    table = {"text": [f"film {n}" for n in range(20)], "label": ["a", "b"] * 10}
+    common = {"output": str(tmp_path / "run"), "device": "cpu", "quiet": True}
+    train(data=table, model=str(tiny_checkpoint), method="head", epochs=1, **common)
+    with pytest.raises(MinipeftError, match=r"the run was trained on rows in memory\. Pass them as data"):
+        train(resume=True, **common)
+    assert train(resume=True, data=table, epochs=2, **common).content["last"]["epoch"] == 2

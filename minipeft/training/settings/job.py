@@ -33,7 +33,7 @@ from minipeft.training.settings.choices import (
     non_default_options,
 )
 from minipeft.training.settings.recipes import recipe
-from minipeft.training.settings.resume import check_same_settings, continue_settings, read_run
+from minipeft.training.settings.resume import check_same_settings, continue_settings, recorded_settings
 from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, check_windows
 
 
@@ -112,7 +112,7 @@ def resolve(given: Mapping[str, Any]) -> Job:
     processes = join_processes(device, settings.resume, held, settings.group_timeout)
 
     def continued(folder: Path) -> TrainSettings:
-        return continue_settings(given, folder, processes.on_rank_zero(lambda: read_run(folder)))
+        return continue_settings(given, folder, processes.on_rank_zero(lambda: recorded_settings(folder, given)))
 
     if settings.resume and settings.output is not None:
         settings = continued(Path(settings.output))

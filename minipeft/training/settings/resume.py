@@ -36,13 +36,41 @@ def read_run(folder: Path) -> dict[str, Any]:
     return config
 
 
+def recorded_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config.json that a run continues with these settings; empty where the run starts from scratch.
+
+    Raises:
+        MinipeftError: where the folder has a checkpoint of another task, method, or kind of data.
+    """
+    recorded = read_run(folder)
+    for name in ("task", "method", "data") if recorded else ():
+        if given.get(name, "auto") == "auto":
+            continue
+        if name == "data":
+            differs = is_custom(recorded["task"], given["data"]) != (recorded["text_column"] is not None)
+        else:
+            differs = given[name] != recorded[name]
+        if differs and has_checkpoint(folder):
+            raise _other_setting(folder, name, recorded[name], given[name])
+        if differs:
+            return {}
+    return recorded
+
+
+def _other_setting(folder: Path, name: str, recorded: Any, wanted: Any) -> MinipeftError:
+    return MinipeftError(
+        f"{folder}: the run has {name} {short_repr(recorded)}, not {short_repr(wanted)}. "
+        "Resume it with the same settings, or choose another --output."
+    )
+
+
 def continue_settings(given: Mapping[str, Any], folder: Path, recorded: Mapping[str, Any]) -> TrainSettings:
     """Return the settings of a run that is resumed: what is not given is as in its config.json.
 
     Args:
         given: the settings that are given; "auto" is the same as not given.
         folder: the run's folder.
-        recorded: the content of its config.json, empty for a new run.
+        recorded: what `recorded_settings` returns.
 
     Raises:
         MinipeftError: for a value in config.json of the wrong type, and for a run on rows in memory without them.
@@ -50,15 +78,14 @@ def continue_settings(given: Mapping[str, Any], folder: Path, recorded: Mapping[
     if not recorded:
         return TrainSettings(**given)
     given = {name: value for name, value in given.items() if not (isinstance(value, str) and value == "auto")}
-    is_other_data = "data" in given and is_custom(recorded["task"], given["data"]) != bool(recorded["text_column"])
-    if is_other_data or any(given.get(name, recorded[name]) != recorded[name] for name in ("task", "method")):
-        return TrainSettings(**given)  # another run: `check_same_settings` raises by the setting's name
     left_out = {other for pair in EXCLUSIVE for one, other in (pair, pair[::-1]) if one in given}
     kept = {
         name: row.check(f"{folder / 'config.json'}: {name}", recorded[name])
         for name, row in ROWS.items()
         if row.on_resume != "of the call" and name not in left_out and recorded[name] is not None
     }
+    if "data" in given and Path(kept.get("validation", "")).is_relative_to(recorded["source"]):
+        del kept["validation"]  # a file in the folder of the data has moved with them, and is found there
     if "data" not in given:
         kept["data"] = recorded["source"]  # the same from every current directory
         if kept["data"] == PLACE:
@@ -81,13 +108,10 @@ def check_same_settings(folder: Path, schedule: Schedule, config: Mapping[str, A
         return ""
     recorded = read_run(folder)
     extension = describe_extension(folder, schedule, config, recorded)
-    for name, value in recorded.items():
-        may_differ = name in FREE_TO_CHANGE or (extension and name in ROWS and ROWS[name].on_resume == "may grow")
-        if not may_differ and config.get(name) != value:
-            raise MinipeftError(
-                f"{folder}: the run has {name} {short_repr(value)}, not {short_repr(config.get(name))}. "
-                "Resume it with the same settings, or choose another --output."
-            )
+    free = {*FREE_TO_CHANGE, *("epochs", "steps")} if extension else FREE_TO_CHANGE
+    for name in (*ROWS, "labels"):
+        if name not in free and config[name] != recorded[name]:
+            raise _other_setting(folder, name, recorded[name], config[name])
     return extension
 
 

@@ -76,7 +76,12 @@ class TrainSettings:
         0.5, checks.threshold, DATA, "probability of a predicted label, or auto, for multilabel"
     )
     validation: str | Any | None = setting(  # like data
-        None, checks.data, DATA, "of a custom dataset: a file, or a split [10 percent of the rows]", metavar="SPLIT"
+        None,
+        checks.data,
+        DATA,
+        "of a custom dataset: a file, or a split [10 percent of the rows]",
+        metavar="SPLIT",
+        on_resume="may change",
     )
     holdout: float | None = setting(
         None, checks.fraction, DATA, "of the training split, to choose the best epoch on [none]", metavar="FRACTION"
