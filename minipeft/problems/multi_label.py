@@ -17,11 +17,12 @@ from torch import Tensor
 from minipeft.data.tables.table import Table
 from minipeft.errors import MinipeftError, format_names, short_repr
 from minipeft.files import parse_json
-from minipeft.problems.labels import class_name, nearest_label, sorted_names
+from minipeft.problems.labels import class_name, merge_numbers, nearest_label, sorted_names, warn_of_similar
 from minipeft.problems.metrics import Array, counts_by_threshold, f1_of_counts
 from minipeft.problems.problem import Found, Mistake, Problem, check_classes, most_severe
 
 MOST_LABELS = 10_000
+BINARY = {"0", "1", "0.0", "1.0", "true", "false", "True", "False"}  # what a vector of decisions consists of
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class MultiLabel(Problem):
         problem = cls().with_details(settings)
         counts: Counter[str] = Counter()
         rows = 0
-        for place, (value,) in table.read([column]):
+        for place, (value,) in table.read_labelled([column]):
             rows += 1
             counts.update(label_names(value, problem.separator, place))
             if len(counts) > MOST_LABELS:
@@ -68,23 +69,33 @@ class MultiLabel(Problem):
                 )
         if rows == 0:
             raise MinipeftError(f"{table.place}: the file is empty. Add rows.")
-        if len(counts) < 2:
+        if set(counts) <= BINARY and len(counts) == 2 and counts.total() == 2 * rows:
+            raise _vector_error(place, value)
+        merged = {name: name for name in counts} if column in table.classes else merge_numbers(counts)
+        if len(set(merged.values())) < 2:
             raise MinipeftError(
                 f"{table.place}: {column} has {len(counts)} different labels. At least two are needed; a label that a "
                 "text has or lacks is two classes."
             )
-        names = table.classes.get(column) or sorted_names(counts)
-        return Found(replace(problem, labels=tuple(names)), {name: counts[name] for name in names}, rows)
+        by_name = Counter[str]()
+        for name, count in counts.items():
+            by_name[merged[name]] += count
+        names = table.classes.get(column) or sorted_names(by_name)
+        warnings = warn_of_similar(table.place, column, by_name)
+        problem = replace(problem, labels=tuple(names))
+        return Found(problem, {name: by_name[name] for name in names}, rows, warnings=warnings)
 
     def read(self, value: Any, place: str) -> tuple[int, ...]:
         names = label_names(value, self.separator, place)
+        indices = set()
         for name in names:
-            if name not in self.numbers:
+            if (index := self.index(name)) is None:
                 raise MinipeftError(
                     f"{place}: label {short_repr(name)} is not one of the training file's ({format_names(self.labels)})"
                     f"{nearest_label(name, self.labels)}. Fix or remove the row."
                 )
-        return tuple(sorted(self.numbers[name] for name in names))
+            indices.add(index)
+        return tuple(sorted(indices))
 
     def store(self, targets: Iterable[tuple[int, ...]] = ()) -> Any:
         return list(targets)
@@ -228,7 +239,19 @@ def label_names(value: Any, separator: str | None, place: str) -> list[str]:
             f"{place}: label {short_repr(value)} is not a list. Pass --label-separator with the character between "
             "labels, or leave --label-type multilabel out."
         )
-    return list(dict.fromkeys(class_name(name, place) for name in value))
+    names = [class_name(name, place) for name in value]
+    fractions = any(isinstance(name, float) and not name.is_integer() for name in value)
+    if fractions or (set(names) <= BINARY and len(set(names)) < len(names)):
+        raise _vector_error(place, value)
+    return list(dict.fromkeys(names))
+
+
+def _vector_error(place: str, value: Any) -> MinipeftError:
+    """Return the error for a vector with a number for each label, which would be read as the names 0 and 1."""
+    return MinipeftError(
+        f"{place}: label {short_repr(value)} is a vector. Write the names or numbers of the labels that the text has, "
+        "such as [1]."
+    )
 
 
 def best_threshold(probabilities: Array, labels: Array) -> float:

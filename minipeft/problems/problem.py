@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from minipeft.data.tables.table import Table
 from minipeft.errors import MinipeftError, format_names, short_repr
+from minipeft.problems.labels import number_of
 from minipeft.problems.metrics import METRICS, Array
 
 IGNORE_INDEX = -100  # the default ignore_index of F.cross_entropy
@@ -87,6 +89,16 @@ class Problem:
     def details(self) -> dict[str, Any]:
         """Return the settings that an adapter's file has of the problem."""
         return {}
+
+    @cached_property
+    def by_number(self) -> dict[Decimal | None, int]:
+        """The index of each label that is a number."""
+        return {number_of(name): index for index, name in enumerate(self.labels) if number_of(name) is not None}
+
+    def index(self, name: str) -> int | None:
+        """Return the index of a label by its name, or by an equal number; None for another name."""
+        found = self.numbers.get(name)
+        return self.by_number.get(number_of(name)) if found is None else found
 
     # -- reading --
 

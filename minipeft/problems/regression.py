@@ -40,7 +40,7 @@ class Regression(Problem):
 
     @classmethod
     def find(cls, table: Table, column: str, label_type: str, settings: Mapping[str, Any]) -> Found:
-        counts, rows, _ = find_labels(table, column, label_type)
+        counts, rows, *_ = find_labels(table, column, label_type)
         return Found(cls(), counts, rows)
 
     def read(self, value: Any, place: str) -> float:

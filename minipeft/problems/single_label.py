@@ -33,13 +33,13 @@ class SingleLabel(Problem):
 
     @classmethod
     def find(cls, table: Table, column: str, label_type: str, settings: Mapping[str, Any]) -> Found:
-        counts, rows, strata = find_labels(table, column, label_type)
+        counts, rows, strata, warnings = find_labels(table, column, label_type)
         if not counts:  # with "auto", of a column of numbers
             return Found(problem_class("regression")(), counts, rows)
-        return Found(cls(tuple(counts)), counts, rows, strata, warn_of_lists(table.place, column, counts))
+        return Found(cls(tuple(counts)), counts, rows, strata, warnings + warn_of_lists(table.place, column, counts))
 
     def read(self, value: Any, place: str) -> int:
-        if (found := self.numbers.get(class_name(value, place))) is None:
+        if (found := self.index(class_name(value, place))) is None:
             raise MinipeftError(
                 f"{place}: label {short_repr(value)} is not one of the training file's ({format_names(self.labels)})"
                 f"{nearest_label(value, self.labels)}; fix or remove the row"

@@ -16,7 +16,7 @@ from minipeft.data.tables.lines import ending_of
 from minipeft.data.tables.memory import PLACE, MemorySplit
 from minipeft.data.tables.open_table import READERS, open_table
 from minipeft.data.tables.remote import is_remote
-from minipeft.data.tables.table import Table
+from minipeft.data.tables.table import Table, name_class
 from minipeft.errors import MinipeftError, first_line, format_names
 from minipeft.hub.names import SEGMENT
 from minipeft.hub.network import datasets_offline_variable, endpoint, hub_reachable
@@ -182,7 +182,7 @@ def dataset_table(rows: Dataset, place: str, by_name: bool = True, in_memory: bo
         number = 0 if in_memory else 1
         for batch in rows.select_columns(list(names)).iter(1000):
             columns = (
-                [_named(value, classes[name]) for value in batch[name]] if name in classes else batch[name]
+                [name_class(value, classes[name]) for value in batch[name]] if name in classes else batch[name]
                 for name in names
             )
             for values in zip(*columns, strict=True):
@@ -196,9 +196,3 @@ def _class_names(feature: Any) -> tuple[str, ...]:
     """Return the class names of a ClassLabel, or of a list of them; none for other features."""
     feature = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
     return tuple(feature.names or ()) if type(feature).__name__ == "ClassLabel" else ()
-
-
-def _named(value: Any, names: Sequence[str]) -> Any:
-    if isinstance(value, list):
-        return [_named(one, names) for one in value]
-    return None if value is None or value < 0 else names[value]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from minipeft.data.tables.remote import local_copy
-from minipeft.data.tables.table import Table
+from minipeft.data.tables.table import Table, name_class
 from minipeft.errors import MinipeftError, first_line
+from minipeft.files import parse_json
 
 LARGEST_COLUMN = 1 << 30  # bytes of a column in one row group of a parquet file, uncompressed
 BATCH_ROWS, BATCH_BYTES = 1024, 1 << 26  # limits of the rows that are in memory at once
@@ -20,6 +22,7 @@ def parquet_table(path: str) -> Table:
     local = local_copy(path)
     try:
         schema = parquet.read_schema(local)
+        classes = _declared_classes(schema)
     except Exception as error:  # the library raises exceptions of many kinds
         raise MinipeftError(f"{path}: not readable as parquet ({first_line(error)}); write the file again") from None
 
@@ -31,7 +34,7 @@ def parquet_table(path: str) -> Table:
             file = parquet.ParquetFile(local, buffer_size=1 << 20, read_dictionary=flat)
             _check_sizes(path, file.metadata, names)
             for batch in file.iter_batches(BATCH_ROWS, columns=list(names), use_threads=False):
-                for values in _rows(batch.select(list(names))):
+                for values in _rows(batch.select(list(names)), classes):
                     yield f"{path}, row {row}", values
                     row += 1
         except MinipeftError:
@@ -41,7 +44,18 @@ def parquet_table(path: str) -> Table:
                 f"{path}, from row {row} on: not readable as parquet ({first_line(error)}); write the file again"
             ) from None
 
-    return Table(path, tuple(schema.names), read)
+    return Table(path, tuple(schema.names), read, classes)
+
+
+def _declared_classes(schema: Any) -> dict[str, tuple[str, ...]]:
+    """Return the class names of the columns that `datasets` has written as ClassLabel, or as lists of them."""
+    classes = {}
+    with suppress(ValueError, LookupError, TypeError, AttributeError):  # no metadata of `datasets`
+        for name, feature in parse_json(schema.metadata[b"huggingface"])["info"]["features"].items():
+            feature = feature.get("feature", feature)
+            if feature.get("_type") == "ClassLabel" and all(isinstance(label, str) for label in feature["names"]):
+                classes[name] = tuple(feature["names"])
+    return {name: names for name, names in classes.items() if name in schema.names}
 
 
 def _check_sizes(path: str, metadata: Any, names: Sequence[str]) -> None:
@@ -55,7 +69,7 @@ def _check_sizes(path: str, metadata: Any, names: Sequence[str]) -> None:
                 )
 
 
-def _rows(batch: Any) -> Iterator[Sequence[Any]]:
+def _rows(batch: Any, classes: Mapping[str, tuple[str, ...]]) -> Iterator[Sequence[Any]]:
     """Yield the values of each row of an Arrow batch; the longest texts of a dictionary are decoded a few at once."""
     import pyarrow
     import pyarrow.compute as pc
@@ -64,6 +78,9 @@ def _rows(batch: Any) -> Iterator[Sequence[Any]]:
     longest = max((pc.max(pc.binary_length(texts)).as_py() or 1 for texts in dictionaries), default=1)
     step = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, longest)))
     for start in range(0, batch.num_rows, step):
-        columns = batch.slice(start, step).columns
-        plain = [c.dictionary_decode() if pyarrow.types.is_dictionary(c.type) else c for c in columns]
-        yield from zip(*(column.to_pylist() for column in plain), strict=True)
+        values = []
+        for name, column in zip(batch.schema.names, batch.slice(start, step).columns, strict=True):
+            plain = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+            names = classes.get(name)
+            values.append([name_class(index, names) for index in plain.to_pylist()] if names else plain.to_pylist())
+        yield from zip(*values, strict=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
-from minipeft.errors import MinipeftError, format_names, nearest
+from minipeft.errors import MinipeftError, format_names, is_rank_zero, nearest
+
+logger = logging.getLogger("minipeft")
 
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 100, 1 << 20  # limits of the rows that are looked at before all are read
 HEADER_WORDS = 4  # a column name of so many words is rather a text
@@ -47,6 +51,17 @@ class Table:
             return [[row.get(name) for name in names] for row in self.first_rows]
         return [list(values) for _, values in islice(self.read(names), SAMPLE_ROWS)]
 
+    def read_labelled(self, names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+        """Read columns, of which the last one has the labels; where classes are declared, rows may have none."""
+        left_out = 0
+        for place, values in self.read(names):
+            if values[-1] is None and names[-1] in self.classes:
+                left_out += 1
+            else:
+                yield place, values
+        if left_out:
+            _warn_once(f"{self.place}: {left_out:,} rows without a {names[-1]} are left out")
+
     def missing(self, column: str, remedy: str) -> MinipeftError:
         """Return the error for a column that is not there; it says so if the file seems to have no header line."""
         meant = nearest(column, self.columns)
@@ -67,6 +82,13 @@ class Table:
             return True
         rows = self.head(self.columns)
         return any(value == name for row in rows for value, name in zip(row, self.columns, strict=True))
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    """Log a warning of a file that is read several times."""
+    if is_rank_zero():
+        logger.warning("%s", message)
 
 
 def stream(
@@ -92,6 +114,13 @@ def stream(
     if columns is None:
         columns = tuple(dict.fromkeys(name for _, row in first for name in row))
     return Table(place, columns, read, has_header=has_header, first_rows=[row for _, row in first])
+
+
+def name_class(value: Any, names: Sequence[str]) -> Any:
+    """Return the class name of an index, or of a list of them; None for the -1 of a row without a label."""
+    if isinstance(value, list):
+        return [name_class(index, names) for index in value]
+    return None if value is None or value < 0 else names[value]
 
 
 def concatenate(place: str, tables: Sequence[Table]) -> Table:

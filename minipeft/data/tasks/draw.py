@@ -40,7 +40,7 @@ class ValidationDraw:
     def mask(self) -> Array:
         """True for the drawn rows; the labels are read if they have not been."""
         if self.rows is None:
-            values = open_split(self.file).read([self.label_column])
+            values = open_split(self.file).read_labelled([self.label_column])
             targets = self.problem.store(self.problem.read(value, place) for place, (value,) in values)
             self.rows = len(targets), self.problem.strata(targets)
         return draw_mask(*self.rows, VALIDATION_FRACTION, VALIDATION_SEED)

@@ -177,7 +177,7 @@ def _glue_class(task: Task, label: Any, place: str) -> Any:
             break
     if isinstance(label, (int, float)) and label in range(len(task.labels)):
         return task.labels[int(label)]
-    hidden = " (GLUE hides the labels of its test split)" if label == -1 else ""
+    hidden = " (GLUE hides the labels of its test split)" if label in (-1, None) else ""
     classes = ", ".join(f"{index} {name}" for index, name in enumerate(task.labels))
     from minipeft.problems.labels import nearest_label
 
@@ -194,7 +194,7 @@ def read_examples(
         if name not in table.columns:
             raise table.missing(name, remedy)
     place = None
-    for place, values in table.read(wanted):
+    for place, values in table.read_labelled(wanted) if labelled else table.read(wanted):
         for name, text in zip(columns, values, strict=False):
             if not isinstance(text, str):
                 what = "null" if text is None else short_repr(text)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from table_formats import COMPRESS
 
 from minipeft import MinipeftError
+from minipeft.data.tables.memory import read_memory
 from minipeft.data.tables.open_table import Table
 from minipeft.data.tasks.custom import CustomData, custom_task, inspect_custom_data, is_custom
 from minipeft.data.tasks.splits import read_split
@@ -354,3 +355,102 @@ def test_an_error_names_the_line_where_a_row_of_several_lines_begins(tmp_path: P
     (tmp_path / "a.csv").write_text('text,label\n"two\nlines",a\n"more\nlines",\n')
     with pytest.raises(MinipeftError, match=r"a\.csv, line 4: the label is missing"):
         inspect(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_equal_numbers_are_one_class_in_every_format(ending: str, tmp_path: Path) -> None:
+    labels: list[Any] = [1, 1.0, 2] if ending != "parquet" else [1.0, 1.0, 2.0]
+    rows = [{"text": "a", "label": labels[number % 3]} for number in range(30)]
+    path = tmp_path / f"a.{ending}"
+    if ending == "csv":
+        path.write_text("text,label\n" + "".join(f"a,{('1', '1.0', '2', '+1')[number % 4]}\n" for number in range(40)))
+    else:
+        write(path, rows)
+    data = inspect(path, validation=str(write(tmp_path / "v.jsonl", [{"text": "a", "label": "1.00"}])))
+    assert data.task.labels == ("1", "2") and list(data.class_counts.values()) in ([20, 10], [30, 10])
+    assert list(read(data, "validation").labels) == [0] and list(read(data, "train").labels).count(0) in (20, 30)
+
+
+def test_names_that_differ_in_white_space_or_case_give_a_warning_with_their_counts(tmp_path: Path) -> None:
+    names = ["pos"] * 12 + ["pos "] * 3 + ["neg"] * 9 + ["Neg"] * 2
+    data = inspect(write(tmp_path / "a.jsonl", [{"text": "a film", "label": name} for name in names]))
+    assert data.task.labels == ("Neg", "neg", "pos", "pos ")
+    assert f"{tmp_path / 'a.jsonl'}: the label 'pos' (12 rows) and 'pos ' (3 rows) differ in white space" in str(
+        data.warnings
+    )
+    assert "'Neg' (2 rows) and 'neg' (9 rows)" in str(data.warnings)
+    rows = [{"text": "a film", "label": [name, "x"]} for name in names]
+    data = inspect(write(tmp_path / "b.jsonl", rows), label_type="multilabel")
+    assert "'pos' (12 rows) and 'pos ' (3 rows)" in str(data.warnings)
+
+
+@pytest.mark.parametrize("missing", [-1, None])
+@pytest.mark.parametrize("kind", ["memory", "parquet"])
+def test_rows_without_one_of_the_declared_classes_are_left_out_and_counted(
+    missing: int | None, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in SNLI, whose ClassLabel has -1 where the annotators did not agree."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["yes", "no"])})
+    labels = [(0, 1, missing)[number % 3] for number in range(60)]
+    texts = [f"text {number}" for number in range(60)]
+    rows = Dataset.from_dict({"text": texts, "label": labels}, features=features)
+    source: Any = read_memory(rows)
+    if kind == "parquet":
+        rows.to_parquet(tmp_path / f"{missing}.parquet")
+        source = tmp_path / f"{missing}.parquet"
+    usual = dict.fromkeys(("text_column", "pair_column", "label_column", "validation"))
+    data = inspect_custom_data("auto", source if kind == "memory" else str(source), label_type="auto", **usual)  # type: ignore[arg-type]
+    assert data.task.labels == ("yes", "no") and data.class_counts == {"yes": 20, "no": 20}
+    train, validation = read(data, "train"), read(data, "validation")
+    kept = sorted(text for text, label in zip(texts, labels, strict=True) if label not in (-1, None))
+    assert sorted(train.texts + validation.texts) == kept and len(validation) == 4
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] in (
+        ["20 rows without a label are left out"],
+        [],  # the warning of an earlier parameter, whose place has the same name
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["3,5", "4,25", "5"], "line 2: label '3,5' is a number with a comma, or a list. Write a decimal point"),
+        (["1.234,5", "12,0", "7"], r"line 2: label '1\.234,5' is a number with a comma"),
+        (["7", "1,234.5", "2"], r"line 3: label '1,234\.5' is a number with a comma"),
+    ],
+)
+def test_numbers_as_europeans_export_them_are_named(labels: list[str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text;label\n" + "".join(f"a film;{labels[number % 3]}\n" for number in range(30)))
+    with pytest.raises(MinipeftError, match=message):
+        inspect(path)
+    assert len(inspect(path, label_type="classes").task.labels) == 3
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        ["[0, 1, 0]", "[1, 0, 0]"],
+        ["[1, 0]", "[0, 1]"],
+        ["[true, false, false]", "[false, true, false]"],
+        ["[0.1, 0.9]", "[0.6, 0.4]"],
+        ['["0", "1", "1"]', '["0", "0", "0"]'],
+    ],
+)
+def test_vectors_of_zeros_and_ones_are_refused(vectors: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"text": "a", "label": {vectors[number % 2]}}}\n' for number in range(20)))
+    with pytest.raises(MinipeftError, match=r"line \d+: label .* is a vector\. Write the names or numbers"):
+        inspect(path, label_type="multilabel")
+
+
+def test_a_vector_in_the_validation_file_is_refused_and_lists_of_0_and_1_are_labels(tmp_path: Path) -> None:
+    train, validation = tmp_path / "a.jsonl", tmp_path / "v.jsonl"
+    lists = [[0, 1], [0], [], [2, 1]]
+    train.write_text("".join(json.dumps({"text": "a", "label": lists[n % 4]}) + "\n" for n in range(20)))
+    validation.write_text('{"text": "a", "label": [0, 1]}\n{"text": "a", "label": [0, 1, 0]}\n')
+    data = inspect(train, label_type="multilabel", validation=str(validation))
+    assert data.task.labels == ("0", "1", "2") and read(data, "train").labels[0] == (0, 1)
+    with pytest.raises(MinipeftError, match=r"v\.jsonl, line 2: label \[0, 1, 0\] is a vector"):
+        read(data, "validation")
