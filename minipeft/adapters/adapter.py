@@ -82,9 +82,12 @@ def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClass
         MinipeftError: before the model is changed, for an adapter of another base, an unknown type or setting, and a
             tensor that is missing, unused or of a wrong shape.
     """
-    folder = user_path(folder)
-    adapter = read_adapter(folder, model.config)
-    method, labels = adapter.method, adapter.details.get("labels")
+    return install_adapter(model, read_adapter(user_path(folder), model.config))
+
+
+def install_adapter(model: SequenceClassifier, adapter: Adapter) -> SequenceClassifier:
+    """Install an adapter that was read; see `load_adapter`."""
+    folder, method, labels = adapter.folder, adapter.method, adapter.details.get("labels")
     if labels and len(labels) != model.config.num_labels:
         raise MinipeftError(
             f"{folder}: the adapter has {len(labels)} labels, the model {model.config.num_labels}; "
@@ -190,13 +193,15 @@ def _head_of_model(
     Raises:
         MinipeftError: for a tensor that neither the adapter nor the model's checkpoint has.
     """
-    state = {_without_wrapper(name, model.config): tensor for name, tensor in adapter.state.items()}
     family, own = family_of(model.config), {}
+    state = dict(adapter.state)
+    for name in [name for name in state if ".base_layer." in name and _is_in_head(name, model.config)]:
+        state[name.replace(".base_layer.", ".")] = state.pop(name)  # so peft saves its bias with bias="all"
     for ours, theirs in family.head_names.items():
         part = next(module for module in family.head_modules if f".{module}." in f".{theirs}.")
         for leaf, tensor in model.head.get_submodule(ours).named_parameters():
             name = next(name for name in names if name.endswith(f".{theirs}.{leaf}"))
-            if name in state or part in adapter.modules_to_save:
+            if name in state or part in (adapter.content.get("modules_to_save") or []):
                 continue
             if f"head.{ours}.{leaf}" in model.new_tensors:
                 raise MinipeftError(
@@ -216,11 +221,6 @@ def _head_of_model(
 
 def _is_in_head(name: str, config: EncoderConfig) -> bool:
     return any(f".{theirs}." in name for theirs in family_of(config).head_names.values())
-
-
-def _without_wrapper(name: str, config: EncoderConfig) -> str:
-    """With bias="all", peft saves the bias of an adapted layer of the head under the name of its wrapper."""
-    return name.replace(".base_layer.", ".") if _is_in_head(name, config) else name
 
 
 @torch.no_grad()

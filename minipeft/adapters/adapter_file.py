@@ -15,7 +15,7 @@ from minipeft.errors import MinipeftError, check_choice, check_float, first_line
 from minipeft.files import parse_json, read_json
 from minipeft.methods import METHODS, MethodEntry, method_name
 from minipeft.methods.adapted import AdaptedLinear
-from minipeft.methods.peft_format import check_fields
+from minipeft.methods.peft_format import WITHOUT_EFFECT, check_fields
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig, check_distinct
 from minipeft.model.families import family_of, name_table, tensor_names
@@ -24,8 +24,6 @@ from minipeft.problems import PROBLEMS
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-
-
 LARGEST_CONFIG, LARGEST_DETAILS = 1 << 22, 1 << 24  # bytes of adapter_config.json, characters of the details
 LONGEST_NAME = 1000  # characters of a task's, a class's or a column's name
 
@@ -39,8 +37,6 @@ class Adapter:
         state: peft's name → the tensor.
         details: What travels with the tensors: labels, task, score, epoch.
         num_labels: Number of classes, from the head or the labels; None where neither is there.
-        modules_to_save: What peft saved in addition to the method; the model keeps its modules of the head that are
-            not among them.
     """
 
     folder: Path
@@ -49,7 +45,6 @@ class Adapter:
     state: dict[str, Tensor]
     details: dict[str, Any]
     num_labels: int | None
-    modules_to_save: tuple[str, ...]
 
 
 def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
@@ -66,22 +61,19 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     num_labels = _count_labels(state, labels, config, folder)
     try:
         method = _method(content, config)
-        saved = details.get("config")
-        of_weights = _method(saved, config) if isinstance(saved, dict) else method
-        saved_modules = content.get("modules_to_save") or ()
-        saved_modules = (saved_modules,) if isinstance(saved_modules, str) else tuple(saved_modules)
     except (MinipeftError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise MinipeftError(f"{folder / CONFIG}: no usable config of a method ({first_line(error)})") from None
-    if of_weights != method:
-        name, one, other = _first_differing_setting(method, of_weights)
-        raise MinipeftError(
-            f"{folder}: {name} is {short_repr(one)} in {CONFIG}, but {short_repr(other)} in {WEIGHTS}; "
-            "save the adapter again"
-        )
+    saved = details.get("config", content)  # a kill between the two renames of saving leaves files of two adapters
+    for name in content if isinstance(saved, dict) else ():
+        if name not in WITHOUT_EFFECT and content[name] != saved.get(name):
+            raise MinipeftError(
+                f"{folder}: {name} is {short_repr(content[name])} in {CONFIG}, but {short_repr(saved.get(name))} in "
+                f"{WEIGHTS}; save the adapter again"
+            )
     # With bias="all", peft writes the biases of modules_to_save again, under its wrappers' names.
     again = re.compile(r"\.(modules_to_save|original_module)\.(.*\.)?bias$")
     state = {name: tensor for name, tensor in state.items() if not again.search(name)}
-    return Adapter(folder, method, content, state, details, num_labels, saved_modules)
+    return Adapter(folder, method, content, state, details, num_labels)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -90,14 +82,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if path.is_file() and path.stat().st_size > LARGEST_CONFIG:
         raise MinipeftError(f"{path}: larger than {LARGEST_CONFIG >> 20} MiB, which no adapter's config is")
     return read_json(path)
-
-
-def _first_differing_setting(method: Any, other: Any) -> tuple[str, Any, Any]:
-    if type(method) is type(other):
-        for name in (f.name for f in fields(method)):
-            if getattr(method, name) != getattr(other, name):
-                return name, getattr(method, name), getattr(other, name)
-    return "the method", method, other
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

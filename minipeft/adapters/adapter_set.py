@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minipeft.adapters.adapter import load_adapter
+from minipeft.adapters.adapter import install_adapter
 from minipeft.adapters.adapter_file import CONFIG, read_adapter
 from minipeft.data.batches.packing import PackedBatch, reorder
 from minipeft.errors import MinipeftError, check_float
@@ -124,7 +124,7 @@ class AdapterSet(nn.Module):
         for path, frozen, _ in self._places:
             model.encoder.set_submodule(path, frozen)
         try:
-            load_adapter(model, folder)
+            install_adapter(model, adapter)
             for path, frozen, grouped in self._places:
                 lora = model.encoder.get_submodule(path)
                 if isinstance(lora, LoRALinear):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from minipeft.adapters.adapter import load_adapter
+from minipeft.adapters.adapter import install_adapter
 from minipeft.adapters.adapter_file import CONFIG, read_adapter, read_config
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.device import choose_device, choose_max_tokens
@@ -71,7 +71,7 @@ def load_adapter_folder(folder: Path, device: str, precision: str, pairs: bool |
     adapter = read_adapter(folder, config)
     if adapter.num_labels is None:
         raise MinipeftError(f"{folder}: no classification head in it. Train one, or name another adapter.")
-    model = load_adapter(load_without_warnings(base, adapter.num_labels), folder)
+    model = install_adapter(load_without_warnings(base, adapter.num_labels), adapter)
     settings = {"method": type(adapter.method).__name__, "model": name}
     task = _task(adapter.details.get("task") or folder.name, model.config, adapter.details, pairs)
     match_labels(model, task, folder)

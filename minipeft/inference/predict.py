@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minipeft.adapters.adapter import load_adapter
+from minipeft.adapters.adapter import install_adapter
 from minipeft.adapters.adapter_file import read_adapter
 from minipeft.adapters.merging import check_export_folder, merged_copy, save_merged
 from minipeft.data.tables.find_files import list_files
@@ -237,10 +237,10 @@ def load_run(
             f"{model.config.max_length}; train again"
         )
     _warn_if_unfinished(folder, settings, task)
-    cast_frozen(load_adapter(model, folder / "adapter"), dtype)
-    match_labels(model, task, folder / "adapter")
-    details = read_adapter(folder / "adapter", model.config).details
-    task = replace(task, problem=task.problem.with_details(details))
+    adapter = read_adapter(folder / "adapter", model.config)
+    cast_frozen(install_adapter(model, adapter), dtype)
+    match_labels(model, task, adapter.folder)
+    task = replace(task, problem=task.problem.with_details(adapter.details))
     device = choose_device(device)
     return LoadedRun(model.to(device).eval(), load_tokenizer(model_folder), task, settings, device)
 

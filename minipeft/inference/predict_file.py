@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from minipeft.files import LEASE, check_ownership, read_json, user_path, write_a
 from minipeft.inference.predict import load_run
 from minipeft.lease import Lease, clear_folder
 from minipeft.training.reporting.epoch_table import disable_bar
+from minipeft.training.run_folder.signals import handle_signals
 from minipeft.version import __version__
 
 logger = logging.getLogger("minipeft")
@@ -261,20 +261,15 @@ def _print(text: str) -> None:
 
 @contextmanager
 def _raise_on_signals(target: Path, remove: Path | None) -> Iterator[None]:
-    """Raise Interrupted on SIGINT and SIGTERM, and remove the folder `remove`, which cannot be resumed from."""
+    """Raise Interrupted on a signal that ends a process; remove the folder `remove`, which cannot be resumed from."""
     remedy = "the same command continues with the chunks that are done" if remove is None else "run the command again"
 
     def stop(number: int, frame: Any) -> None:
         raise Interrupted(number, f"stopped, {target} is not written; {remedy}")
 
     try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # only the main thread gets signals
-        before = {}
-    try:
-        yield
+        with handle_signals(stop):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         if remove is not None:
             shutil.rmtree(remove, ignore_errors=True)

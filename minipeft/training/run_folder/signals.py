@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# A terminal that closes sends SIGHUP, which Windows lacks.
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextmanager
+def handle_signals(handler: Callable[[int, Any], object]) -> Iterator[None]:
+    """Call `handler` on the signals that end a process; one that is ignored, as nohup ignores SIGHUP, stays ignored."""
+    try:
+        before = {number: signal.signal(number, handler) for number in ENDING if not _is_ignored(number)}
+    except ValueError:  # only the main thread gets signals
+        before = {}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 @contextmanager
 def collect_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step ends before the run does; a second signal ends it at once."""
+    """Collect the signals, so that a step ends before the run does; a second signal ends it at once."""
     received: list[int] = []
+    before = {number: handler for number in ENDING if (handler := signal.getsignal(number)) is not None}
 
     def collect(number: int, frame: Any) -> None:
         received.append(number)
         for name, handler in before.items():
             signal.signal(name, handler)
 
-    try:
-        before = {name: signal.signal(name, collect) for name in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # only the main thread gets signals
-        before = {}
-    try:
+    with handle_signals(collect):
         yield received
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN
