@@ -18,8 +18,8 @@ from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.pretrained import save_checkpoint
 
 TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("vocab.json", "merges.txt", "vocab.txt"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "spm.model", "sentencepiece.bpe.model"),
 )
 
 
@@ -91,7 +91,7 @@ def save_merged(merged: SequenceClassifier, folder: str | Path) -> None:
             make_folder(model)
             save_checkpoint(merged, model)
             if merged.folder is not None:
-                _copy_tokenizer(merged.folder, model)
+                _save_tokenizer(merged.folder, model)
             if folder.is_dir():
                 folder.rmdir()  # it is empty, and a rename onto it fails on Windows
             check_ownership(model)
@@ -102,10 +102,11 @@ def save_merged(merged: SequenceClassifier, folder: str | Path) -> None:
             ) from None
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files; where only spm.model exists, write what it says as tokenizer.json."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    if (source / "spm.model").is_file() and not (target / "tokenizer.json").is_file():
+def _save_tokenizer(source: Path, target: Path) -> None:
+    """Write a checkpoint's tokenizer as one tokenizer.json, or copy files that minipeft cannot read."""
+    try:
         load_tokenizer(source).save(target)
+    except MinipeftError:
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-EXTRAS = {"tokenizer_config.json", "special_tokens_map.json", "sentencepiece.bpe.model"}
+EXTRAS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model"}
 RERUN = "run the same command again"
 BY_HAND = "put config.json, model.safetensors and tokenizer.json in a folder and pass --model DIR"
 ANSWER_SECONDS = 10.0

@@ -131,7 +131,7 @@ def encode_windows(
             else:
                 strategies["only_first" if first > second else "only_second"].append(number)
     for strategy, numbers in strategies.items():
-        tokenizer.tokenizer.enable_truncation(max_length, stride=stride, strategy=strategy)
+        tokenizer.tokenizer.enable_truncation(max_length, stride=stride, strategy=strategy, direction=tokenizer.side)
         inputs: list[Any] = [texts[n] if pairs is None else (texts[n], pairs[n]) for n in numbers]
         for number, encoding in zip(numbers, tokenizer.tokenizer.encode_batch(inputs), strict=True):
             windows[number] = [encoding, *encoding.overflowing]

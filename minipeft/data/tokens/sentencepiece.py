@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers
 
 from minipeft.files import read_small
 
@@ -25,15 +25,13 @@ CHARSMAP = 2
 SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")  # what DeBERTa's template and padding need
 
 
-def read_spm(path: Path) -> Tokenizer:
-    """Return the tokenizer of a DeBERTa-v3 checkpoint.
-
-    It gives SentencePiece's own ids within the template [CLS] A [SEP] B [SEP]; [MASK] is the first id after the pieces.
+def read_spm(path: str | Path) -> Tokenizer:
+    """Return the model and the normalization of a DeBERTa-v3 checkpoint; pieces that a user defined are added tokens.
 
     Raises:
         ValueError: for a file that is damaged, is not a Unigram model, or lacks DeBERTa's special tokens.
     """
-    content = list(_fields(read_small(path)))
+    content = list(_fields(read_small(Path(path))))
     pieces = [dict(_fields(value)) for number, value in content if number == PIECES]
     specs = {number: dict(_fields(value)) for number, value in content if number in (TRAINER, NORMALIZER)}
     trainer = specs.get(TRAINER, {})
@@ -48,23 +46,16 @@ def read_spm(path: Path) -> Tokenizer:
     )
     charsmap = specs.get(NORMALIZER, {}).get(CHARSMAP)
     tokenizer.normalizer = normalizers.Sequence(
-        [
-            *([normalizers.Precompiled(charsmap)] if charsmap else []),
-            normalizers.Replace(Regex(" {2,}"), " "),
-            normalizers.Strip(),
-        ]
+        [*([normalizers.Precompiled(charsmap)] if charsmap else []), *spm_normalizers()]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(name, names.index(name)) for name in ("[CLS]", "[SEP]")],
-    )
-    tokenizer.add_special_tokens([*SPECIALS, "[MASK]"])
     own = [name for name, piece in zip(names, pieces, strict=True) if piece.get(TYPE) == USER_DEFINED]
     tokenizer.add_tokens([AddedToken(name, normalized=False) for name in own])
     return tokenizer
+
+
+def spm_normalizers() -> list[normalizers.Normalizer]:
+    """Return what SentencePiece does after its map of characters: runs of spaces are one space, none at the ends."""
+    return [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

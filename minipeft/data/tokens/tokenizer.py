@@ -2,23 +2,29 @@
 
 roberta, xlm-roberta, camembert    <s> A </s>    and    <s> A </s></s> B </s>
 the other families                 [CLS] A [SEP] and    [CLS] A [SEP] B [SEP], token types 0 … 0 1 … 1
+
+`tokenizer_classes.py` reads the files, and `tokenizer_limits.py` bounds what they may cost.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from tokenizers import AddedToken, Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Tokenizer
 
+from minipeft.data.tokens.tokenizer_classes import ROBERTA_TOKENS, ROLES, Settings, read_tokenizer
+from minipeft.data.tokens.tokenizer_limits import check_limits
 from minipeft.errors import MinipeftError, first_line, is_unicode, short_repr
-from minipeft.files import read_small
+from minipeft.files import write_json
 
 ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+KEPT_SETTINGS = (  # of tokenizer_config.json, in addition to the special tokens; the others are in tokenizer.json
+    *("model_max_length", "model_input_names", "truncation_side", "padding_side"),
+    *("split_special_tokens", "clean_up_tokenization_spaces"),
+)
 
 
 class TokenIds(list[int]):
@@ -35,15 +41,26 @@ class Tokenizer:
     Args:
         tokenizer: The `tokenizers.Tokenizer`.
         folder: The folder that it was read from, for messages.
+        settings: Its settings, as tokenizer_config.json holds them.
 
     Attributes:
         truncated: The number of examples that `encode` has truncated so far.
     """
 
-    def __init__(self, tokenizer: _Tokenizer, folder: Path) -> None:
+    def __init__(self, tokenizer: _Tokenizer, folder: Path, settings: Settings | None = None) -> None:
         self.tokenizer = tokenizer
         self.folder = folder
+        self.settings = settings or {}
         self.truncated = 0
+
+    def __repr__(self) -> str:
+        model = type(self.tokenizer.model).__name__
+        return f"Tokenizer({str(self.folder)!r}, {model}, {self.vocab_size:,} entries, truncates the {self.side})"
+
+    @property
+    def side(self) -> str:
+        """The side that truncation removes: "right" or "left"."""
+        return self.settings.get("truncation_side", "right")
 
     @property
     def vocab_size(self) -> int:
@@ -95,7 +112,7 @@ class Tokenizer:
         if pairs is not None and len(pairs) != len(texts):
             raise MinipeftError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs one pair")
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_length, strategy="longest_first")
+        self.tokenizer.enable_truncation(max_length, strategy="longest_first", direction=self.side)
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         with _rust_errors(f"{self.folder}: the tokenizer cannot encode the texts"):
             encodings = self.tokenizer.encode_batch(inputs)
@@ -124,93 +141,37 @@ class Tokenizer:
         return self.tokenizer.decode(list(ids))
 
     def save(self, folder: Path) -> None:
-        """Write `folder`/tokenizer.json, without truncation or padding settings."""
+        """Write `folder`/tokenizer.json and tokenizer_config.json, from which transformers gives the same ids."""
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.tokenizer.save(str(folder / "tokenizer.json"))
+        kept = {name: self.settings[name] for name in (*ROLES, *KEPT_SETTINGS) if self.settings.get(name) is not None}
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **kept})
 
 
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
     """Load a checkpoint's tokenizer from tokenizer.json, or from vocab.json and merges.txt, vocab.txt or spm.model.
 
+    The settings in tokenizer_config.json hold, and the added tokens there, in special_tokens_map.json and in
+    added_tokens.json, as in transformers: see `tokenizer_classes.py`.
+
     Args:
         name_or_dir: A name or folder, as in `load_pretrained`.
 
     Raises:
-        MinipeftError: for a name that cannot be found or downloaded, and for missing or damaged files.
+        MinipeftError: for a name that cannot be found or downloaded, for missing or damaged files, for an unsupported
+            class or setting, and for a tokenizer.json that may take unbounded time or memory.
     """
     from minipeft.hub.hub import resolve_model
 
     folder, _ = resolve_model(str(name_or_dir))
-    whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     with _rust_errors(f"{folder}: the tokenizer files cannot be read"):
-        if whole.is_file():
-            tokenizer = _Tokenizer.from_buffer(read_small(whole))
-            _add_special_tokens(tokenizer, folder)
-            return Tokenizer(tokenizer, folder)
-        if vocab.is_file() and merges.is_file():
-            for path in (vocab, merges):
-                read_small(path)  # raises for a file that is too large
-            bpe = _byte_level_bpe(models.BPE.from_file(str(vocab), str(merges)))
-            if bpe.token_to_id("<s>") is None:
-                raise ValueError("vocab.json has no <s>")
-            return Tokenizer(bpe, folder)
-        if (folder / "vocab.txt").is_file():
-            return Tokenizer(_word_piece(folder), folder)
-        if (folder / "spm.model").is_file():
-            from minipeft.data.tokens.sentencepiece import read_spm
-
-            return Tokenizer(read_spm(folder / "spm.model"), folder)
-    for name in ("sentencepiece.bpe.model", "spiece.model"):
-        if (folder / name).is_file():
-            raise MinipeftError(
-                f"{folder}: {name} is a SentencePiece model, which is unsupported without a tokenizer.json. "
-                "Save the tokenizer with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            )
-    raise MinipeftError(
-        f"{folder}: no tokenizer.json, vocab.json + merges.txt, vocab.txt or spm.model; "
-        "put the checkpoint's tokenizer files there"
-    )
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """Return the content of tokenizer_config.json, empty if there is none."""
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(read_small(path)) if path.is_file() else {}
-    if not isinstance(settings, dict):
-        raise ValueError("tokenizer_config.json holds no JSON object")
-    return settings
-
-
-def _add_special_tokens(tokenizer: _Tokenizer, folder: Path) -> None:
-    """Keep the special tokens that only tokenizer_config.json names whole, where the vocabulary has them."""
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    for name, value in _settings(folder).items():
-        token = value.get("content") if isinstance(value, dict) else value
-        if not name.endswith("_token") or not isinstance(token, str) or token in known:
-            continue
-        if tokenizer.token_to_id(token) is not None:
-            tokenizer.add_special_tokens([token])
-
-
-def _word_piece(folder: Path) -> _Tokenizer:
-    """Build BERT's tokenizer from vocab.txt and the settings in tokenizer_config.json, as transformers does."""
-    settings = _settings(folder)
-    read_small(folder / "vocab.txt")  # raises for a file that is too large
-    tokenizer = _Tokenizer(models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token="[UNK]"))
-    tokenizer.add_special_tokens(["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"])
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    separator, start = tokenizer.token_to_id("[SEP]"), tokenizer.token_to_id("[CLS]")
-    if separator is None or start is None:
-        raise ValueError("vocab.txt has no [CLS] or [SEP]")
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", separator), ("[CLS]", start))
-    return tokenizer
+        tokenizer, settings = read_tokenizer(folder)
+    try:
+        check_limits(tokenizer)
+    except ValueError as error:
+        raise MinipeftError(f"{folder}: the tokenizer is refused: {error}. Use another checkpoint.") from None
+    return Tokenizer(tokenizer, folder, settings)
 
 
 @contextmanager
@@ -218,6 +179,8 @@ def _rust_errors(message: str) -> Iterator[None]:
     """Convert the errors of `tokenizers`: a plain Exception for a bad file, a BaseException if its Rust code panics."""
     try:
         yield
+    except MinipeftError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -231,7 +194,10 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Toke
 
     Reference: Sennrich et al. 2016; on bytes, Radford et al. 2019.
     """
-    tokenizer = _byte_level_bpe(models.BPE(), lowercase=True)
+    tokenizer = _Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=ROBERTA_SPECIALS,
@@ -239,41 +205,10 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Toke
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(lines, trainer)
-    _set_roberta_template(tokenizer)
+    first, last = (ROBERTA_SPECIALS.index(token) for token in ("<s>", "</s>"))
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", last), ("<s>", first), add_prefix_space=False)
     folder.mkdir(parents=True, exist_ok=True)
-    trained = Tokenizer(tokenizer, folder)
+    settings = {"model_max_length": 512, "model_input_names": ["input_ids", "attention_mask"], **ROBERTA_TOKENS}
+    trained = Tokenizer(tokenizer, folder, settings)
     trained.save(folder)
-    # This class reads tokenizer.json unchanged; RobertaTokenizer of transformers 5 would drop the lower-casing.
-    names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 512,
-        "model_input_names": ["input_ids", "attention_mask"],
-        **{f"{role}_token": token for role, token in names.items()},
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return trained
-
-
-def _byte_level_bpe(model: models.BPE, lowercase: bool = False) -> _Tokenizer:
-    """RoBERTa's pipeline around a BPE model: GPT-2's byte-level split, its special tokens, its template."""
-    tokenizer = _Tokenizer(model)
-    if lowercase:
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=lowercase)
-    tokenizer.decoder = decoders.ByteLevel()
-    if tokenizer.token_to_id("<s>") is not None:
-        mask = AddedToken(
-            "<mask>", lstrip=True
-        )  # lstrip: it includes the space before it, as in roberta-base's tokenizer.json
-        tokenizer.add_special_tokens([*ROBERTA_SPECIALS[:-1], mask])
-        _set_roberta_template(tokenizer)
-    return tokenizer
-
-
-def _set_roberta_template(tokenizer: _Tokenizer) -> None:
-    start, end = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
-    assert start is not None and end is not None
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", end), ("<s>", start), trim_offsets=True, add_prefix_space=False
-    )

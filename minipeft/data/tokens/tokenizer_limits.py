@@ -1,0 +1,132 @@
+"""Bounds on what a tokenizer.json may cost, checked once when it is loaded, so that encoding needs no limit of its own.
+
+The `tokenizers` library runs any pipeline that a file describes: 28 replacements of a by aa make 2^28 letters of one,
+and a regular expression can take hours on one line. Neither Ctrl-C nor an exception reaches a process in such a call.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer
+
+LARGEST_EXPANSION = 32  # characters that a pipeline may make of one; NFKC makes 18 of one ligature
+MOST_STEPS = 64  # of a normalizer, a pre-tokenizer or a decoder
+LONGEST_WORD = 1000  # WordPiece's max_input_chars_per_word: the time grows with its square
+LONGEST_AFFIX = 16  # characters of a prefix or a suffix that the model adds to each piece
+LONGEST_PATTERN = 4000  # characters of a regular expression
+MOST_LOOPS, MOST_CHOICES = 2, 6  # in one alternative of a regular expression: the time is length ** MOST_LOOPS
+SHORT_LOOP = 16  # repetitions that count as a choice
+
+
+def check_limits(tokenizer: Tokenizer) -> None:
+    """Raise ValueError if a text can cost far more time or memory than its length."""
+    expansion = 1
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        steps = list(pipeline_steps(getattr(tokenizer, name)))
+        if len(steps) > MOST_STEPS:
+            raise ValueError(f"the {name} has {len(steps)} steps, more than {MOST_STEPS}")
+        expansion = 1 if name == "decoder" else expansion
+        for step in steps:
+            expansion *= _expansion(step)
+        if expansion > LARGEST_EXPANSION:
+            raise ValueError(f"the {name} makes more than {LARGEST_EXPANSION} characters of one")
+    if getattr(tokenizer.model, "max_input_chars_per_word", 0) > LONGEST_WORD:
+        raise ValueError(f"max_input_chars_per_word is more than {LONGEST_WORD}")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if len(getattr(tokenizer.model, name, None) or "") > LONGEST_AFFIX:
+            raise ValueError(f"{name} has more than {LONGEST_AFFIX} characters")
+    for step in pipeline_steps(tokenizer.post_processor):
+        for name, texts in (("single", ["A"]), ("pair", ["A", "B"])):
+            used = [piece["Sequence"]["id"] for piece in step.get(name, ()) if "Sequence" in piece]
+            if name in step and used != texts:
+                raise ValueError(f"the {name} template of the post_processor does not hold each text once")
+
+
+def pipeline_steps(component: Any) -> Iterator[dict[str, Any]]:
+    """Yield the settings of a component, or of each one in a sequence of them."""
+    waiting = [] if component is None else [json.loads(component.__getstate__())]
+    while waiting:
+        step = waiting.pop()
+        if step["type"] == "Sequence":
+            waiting.extend(reversed(next(value for value in step.values() if isinstance(value, list))))
+        else:
+            yield step
+
+
+def _expansion(step: dict[str, Any]) -> int:
+    """Return how many characters a step makes of one at most; 1 for steps that expand once and not when repeated."""
+    kind = step["type"]
+    if kind == "ByteLevel":
+        return 2
+    if kind == "Prepend":
+        return 1 + len(step["prepend"])
+    if kind == "Precompiled":  # the length of a trie in 4 bytes, the trie, and the replacements
+        charsmap = base64.b64decode(step["precompiled_charsmap"] or "")
+        replacements = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].decode(errors="replace")
+        return max(1, *map(len, replacements.split("\0")))
+    pattern = step.get("pattern")
+    if not isinstance(pattern, dict):
+        return 1
+    shortest = check_pattern(pattern["Regex"]) if "Regex" in pattern else len(pattern["String"])
+    content = len(step.get("content", ""))
+    return max(1, -(-content // shortest)) if shortest else 1 + content  # an empty match leaves the character there
+
+
+# What a regular expression (Oniguruma's) may consist of.
+_CLASS = r"\[(?:\\.|\[(?:\\.|[^\[\]\\])*\]|[^\[\]\\])*\]"
+_CHARACTER = rf"\\[pPx]\{{[^}}]*\}}|\\[^0-9a-zA-Z]|\\[acdDefnhHrsStvwW]|{_CLASS}|[^\\\[\](){{}}|*+?^$]"
+_PART = re.compile(
+    rf"(?:(?P<character>{_CHARACTER})"
+    r"|\((?:\?i?:)?(?P<words>[^\\\[\](){}*+?^$]+)\)"  # (?i:'s|'t|'re)
+    rf"|(?P<empty>\(\?<?[=!](?:{_CHARACTER})\)|\\[AbBzZ]|\^|\$))"
+    r"(?:(?P<sign>[*+?])[?+]?|\{(?P<least>\d+)(?P<comma>,?)(?P<most>\d*)\}\??)?(?![*+?{])"
+    r"|(?P<or>\|)",
+    re.DOTALL,
+)
+
+
+def check_pattern(pattern: str) -> int:
+    """Return the length of the shortest match of a regular expression.
+
+    Raises:
+        ValueError: for a pattern that may backtrack catastrophically. Known to be safe are alternatives of characters,
+            character classes and words, each with a quantifier, with at most two unbounded quantifiers in a row.
+    """
+    unsupported = ValueError(f"the regular expression {pattern[:60]!r} may take hours on one text")
+    if len(pattern) > LONGEST_PATTERN:
+        raise unsupported
+    position = length = loops = choices = 0
+    lengths = []
+    while position < len(pattern):
+        part = _PART.match(pattern, position)
+        if part is None:
+            raise unsupported
+        position = part.end()
+        if part["or"]:
+            lengths.append(length)
+            length = loops = choices = 0
+            continue
+        least, most = _bounds(part)
+        words = part["words"] or ""
+        shortest = min(map(len, words.split("|"))) if words else part["empty"] is None
+        length += least * shortest
+        loops += most > SHORT_LOOP
+        choices += (least != most) + ("|" in words)
+        if loops > MOST_LOOPS or choices > MOST_CHOICES or (words and most > 1):
+            raise unsupported
+    return min([*lengths, length])
+
+
+def _bounds(part: re.Match[str]) -> tuple[int, float]:
+    """Return the least and the most repetitions that a quantifier allows."""
+    if part["sign"]:
+        return int(part["sign"] == "+"), 1 if part["sign"] == "?" else float("inf")
+    least = int(part["least"] or 1)
+    if not part["comma"]:
+        return least, least
+    return least, int(part["most"]) if part["most"] else float("inf")
