@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from minipeft.errors import MinipeftError, check_int
 from minipeft.training.settings import checks
 from minipeft.training.settings.setting import check_given, rows, setting
 
-GROUP = "runner"
+RUNNER = partial(setting, group="runner")
 
 
 @dataclass(frozen=True)
 class RunnerOptions:
     """The flags --runner, --jobs, …; None: not given."""
 
-    runner: str = setting(
-        "local", checks.choice("local", "ray"), GROUP, "local, or ray: on a Ray cluster that shares --output"
+    runner: str = RUNNER("local", checks.choice("local", "ray"), "local, or ray: on a Ray cluster that shares --output")
+    jobs: int | None = RUNNER(
+        None, check_int, "at once [CPU: by cores and memory; --jobs-per-gpu on each GPU; ray: all]", "N"
     )
-    jobs: int | None = setting(
-        None, check_int, GROUP, "at once [CPU: by cores and memory; --jobs-per-gpu on each GPU; ray: all]", metavar="N"
+    jobs_per_gpu: int = RUNNER(1, check_int, "at once on each GPU of this machine", "N")
+    ray_address: str | None = RUNNER(
+        None, checks.text, "of a Ray cluster [RAY_ADDRESS, or a Ray on this machine]", "ADDRESS"
     )
-    jobs_per_gpu: int = setting(1, check_int, GROUP, "at once on each GPU of this machine", metavar="N")
-    ray_address: str | None = setting(
-        None, checks.text, GROUP, "of a Ray cluster [RAY_ADDRESS, or a Ray on this machine]", metavar="ADDRESS"
-    )
-    cpus_per_run: float = setting(1.0, checks.above_zero, GROUP, "CPUs, and threads, of each on Ray", metavar="N")
-    gpus_per_run: float | None = setting(
-        None, checks.not_negative, GROUP, "GPUs of each on Ray, such as 0.5 [1 if the cluster has any]", metavar="N"
+    cpus_per_run: float = RUNNER(1.0, checks.above_zero, "CPUs, and threads, of each on Ray", "N")
+    gpus_per_run: float | None = RUNNER(
+        None, checks.not_negative, "GPUs of each on Ray, such as 0.5 [1 if the cluster has any]", "N"
     )
 
     @classmethod

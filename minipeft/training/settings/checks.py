@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -66,24 +65,20 @@ def texts(flag: str, value: Any) -> list[str]:
     return list(several)
 
 
-def fraction(flag: str, value: Any) -> float:
-    if not 0 < (number := not_negative(flag, value)) < 1:
-        raise MinipeftError(
-            f"{flag} {short_repr(value)} is not a fraction of the training split. Choose one such as 0.1."
-        )
-    return number
+def limited(fits: Callable[[float], bool], rule: str) -> Callable[[str, Any], float]:
+    """Return the check of a number of 0 or more that `fits`; `rule` ends the error message."""
+
+    def check(flag: str, value: Any) -> float:
+        if not fits(number := not_negative(flag, value)):
+            raise MinipeftError(f"{flag} {short_repr(value)} is not {rule}")
+        return number
+
+    return check
 
 
-def below_one(flag: str, value: Any) -> float:
-    if not (number := not_negative(flag, value)) < 1:
-        raise MinipeftError(f"{flag} {short_repr(value)} is not a number from 0 to below 1. Choose a smaller one.")
-    return number
-
-
-def above_zero(flag: str, value: Any) -> float:
-    if not (number := not_negative(flag, value)) > 0:
-        raise MinipeftError(f"{flag} {short_repr(value)} is not above 0. Choose a larger one.")
-    return number
+fraction = limited(lambda number: 0 < number < 1, "a fraction of the training split. Choose one such as 0.1.")
+below_one = limited(lambda number: number < 1, "a number from 0 to below 1. Choose a smaller one.")
+above_zero = limited(lambda number: number > 0, "above 0. Choose a larger one.")
 
 
 def separator(flag: str, value: Any) -> str:
@@ -115,12 +110,11 @@ def class_weights(flag: str, value: Any) -> str | dict[str, float]:
     for one in given:
         name, equals, weight = one.rpartition("=")
         try:
-            number = float(weight)
+            weights[name] = above_zero(f"{flag} {name}", float(weight if equals else ""))
         except ValueError:
-            number = math.nan
-        if not equals or math.isnan(number):
-            raise MinipeftError(f"{flag}: {one!r} is not NAME=WEIGHT. Write it such as spam=5, or pass balanced.")
-        weights[name] = above_zero(f"{flag} {name}", number)
+            raise MinipeftError(
+                f"{flag}: {one!r} is not NAME=WEIGHT. Write it such as spam=5, or pass balanced."
+            ) from None
     return weights
 
 

@@ -82,16 +82,6 @@ class Job:
         return check_same_settings(self.output, self.schedule, self.config)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the settings name: the task, and the method with the adapter that it is initialized from."""
-
-    task: Task
-    custom: CustomData | None
-    method: Any
-    initial_adapters: tuple[Adapter, ...]
-
-
 def resolve(given: Mapping[str, Any]) -> Job:
     """Choose everything that the settings leave open.
 
@@ -116,31 +106,31 @@ def resolve(given: Mapping[str, Any]) -> Job:
 
     if settings.resume and settings.output is not None:
         settings = continued(Path(settings.output))
-    found = _find(settings, processes)
-    output = processes.on_rank_zero(lambda: choose_output(settings, found.task, found.method))
+    task, custom, method, adapters = _find(settings, processes)
+    output = processes.on_rank_zero(lambda: choose_output(settings, task, method))
     if settings.resume and settings.output is None:  # the name of the folder follows from the task and the method
         settings = continued(output)
-        found = _find(settings, processes)
+        task, custom, method, adapters = _find(settings, processes)
 
-    if "select_by" not in given and settings.select_by not in (None, "eval_loss", *found.task.metrics):
+    if "select_by" not in given and settings.select_by not in (None, "eval_loss", *task.metrics):
         # Only a run whose data have other labels now; `check_same_settings` raises by the setting that has changed.
         settings = dataclasses.replace(settings, select_by=None)
 
     model = processes.once_per_node(lambda: choose_model(settings.model))
-    data = processes.once_per_node(lambda: choose_source(settings, found.task, found.custom))
+    data = processes.once_per_node(lambda: choose_source(settings, task, custom))
     precision = choose_precision(settings.precision, device)
     hidden_size, model_type = model.config.hidden_size, model.config.model_type
-    defaults = recipe(None if found.custom else found.task.name, settings.method, hidden_size, model_type)
+    defaults = recipe(None if custom else task.name, settings.method, hidden_size, model_type)
     max_tokens = settings.max_tokens or choose_max_tokens(device, precision, hidden_size)
     schedule = choose_schedule(settings, data, defaults, max_tokens)
-    max_length = choose_max_length(settings.max_length, found.method, model.config.max_length)
+    max_length = choose_max_length(settings.max_length, method, model.config.max_length)
     complete = dataclasses.replace(
         settings,
         **_settings_of_task(settings, data.task),
-        **{name: getattr(found.method, name) for name in METHOD_FLAGS if hasattr(found.method, name)},
-        method_options=non_default_options(found.method),
+        **{name: getattr(method, name) for name in METHOD_FLAGS if hasattr(method, name)},
+        method_options=non_default_options(method),
         model=_model_to_reload(settings.model, model.folder),
-        init_adapter=str(found.initial_adapters[0].folder.resolve()) if found.initial_adapters else None,
+        init_adapter=str(adapters[0].folder.resolve()) if adapters else None,
         epochs=schedule.epochs,
         steps=schedule.steps or None,
         lr=schedule.lr,
@@ -152,13 +142,13 @@ def resolve(given: Mapping[str, Any]) -> Job:
         precision=precision,
         output=str(output),
     )
-    job = Job(complete, data, model, found.method, found.initial_adapters, schedule, max_length, output, processes)
+    job = Job(complete, data, model, method, adapters, schedule, max_length, output, processes)
     processes.on_rank_zero(job.check_same_settings)
     return job
 
 
-def _find(settings: TrainSettings, processes: Processes) -> _Found:
-    """Find the task and the method; an initial adapter has the method, and the model the adapter's shape."""
+def _find(settings: TrainSettings, processes: Processes) -> tuple[Task, CustomData | None, Any, tuple[Adapter, ...]]:
+    """Return the task, and the method with the adapter that it is initialized from, if any."""
 
     def method_of(adapters: tuple[Adapter, ...]) -> Any:
         check_windows(settings)
@@ -175,7 +165,7 @@ def _find(settings: TrainSettings, processes: Processes) -> _Found:
         method = processes.on_rank_zero(lambda: method_of(adapters))
     loss = LossSettings(settings.class_weights or "", settings.label_smoothing)
     processes.on_rank_zero(lambda: loss.check(task))
-    return _Found(task, custom, method, adapters)
+    return task, custom, method, adapters
 
 
 def _settings_of_task(settings: TrainSettings, task: Task) -> dict[str, Any]:

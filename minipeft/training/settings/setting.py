@@ -78,16 +78,18 @@ class Setting:
 def setting(
     default: Any,
     check: Callable[[str, Any], Any],
-    group: str,
     help: str,
-    *,
     metavar: str | None = None,
+    *,
+    group: str,
     several: bool = False,
     on_resume: OnResume = "equal",
 ) -> Any:
     """Return a dataclass field that is a row of a table; the arguments are the attributes of `Setting`."""
-    row = {"check": check, "group": group, "help": help, "metavar": metavar}
-    return dataclasses.field(default=default, metadata={**row, "several": several, "on_resume": on_resume})
+    row = {"check": check, "help": help, "metavar": metavar}
+    return dataclasses.field(
+        default=default, metadata={**row, "group": group, "several": several, "on_resume": on_resume}
+    )
 
 
 def rows(table: type[Any]) -> dict[str, Setting]:

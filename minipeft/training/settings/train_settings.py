@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from minipeft.data.tables.memory import is_in_memory, read_memory
@@ -28,212 +29,147 @@ METHOD_NAMES = ", ".join(METHODS)
 METHOD_FLAGS = ("rank", "alpha", "dropout", "targets")  # flags of their own; the other options are --method-options
 EXCLUSIVE = (("epochs", "steps"), ("warmup_steps", "warmup_ratio"))  # settings of which a user gives one
 
-DATA, MODEL, METHOD = "task and data", "model", "method"
-OPTIMIZATION, HARDWARE, OUTPUT = "optimization", "hardware", "output"
+DATA = partial(setting, group="task and data")
+MODEL = partial(setting, group="model")
+METHOD = partial(setting, group="method")
+OPTIMIZATION = partial(setting, group="optimization")
+HARDWARE = partial(setting, group="hardware")
+OUTPUT = partial(setting, group="output")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """What the user asked for; None: not given, and chosen by the task, the method, the model or the device."""
 
-    task: str = setting(
-        "auto", checks.text, DATA, f"{', '.join(TASKS)}, or a name for a custom dataset [auto: rte, or --data's name]"
+    task: str = DATA(
+        "auto", checks.text, f"{', '.join(TASKS)}, or a name for a custom dataset [auto: rte, or --data's name]"
     )
-    data: str | Any = setting(  # to minipeft.train, also rows in memory
+    data: str | Any = DATA(  # to minipeft.train, also rows in memory
         "auto",
         checks.data,
-        DATA,
         "a file, folder or address, a data set of the hub (owner/name:config), or GLUE's folder [auto: GLUE]",
         on_resume="may change",
     )
-    long_text: str = setting(
-        "truncate", checks.choice("truncate", "window"), DATA, "over --max-length: truncate, or window to split it"
+    long_text: str = DATA(
+        "truncate", checks.choice("truncate", "window"), "over --max-length: truncate, or window to split it"
     )
-    stride: int | None = setting(
-        None, checks.whole, DATA, "tokens that two windows have in common [--max-length / 4]", metavar="N"
+    stride: int | None = DATA(None, checks.whole, "tokens that two windows have in common [--max-length / 4]", "N")
+    window_pooling: str = DATA("mean", checks.choice("mean", "max"), "of a text's windows: mean or max of their logits")
+    text_column: str | None = DATA(None, checks.text, "of a custom dataset: the texts [text]", "COLUMN")
+    pair_column: str | None = DATA(None, checks.text, "of a custom dataset: the second texts [none]", "COLUMN")
+    label_column: str | None = DATA(
+        None, checks.text, "of a custom dataset: the labels, as names or numbers [label]", "COLUMN"
     )
-    window_pooling: str = setting(
-        "mean", checks.choice("mean", "max"), DATA, "of a text's windows: mean or max of their logits"
+    label_type: str = DATA("auto", checks.text, "of a custom dataset: classes, numbers or multilabel")
+    label_separator: str | None = DATA(
+        None, checks.separator, "character between labels, for multilabel [none: the labels are lists]", "C"
     )
-    text_column: str | None = setting(
-        None, checks.text, DATA, "of a custom dataset: the texts [text]", metavar="COLUMN"
-    )
-    pair_column: str | None = setting(
-        None, checks.text, DATA, "of a custom dataset: the second texts [none]", metavar="COLUMN"
-    )
-    label_column: str | None = setting(
-        None, checks.text, DATA, "of a custom dataset: the labels, as names or numbers [label]", metavar="COLUMN"
-    )
-    label_type: str = setting("auto", checks.text, DATA, "of a custom dataset: classes, numbers or multilabel")
-    label_separator: str | None = setting(
-        None,
-        checks.separator,
-        DATA,
-        "character between labels, for multilabel [none: the labels are lists]",
-        metavar="C",
-    )
-    threshold: float | str = setting(
-        0.5, checks.threshold, DATA, "probability of a predicted label, or auto, for multilabel"
-    )
-    validation: str | Any | None = setting(  # like data
+    threshold: float | str = DATA(0.5, checks.threshold, "probability of a predicted label, or auto, for multilabel")
+    validation: str | Any | None = DATA(  # like data
         None,
         checks.data,
-        DATA,
         "of a custom dataset: a file, or a split [10 percent of the rows]",
-        metavar="SPLIT",
+        "SPLIT",
         on_resume="may change",
     )
-    holdout: float | None = setting(
-        None, checks.fraction, DATA, "of the training split, to choose the best epoch on [none]", metavar="FRACTION"
+    holdout: float | None = DATA(
+        None, checks.fraction, "of the training split, to choose the best epoch on [none]", "FRACTION"
     )
-    max_length: int | None = setting(
-        None, check_int, DATA, "tokens; longer sequences are truncated [512, or the model's]", metavar="N"
-    )
-    train_limit: int | None = setting(None, check_int, DATA, "train on the first N examples [all]", metavar="N")
-    eval_limit: int | None = setting(None, check_int, DATA, "evaluate on the first N examples [all]", metavar="N")
+    max_length: int | None = DATA(None, check_int, "tokens; longer sequences are truncated [512, or the model's]", "N")
+    train_limit: int | None = DATA(None, check_int, "train on the first N examples [all]", "N")
+    eval_limit: int | None = DATA(None, check_int, "evaluate on the first N examples [all]", "N")
 
-    model: str = setting(
-        "auto", checks.path, MODEL, "a name or a folder [auto: roberta-base, else the bundled roberta-mini]"
-    )
-    init_adapter: str | None = setting(
-        None, checks.path, MODEL, "start from another run's adapter; a new head for other labels [none]", metavar="RUN"
+    model: str = MODEL("auto", checks.path, "a name or a folder [auto: roberta-base, else the bundled roberta-mini]")
+    init_adapter: str | None = MODEL(
+        None, checks.path, "start from another run's adapter; a new head for other labels [none]", "RUN"
     )
 
-    method: str | Any = setting("lora", checks.text, METHOD, METHOD_NAMES)  # to minipeft.train, also LoRA(rank=2), …
-    rank: int | None = setting(None, check_int, METHOD, f"LoRA's rank [{recipes.RANK}]", metavar="N")
-    alpha: float | None = setting(
-        None, check_float, METHOD, f"LoRA's alpha; alpha / rank scales the update [{recipes.ALPHA:g}]"
+    method: str | Any = METHOD("lora", checks.text, METHOD_NAMES)  # to minipeft.train, also LoRA(rank=2), …
+    rank: int | None = METHOD(None, check_int, f"LoRA's rank [{recipes.RANK}]", "N")
+    alpha: float | None = METHOD(None, check_float, f"LoRA's alpha; alpha / rank scales the update [{recipes.ALPHA:g}]")
+    dropout: float | None = METHOD(None, check_probability, f"on LoRA's input [{recipes.DROPOUT:g}]")
+    targets: tuple[str, ...] | None = METHOD(
+        None, checks.texts, "query key value output intermediate ffn_output [query value]", several=True
     )
-    dropout: float | None = setting(None, check_probability, METHOD, f"on LoRA's input [{recipes.DROPOUT:g}]")
-    targets: tuple[str, ...] | None = setting(
-        None,
-        checks.texts,
-        METHOD,
-        "query key value output intermediate ffn_output [query value]",
-        several=True,
-    )
-    method_options: dict[str, Any] | list[str] | None = setting(
-        None,
-        checks.options,
-        METHOD,
-        "other settings of the method: rslora=true … [none]",
-        metavar="NAME=VALUE",
-        several=True,
+    method_options: dict[str, Any] | list[str] | None = METHOD(
+        None, checks.options, "other settings of the method: rslora=true … [none]", "NAME=VALUE", several=True
     )
 
-    epochs: int | None = setting(
-        None, check_int, OPTIMIZATION, "passes over the data [{epochs}]", metavar="N", on_resume="may grow"
+    epochs: int | None = OPTIMIZATION(None, check_int, "passes over the data [{epochs}]", "N", on_resume="may grow")
+    lr: float | None = OPTIMIZATION(None, checks.not_negative, "peak learning rate [{lr}]")
+    steps: int | None = OPTIMIZATION(
+        None, check_int, "optimizer steps, in place of --epochs [those of the epochs]", "N", on_resume="may grow"
     )
-    lr: float | None = setting(None, checks.not_negative, OPTIMIZATION, "peak learning rate [{lr}]")
-    steps: int | None = setting(
-        None,
-        check_int,
-        OPTIMIZATION,
-        "optimizer steps, in place of --epochs [those of the epochs]",
-        metavar="N",
-        on_resume="may grow",
+    lr_schedule: str = OPTIMIZATION(
+        "linear", checks.choice(*LR_SCHEDULES), "linear, cosine or constant after the warmup"
     )
-    lr_schedule: str = setting(
-        "linear", checks.choice(*LR_SCHEDULES), OPTIMIZATION, "linear, cosine or constant after the warmup"
+    batch_size: int = OPTIMIZATION(recipes.BATCH_SIZE, check_int, "sequences", "N")
+    grad_accum: int = OPTIMIZATION(recipes.GRAD_ACCUM, check_int, "batches in a step", "N")
+    warmup_steps: int | None = OPTIMIZATION(
+        None, checks.whole, f"linear [{recipes.WARMUP_STEPS}; of fewer than 900, 10 percent]", "N"
     )
-    batch_size: int = setting(recipes.BATCH_SIZE, check_int, OPTIMIZATION, "sequences", metavar="N")
-    grad_accum: int = setting(recipes.GRAD_ACCUM, check_int, OPTIMIZATION, "batches in a step", metavar="N")
-    warmup_steps: int | None = setting(
-        None,
-        checks.whole,
-        OPTIMIZATION,
-        f"linear [{recipes.WARMUP_STEPS}; of fewer than 900, 10 percent]",
-        metavar="N",
+    warmup_ratio: float | None = OPTIMIZATION(
+        None, checks.below_one, "warmup as a fraction of the steps [--warmup-steps]", "X"
     )
-    warmup_ratio: float | None = setting(
-        None, checks.below_one, OPTIMIZATION, "warmup as a fraction of the steps [--warmup-steps]", metavar="X"
+    weight_decay: float = OPTIMIZATION(recipes.WEIGHT_DECAY, checks.not_negative, "AdamW's, on matrices")
+    beta1: float = OPTIMIZATION(recipes.BETA1, checks.below_one, "AdamW's", "X")
+    beta2: float = OPTIMIZATION(recipes.BETA2, checks.below_one, "AdamW's", "X")
+    epsilon: float = OPTIMIZATION(recipes.EPSILON, checks.above_zero, "AdamW's", "X")
+    max_grad_norm: float = OPTIMIZATION(recipes.MAX_GRAD_NORM, checks.not_negative, "0: no clipping")
+    class_weights: str | list[str] | dict[str, float] | None = OPTIMIZATION(
+        None, checks.class_weights, "balanced, or NAME=WEIGHT … for the loss [all 1]", "NAME=WEIGHT", several=True
     )
-    weight_decay: float = setting(recipes.WEIGHT_DECAY, checks.not_negative, OPTIMIZATION, "AdamW's, on matrices")
-    beta1: float = setting(recipes.BETA1, checks.below_one, OPTIMIZATION, "AdamW's", metavar="X")
-    beta2: float = setting(recipes.BETA2, checks.below_one, OPTIMIZATION, "AdamW's", metavar="X")
-    epsilon: float = setting(recipes.EPSILON, checks.above_zero, OPTIMIZATION, "AdamW's", metavar="X")
-    max_grad_norm: float = setting(recipes.MAX_GRAD_NORM, checks.not_negative, OPTIMIZATION, "0: no clipping")
-    class_weights: str | list[str] | dict[str, float] | None = setting(
-        None,
-        checks.class_weights,
-        OPTIMIZATION,
-        "balanced, or NAME=WEIGHT … for the loss [all 1]",
-        metavar="NAME=WEIGHT",
-        several=True,
+    label_smoothing: float = OPTIMIZATION(0.0, checks.below_one, "of the targets, towards all classes", "X")
+    select_by: str | None = OPTIMIZATION(
+        None, checks.text, "a metric, or eval_loss, to choose the best epoch [the task's first]", "METRIC"
     )
-    label_smoothing: float = setting(
-        0.0, checks.below_one, OPTIMIZATION, "of the targets, towards all classes", metavar="X"
+    patience: int | None = OPTIMIZATION(
+        None, check_int, "stop after so many without a better --select-by [none]", "EPOCHS"
     )
-    select_by: str | None = setting(
-        None,
-        checks.text,
-        OPTIMIZATION,
-        "a metric, or eval_loss, to choose the best epoch [the task's first]",
-        metavar="METRIC",
+    eval_every: int | None = OPTIMIZATION(
+        None, check_int, "evaluate within epochs too [only at the end of each]", "STEPS"
     )
-    patience: int | None = setting(
-        None, check_int, OPTIMIZATION, "stop after so many without a better --select-by [none]", metavar="EPOCHS"
-    )
-    eval_every: int | None = setting(
-        None, check_int, OPTIMIZATION, "evaluate within epochs too [only at the end of each]", metavar="STEPS"
-    )
-    seed: int = setting(42, check_seed, OPTIMIZATION, "of the head, LoRA's A, the order and dropout")
+    seed: int = OPTIMIZATION(42, check_seed, "of the head, LoRA's A, the order and dropout")
 
-    device: str = setting("auto", checks.text, HARDWARE, "auto, cpu, cuda, cuda:1 … or mps", on_resume="of the call")
-    precision: str = setting(
+    device: str = HARDWARE("auto", checks.text, "auto, cpu, cuda, cuda:1 … or mps", on_resume="of the call")
+    precision: str = HARDWARE(
         "auto",
         checks.choice("auto", "fp32", "bf16"),
-        HARDWARE,
         "auto, fp32 or bf16 [auto: bf16 where that is native, else fp32]",
     )
-    max_tokens: int | None = setting(
-        None, check_int, HARDWARE, "tokens of a batch; bounds the memory [{max_tokens}]", metavar="N"
+    max_tokens: int | None = HARDWARE(None, check_int, "tokens of a batch; bounds the memory [{max_tokens}]", "N")
+    compile: bool = HARDWARE(
+        False, checks.boolean, "let torch.compile fuse the small operations", on_resume="of the call"
     )
-    compile: bool = setting(
-        False, checks.boolean, HARDWARE, "let torch.compile fuse the small operations", on_resume="of the call"
+    activation_checkpointing: bool = HARDWARE(
+        False, checks.boolean, "compute layers twice: less memory, more time", on_resume="of the call"
     )
-    activation_checkpointing: bool = setting(
-        False, checks.boolean, HARDWARE, "compute layers twice: less memory, more time", on_resume="of the call"
-    )
-    cuda_graphs: bool = setting(
+    cuda_graphs: bool = HARDWARE(
         False,
         checks.boolean,
-        HARDWARE,
         "record and replay a batch's CUDA operations: less overhead",
         on_resume="of the call",
     )
-    group_timeout: float = setting(
-        recipes.GROUP_TIMEOUT,
-        checks.not_negative,
-        HARDWARE,
-        "minutes until a lost node counts",
-        on_resume="of the call",
+    group_timeout: float = HARDWARE(
+        recipes.GROUP_TIMEOUT, checks.not_negative, "minutes until a lost node counts", on_resume="of the call"
     )
 
-    output: str | None = setting(
-        None,
-        checks.path,
-        OUTPUT,
-        "folder of the run [runs/<task>-<method>…]",
-        metavar="DIR",
-        on_resume="of the call",
+    output: str | None = OUTPUT(
+        None, checks.path, "folder of the run [runs/<task>-<method>…]", "DIR", on_resume="of the call"
     )
-    checkpoint_minutes: float = setting(
-        recipes.CHECKPOINT_MINUTES, checks.not_negative, OUTPUT, "between two", on_resume="may change"
+    checkpoint_minutes: float = OUTPUT(
+        recipes.CHECKPOINT_MINUTES, checks.not_negative, "between two", on_resume="may change"
     )
-    resume: bool = setting(
-        False, checks.boolean, OUTPUT, "continue from the run's last checkpoint", on_resume="of the call"
-    )
-    report_to: tuple[str, ...] | None = setting(
+    resume: bool = OUTPUT(False, checks.boolean, "continue from the run's last checkpoint", on_resume="of the call")
+    report_to: tuple[str, ...] | None = OUTPUT(
         None,
         checks.trackers,
-        OUTPUT,
         "tensorboard, wandb, mlflow or none [tensorboard, if there]",
-        metavar="TRACKER",
+        "TRACKER",
         several=True,
         on_resume="may change",
     )
-    quiet: bool = setting(False, checks.boolean, OUTPUT, "no banner and no progress bars", on_resume="of the call")
+    quiet: bool = OUTPUT(False, checks.boolean, "no banner and no progress bars", on_resume="of the call")
 
 
 def recipe_defaults(
