@@ -137,6 +137,7 @@ class AdapterSet(nn.Module):
                 model.encoder.set_submodule(path, grouped)
             model.method, model.config, model.head = None, self._own_config, self._own_head
             model.new_tensors = own_new
+            model.encoder.low_rank = None
 
     def average(self, name: str, weights: dict[str, float]) -> None:
         """Add under `name` the sum of adapters times their weights: Σ w_i · s_i · B_i A_i, and the heads likewise.

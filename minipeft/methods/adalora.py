@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_probability
@@ -20,11 +19,11 @@ from minipeft.methods.adapted import (
     train_biases,
     train_modules,
 )
-from minipeft.methods.lora import BIASES
+from minipeft.methods.lora import BIASES, LoRALinear
+from minipeft.methods.low_rank import SharedCasts
 from minipeft.methods.peft_format import PeftFormat, check_fields, linear_modules, read_targets, write_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.dropout import dropout
 from minipeft.model.families import family_of
 from minipeft.model.roberta import LINEAR_NAMES, Linear
 
@@ -96,54 +95,42 @@ class AdaLoRA:
                 raise MinipeftError(f"rank_pattern[{key!r}] {rank} is more than init_rank {self.init_rank}")
 
 
-class AdaLoRALinear(AdaptedLinear):
+MATRICES = ("lora_A", "lora_E", "lora_B")
+
+
+class AdaLoRALinear(LoRALinear):
     """y = x Wᵀ + b + s · dropout(x) (Λ Q)ᵀ Pᵀ    (Zhang et al. 2023, equation 3)
 
-    lora_A is Q (rank, in_features) and lora_B is P (out_features, rank), both of which start normal with standard
-    deviation 0.02; lora_E is Λ's diagonal (rank, 1), which starts at 0. x: (tokens, in_features) →
-    (tokens, out_features), in x's dtype. Each of the three has two averages of its own shape, which only training
-    needs: Ī and Ū.
+    LoRA's layer with A = Λ Q and B = P. lora_A is Q (rank, in_features) and lora_B is P (out_features, rank), both of
+    which start normal with standard deviation 0.02; lora_E is Λ's diagonal (rank, 1), which starts at 0. Each of the
+    three has two averages of its own shape, which only training needs: sensitivity (Ī) and uncertainty (Ū).
     """
 
     def __init__(self, frozen: Linear, rank: int, scaling: float, dropout: float) -> None:
-        super().__init__(frozen)
-        self.scaling, self.dropout = scaling, dropout
+        AdaptedLinear.__init__(self, frozen)  # the rank of a pruned layer may be 0, and scaling is not alpha / rank
+        self.scaling, self.dropout, self.shared_factors = scaling, dropout, None
         device = frozen.weight.device
         self.lora_A = nn.Parameter(0.02 * torch.randn(rank, self.in_features, device=device))
         self.lora_E = nn.Parameter(torch.zeros(rank, 1, device=device))
         self.lora_B = nn.Parameter(0.02 * torch.randn(self.out_features, rank, device=device))
-        for name in ("lora_A", "lora_E", "lora_B"):
+        for name in MATRICES:
             for average in ("sensitivity", "uncertainty"):
                 zeros = torch.zeros_like(self.get_parameter(name), requires_grad=False)
                 self.register_buffer(f"{name}_{average}", zeros, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        if self.is_merged():
-            return y
-        low = F.linear(dropout(x, self.dropout, self.training), (self.lora_E * self.lora_A).to(x.dtype))
-        return torch.addmm(y, low * self.scaling, self.lora_B.to(x.dtype).T)  # low: (tokens, rank)
+    @staticmethod
+    def stack_a(layers: Sequence[AdaLoRALinear]) -> Tensor:  # type: ignore[override]
+        """Λ Q of layers of one shape: (layers, rank, in_features)."""
+        return _stack(layers, "lora_E") * _stack(layers, "lora_A")
 
     def merged_weight(self) -> Tensor:
         """W + s · P Λ Q."""
         return self.weight.float() + self.scaling * (self.lora_B @ (self.lora_E * self.lora_A))
 
-    def update_importance(self, beta1: float, beta2: float) -> None:
-        """I = |w · ∂L/∂w|;  Ī ← β₁ Ī + (1 − β₁) I;  Ū ← β₂ Ū + (1 − β₂) |I − Ī|    (equations 8 to 10)"""
-        for name in ("lora_A", "lora_E", "lora_B"):
-            parameter = self.get_parameter(name)
-            assert parameter.grad is not None
-            importance = (parameter * parameter.grad).abs()
-            smooth = self.get_buffer(f"{name}_sensitivity").mul_(beta1).add_((1 - beta1) * importance)
-            self.get_buffer(f"{name}_uncertainty").mul_(beta2).add_((1 - beta2) * (importance - smooth).abs())
 
-    def scores(self) -> Tensor:
-        """S (rank,): Ī Ū of the singular value, plus the means of it over its row of Q and column of P (section 3.2)"""
-        a, e, b = (
-            self.get_buffer(f"{name}_sensitivity") * self.get_buffer(f"{name}_uncertainty")
-            for name in ("lora_A", "lora_E", "lora_B")
-        )
-        return e[:, 0] + a.mean(dim=1) + b.mean(dim=0)
+def _stack(layers: Sequence[AdaLoRALinear], name: str) -> Tensor:
+    """A parameter or buffer of layers of one shape, as (layers, …)."""
+    return torch.stack([getattr(layer, name) for layer in layers])
 
 
 def install(model: SequenceClassifier, method: AdaLoRA) -> None:
@@ -158,6 +145,7 @@ def install(model: SequenceClassifier, method: AdaLoRA) -> None:
     for key, place in zip(keys, places, strict=True):
         rank = method.rank_pattern.get(key, method.init_rank)
         model.encoder.set_submodule(place.path, AdaLoRALinear(place.linear, rank, scaling, method.dropout))
+    model.encoder.low_rank = SharedCasts([part for part in model.modules() if isinstance(part, AdaLoRALinear)])
     train_biases(model, method.bias)
 
 
@@ -167,11 +155,13 @@ def penalty(model: SequenceClassifier) -> Tensor:
     The paper sums the squares of these norms; this is what peft does.
     """
     norms = []
-    for layer in _layers(model):
-        for product in (layer.lora_A @ layer.lora_A.T, layer.lora_B.T @ layer.lora_B):
-            norms.append(torch.linalg.vector_norm(product - torch.eye(len(product), device=product.device)))
+    for layers in model.encoder.low_rank.groups:
+        for q in (_stack(layers, "lora_A"), _stack(layers, "lora_B").mT):  # (layers, rank, in_ or out_features)
+            product = q @ q.mT  # (layers, rank, rank)
+            identity = torch.eye(product.shape[-1], device=product.device)
+            norms.append(torch.linalg.vector_norm(product - identity, dim=(1, 2)))  # (layers,)
     assert isinstance(model.method, AdaLoRA)
-    return model.method.orth_weight * torch.stack(norms).mean()
+    return model.method.orth_weight * torch.cat(norms).mean()
 
 
 def budget(method: AdaLoRA, first: int, last: int, step: int, total_steps: int) -> int:
@@ -200,22 +190,45 @@ def after_step(model: SequenceClassifier, step: int, total_steps: int) -> None:
             f"tinit {method.tinit} and tfinal {method.tfinal} leave none of the run's {total_steps} steps to prune in; "
             "lower them or train longer"
         )
-    layers = list(_layers(model))
+    groups: list[list[AdaLoRALinear]] = model.encoder.low_rank.groups  # of layers of one shape
+    layers = [layer for group in groups for layer in group]
     if step < total_steps - method.tfinal:
-        for layer in layers:
-            layer.update_importance(method.beta1, method.beta2)
+        update_importance(layers, method.beta1, method.beta2)
     first = sum(len(layer.lora_E) for layer in layers)
     last = method.target_rank * len(layers)
     pruned = first - budget(method, first, last, step, total_steps)
     if pruned > 0 and (step % method.delta_t == 0 or step >= total_steps - max(method.tfinal, 1)):
-        scores = [layer.scores() for layer in layers]
-        threshold = torch.cat(scores).kthvalue(pruned).values
-        for layer, score in zip(layers, scores, strict=True):
-            layer.lora_E[score <= threshold] = 0
+        scores = [importance_scores(group) for group in groups]
+        # Sorted, because kthvalue has no deterministic version on CUDA.
+        threshold = torch.cat([score.flatten() for score in scores]).sort().values[pruned - 1]
+        for group, score in zip(groups, scores, strict=True):
+            values = _stack(group, "lora_E").masked_fill_(score[..., None] <= threshold, 0)  # (layers, rank, 1)
+            torch._foreach_copy_([layer.lora_E for layer in group], list(values.unbind()))
 
 
-def _layers(model: SequenceClassifier) -> Iterator[AdaLoRALinear]:
-    return (part for part in model.modules() if isinstance(part, AdaLoRALinear))
+def update_importance(layers: Sequence[AdaLoRALinear], beta1: float, beta2: float) -> None:
+    """I = |w · ∂L/∂w|;  Ī ← β₁ Ī + (1 − β₁) I;  Ū ← β₂ Ū + (1 − β₂) |I − Ī|    (equations 8 to 10)
+
+    Every operation is on the tensors of all layers: on a GPU, so many small ones would take longer than the model.
+    """
+    parameters: list[Tensor] = [layer.get_parameter(name) for name in MATRICES for layer in layers]
+    sensitivity = [layer.get_buffer(f"{name}_sensitivity") for name in MATRICES for layer in layers]
+    uncertainty = [layer.get_buffer(f"{name}_uncertainty") for name in MATRICES for layer in layers]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    importance = list(torch._foreach_mul(parameters, gradients))
+    torch._foreach_abs_(importance)
+    torch._foreach_mul_(sensitivity, beta1)
+    torch._foreach_add_(sensitivity, importance, alpha=1 - beta1)
+    torch._foreach_sub_(importance, sensitivity)
+    torch._foreach_abs_(importance)
+    torch._foreach_mul_(uncertainty, beta2)
+    torch._foreach_add_(uncertainty, importance, alpha=1 - beta2)
+
+
+def importance_scores(layers: Sequence[AdaLoRALinear]) -> Tensor:
+    """S (layers, rank): Ī Ū of a singular value, plus the means over its row of Q and its column of P (section 3.2)"""
+    a, e, b = (_stack(layers, f"{name}_sensitivity") * _stack(layers, f"{name}_uncertainty") for name in MATRICES)
+    return e[..., 0] + a.mean(dim=2) + b.mean(dim=1)
 
 
 # Fields of peft's AdaLoraConfig, ours by theirs.

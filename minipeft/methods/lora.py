@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from minipeft.methods.adapted import (
     train_biases,
     train_modules,
 )
+from minipeft.methods.low_rank import Factors, SharedCasts, cast_factors
 from minipeft.methods.peft_format import (
     PeftFormat,
     check_fields,
@@ -137,6 +139,7 @@ class LoRALinear(AdaptedLinear):
         super().__init__(frozen)
         self.scaling = alpha / math.sqrt(rank) if rslora else alpha / rank
         self.dropout = dropout
+        self.shared_factors: Factors | None = None  # set by SharedCasts during a forward pass of the encoder
         device = frozen.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
@@ -148,13 +151,19 @@ class LoRALinear(AdaptedLinear):
             self._init_pissa()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (tokens, in_features) → (tokens, out_features); merged, by the one weight alone."""
+        """x: (tokens, in_features) → (tokens, out_features), with the merged weight if the layer is merged."""
         y = super().forward(x)
         if self.is_merged():
             return y
-        low = F.linear(dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))  # (tokens, rank)
-        # Bᵀ is copied into a contiguous layout: over its view, the product for B's gradient would be the slowest.
-        return torch.addmm(y, low * self.scaling, self.lora_B.to(x.dtype).T.contiguous())
+        a, b = self.shared_factors or cast_factors([self], x.dtype)[0]  # A and s · Bᵀ
+        low = F.linear(dropout(x, self.dropout, self.training), a)  # (tokens, rank)
+        # A and B are applied one after the other: B A would be a matrix as large as W.
+        return torch.addmm(y, low, b)
+
+    @staticmethod
+    def stack_a(layers: Sequence[LoRALinear]) -> Tensor:
+        """A of layers of one shape: (layers, rank, in_features)."""
+        return torch.stack([layer.lora_A for layer in layers])
 
     def merged_weight(self) -> Tensor:
         """W + s · B A, (out_features, in_features), float32."""
@@ -186,6 +195,7 @@ def install_low_rank(model: SequenceClassifier, method: LoRA, kind: type[LoRALin
     for layer, target, path, frozen in adapted:
         rank, alpha = method.rank_of(layer, target), method.alpha_of(layer, target)
         model.encoder.set_submodule(path, kind(frozen, rank, alpha, method.dropout, method.rslora, method.init))
+    model.encoder.low_rank = SharedCasts([part for part in model.modules() if isinstance(part, LoRALinear)])
     train_biases(model, method.bias)
 
 

@@ -13,6 +13,7 @@ Shapes: total_tokens = all tokens of the batch, without padding; num_sequences =
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -124,6 +125,8 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(self.make_layer(config, number) for number in range(config.num_hidden_layers))
         # Prompt and prefix tuning: (batch, words, prefixes) → the same three, with virtual tokens for each sequence.
         self.virtual_tokens: nn.Module | None = None
+        # LoRA and AdaLoRA: casts their matrices of all layers together (methods/low_rank.py).
+        self.low_rank: Any = None
         self.dtype = torch.float32  # of the activations and of the frozen weights
         # Save only the input of each layer, and recompute the layer in the backward pass with the same dropout: less
         # memory for about a third more time.
@@ -173,13 +176,15 @@ class Encoder(nn.Module):
         if self.virtual_tokens is not None:
             batch, words, prefixes = self.virtual_tokens(batch, words, prefixes)
         plan = self.plan(batch, 0 if prefixes[0] is None else len(prefixes[0][0]))
-        x = self.embed(words, batch)  # (total_tokens, hidden_size)
         last = len(self.layers) - 1
-        for number, layer in enumerate(self.layers):
-            first_tokens = batch.cu_seqlens[:-1] if first_only and number == last else None
-            recompute = self.activation_checkpointing and torch.is_grad_enabled()
-            inputs = x, plan, first_tokens, prefixes[number]
-            x = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        # A layer that is recomputed later, in the backward pass, casts its own matrices both times.
+        with nullcontext() if self.low_rank is None or recompute else self.low_rank.cast(self.dtype):
+            x = self.embed(words, batch)  # (total_tokens, hidden_size)
+            for number, layer in enumerate(self.layers):
+                first_tokens = batch.cu_seqlens[:-1] if first_only and number == last else None
+                inputs = x, plan, first_tokens, prefixes[number]
+                x = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         return x
 
     def pooled(self, batch: PackedBatch) -> Tensor:

@@ -11,6 +11,7 @@ from minipeft.data.batches.sampling import split_by_tokens
 from minipeft.data.tokens.examples import Encoded, Examples
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.distributed import SINGLE_PROCESS, Processes
+from minipeft.training.optimization.async_scalars import HostCopy
 from minipeft.training.progress import HOLDOUT
 
 
@@ -23,9 +24,15 @@ def predict_logits(
     model.eval()
     count = len(examples.sequences)
     logits = torch.zeros(count, model.config.num_labels)  # so that the sum over the processes is the whole
+    prev: tuple[list[int], HostCopy] | None = None  # the batch before, whose logits are read while this one is computed
     for indices in split_by_tokens(processes.share(range(count), examples.lengths), examples.lengths, max_tokens):
         batch = pad_to_bucket(pack(examples.sequences.take(indices), config=model.config), model.config)
-        logits[indices] = model(batch.to(device))[: len(indices)].cpu()
+        computed = HostCopy(model(batch.to(device))[: len(indices)])
+        if prev is not None:
+            logits[prev[0]] = prev[1].read()
+        prev = indices, computed
+    if prev is not None:
+        logits[prev[0]] = prev[1].read()
     model.train(was_training)
     logits = processes.all_reduce_sum(logits)
     return logits if examples.windows is None else examples.windows.pool(logits)

@@ -8,6 +8,22 @@ from torch import Tensor
 DEFERRED_READS = ("cuda",)  # devices that compute asynchronously: a step's scalars are read during the next step
 
 
+class HostCopy:
+    """A copy of a tensor on the host that does not stop the device: `read` waits for it, and for nothing after it."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.to("cpu", non_blocking=x.is_cuda)
+        self.copied = torch.cuda.Event() if x.is_cuda else None
+        if self.copied is not None:
+            self.copied.record()
+
+    def read(self) -> Tensor:
+        """Return the copy as soon as it is complete."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.x
+
+
 class StepScalars:
     """The loss and the gradient norm of a step, copied to the host asynchronously.
 
@@ -21,15 +37,9 @@ class StepScalars:
 
     def __init__(self, step: int, learning_rate: float, weight: float, loss: Tensor, norm: Tensor) -> None:
         self.step, self.learning_rate, self.weight = step, learning_rate, weight
-        scalars = torch.stack([loss.detach(), norm.detach()])  # (2,): one copy for both
-        self.loss_and_norm = scalars.to("cpu", non_blocking=scalars.is_cuda)
-        self.copied = torch.cuda.Event() if scalars.is_cuda else None
-        if self.copied is not None:
-            self.copied.record()
+        self.scalars = HostCopy(torch.stack([loss.detach(), norm.detach()]))  # (2,): one copy for both
 
     def read(self) -> tuple[float, float]:
         """Return loss and norm; waits for this step, but not for work that was queued on the device after it."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        loss, norm = self.loss_and_norm.tolist()
+        loss, norm = self.scalars.read().tolist()
         return loss, norm
