@@ -1,9 +1,8 @@
-"""A batch's forward and backward pass as a CUDA graph: recorded once for batches of one size, then replayed.
+"""The forward and backward pass of a batch as a CUDA graph: recorded once for each batch size, then replayed.
 
-A short batch is computed faster than Python can ask for its thousand small operations. A graph asks for all at once.
-It repeats them on the same tensors in the same places, so that a batch is copied into the one that was recorded, and
-gradients are added to tensors that stay. Dropout differs in every replay, which takes its random numbers from torch's
-generator.
+A GPU computes a short batch faster than Python starts its several hundred operations. A graph starts all of them at
+once. It repeats them on the same memory: each batch is copied into the recorded one, and gradients are added to tensors
+that are never replaced. Dropout differs between replays, because each takes new random numbers from torch's generator.
 """
 
 from __future__ import annotations
@@ -23,17 +22,24 @@ from minipeft.model.classifier import SequenceClassifier
 from minipeft.problems import problem_of
 from minipeft.training.optimization.loss import Loss
 
-MOST_GRAPHS = 64  # sizes beyond them are computed as ever; each graph costs a second, and memory for its list of work
-WARM_UPS = 2  # runs before one is recorded, in which libraries allocate and choose what they keep
+MOST_GRAPHS = 64  # further sizes run without a graph; each graph takes a second to record, and memory
+WARM_UPS = 2  # runs before the recording, in which libraries allocate their buffers and choose their kernels
 
 Compute = Callable[[], None]
-# What computes, and the parameters it adds gradients to → what computes it again.
+# A computation and the parameters to whose gradients it adds → a function that repeats the computation.
 Record = Callable[[Compute, Sequence[nn.Parameter]], Compute]
 
 
 @dataclass(frozen=True)
 class CapturedStep:
-    """batch, count and loss stay where they are; `replay` computes the loss of what has been copied into the others."""
+    """A recorded step and the tensors that it reads and writes.
+
+    Attributes:
+        batch: Each batch of this size is copied here.
+        count: (), what the loss is divided by.
+        loss: (), written by `replay`.
+        replay: Computes the loss of `batch`, and adds its gradients.
+    """
 
     batch: PackedBatch
     count: Tensor
@@ -42,11 +48,14 @@ class CapturedStep:
 
 
 class StepGraphs:
-    """What a model's batches are computed with while it trains, a graph a size.
+    """CUDA graphs of the training step, one for each batch size.
 
-    record   how; on the CPU, whose work needs no recording, a test passes one that computes again
+    The constructor creates the gradients of all parameters. They must not be replaced: zero_grad(set_to_none=False).
 
-    The parameters' .grad are made here and must stay: zero_grad(set_to_none=False).
+    Args:
+        model: The model, ready to train.
+        record: Records a computation; the default is `record_graph`.
+        loss: The loss; the default is the plain one.
     """
 
     def __init__(self, model: SequenceClassifier, record: Record | None = None, loss: Loss | None = None) -> None:
@@ -62,19 +71,20 @@ class StepGraphs:
         self.recorded: dict[tuple[int, int, int], CapturedStep] = {}
 
     def add_gradients(self, batch: PackedBatch, count: float) -> Tensor:
-        """Add the gradients of a batch's loss / count → that loss (), which the next call overwrites."""
+        """Add the gradients of a batch's loss / count, and return that loss (), which the next call overwrites."""
         filled = pad_to_bucket(batch, self.model.config, self.longest, COARSE)
         size = filled.total_tokens, len(filled), filled.max_seqlen
         if size not in self.recorded:
             if len(self.recorded) == MOST_GRAPHS:
                 loss = torch.zeros((), device=self.device)
-                self._compute(batch.to(self.device), torch.tensor(float(count), device=self.device), loss)
+                self._compute(batch.to(self.device), torch.full((), float(count), device=self.device), loss)
                 return loss
             self.recorded[size] = self._record(filled)
-        graph = self.recorded[size]
+        graph, moved = self.recorded[size], filled.to(self.device)
         for field in fields(filled):
-            if isinstance(there := getattr(graph.batch, field.name), Tensor):
-                there.copy_(getattr(filled, field.name), non_blocking=True)
+            recorded = getattr(graph.batch, field.name)
+            if isinstance(recorded, Tensor):
+                recorded.copy_(getattr(moved, field.name))
         graph.count.fill_(count)
         graph.replay()
         return graph.loss
@@ -91,9 +101,9 @@ class StepGraphs:
 
 
 def record_graph(pool: Any, compute: Compute, trained: Sequence[nn.Parameter]) -> Compute:
-    """Record `compute` on the current CUDA device; gradients and random numbers are afterwards as they were before.
+    """Record a computation on the current CUDA device, without a change to gradients or to the random numbers.
 
-    The graphs share the memory of `pool`: none of them leaves anything there that is read once another has run.
+    All graphs use the memory of `pool`, because no graph reads there what an earlier replay has left.
     """
     gradients, random = [parameter.grad for parameter in trained], torch.cuda.get_rng_state()
     stream = torch.cuda.Stream()
@@ -109,7 +119,7 @@ def record_graph(pool: Any, compute: Compute, trained: Sequence[nn.Parameter]) -
     torch.cuda.set_rng_state(random)
     graph = torch.cuda.CUDAGraph()
     try:
-        # "thread_local", for nccl's own thread looks after its work meanwhile.
+        # "thread_local", because NCCL's watchdog thread queries its events during the capture.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             compute()
     except torch.OutOfMemoryError:
