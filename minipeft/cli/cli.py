@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minipeft.cli.command_line import command_line
 from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_train_flags
 from minipeft.errors import ErrorOnRankZero, Interrupted, MinipeftError, WorkerError, is_rank_zero
 from minipeft.version import __version__
@@ -19,6 +18,8 @@ from minipeft.version import __version__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`minipeft COMMAND …` → the exit status: 0 done, 2 bad input, 130 or 143 interrupted after saving."""
+    from minipeft.cli.command_line import command_line
+
     _escape_unencodable_output()
     parser = command_line()
     wanted = vars(parser.parse_args(arguments))

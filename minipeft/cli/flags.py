@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 from minipeft.errors import MinipeftError, nearest
 from minipeft.files import read_json
-from minipeft.training.settings.other_names import nearest_setting
 from minipeft.training.settings.setting import REQUIRED, Setting, rows
 from minipeft.training.settings.train_settings import TrainSettings, recipe_defaults
 
@@ -34,6 +33,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
+            from minipeft.training.settings.other_names import nearest_setting
+
             meant = nearest_setting(unknown[0], self._option_string_actions) if unknown[0].startswith("-") else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
         return namespace, unknown

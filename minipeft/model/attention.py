@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,9 @@ from torch import Tensor
 
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.model.grouped import Groups, Prefix, attend_grouped, group_by_length
-from minipeft.model.varlen import Varlen, attend_varlen, plan_varlen, varlen_supports
+
+if TYPE_CHECKING:
+    from minipeft.model.varlen import Varlen
 
 
 def attend_plain(
@@ -68,7 +71,7 @@ def attend_plain(
 
 
 # How the sequences of a batch lie; computed once for all of its layers.
-Plan = Groups | Varlen
+Plan: TypeAlias = "Groups | Varlen"
 
 
 def plan_attention(
@@ -90,10 +93,12 @@ def plan_attention(
         dropout: Dropout probability that `attend` will get.
     """
     device = batch.cu_seqlens.device
-    if device.type == "cuda" and varlen_supports(dtype, head_size, window):
-        from minipeft.model.varlen_trial import varlen_agrees  # of no use without CUDA
+    if device.type == "cuda":
+        from minipeft.model.varlen import plan_varlen, varlen_supports  # of no use without CUDA
+        from minipeft.model.varlen_trial import varlen_agrees
 
-        if varlen_agrees(device, dtype, head_size, window is not None, dropout > 0):
+        supported = varlen_supports(dtype, head_size, window)
+        if supported and varlen_agrees(device, dtype, head_size, window is not None, dropout > 0):
             return plan_varlen(batch, num_virtual_tokens, window)
     return group_by_length(batch.lengths, device, dtype, window)
 
@@ -109,6 +114,8 @@ def attend(
     prefix: Prefix | None = None,
 ) -> Tensor:
     """Compute the same as `attend_plain`, in the way that `plan` is for."""
-    if isinstance(plan, Varlen):
-        return attend_varlen(query, key, value, plan, num_heads, dropout, first_only, prefix)
-    return attend_grouped(query, key, value, plan, num_heads, dropout, first_only, prefix)
+    if isinstance(plan, Groups):
+        return attend_grouped(query, key, value, plan, num_heads, dropout, first_only, prefix)
+    from minipeft.model.varlen import attend_varlen
+
+    return attend_varlen(query, key, value, plan, num_heads, dropout, first_only, prefix)

@@ -25,7 +25,6 @@ from torch import Tensor
 from minipeft.data.batches.buckets import round_up
 from minipeft.data.batches.packing import to_device
 from minipeft.model.dropout import dropout
-from minipeft.model.local_attention import attend_window
 
 # Keys and values (num_virtual_tokens, hidden_size) that all tokens attend to, in addition to their sequence's.
 Prefix = tuple[Tensor, Tensor]
@@ -199,6 +198,8 @@ def attend_grouped(
             k, v = (_prepend(virtual, x) for virtual, x in zip(prefix, (k, v), strict=True))
             mask = None if mask is None else F.pad(mask, (len(prefix[0]), 0))  # 0: every token sees the prefix
         if groups.window is not None and group.longest > groups.window + 1:
+            from minipeft.model.local_attention import attend_window  # ModernBERT alone
+
             output = attend_window(q, k, v, mask, groups.window, dropout)
         else:
             output = _attend(q, k, v, mask, dropout, scores)

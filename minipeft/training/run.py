@@ -31,7 +31,6 @@ from minipeft.adapters.adapter import initialize_from_adapter, reload_adapter
 from minipeft.adapters.adapter_file import read_adapter
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tokens.examples import Examples, encode_split, hold_out
-from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
 from minipeft.errors import MinipeftError
@@ -163,7 +162,11 @@ def hold_folder(job: Job) -> Iterator[None]:
 def load_examples(job: Job) -> Examples:
     """Read and tokenize the training, validation and further splits."""
     task, settings, tokenizer = job.task, job.settings, load_tokenizer(job.model.folder)
-    long_texts = LongTexts.of(job.config)  # None: texts over max_length are truncated
+    long_texts = None  # texts over max_length are truncated
+    if job.settings.long_text == "window":
+        from minipeft.data.tokens.long_texts import LongTexts
+
+        long_texts = LongTexts.of(job.config)
     encoded = {}
     # "also" are further validation splits, such as MNLI's mismatched one: evaluated, but never used to choose.
     for name, split in {"train": "train", "validation": task.validation, **dict(task.also)}.items():

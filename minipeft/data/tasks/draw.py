@@ -6,14 +6,16 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from minipeft.data.tables.hub_rows import open_split
-from minipeft.data.tables.memory import MemorySplit
 from minipeft.problems.metrics import Array
 from minipeft.problems.problem import Problem
+
+if TYPE_CHECKING:
+    from minipeft.data.tables.memory import MemorySplit
 
 # The validation split of custom data without a validation file, as a fraction of the training file. Its seed does not
 # depend on --seed, so that the metrics of several seeds can be compared.
@@ -40,6 +42,8 @@ class ValidationDraw:
     def mask(self) -> Array:
         """True for the drawn rows; the labels are read if they have not been."""
         if self.rows is None:
+            from minipeft.data.tables.hub_rows import open_split
+
             values = open_split(self.file).read_labelled([self.label_column])
             targets = self.problem.store(self.problem.read(value, place) for place, (value,) in values)
             self.rows = len(targets), self.problem.strata(targets)

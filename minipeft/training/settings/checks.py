@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from minipeft.data.tables.memory import MemoryData, is_in_memory
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, short_repr
 from minipeft.training.reporting.trackers import check_trackers
+
+if TYPE_CHECKING:
+    from minipeft.data.tables.memory import MemoryData
 
 not_negative: Callable[[str, Any], float] = partial(check_float, least=0.0)
 whole: Callable[[str, Any], int] = partial(check_int, least=0)
@@ -35,9 +37,13 @@ def paths(flag: str, value: Any) -> list[str]:
 
 def data(flag: str, value: Any) -> str | MemoryData:
     """Return a path or a name, or rows in memory that `read_memory` has read."""
-    if is_in_memory(value):
+    if isinstance(value, (str, os.PathLike)):
+        return path(flag, value)
+    from minipeft.data.tables.memory import MemoryData
+
+    if not isinstance(value, MemoryData):
         raise MinipeftError(f"{flag}: rows in memory need a training split in memory. Pass it as data.")
-    return value if isinstance(value, MemoryData) else path(flag, value)
+    return value
 
 
 def boolean(flag: str, value: Any) -> bool:

@@ -8,12 +8,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from minipeft.data.tasks.custom import CustomData, inspect_custom_data, is_custom
 from minipeft.data.tasks.draw import draw_mask
 from minipeft.data.tasks.splits import choose_data, training_strata
-from minipeft.data.tasks.task import Task, get_task
+from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.errors import MinipeftError, check_choice, nearest
 from minipeft.files import check_output
 from minipeft.hub.hub import resolve_model
@@ -27,6 +26,9 @@ from minipeft.training.settings import checks
 from minipeft.training.settings.recipes import ALPHA, DROPOUT, RANK, Recipe, default_warmup
 from minipeft.training.settings.setting import rows
 from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings
+
+if TYPE_CHECKING:
+    from minipeft.data.tasks.custom import CustomData
 
 DEFAULT_MAX_LENGTH = 512  # tokens, where the model takes more
 REPORT = {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT}  # the defaults of lora and dora
@@ -68,10 +70,13 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
         MinipeftError: for an unknown task, and for settings of a custom dataset with one of GLUE's.
     """
     columns = {name: getattr(settings, name) for name in ("text_column", "pair_column", "label_column", "validation")}
-    if is_custom(settings.task, settings.data):
-        labels = {"label_type": settings.label_type, **label_settings(settings, settings.label_type)}
-        custom = inspect_custom_data(settings.task, settings.data, **columns, **labels)
-        return custom.task, custom
+    if settings.task not in ("auto", *TASKS) or settings.data not in ("auto", "standin"):
+        from minipeft.data.tasks.custom import inspect_custom_data, is_custom
+
+        if is_custom(settings.task, settings.data):
+            labels = {"label_type": settings.label_type, **label_settings(settings, settings.label_type)}
+            custom = inspect_custom_data(settings.task, settings.data, **columns, **labels)
+            return custom.task, custom
     task = get_task("rte" if settings.task == "auto" else settings.task)
     remedy = f"custom datasets, and {task.name} is GLUE's. Name your file by --data, or leave it out."
     _refuse(settings, (*columns, "label_type"), remedy)

@@ -7,11 +7,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minipeft.adapters.adapter import read_initial_adapter
 from minipeft.adapters.adapter_file import Adapter
-from minipeft.data.tasks.custom import CustomData
 from minipeft.data.tasks.task import Task
 from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision
 from minipeft.hub.names import model_name
@@ -20,6 +19,7 @@ from minipeft.training.distributed import Processes, join_processes
 from minipeft.training.optimization.loss import LossSettings
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.run_folder.checkpoint import held_of
+from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings.choices import (
     Checkpoint,
     DataSource,
@@ -33,8 +33,10 @@ from minipeft.training.settings.choices import (
     non_default_options,
 )
 from minipeft.training.settings.recipes import recipe
-from minipeft.training.settings.resume import check_same_settings, continue_settings, recorded_settings
 from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, check_windows
+
+if TYPE_CHECKING:
+    from minipeft.data.tasks.custom import CustomData
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class Job:
         return dict(json.loads(json.dumps(dataclasses.asdict(self.settings) | found)))
 
     def check_same_settings(self) -> str:
+        """Raise where a resumed run would change; return what the learning rate does where it is extended, or ""."""
+        if not has_checkpoint(self.output):  # it starts from scratch
+            return ""
+        from minipeft.training.settings.resume import check_same_settings
+
         return check_same_settings(self.output, self.schedule, self.config)
 
 
@@ -102,6 +109,8 @@ def resolve(given: Mapping[str, Any]) -> Job:
     processes = join_processes(device, settings.resume, held, settings.group_timeout)
 
     def continued(folder: Path) -> TrainSettings:
+        from minipeft.training.settings.resume import continue_settings, recorded_settings
+
         return continue_settings(given, folder, processes.on_rank_zero(lambda: recorded_settings(folder, given)))
 
     if settings.resume and settings.output is not None:

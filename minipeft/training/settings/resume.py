@@ -13,7 +13,6 @@ from minipeft.files import read_json
 from minipeft.methods import METHODS
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.run_folder.checkpoint import read_progress
-from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings.setting import rows
 from minipeft.training.settings.train_settings import EXCLUSIVE, TrainSettings
 
@@ -94,18 +93,16 @@ def continue_settings(given: Mapping[str, Any], folder: Path, recorded: Mapping[
 
 
 def check_same_settings(folder: Path, schedule: Schedule, config: Mapping[str, Any]) -> str:
-    """Raise where a resumed run would change; a run without a checkpoint starts from scratch.
+    """Raise where a resumed run would change.
 
     Args:
-        folder: the run's folder, which may hold a run.
+        folder: the run's folder, with a checkpoint.
         schedule: what the loop is about to compute.
         config: the content of the run's new config.json.
 
     Returns:
         What the learning rate does, where the run had ended and now has more epochs or steps; else "".
     """
-    if not has_checkpoint(folder):
-        return ""
     recorded = read_run(folder)
     extension = describe_extension(folder, schedule, config, recorded)
     free = {*FREE_TO_CHANGE, *("epochs", "steps")} if extension else FREE_TO_CHANGE

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from minipeft.errors import MinipeftError
-from minipeft.training.settings.other_names import nearest_setting
 
 # What a resumed run does with a setting.
 #   equal          not given: the value of the run; given: it must be that value
@@ -109,6 +108,8 @@ def check_given(table: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     known = rows(table)
     for name in given:
         if name not in known:
+            from minipeft.training.settings.other_names import nearest_setting
+
             raise MinipeftError(
                 f"unknown setting {name!r}{nearest_setting(name, known)}. The settings are train.py's flags."
             )

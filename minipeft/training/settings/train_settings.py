@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from minipeft.data.tables.memory import is_in_memory, read_memory
 from minipeft.data.tasks.task import TASKS
 from minipeft.device import MAX_TOKENS, choose_max_tokens
 from minipeft.errors import MinipeftError, check_float, check_int, check_probability, check_seed
@@ -213,8 +213,11 @@ def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         MinipeftError: for an unknown name, a value of the wrong type, and settings that exclude each other.
     """
     wanted = dict(given)
-    if is_in_memory(wanted.get("data")):
-        wanted["data"] = read_memory(wanted["data"], wanted.pop("validation", None))
+    if not isinstance(wanted.get("data", ""), str | os.PathLike | None):
+        from minipeft.data.tables.memory import is_in_memory, read_memory
+
+        if is_in_memory(wanted["data"]):
+            wanted["data"] = read_memory(wanted["data"], wanted.pop("validation", None))
     if not isinstance(wanted.get("method", ""), str | None):
         wanted |= _settings_of_method(wanted)
     checked = check_given(TrainSettings, wanted)

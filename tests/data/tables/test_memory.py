@@ -16,9 +16,10 @@ from conftest import run_command
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from minipeft import MinipeftError
+from minipeft.data.tables.hub_rows import open_split
 from minipeft.data.tables.memory import MemoryData, is_in_memory, read_memory
 from minipeft.data.tasks.custom import inspect_custom_data
-from minipeft.data.tasks.splits import open_split, read_split
+from minipeft.data.tasks.splits import read_split
 
 ROWS = [{"text": f"film number {n}", "label": ("bad", "good", "so so")[n % 3], "id": n} for n in range(40)]
 COLUMNS = {name: [row[name] for row in ROWS] for name in ("text", "label", "id")}
