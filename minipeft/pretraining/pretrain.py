@@ -136,7 +136,7 @@ def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
                     figures = "  ".join(f"{name} {row[name]:.4f}" for name in ("train_loss", "eval_loss", "perplexity"))
                     tqdm.write(f"step {done} of {settings.steps}  {figures}", file=sys.stderr)
             if saving:
-                write_checkpoint(folder, done, {"history": history}, model, optimizer)
+                write_checkpoint(folder, {"step": done, "history": history}, model, optimizer)
                 saved_at = time.monotonic()
             bar.update()
             if received:

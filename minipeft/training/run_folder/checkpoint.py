@@ -18,13 +18,13 @@ from minipeft.training.distributed import CONFIG_ONLY, NOTHING, SINGLE_PROCESS, 
 from minipeft.training.progress import Progress, best_epoch
 from minipeft.training.run_folder.checkpoint_files import (
     changing_tensors,
+    check_tensors,
     has_checkpoint,
     load_state,
     load_weights,
-    read_checkpoint,
+    read_content,
     read_last_checkpoint,
     read_tensors,
-    tensor_file,
     write_checkpoint,
 )
 
@@ -51,10 +51,9 @@ def save_checkpoint(
 
     The weights of the best evaluation so far stay, from which adapter/ can be written again.
     """
-    content = {"progress": vars(progress), "examples": train.fingerprint}
-    best = best_epoch(progress.history, select_by)["step"] if progress.history else progress.step
-    keep = [] if best == progress.step else [tensor_file(folder, best, "weights").name]
-    write_checkpoint(folder, progress.step, content, model, optimizer, keep)
+    content = {"step": progress.step, "progress": vars(progress), "examples": train.fingerprint}
+    best_step = best_epoch(progress.history, select_by)["step"] if progress.history else -1
+    write_checkpoint(folder, content, model, optimizer, best_step)
 
 
 def restore_checkpoint(
@@ -115,8 +114,8 @@ def complete_epoch(folder: Path, model: SequenceClassifier, progress: Progress, 
         adapter = f"the adapter is epoch {best['epoch']}'s"
         if _adapter_epoch(folder / "adapter", model) != best["epoch"]:
             current = {name: tensor.clone() for name, tensor in changing_tensors(model).items()}
-            content, _ = read_checkpoint(folder)
-            load_weights(model, read_tensors(folder, content, best["step"], "weights"))
+            check_tensors(folder, read_content(folder)[0], "weights", best["step"])
+            load_weights(model, read_tensors(folder, "weights", best["step"]))
             _save_adapter(folder, model, best, task)
             load_weights(model, current)
         write_lines(folder / "metrics.jsonl", progress.history)
@@ -141,7 +140,7 @@ def describe_checkpoint(folder: Path) -> str:
 
 def read_progress(folder: Path) -> dict[str, Any]:
     """Return the fields of the last complete checkpoint's Progress."""
-    progress: dict[str, Any] = read_checkpoint(folder)[0]["progress"]
+    progress: dict[str, Any] = read_content(folder)[0]["progress"]
     return progress
 
 

@@ -13,13 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -33,45 +31,35 @@ Tensors = dict[str, Tensor]
 logger = logging.getLogger("minipeft")
 
 
-def has_checkpoint(folder: Path) -> bool:
-    return bool(list_checkpoints(folder))
+class DamagedError(MinipeftError):
+    """A file of a checkpoint is missing, or does not have its SHA-256."""
 
 
 def write_checkpoint(
-    folder: Path,
-    step: int,
-    content: Content,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    keep: Sequence[str] = (),
+    folder: Path, content: Content, model: nn.Module, optimizer: torch.optim.Optimizer, best_step: int = -1
 ) -> None:
-    """Write the checkpoint of a step, and remove files that neither it nor the one before needs.
+    """Write a checkpoint, and remove files that neither it nor the one before needs.
 
     Args:
         folder: the run's folder.
-        step: optimizer steps done, which name the files.
-        content: what the JSON file holds, in addition to the step and the hashes.
+        content: what the JSON file holds, in addition to the hashes. Its "step" names the files.
         model: its trainable parameters and buffers are the weights.
         optimizer: that of the model.
-        keep: files of earlier checkpoints that this one needs as well.
+        best_step: the step whose weights are kept, if it is an earlier one.
     """
-    checkpoint = folder / FOLDER
-    make_folder(checkpoint)
-    known = {name: digest for path in list_checkpoints(folder) for name, digest in _files_of(path).items()}
-    files = {name: known[name] for name in keep if name in known}
-    for kind, tensors in {
-        "weights": changing_tensors(model),
-        "optimizer": _optimizer_tensors(model, optimizer),
-    }.items():
-        path = tensor_file(folder, step, kind)
+    make_folder(folder / FOLDER)
+    earlier = {name: digest for path in list_checkpoints(folder) for name, digest in _files_of(path).items()}
+    files = {name: earlier[name] for name in earlier if name.startswith(f"step-{best_step:08d}.weights")}
+    kinds = {"weights": changing_tensors(model), "optimizer": _optimizer_tensors(model, optimizer)}
+    for kind, tensors in kinds.items():
+        path = _path(folder, content["step"], f"{kind}.safetensors")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_atomically(path, partial(save_file, state))
         files[path.name] = sha256(path)
-    content = {"format": FORMAT, "step": step, **content, "files": files}
-    write_json(checkpoint / f"step-{step:08d}.json", {**content, "sha256": _content_hash(content)})
-    kept = list_checkpoints(folder)[:KEPT]
-    needed = {name for path in kept for name in (path.name, *_files_of(path))}
-    for path in checkpoint.glob("step-*"):
+    content = {"format": FORMAT, **content, "files": files}
+    write_json(_path(folder, content["step"], "json"), {**content, "sha256": _hash_of(content)})
+    needed = {name for path in list_checkpoints(folder)[:KEPT] for name in (path.name, *_files_of(path))}
+    for path in (folder / FOLDER).glob("step-*"):
         if path.name not in needed:
             path.unlink(missing_ok=True)
 
@@ -81,50 +69,50 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / FOLDER).glob("step-*.json"), reverse=True)
 
 
-def read_checkpoint(folder: Path) -> tuple[Content, dict[Path, str]]:
-    """Return the content of the newest complete checkpoint, and why each newer one cannot be read.
+def has_checkpoint(folder: Path) -> bool:
+    return bool(list_checkpoints(folder))
+
+
+def read_content(folder: Path, whole: bool = False) -> tuple[Content, dict[Path, str]]:
+    """Return the content of the newest readable checkpoint, and why each newer one cannot be read.
+
+    Args:
+        folder: the run's folder.
+        whole: check the files of tensors too.
 
     Raises:
-        MinipeftError: where none is complete, and for a checkpoint of a newer format.
+        MinipeftError: where none can be read, and for a checkpoint of a newer format.
     """
     damaged: dict[Path, str] = {}
     for path in list_checkpoints(folder):
         try:
-            content = read_json(path)
-        except MinipeftError as error:
-            damaged[path] = str(error)
-            continue
-        if content.pop("sha256", None) != _content_hash(content):
-            damaged[path] = f"{path.name} does not have its SHA-256"
-            continue
-        check_format(path, content)
-        own = {name: digest for name, digest in content["files"].items() if name.startswith(path.stem)}
-        if not (reason := _first_damaged(path.parent, own)):
+            content = _read_json(path)
+            check_format(path, content)
+            for kind in ("weights", "optimizer") if whole else ():
+                check_tensors(folder, content, kind, content["step"])
             return content, damaged
-        damaged[path] = reason
-    newest, reason = next(iter(damaged.items()), (folder / FOLDER, "it has no files"))
+        except DamagedError as error:
+            damaged[path] = str(error)
+    path, reason = next(iter(damaged.items()), (folder / FOLDER, "it has no files"))
     raise MinipeftError(
-        f"{newest}: the checkpoint cannot be read ({reason}). Remove {folder / FOLDER} to start the run from scratch."
+        f"{path}: the checkpoint cannot be read ({reason}). Remove {folder / FOLDER} to start the run from scratch."
     )
 
 
-def read_tensors(folder: Path, content: Content, step: int, kind: str) -> Tensors:
-    """Return the "weights" or the "optimizer" tensors of a step, on the host.
-
-    Args:
-        folder: the run's folder.
-        content: that of a checkpoint which needs the file.
-        step: the step, that of the checkpoint or an earlier one.
-        kind: "weights" or "optimizer".
-    """
-    path = tensor_file(folder, step, kind)
+def check_tensors(folder: Path, content: Content, kind: str, step: int) -> None:
+    """Raise DamagedError unless a file of tensors has the SHA-256 that a checkpoint's content names."""
+    path = _path(folder, step, f"{kind}.safetensors")
     try:
-        reason = _first_damaged(path.parent, {path.name: content["files"].get(path.name, "")})
-        if not reason:
-            return load_file(path)
-    except (OSError, SafetensorError) as error:
-        reason = first_line(error)
-    raise MinipeftError(f"{path}: cannot be read ({reason}). Remove {path.parent} to start the run from scratch.")
+        whole = sha256(path) == content["files"].get(path.name)
+    except OSError as error:
+        raise DamagedError(f"{path}: {first_line(error)}") from None
+    if not whole:
+        raise DamagedError(f"{path} does not have its SHA-256")
+
+
+def read_tensors(folder: Path, kind: str, step: int) -> Tensors:
+    """Return the "weights" or the "optimizer" tensors of a step, which have been checked."""
+    return load_file(_path(folder, step, f"{kind}.safetensors"))
 
 
 def read_last_checkpoint(folder: Path) -> tuple[Content, Tensors, Tensors]:
@@ -132,13 +120,11 @@ def read_last_checkpoint(folder: Path) -> tuple[Content, Tensors, Tensors]:
 
     A newer, damaged one is reported and removed: the steps since the complete one are repeated.
     """
-    content, damaged = read_checkpoint(folder)
-    weights, state = (read_tensors(folder, content, content["step"], kind) for kind in ("weights", "optimizer"))
+    content, damaged = read_content(folder, whole=True)
     for path, reason in damaged.items():
-        logger.warning(
-            "%s is damaged (%s): the run continues from the checkpoint of step %d", path, reason, content["step"]
-        )
+        logger.warning("%s is damaged (%s): continuing from step %d", path, reason, content["step"])
         path.unlink()
+    weights, state = (read_tensors(folder, kind, content["step"]) for kind in ("weights", "optimizer"))
     return content, weights, state
 
 
@@ -181,43 +167,30 @@ def changing_tensors(model: nn.Module) -> Tensors:
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
     """Return the optimizer's state by name, such as exp_avg.head.dense.weight."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{key}.{names[parameter]}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
+    return {f"{key}.{names[p]}": value for p, state in optimizer.state.items() for key, value in state.items()}
 
 
-def tensor_file(folder: Path, step: int, kind: str) -> Path:
-    return folder / FOLDER / f"step-{step:08d}.{kind}.safetensors"
+def _path(folder: Path, step: int, ending: str) -> Path:
+    return folder / FOLDER / f"step-{step:08d}.{ending}"
+
+
+def _read_json(path: Path) -> Content:
+    try:
+        content = read_json(path)
+    except MinipeftError as error:
+        raise DamagedError(str(error)) from None
+    if content.pop("sha256", None) != _hash_of(content):
+        raise DamagedError(f"{path} does not have its SHA-256")
+    return content
 
 
 def _files_of(path: Path) -> dict[str, str]:
-    """The files of a checkpoint, with their SHA-256; none of a damaged one."""
+    """Return the files of a checkpoint with their SHA-256; none of a damaged one."""
     try:
-        files = read_json(path).get("files")
-    except MinipeftError:
+        return dict(_read_json(path)["files"])
+    except DamagedError:
         return {}
-    return files if isinstance(files, dict) else {}
 
 
-def _first_damaged(folder: Path, files: dict[str, str]) -> str:
-    """Return what is wrong with the first damaged file; "" where each has its SHA-256."""
-    for name, expected in files.items():
-        try:
-            status = (folder / name).stat()
-            found = _hash(folder / name, status.st_size, status.st_mtime_ns)
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-        if found != expected:
-            return f"{name} does not have its SHA-256"
-    return ""
-
-
-@lru_cache(maxsize=16)  # the start of a run reads its checkpoint several times
-def _hash(path: Path, size: int, modified: int) -> str:
-    return sha256(path)
-
-
-def _content_hash(content: Content) -> str:
+def _hash_of(content: Content) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
