@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -66,13 +67,26 @@ def choose_max_tokens(device: str, precision: str, hidden_size: int) -> int:
     return min(max(tokens // 64 * 64, 256), 4096)
 
 
+def check_deterministic(device: str) -> None:
+    """Raise where torch.use_deterministic_algorithms(True) would make the first matrix product on CUDA raise."""
+    import torch
+
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if strict and device.startswith("cuda") and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+        raise MinipeftError(
+            "torch.use_deterministic_algorithms: cuBLAS is not deterministic by default. "
+            "Set CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts."
+        )
+
+
 def check_cuda_graphs(device: str, activation_checkpointing: bool) -> None:
-    """Raise where --cuda-graphs is not possible."""
-    if device != "cuda":
-        raise MinipeftError(f"--cuda-graphs is for a CUDA device, and this run's is {device}. Leave it out.")
+    """Raise where --cuda-graphs on is not possible, whatever the model is."""
+    if not device.startswith("cuda"):
+        raise MinipeftError(f"--cuda-graphs on: the device is {device}, not a CUDA device. Pass --cuda-graphs off.")
     if activation_checkpointing:
         raise MinipeftError(
-            "--cuda-graphs with --activation-checkpointing: a graph cannot draw a layer's dropout twice. Leave one out."
+            "--cuda-graphs on with --activation-checkpointing: a graph cannot draw the same dropout twice. "
+            "Pass --cuda-graphs off."
         )
 
 

@@ -61,7 +61,7 @@ class Family:
         absent: Our modules that `names` gives but that do not exist: "layers.0.attention_layer_norm".
         projections: Linear layers from embedding_size to hidden_size, which exist where the two differ.
         aliases: Names of linear layers that mean another one here: {"query": "qkv"}.
-        unsupported: A method's registry name → the reason why it has no meaning here.
+        unsupported: A method's registry name, or "--cuda-graphs" → the reason why it is not possible here.
         language_model: Our module in MaskedLanguageModel → transformers' path; empty if it cannot be pretrained.
     """
 
@@ -204,7 +204,10 @@ DEBERTA = Family(
     head_class="deberta:DebertaHead",
     defaults={"hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24, "intermediate_size": 6144},
     layer_norms=LAYER_NORMS | {"relative": "relative_layer_norm"},
-    unsupported={"prefix_tuning": "its attention needs a position for each key, which a prefix does not have"},
+    unsupported={
+        "prefix_tuning": "its attention needs a position for each key, which a prefix does not have",
+        "--cuda-graphs": "the host plans the attention of each batch",
+    },
 )
 MODERNBERT = Family(
     architecture="ModernBert",

@@ -135,7 +135,7 @@ def train(**settings: Any) -> Result:
         # Balanced class weights depend on the labels, so the loss is made when the examples are known.
         loss = job.loss.make_loss(examples.train.split.labels, job.task.problem, job.settings.device)
         graphs = None
-        if job.settings.cuda_graphs:
+        if job.settings.cuda_graphs == "on":
             from minipeft.training.optimization.cuda_graphs import StepGraphs
 
             graphs = StepGraphs(model, loss=loss)

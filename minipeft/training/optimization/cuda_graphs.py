@@ -19,6 +19,10 @@ from minipeft.data.batches.buckets import COARSE, pad_to_bucket
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, first_line
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.config import EncoderConfig
+from minipeft.model.families import family_of
+from minipeft.model.varlen import varlen_supports
+from minipeft.model.varlen_trial import varlen_agrees
 from minipeft.problems import problem_of
 from minipeft.training.optimization.loss import Loss
 
@@ -28,6 +32,23 @@ WARM_UPS = 2  # runs before the recording, in which libraries allocate their buf
 Compute = Callable[[], None]
 # A computation and the parameters to whose gradients it adds → a function that repeats the computation.
 Record = Callable[[Compute, Sequence[nn.Parameter]], Compute]
+
+
+def check_recordable(config: EncoderConfig, precision: str) -> None:
+    """Raise MinipeftError where a graph of one batch would not hold for another, because the host plans the attention.
+
+    The variable-length operators (model/varlen.py) are planned on the device, from the batch that is copied there.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    head_size, window = config.hidden_size // config.num_attention_heads, getattr(config, "local_attention", None)
+    problem = family_of(config).unsupported.get("--cuda-graphs", "")
+    if not problem and not varlen_supports(dtype, head_size, window):
+        windows = "" if window is None else " in windows"
+        problem = f"torch has no variable-length attention{windows} in {precision} for heads of size {head_size}"
+    if not problem and not varlen_agrees(torch.device("cuda"), dtype, head_size, window is not None, True):
+        problem = "torch's variable-length attention does not work on this GPU"
+    if problem:
+        raise MinipeftError(f"--cuda-graphs on with a {config.model_type} encoder: {problem}. Pass --cuda-graphs off.")
 
 
 @dataclass(frozen=True)
@@ -126,6 +147,6 @@ def record_graph(pool: Any, compute: Compute, trained: Sequence[nn.Parameter]) -
         raise
     except RuntimeError as error:
         raise MinipeftError(
-            f"a step of this run cannot be recorded as a CUDA graph ({first_line(error)}); leave out --cuda-graphs"
+            f"a step of this run cannot be recorded as a CUDA graph ({first_line(error)}). Pass --cuda-graphs off."
         ) from error
     return graph.replay

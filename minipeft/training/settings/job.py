@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from minipeft.adapters.adapter import read_initial_adapter
 from minipeft.adapters.adapter_file import Adapter
 from minipeft.data.tasks.task import Task
-from minipeft.device import check_cuda_graphs, choose_device, choose_max_tokens, choose_precision
+from minipeft.device import check_cuda_graphs, check_deterministic, choose_device, choose_max_tokens, choose_precision
+from minipeft.errors import MinipeftError
 from minipeft.hub.names import model_name
 from minipeft.problems import PROBLEMS
 from minipeft.training.distributed import Processes, join_processes
@@ -37,6 +38,7 @@ from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSetting
 
 if TYPE_CHECKING:
     from minipeft.data.tasks.custom import CustomData
+    from minipeft.model.config import EncoderConfig
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def resolve(given: Mapping[str, Any]) -> Job:
     """
     settings = TrainSettings(**given)
     device = choose_device(settings.device)
-    if settings.cuda_graphs:
+    check_deterministic(device)
+    if settings.cuda_graphs == "on":
         check_cuda_graphs(device, settings.activation_checkpointing)
     held = None if settings.output is None else held_of(Path(settings.output))
     processes = join_processes(device, settings.resume, held, settings.group_timeout)
@@ -149,6 +152,7 @@ def resolve(given: Mapping[str, Any]) -> Job:
         stride=_stride(settings, max_length),
         device=device,
         precision=precision,
+        cuda_graphs=choose_cuda_graphs(settings, device, precision, model.config),
         output=str(output),
     )
     job = Job(complete, data, model, method, adapters, schedule, max_length, output, processes)
@@ -204,3 +208,19 @@ def _model_to_reload(wanted: str, folder: Path) -> str:
     if wanted == "auto":
         return model_name(folder)
     return str(folder.resolve()) if Path(wanted).is_dir() else wanted
+
+
+def choose_cuda_graphs(settings: TrainSettings, device: str, precision: str, config: EncoderConfig) -> str:
+    """Return "on" or "off"; auto is on where graphs are possible, and on raises where they are not."""
+    if settings.cuda_graphs == "off" or (settings.cuda_graphs == "auto" and not device.startswith("cuda")):
+        return "off"
+    from minipeft.training.optimization.cuda_graphs import check_recordable
+
+    try:
+        check_cuda_graphs(device, settings.activation_checkpointing)
+        check_recordable(config, precision)
+    except MinipeftError:
+        if settings.cuda_graphs == "on":
+            raise
+        return "off"
+    return "on"

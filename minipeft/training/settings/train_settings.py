@@ -144,10 +144,10 @@ class TrainSettings:
     activation_checkpointing: bool = HARDWARE(
         False, checks.boolean, "compute layers twice: less memory, more time", on_resume="of the call"
     )
-    cuda_graphs: bool = HARDWARE(
-        False,
-        checks.boolean,
-        "record and replay a batch's CUDA operations: less overhead",
+    cuda_graphs: str = HARDWARE(
+        "off",
+        checks.choice("auto", "on", "off"),
+        "record and replay a batch's CUDA operations: on, off, or auto where possible",
         on_resume="of the call",
     )
     group_timeout: float = HARDWARE(

@@ -31,11 +31,14 @@ from minipeft import (
     load_pretrained,
 )
 from minipeft.data.batches.sampling import pack_examples
-from minipeft.device import check_cuda_graphs
+from minipeft.device import check_cuda_graphs, check_deterministic
 from minipeft.model import roberta
+from minipeft.model.families import FAMILIES
 from minipeft.training import loop
 from minipeft.training.optimization import cuda_graphs as graphs
 from minipeft.training.optimization.cuda_graphs import StepGraphs
+from minipeft.training.settings.job import choose_cuda_graphs
+from minipeft.training.settings.train_settings import TrainSettings
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 METHODS = [
@@ -169,9 +172,63 @@ def test_late_reading_changes_no_figure(checkpoint: Path, tmp_path: Path, monkey
 
 
 def test_graphs_are_refused_where_there_are_none(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
-    with pytest.raises(MinipeftError, match="--cuda-graphs is for a CUDA device, and this run's is cpu"):
-        small_run(tiny_checkpoint, small_data, tmp_path / "run", cuda_graphs=True)
+    with pytest.raises(MinipeftError, match="--cuda-graphs on: the device is cpu, not a CUDA device"):
+        small_run(tiny_checkpoint, small_data, tmp_path / "run", cuda_graphs="on")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(MinipeftError, match=r"--cuda-graphs with --activation-checkpointing: .*Leave one out"):
+    with pytest.raises(MinipeftError, match=r"--cuda-graphs on with --activation-checkpointing: .* --cuda-graphs off"):
         check_cuda_graphs("cuda", activation_checkpointing=True)
     check_cuda_graphs("cuda", activation_checkpointing=False)
+
+
+NO_WINDOWS = "no variable-length attention in windows in fp32"
+
+
+@pytest.mark.parametrize(
+    "family, shape, precision, problem",
+    [
+        ("roberta", {}, "bf16", ""),
+        ("roberta", {}, "fp32", ""),
+        ("roberta", {"hidden_size": 36}, "bf16", "for heads of size 12"),
+        ("modernbert", {}, "bf16", ""),
+        ("modernbert", {}, "fp32", NO_WINDOWS),
+        ("deberta-v2", {}, "bf16", "the host plans the attention"),
+        ("deberta-v2", {}, "fp32", "the host plans the attention"),
+    ],
+)
+def test_graphs_are_chosen_where_the_attention_is_planned_on_the_device(
+    family: str, shape: dict[str, int], precision: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "varlen_agrees", lambda *_: True)
+    config = FAMILIES[family].config(**{"hidden_size": 48, "num_attention_heads": 3, **shape})
+    assert choose_cuda_graphs(TrainSettings(cuda_graphs="off"), "cuda", precision, config) == "off"
+    assert choose_cuda_graphs(TrainSettings(cuda_graphs="auto"), "cpu", precision, config) == "off"
+    chosen = choose_cuda_graphs(TrainSettings(cuda_graphs="auto"), "cuda", precision, config)
+    assert chosen == ("off" if problem else "on")
+    if problem:
+        with pytest.raises(MinipeftError, match=problem):
+            choose_cuda_graphs(TrainSettings(cuda_graphs="on"), "cuda", precision, config)
+    monkeypatch.setattr(graphs, "varlen_agrees", lambda *_: False)  # as on a GPU without the kernels
+    assert choose_cuda_graphs(TrainSettings(cuda_graphs="auto"), "cuda:1", precision, config) == "off"
+
+
+def test_deterministic_algorithms_need_cublas_to_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    check_deterministic("cuda")
+    torch.use_deterministic_algorithms(True)
+    try:
+        check_deterministic("cpu")
+        with pytest.raises(MinipeftError, match="Set CUBLAS_WORKSPACE_CONFIG=:4096:8"):
+            check_deterministic("cuda:1")
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        check_deterministic("cuda")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("method", [Full(), LoRA(rank=2), METHODS[-1], PromptTuning(3)], ids=lambda m: type(m).__name__)
+def test_deterministic_algorithms_train(method: Any, checkpoint: Path, tmp_path: Path) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        run(apply(load_pretrained(checkpoint), method), encoded(20), encoded(6, seed=1), tmp_path / "run")
+    finally:
+        torch.use_deterministic_algorithms(False)
