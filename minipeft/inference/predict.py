@@ -225,7 +225,7 @@ def load_run(
                 raise MinipeftError(f"{name} {short_repr(settings[name])} is not a text")
         for name in ("max_length", "max_tokens"):
             check_int(name, settings[name])
-        task = custom_task(settings) or get_task(settings["task"])
+        task = (custom_task(settings) or get_task(settings["task"])).with_metric(settings.get("select_by", "eval_loss"))
     except MinipeftError as error:
         raise MinipeftError(f"{path}: {error}; train again") from None
     model_folder, _ = resolve_model(settings["model"])

@@ -44,11 +44,60 @@ def average_precision(probabilities: Array, labels: Array) -> float:
     return float(np.mean(values))
 
 
+def precision(predictions: Array, labels: Array) -> float:
+    """The fraction of the predicted examples that are positive; both arrays are bool, 0 where none is predicted."""
+    return float((predictions & labels).sum() / max(1, predictions.sum()))
+
+
+def recall(predictions: Array, labels: Array) -> float:
+    """The fraction of the positive examples that are predicted; both arrays are bool, 0 where there are none."""
+    return precision(labels, predictions)
+
+
+def balanced_accuracy(predictions: Array, labels: Array) -> float:
+    """The mean of the recall of each class that occurs in the labels."""
+    true, _, actual = counts_by_label(predictions, labels)
+    return float(np.mean(true[actual > 0] / actual[actual > 0]))
+
+
+def auroc(probabilities: Array, labels: Array) -> float:
+    """The area under the ROC curve: the probability that a positive example is ranked above a negative one.
+
+    For more than two classes and for multi-label data the mean over the classes, each against the rest. A class that
+    none or all of the examples have is left out; 0.5 where no class is left.
+    """
+    actual = labels if labels.ndim == 2 else labels[:, None] == np.arange(probabilities.shape[1])
+    values = []
+    for scores, positive in zip(probabilities.T, actual.T, strict=True):
+        if 0 < (count := int(positive.sum())) < len(positive):
+            below = _ranks(scores)[positive].sum() - count * (count + 1) / 2
+            values.append(below / (count * (len(positive) - count)))
+    return float(np.mean(values)) if values else 0.5
+
+
 def matthews_correlation(predictions: Array, labels: Array) -> float:
-    """Correlation of two binary variables (Matthews 1975); 0 where one of them is constant."""
-    if len(np.unique(predictions)) < 2 or len(np.unique(labels)) < 2:
-        return 0.0
-    return pearson(predictions, labels)
+    """Correlation of predictions and labels (Matthews 1975; Gorodkin 2004 for K classes); 0 where one is constant."""
+    true, predicted, actual = (counts.astype(np.float64) for counts in counts_by_label(predictions, labels))
+    covariance, *variances = (
+        len(labels) * same - one @ other
+        for same, one, other in (
+            (true.sum(), predicted, actual),
+            (len(labels), predicted, predicted),
+            (len(labels), actual, actual),
+        )
+    )
+    norm = math.sqrt(variances[0]) * math.sqrt(variances[1])
+    return float(covariance / norm) if norm else 0.0
+
+
+def mean_absolute_error(predictions: Array, labels: Array) -> float:
+    """The mean of the absolute differences."""
+    return float(np.abs(predictions.astype(np.float64) - labels).mean())
+
+
+def root_mean_squared_error(predictions: Array, labels: Array) -> float:
+    """The square root of the mean of the squared differences."""
+    return math.sqrt(np.square(predictions.astype(np.float64) - labels).mean())
 
 
 def pearson(predictions: Array, labels: Array) -> float:
@@ -106,11 +155,15 @@ class Metric(NamedTuple):
         function: Takes two arrays of the form that the problem's `decide` and `actual` return.
         problems: Names in PROBLEMS.
         of_probabilities: Whether it takes probabilities in place of predictions.
+        of_class: Whether it is of one class, which its name ends in: "recall:spam".
+        largest_is_best: Whether a larger value is better.
     """
 
     function: Callable[[Array, Array], float]
     problems: tuple[str, ...]
     of_probabilities: bool = False
+    of_class: bool = False
+    largest_is_best: bool = True
 
 
 SINGLE, MULTI, NUMBERS = ("single_label_classification",), ("multi_label_classification",), ("regression",)
@@ -121,6 +174,19 @@ METRICS = {
     "macro_f1": Metric(macro_f1, SINGLE + MULTI),
     "average_precision": Metric(average_precision, MULTI, of_probabilities=True),
     "matthews_correlation": Metric(matthews_correlation, SINGLE),
+    "balanced_accuracy": Metric(balanced_accuracy, SINGLE),
+    "auroc": Metric(auroc, SINGLE + MULTI, of_probabilities=True),
+    "f1:": Metric(micro_f1, SINGLE + MULTI, of_class=True),
+    "precision:": Metric(precision, SINGLE + MULTI, of_class=True),
+    "recall:": Metric(recall, SINGLE + MULTI, of_class=True),
     "pearson": Metric(pearson, NUMBERS),
     "spearman": Metric(spearman, NUMBERS),
+    "mae": Metric(mean_absolute_error, NUMBERS, largest_is_best=False),
+    "rmse": Metric(root_mean_squared_error, NUMBERS, largest_is_best=False),
 }
+
+
+def find_metric(name: str) -> tuple[Metric | None, str]:
+    """Return the metric with this name, None if there is none, and the class that the name ends in, or ""."""
+    kind, colon, label = name.partition(":")
+    return METRICS.get(kind + colon), label

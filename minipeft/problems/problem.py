@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from minipeft.data.tables.table import Table
-from minipeft.errors import MinipeftError, format_names, short_repr
+from minipeft.errors import MinipeftError, check_choice, format_names, short_repr
 from minipeft.problems.labels import number_of
-from minipeft.problems.metrics import METRICS, Array
+from minipeft.problems.metrics import METRICS, Array, find_metric
 
 IGNORE_INDEX = -100  # the default ignore_index of F.cross_entropy
 
@@ -204,9 +204,33 @@ class Problem:
         expected = self.targets(self.as_packed(targets), (), logits.shape[1])
         values = {"eval_loss": self.losses(logits, expected).sum().item() / self.total_weight(targets)}
         for name in metrics:
-            outputs = self.probabilities(logits) if METRICS[name].of_probabilities else self.decide(logits)
-            values[name] = METRICS[name].function(outputs, self.actual(expected))
+            metric, label = find_metric(name)
+            assert metric is not None
+            outputs = self.probabilities(logits) if metric.of_probabilities else self.decide(logits)
+            sides = outputs, self.actual(expected)
+            if metric.of_class:
+                sides = self.of_class(sides[0], self.numbers[label]), self.of_class(sides[1], self.numbers[label])
+            values[name] = metric.function(*sides)
         return values
+
+    def of_class(self, predictions: Array, number: int) -> Array:
+        """Return for which examples a class is among the predictions (or labels), in the form that metrics take."""
+        return predictions[:, number] if predictions.ndim == 2 else predictions == number
+
+    def check_metric(self, name: str) -> None:
+        """Raise unless --select-by names a metric of these labels.
+
+        Raises:
+            MinipeftError: for an unknown metric, and for the metric of a class that does not exist.
+        """
+        metric, label = find_metric(name)
+        if metric is not None and metric.of_class and self.labels:
+            check_choice(f"class of --select-by {name.partition(':')[0]}:CLASS", label, self.labels)
+        if name == "f1" and len(self.labels) != 2:
+            raise MinipeftError("--select-by f1 is for two classes. Choose macro_f1, or f1:CLASS with a class.")
+        offered = [key + "CLASS" * row.of_class for key, row in METRICS.items() if self.name in row.problems]
+        if metric is None or self.name not in metric.problems:
+            check_choice("--select-by", name, ["eval_loss", *offered])
 
     def decide(self, logits: Tensor) -> Array:
         """Return the predictions in the form that metrics take: the most probable class of each example."""

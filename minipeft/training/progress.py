@@ -58,6 +58,10 @@ def selection_metric(select_by: str, holdout: bool) -> str:
 
 
 def best_epoch(history: list[dict[str, Any]], select_by: str) -> dict[str, Any]:
-    """Return the row of the first epoch with the best value of a figure: the largest, or for a loss the smallest."""
-    sign = -1 if select_by.endswith("loss") else 1
+    """Return the row of the first epoch with the best value of a figure: the largest, or for an error the smallest."""
+    from minipeft.problems.metrics import find_metric  # it imports NumPy, which --help does without
+
+    metric, _ = find_metric(select_by.removeprefix(f"{HOLDOUT}_"))
+    largest_is_best = metric.largest_is_best if metric else not select_by.endswith("loss")
+    sign = 1 if largest_is_best else -1
     return max(history, key=lambda row: sign * row[select_by])

@@ -305,8 +305,9 @@ def result_content(job: Job, examples: Examples, model: SequenceClassifier, prog
         },
     }
     content |= {name: best[name] for name in task.problem.figures()}
-    if "macro_f1" in task.metrics:
-        content["macro_f1"] = {"best": best["macro_f1"], "last": last["macro_f1"]}
+    for name in task.metrics[1:]:
+        if name in ("macro_f1", settings.select_by):
+            content[name] = {"best": best[name], "last": last[name]}
     if settings.holdout:
         content[HOLDOUT] |= {"part": settings.holdout, "examples": len(examples.others[HOLDOUT])}
     return content

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ragged
+from conftest import REPOSITORY, ragged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, rankdata, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    mean_absolute_error,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    root_mean_squared_error,
+)
 
 from minipeft import MinipeftError, load_pretrained, load_tokenizer
 from minipeft.data.tasks.task import TASKS, Split, get_task
@@ -20,9 +31,12 @@ from minipeft.data.tokens.examples import Encoded, encode_split, hold_out
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.problems import PROBLEMS, problem_class
 from minipeft.problems.metrics import METRICS, accuracy, f1, macro_f1, matthews_correlation, pearson, spearman
+from minipeft.problems.multi_label import MultiLabel
+from minipeft.problems.problem import Problem
 from minipeft.problems.regression import Regression
 from minipeft.problems.single_label import SingleLabel
 from minipeft.training.evaluate import evaluate, predict_logits
+from minipeft.training.progress import best_epoch
 
 
 def two_columns(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]]:
@@ -97,7 +111,91 @@ def test_correlations_of_random_float32_columns_are_scipy_s(seed: int, size: int
 def test_two_constant_columns_do_not_correlate(one: float, other: float, size: int) -> None:
     """Whatever rounding leaves of value - mean."""
     columns = np.full(size, one, dtype=np.float32), np.full(size, other, dtype=np.float32)
-    assert pearson(*columns) == spearman(*columns) == matthews_correlation(*columns) == 0.0
+    assert pearson(*columns) == spearman(*columns) == 0.0
+
+
+@given(two_columns(st.integers(0, 3)))
+def test_metrics_of_several_classes_are_scikit_learn_s(columns: tuple[np.ndarray, np.ndarray]) -> None:
+    predictions, labels = columns
+    problem = SingleLabel(("a", "b", "c", "d"))
+    logits = torch.nn.functional.one_hot(torch.from_numpy(predictions), 4).float()
+    names = [f"{metric}:{label}" for metric in ("f1", "precision", "recall") for label in problem.labels]
+    values = problem.score(logits, labels.tolist(), ["matthews_correlation", "balanced_accuracy", *names])
+    expected = matthews_corrcoef(labels, predictions) if len(set(labels) | set(predictions)) > 1 else 0.0
+    assert values["matthews_correlation"] == pytest.approx(expected, abs=1e-12)
+    with warnings.catch_warnings(action="ignore"):  # of classes that occur in the predictions only
+        assert values["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predictions), abs=1e-12)
+    for name, score in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
+        theirs = score(labels, predictions, labels=range(4), average=None, zero_division=0.0)
+        assert [values[f"{name}:{label}"] for label in problem.labels] == pytest.approx(theirs.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@given(st.integers(0, 2**16), st.integers(0, 60))
+def test_auroc_is_scikit_learn_s(classes: int, seed: int, more: int) -> None:
+    """Two classes, several (one against the rest), and several labels per example; with ties."""
+    random = np.random.default_rng(seed)
+    logits = torch.from_numpy(random.integers(-2, 3, (classes + more, classes)).astype(np.float32))
+    labels = [*range(classes), *random.integers(0, classes, more).tolist()]  # each class occurs
+    single = SingleLabel(tuple("abcd"[:classes]))
+    probabilities = single.probabilities(logits)
+    scores = probabilities[:, 1] if classes == 2 else probabilities
+    expected = roc_auc_score(labels, scores, multi_class="ovr")
+    assert single.score(logits, labels, ["auroc"])["auroc"] == pytest.approx(expected, abs=1e-12)
+    several = MultiLabel(single.labels)
+    sets = [(label,) for label in labels]
+    hot = np.eye(classes)[labels]
+    expected = roc_auc_score(hot, several.probabilities(logits))
+    assert several.score(logits, sets, ["auroc"])["auroc"] == pytest.approx(expected, abs=1e-12)
+    recalls = recall_score(hot, several.probabilities(logits) >= 0.5, average=None, zero_division=0.0)
+    names = [f"recall:{label}" for label in several.labels]
+    assert list(several.score(logits, sets, names).values())[1:] == pytest.approx(recalls.tolist(), abs=1e-12)
+
+
+def test_the_page_of_options_names_every_metric() -> None:
+    page = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8")
+    assert [name for name, row in METRICS.items() if f"`{name}{'CLASS' * row.of_class}`" not in page] == []
+
+
+def test_auroc_without_two_sides_is_a_half() -> None:
+    assert SingleLabel(("a", "b")).score(torch.zeros(3, 2), [1, 1, 1], ["auroc"])["auroc"] == 0.5
+
+
+@given(two_columns(QUARTERS))
+def test_errors_of_numbers_are_scikit_learn_s(columns: tuple[np.ndarray, np.ndarray]) -> None:
+    predictions, labels = columns
+    logits = torch.from_numpy(predictions).float()[:, None]
+    values = Regression().score(logits, labels.tolist(), ["mae", "rmse"])
+    assert values["mae"] == pytest.approx(mean_absolute_error(labels, predictions), abs=1e-12)
+    assert values["rmse"] == pytest.approx(root_mean_squared_error(labels, predictions), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("problem", "name", "message"),
+    [
+        (SingleLabel(("a", "b", "c")), "f1", "f1 is for two classes. Choose macro_f1"),
+        (
+            SingleLabel(("spam", "ham")),
+            "recall:span",
+            r"unknown class .*'span'; one of spam, ham \(did you mean spam\?\)",
+        ),
+        (SingleLabel(("a", "b")), "auroc:a", "unknown --select-by 'auroc:a'; one of eval_loss, .*recall:CLASS"),
+        (SingleLabel(("a", "b")), "mae", "unknown --select-by 'mae'"),
+        (Regression(), "accuracy", r"unknown --select-by 'accuracy'; one of eval_loss, pearson, spearman, mae, rmse\b"),
+    ],
+    ids=str,
+)
+def test_a_metric_that_does_not_fit_is_refused(problem: Problem, name: str, message: str) -> None:
+    with pytest.raises(MinipeftError, match=message):
+        problem.check_metric(name)
+
+
+@pytest.mark.parametrize("select_by", ["rmse", "holdout_mae", "eval_loss", "holdout_eval_loss"])
+def test_the_smallest_error_is_the_best(select_by: str) -> None:
+    history = [{"epoch": epoch, select_by: value} for epoch, value in enumerate((0.5, 0.25, 0.25, 1.0))]
+    assert best_epoch(history, select_by)["epoch"] == 1
+    for larger in ("recall:mae", "holdout_f1:eval_loss", "auroc"):
+        assert best_epoch([{"epoch": row["epoch"], larger: row[select_by]} for row in history], larger)["epoch"] == 3
 
 
 def test_every_task_and_every_kind_of_label_has_metrics_that_fit_it() -> None:

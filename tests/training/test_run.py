@@ -312,10 +312,24 @@ def test_select_by_chooses_the_adapter_and_the_result(tiny_checkpoint: Path, sma
     assert result.content["best"] == {"epoch": best + 1, "value": history[best]["accuracy"]}
     assert details_of(tmp_path / "run" / "adapter")["epoch"] == best + 1
     assert load_run(tmp_path / "run").evaluate()["eval_loss"] == pytest.approx(losses[best], abs=1e-6)
-    with pytest.raises(MinipeftError, match="unknown --select-by 'f1'; one of eval_loss, accuracy"):
-        small_run(tiny_checkpoint, small_data, tmp_path / "other", select_by="f1")
+    with pytest.raises(MinipeftError, match="unknown --select-by 'f2'; one of eval_loss, accuracy"):
+        small_run(tiny_checkpoint, small_data, tmp_path / "other", select_by="f2")
     with pytest.raises(MinipeftError, match="select_by"):
         small_run(tiny_checkpoint, small_data, tmp_path / "run", select_by="accuracy", resume=True, **settings)
+
+
+@pytest.mark.parametrize("select_by", ["balanced_accuracy", "f1:entailment", "macro_f1", "auroc"])
+def test_any_metric_of_the_labels_can_select(
+    select_by: str, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """It is evaluated too: in metrics.jsonl, of the held-out examples as well, in result.json and by a reloaded run."""
+    settings = {"epochs": 3, "lr": 0.05, "holdout": 0.2, "precision": "fp32"}
+    result = small_run(tiny_checkpoint, small_data, tmp_path / "run", select_by=select_by, **settings)
+    history = rows(tmp_path / "run")
+    best = max(history, key=lambda row: row[f"holdout_{select_by}"])
+    assert result.content["best"] == {"epoch": best["epoch"], "value": best["accuracy"]}
+    assert result.content[select_by] == {"best": best[select_by], "last": history[-1][select_by]}
+    assert load_run(tmp_path / "run").evaluate()[select_by] == pytest.approx(best[select_by], abs=1e-9)
 
 
 def test_a_learning_rate_that_blows_up_keeps_the_last_good_epoch(

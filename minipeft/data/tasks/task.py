@@ -6,7 +6,7 @@ A custom dataset is a Task as well, built by custom.py with the columns and labe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipeft.errors import MinipeftError, nearest
@@ -49,6 +49,13 @@ class Task:
     def __post_init__(self) -> None:
         if not self.metrics:
             object.__setattr__(self, "metrics", self.problem.metrics)
+
+    def with_metric(self, name: str) -> Task:
+        """Return the task with one more metric to evaluate, that of --select-by; raise MinipeftError if unknown."""
+        if name in ("eval_loss", *self.metrics):
+            return self
+        self.problem.check_metric(name)
+        return replace(self, metrics=(*self.metrics, name))
 
     @property
     def is_custom(self) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from minipeft.data.tasks.draw import draw_mask
 from minipeft.data.tasks.splits import choose_data, training_strata
 from minipeft.data.tasks.task import TASKS, Task, get_task
-from minipeft.errors import MinipeftError, check_choice, nearest
+from minipeft.errors import MinipeftError, nearest
 from minipeft.files import check_output
 from minipeft.hub.hub import resolve_model
 from minipeft.methods import changed_options, get_method, method_name
@@ -203,9 +203,7 @@ def count_examples(settings: TrainSettings, data: DataSource) -> int:
 
 def choose_selection_metric(settings: TrainSettings, task: Task) -> str:
     """Return the name of the figure that chooses the best epoch: of the held-out examples where there are any."""
-    figure = settings.select_by or task.metrics[0]
-    check_choice("--select-by", figure, ("eval_loss", *task.metrics))
-    return selection_metric(figure, bool(settings.holdout))
+    return selection_metric(settings.select_by or task.metrics[0], bool(settings.holdout))
 
 
 def choose_max_length(wanted: int | None, method: Any, longest: int) -> int:

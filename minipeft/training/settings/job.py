@@ -124,10 +124,6 @@ def resolve(given: Mapping[str, Any]) -> Job:
         settings = continued(output)
         task, custom, method, adapters = _find(settings, processes)
 
-    if "select_by" not in given and settings.select_by not in (None, "eval_loss", *task.metrics):
-        # Only a run whose data have other labels now; `check_same_settings` raises by the setting that has changed.
-        settings = dataclasses.replace(settings, select_by=None)
-
     model = processes.once_per_node(lambda: choose_model(settings.model))
     data = processes.once_per_node(lambda: choose_source(settings, task, custom))
     precision = choose_precision(settings.precision, device)
@@ -178,6 +174,9 @@ def _find(settings: TrainSettings, processes: Processes) -> tuple[Task, CustomDa
         method = processes.on_rank_zero(lambda: method_of(adapters))
     loss = LossSettings(settings.class_weights or "", settings.label_smoothing)
     processes.on_rank_zero(lambda: loss.check(task))
+    if settings.select_by is not None:
+        select_by = settings.select_by
+        task = processes.on_rank_zero(lambda: task.with_metric(select_by))
     return task, custom, method, adapters
 
 

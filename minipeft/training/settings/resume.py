@@ -19,6 +19,8 @@ from minipeft.training.settings.train_settings import EXCLUSIVE, TrainSettings
 
 ROWS = rows(TrainSettings)
 FREE_TO_CHANGE = tuple(name for name, row in ROWS.items() if row.on_resume in ("may change", "of the call"))
+# Settings that others depend on: they are compared before anything is read.
+ANCHORS = ("task", "method", "data", "text_column", "pair_column", "label_column", "label_type")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -40,10 +42,10 @@ def recorded_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config.json that a run continues with these settings; empty where the run starts from scratch.
 
     Raises:
-        MinipeftError: where the folder has a checkpoint of another task, method, or kind of data.
+        MinipeftError: where the folder has a checkpoint with another of ANCHORS.
     """
     recorded = read_run(folder)
-    for name in ("task", "method", "data") if recorded else ():
+    for name in ANCHORS if recorded else ():
         if given.get(name, "auto") == "auto":
             continue
         if name == "data":
