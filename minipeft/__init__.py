@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from minipeft.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from minipeft.adapters.adapter import load_adapter, save_adapter
+    from minipeft.adapters.adapter import load_adapter
     from minipeft.adapters.adapter_set import AdapterSet
     from minipeft.adapters.merging import export, merge, unmerge
+    from minipeft.adapters.save import save_adapter
     from minipeft.data.batches.packing import PackedBatch, pack
     from minipeft.data.tokens.tokenizer import Tokenizer, load_tokenizer
     from minipeft.errors import MinipeftError
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from minipeft.training.run import Result, train
 
 _HOMES = {
-    "minipeft.adapters.adapter": ("load_adapter", "save_adapter"),
+    "minipeft.adapters.adapter": ("load_adapter",),
+    "minipeft.adapters.save": ("save_adapter",),
     "minipeft.adapters.adapter_set": ("AdapterSet",),
     "minipeft.data.batches.packing": ("PackedBatch", "pack"),
     "minipeft.data.tokens.tokenizer": ("Tokenizer", "load_tokenizer"),

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minipeft import SequenceClassifier, apply, load_adapter, load_pretrained, pack, save_adapter
-from minipeft.adapters.adapter_file import adapter_tensors
+from minipeft.adapters.save import adapter_tensors
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 
 LENGTHS = (7, 1, 40, 3, 129, 7)

@@ -1,37 +1,20 @@
-"""A trained method as files in peft's format.
-
-adapter_config.json        peft's fields; a peft_type of our own for the methods that peft lacks
-adapter_model.safetensors  what trained, head included, under the names that peft gives; labels, task and best score
-                           travel in its metadata
-"""
+"""An adapter's files → a model: load_adapter, a run's best epoch, and an adapter to start from."""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minipeft.adapters.adapter_file import (
-    CONFIG,
-    PREFIX,
-    WEIGHTS,
-    Adapter,
-    adapter_content,
-    adapter_tensors,
-    base_model_fields,
-    read_adapter,
-)
+from minipeft.adapters.adapter_file import Adapter, read_adapter
+from minipeft.adapters.save import CONFIG, PREFIX, WEIGHTS, adapter_tensors
 from minipeft.errors import MinipeftError, first_line, short_repr
-from minipeft.files import json_text, make_folder, user_path, write_together
+from minipeft.files import user_path
 from minipeft.methods import METHODS, apply, method_name
-from minipeft.methods.adapted import adapted_layers
 from minipeft.methods.peft_format import read_pattern
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
@@ -39,38 +22,6 @@ from minipeft.model.families import family_of
 from minipeft.model.roberta import Linear
 
 logger = logging.getLogger("minipeft")
-
-
-def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) -> None:
-    """Write what trained, head included, to `folder`, which is made if need be.
-
-    Args:
-        model: A model with a method.
-        folder: Gets adapter_config.json and adapter_model.safetensors; an adapter that is there already is replaced.
-        details: Task, score, …, which travel in the file.
-
-    Raises:
-        MinipeftError: for a model without a method, for a merged one, and where nothing can be written.
-    """
-    if model.method is None:
-        raise MinipeftError("the model has no method, so there is no adapter to save; call minipeft.apply first")
-    if any(part.unmerged is not None for part in adapted_layers(model)):
-        raise MinipeftError("the adapter is merged; call minipeft.unmerge before saving it")
-    folder = user_path(folder)
-    make_folder(folder)
-    state = {theirs: tensor.detach().cpu().contiguous() for theirs, tensor in adapter_tensors(model).items()}
-    config = model.config
-    content = adapter_content(model)
-    # The config travels in the weights too: a kill between the two renames is then seen when the adapter is loaded.
-    details = {"problem_type": config.problem_type} | details
-    details = {"labels": list(config.id2label.values()), "base": base_model_fields(config), "config": content} | details
-    metadata = {"minipeft": json.dumps(details)}  # one entry: safetensors orders several at random
-    write_together(
-        {
-            folder / CONFIG: lambda path: path.write_text(json_text(content), encoding="utf-8"),
-            folder / WEIGHTS: lambda path: save_file(state, path, metadata=metadata),
-        }
-    )
 
 
 def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:

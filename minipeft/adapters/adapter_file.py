@@ -1,29 +1,26 @@
-"""An adapter's two files: peft's fields and names on one side, a method's config and tensors on the other."""
+"""An adapter's two files → the method's config and tensors, checked before anything uses them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minipeft.adapters.save import CONFIG, WEIGHTS, base_model_fields, peft_type_of
 from minipeft.errors import MinipeftError, check_choice, check_float, first_line, short_repr
 from minipeft.files import parse_json, read_json
-from minipeft.methods import METHODS, MethodEntry, method_name
-from minipeft.methods.adapted import AdaptedLinear
+from minipeft.methods import METHODS, MethodEntry
 from minipeft.methods.peft_format import WITHOUT_EFFECT, check_fields
-from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig, check_distinct
-from minipeft.model.families import family_of, name_table, tensor_names
+from minipeft.model.families import family_of
 from minipeft.model.pretrained import read_pickled
 from minipeft.problems import PROBLEMS
 
-PREFIX = "base_model.model."
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PICKLE = "adapter_model.bin"
 LARGEST_CONFIG, LARGEST_DETAILS = 1 << 22, 1 << 24  # bytes of adapter_config.json, characters of the details
 LONGEST_NAME = 1000  # characters of a task's, a class's or a column's name
 
@@ -147,11 +144,6 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME
 
 
-def base_model_fields(config: EncoderConfig) -> dict[str, Any]:
-    names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size")
-    return {name: getattr(config, name) for name in names}
-
-
 def _describe(base: dict[str, Any]) -> str:
     """Describe the fields of `base_model_fields`, which may come from a file."""
     values = {name: short_repr(value).strip("'") for name, value in base.items()}
@@ -161,55 +153,9 @@ def _describe(base: dict[str, Any]) -> str:
     ).format(**values)
 
 
-def adapter_tensors(model: SequenceClassifier) -> dict[str, Tensor]:
-    """What an adapter file holds: peft's name → the tensor, for trainable parameters and a method's buffers."""
-    peft = METHODS[method_name(model.method)].peft
-    prefix, renamed = (peft.prefix, peft.names) if peft else (PREFIX, {})
-    modules = name_table(model, model.config)
-    checkpoint = tensor_names(model, model.config)
-    state = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in checkpoint and not tensor.requires_grad:
-            continue
-        module = next((ours for ours in _parent_modules(name) if ours in modules), "")
-        leaf = name.removeprefix(module).removeprefix(".")
-        if name in renamed:  # a tensor of the whole model
-            state[renamed[name]] = tensor
-        elif name in checkpoint and isinstance(model.get_submodule(module), AdaptedLinear):
-            state[f"{prefix}{modules[module]}.base_layer.{leaf}"] = tensor
-        elif name.startswith("head."):
-            state[prefix + checkpoint[name]] = tensor
-        else:
-            state[f"{prefix}{modules.get(module, module)}.{renamed.get(leaf, leaf)}"] = tensor
-    return state
-
-
-def _parent_modules(name: str) -> Iterable[str]:
-    """The modules that hold a tensor, from the innermost."""
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
-
-
-def adapter_content(model: SequenceClassifier) -> dict[str, Any]:
-    """What adapter_config.json says of the model's method."""
-    method, config = model.method, model.config
-    name = method_name(method)
-    peft = METHODS[name].peft
-    content = asdict(method) if peft is None else peft.write(method, config)
-    return {
-        "peft_type": _peft_type(name),
-        **content,
-        "base_model_name_or_path": str(model.folder) if model.folder else None,
-        "task_type": "SEQ_CLS",
-        "inference_mode": True,
-        "modules_to_save": [*family_of(config).head_modules, *content.get("modules_to_save", [])],
-    }
-
-
 def _method(content: dict[str, Any], config: EncoderConfig) -> Any:
     """The method's config that an adapter_config.json describes."""
-    known = {name: _peft_type(name) for name in METHODS}
+    known = {name: peft_type_of(name) for name in METHODS}
     for name, peft_type in known.items():
         if content.get("peft_type") == peft_type:  # of several methods with one peft_type, a field decides
             peft = METHODS[name].peft
@@ -219,11 +165,6 @@ def _method(content: dict[str, Any], config: EncoderConfig) -> Any:
                 return peft.read(content, config)
     names = ", ".join(dict.fromkeys(known.values()))
     raise MinipeftError(f"unknown peft_type {content.get('peft_type')!r}; {names} are known")
-
-
-def _peft_type(name: str) -> str:
-    """peft's name of a method, or our own for a method that peft lacks."""
-    return METHODS[name].peft_type or f"MINIPEFT_{name.upper()}"
 
 
 def _own(entry: MethodEntry, content: dict[str, Any]) -> Any:

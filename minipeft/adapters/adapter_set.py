@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.adapters.adapter import install_adapter
-from minipeft.adapters.adapter_file import CONFIG, read_adapter
+from minipeft.adapters.adapter_file import read_adapter
+from minipeft.adapters.save import CONFIG
 from minipeft.data.batches.packing import PackedBatch, reorder
 from minipeft.errors import MinipeftError, check_float
 from minipeft.files import user_path

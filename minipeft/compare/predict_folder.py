@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minipeft.adapters.adapter_file import WEIGHTS
+from minipeft.adapters.save import WEIGHTS
 from minipeft.compare.local_runner import Command, format_flags
 from minipeft.compare.runner import execute, make_runner
 from minipeft.compare.runner_options import RunnerOptions

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from minipeft.adapters.adapter import install_adapter
-from minipeft.adapters.adapter_file import CONFIG, read_adapter, read_config
+from minipeft.adapters.adapter_file import read_adapter, read_config
+from minipeft.adapters.save import CONFIG
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.device import choose_device, choose_max_tokens
 from minipeft.errors import MinipeftError, first_line, format_names, short_repr

@@ -27,8 +27,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from minipeft.adapters.adapter import initialize_from_adapter, reload_adapter
-from minipeft.adapters.adapter_file import read_adapter
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tokens.examples import Examples, encode_split, hold_out
 from minipeft.data.tokens.tokenizer import load_tokenizer
@@ -46,7 +44,6 @@ from minipeft.training.reporting.model_card import CARD, make_card
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings import checks
 from minipeft.training.settings.job import Job, resolve
-from minipeft.training.settings.resume import read_run
 from minipeft.training.settings.setting import rows
 from minipeft.training.settings.train_settings import TrainSettings, keywords_of, read_settings
 from minipeft.version import __version__
@@ -186,6 +183,8 @@ def build_model(job: Job) -> SequenceClassifier:
     model = load_for_training(job.model.folder, job.task.problem.outputs, job.task.problem.name)
     apply(model, job.method)  # freezes the encoder; the method's parameters and the head are trainable
     for adapter in job.initial_adapters:
+        from minipeft.adapters.adapter import initialize_from_adapter
+
         taken = initialize_from_adapter(model, adapter)
         if job.processes.is_main_process and not settings.quiet:
             print(taken, file=sys.stderr)
@@ -230,7 +229,8 @@ def _write_config(job: Job, examples: Examples) -> None:
     folder, quiet, extension = job.output, job.settings.quiet, job.check_same_settings()
     # The data may have moved since the run was started, but the examples must be the same.
     fingerprints = {"training": examples.train.fingerprint, "validation": examples.validation.fingerprint}
-    for name, value in read_run(folder).get("examples", {}).items() if has_checkpoint(folder) else ():
+    recorded = read_json(folder / "config.json") if has_checkpoint(folder) else {}
+    for name, value in recorded.get("examples", {}).items():
         if fingerprints.get(name) != value:
             raise MinipeftError(
                 f"{folder}: the run has other {name} examples. Pass the same data, or choose another --output."
@@ -250,13 +250,18 @@ def _write_config(job: Job, examples: Examples) -> None:
 
 
 def write_result(job: Job, examples: Examples, model: SequenceClassifier, progress: Progress) -> Result:
-    """Load the best epoch's adapter into the model, and write result.json and curves.png.
+    """Load the best epoch's adapter into the model, unless it is the last epoch's; write result.json and curves.png.
 
     A run that was finished before keeps its result.json.
     """
     folder, quiet = job.output, job.settings.quiet
-    # Only rank 0 has the file; the others get its tensors, so that every process returns the same model.
-    reload_adapter(model.eval(), job.processes.on_rank_zero(lambda: read_adapter(folder / "adapter", model.config)))
+    model.eval()
+    if best_epoch(progress.history, job.schedule.select_by) is not progress.history[-1]:
+        from minipeft.adapters.adapter import reload_adapter
+        from minipeft.adapters.adapter_file import read_adapter
+
+        # Only rank 0 has the file; the others get its tensors, so that every process returns the same model.
+        reload_adapter(model, job.processes.on_rank_zero(lambda: read_adapter(folder / "adapter", model.config)))
     content = result_content(job, examples, model, progress)
 
     def write() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from minipeft import (
     pack,
     save_adapter,
 )
-from minipeft.adapters.adapter_file import adapter_tensors
+from minipeft.adapters.save import adapter_tensors
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 
 FAMILIES = ["roberta", "xlm-roberta", "bert"]

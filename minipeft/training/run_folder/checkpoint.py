@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from minipeft.adapters.adapter import save_adapter
-from minipeft.adapters.adapter_file import read_adapter
+from minipeft.adapters.save import save_adapter
 from minipeft.data.tasks.task import Task
 from minipeft.data.tokens.examples import Encoded
 from minipeft.errors import MinipeftError
@@ -124,6 +123,8 @@ def complete_epoch(folder: Path, model: SequenceClassifier, progress: Progress, 
 
 def _adapter_epoch(folder: Path, model: SequenceClassifier) -> Any:
     """The epoch of an adapter, from 1; None where it cannot be read."""
+    from minipeft.adapters.adapter_file import read_adapter
+
     try:
         return read_adapter(folder, model.config).details.get("epoch")
     except MinipeftError:

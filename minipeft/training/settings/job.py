@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minipeft.adapters.adapter import read_initial_adapter
-from minipeft.adapters.adapter_file import Adapter
 from minipeft.data.tasks.task import Task
 from minipeft.device import check_cuda_graphs, check_deterministic, choose_device, choose_max_tokens, choose_precision
 from minipeft.errors import MinipeftError
@@ -37,6 +35,7 @@ from minipeft.training.settings.recipes import recipe
 from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, check_windows
 
 if TYPE_CHECKING:
+    from minipeft.adapters.adapter_file import Adapter
     from minipeft.data.tasks.custom import CustomData
     from minipeft.model.config import EncoderConfig
 
@@ -168,6 +167,8 @@ def _find(settings: TrainSettings, processes: Processes) -> tuple[Task, CustomDa
         method = processes.on_rank_zero(lambda: method_of(()))
     task, custom = processes.once_per_node(lambda: find_task(settings))
     if settings.init_adapter is not None:
+        from minipeft.adapters.adapter import read_initial_adapter
+
         folder = Path(settings.init_adapter)
         adapter = processes.on_rank_zero(lambda: read_initial_adapter(folder, choose_model(settings.model).config))
         adapters = (adapter,)
