@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from hub_server import sha256
@@ -20,6 +20,8 @@ class PushServer:
     token: str = "hf_write"
     owner: str = "me"  # where the token may write
     fail_at: str = ""  # a word in the path of requests that are answered with 500
+    wait_at: str = ""  # a word in the path of a request that is not answered
+    waiting: Event = field(default_factory=Event)  # is set when such a request has come
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     private: dict[str, bool] = field(default_factory=dict)
     stored: dict[str, bytes] = field(default_factory=dict)  # large files by sha256, before their commit
@@ -45,6 +47,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self.hub, self.path.split("?")[0]
         hub.requests.append(f"{self.command} {path}")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if hub.wait_at and hub.wait_at in path:
+            hub.waiting.set()
+            return None
         if hub.fail_at and hub.fail_at in path:
             return self._answer(500, {"error": "out of order"})
         if path == "/api/validate-yaml":

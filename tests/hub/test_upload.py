@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
-from conftest import refused
+from conftest import REPOSITORY, environment, refused
 from hub_push_server import PushServer
 from huggingface_hub import ModelCard
 
@@ -66,6 +69,27 @@ def test_a_second_push_and_an_adapter_folder_replace_the_files(small_runs: dict[
         assert main(["push", str(folder), "me/films"]) == 0
     card = (small_runs["rte"] / "adapter" / "README.md").read_bytes()
     assert server.repos["me/films"]["README.md"] == card and server.private["me/films"] is False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_push_that_is_ended_leaves_the_repository_as_it_was(
+    number: signal.Signals, small_runs: dict[str, Path], server: PushServer
+) -> None:
+    assert main(["push", str(small_runs["sst2"]), "me/films"]) == 0
+    before = dict(server.repos["me/films"])
+    server.wait_at = "/commit/"
+    command = [sys.executable, "-m", "minipeft", "push", str(small_runs["rte"]), "me/films"]
+    variables = {"HF_ENDPOINT": server.url, "HF_TOKEN": server.token, "HF_HUB_OFFLINE": "", "HF_HUB_DISABLE_XET": "1"}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(**variables), stderr=subprocess.PIPE, text=True)
+    assert server.waiting.wait(100)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode in (-number, 128 + number) and "Traceback" not in said, said
+    assert server.repos["me/films"] == before
+    server.wait_at = ""
+    assert main(["push", str(small_runs["rte"]), "me/films"]) == 0
+    card = (small_runs["rte"] / "adapter" / "README.md").read_bytes()
+    assert server.repos["me/films"]["README.md"] == card
 
 
 def test_a_merged_checkpoint_is_pushed_whole(small_runs: dict[str, Path], server: PushServer, tmp_path: Path) -> None:
