@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 import textwrap
 from typing import Any
 
@@ -33,7 +32,8 @@ def _describe_method(name: str, explained: bool) -> list[str]:
     module, about = inspect.getmodule(row.config), inspect.getdoc(row.config) or ""
     title = (inspect.getdoc(module) or name).splitlines()[0].partition(": ")
     formula = about.partition("\n")[0]
-    parameters = re.search(r"^Parameters: (.*?)(?:\n\n|\Z)", about, re.DOTALL | re.MULTILINE)
+    arguments = about.partition("\nArgs:\n")[2].partition("\n\n")[0]
+    parameters = about.partition("\nParameters: ")[2].partition("\n\n")[0]
     options = [
         f"--{field.name} {written}" if field.name in METHOD_FLAGS else f"{field.name}={written}"
         for field in dataclasses.fields(method)
@@ -44,7 +44,7 @@ def _describe_method(name: str, explained: bool) -> list[str]:
     facts = {
         "formula": formula.removesuffix(".").removesuffix(f"({row.paper})").rstrip(),
         "options": " ".join(options) or "none",
-        "parameters": " ".join(parameters[1].split()) if parameters else "",
+        "parameters": " ".join(parameters.split()),
         "paper": row.paper or "none",
         "peft": peft + ("" if row.merges else "; it cannot be merged"),
         "encoders": f"all but {', '.join(without)}" if without else "all",
@@ -53,9 +53,8 @@ def _describe_method(name: str, explained: bool) -> list[str]:
     lines = [f"{name}: {title[2] or title[0]}"]
     for fact, text in facts.items():
         lines += wrap(f"{fact:<12}{text}")
-    explanation = re.search(r"^Args:\n(.*?)\n\n", about + "\n\n", re.DOTALL | re.MULTILINE)
-    if explained and explanation:
-        lines += ["", *explanation[1].splitlines()]
+    if explained and arguments:
+        lines += ["", *arguments.splitlines()]
     return [*lines, ""]
 
 

@@ -159,6 +159,24 @@ def test_each_value_of_a_flag_comes_in_the_type_of_its_setting() -> None:
     assert [type(value) for value in vars(given).values()][1:3] == [int, float]
 
 
+def test_the_page_of_options_states_the_defaults_of_the_table() -> None:
+    """For plain values; the page describes the others in words."""
+    page = (REPOSITORY / "docs" / "options.md").read_text(encoding="utf-8")
+    cells = {}
+    for line in page.splitlines():
+        if line.startswith("| `--"):
+            names, default = line.split("|")[1:3]
+            flags, values = re.findall(r"--([a-z0-9-]+)", names), default.strip().strip("`").split(", ")
+            cells |= {flag: values[place % len(values)] for place, flag in enumerate(flags)}
+    for row in rows(TrainSettings).values():
+        stated = cells.get(row.flag[2:])
+        if stated is not None and isinstance(row.default, (str, bool)):
+            assert stated == {False: "off"}.get(row.default, row.default), row.flag
+        elif stated is not None and row.default is not None:
+            assert float(stated) == row.default, row.flag
+    assert len(cells) > 30
+
+
 def test_the_rule_of_resuming_is_known_for_each_setting() -> None:
     assert {row.on_resume for row in rows(TrainSettings).values()} == {
         *("equal", "may grow", "may change", "of the call")
