@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -15,6 +16,9 @@ class MinipeftError(Exception):
 
     The command line prints it on standard error and ends with status 2; nothing is overwritten.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class WorkerError(MinipeftError):
@@ -103,6 +107,30 @@ def under_torchrun() -> bool:
 def is_rank_zero() -> bool:
     """Return whether this process prints for its job: rank 0, or the only process."""
     return not under_torchrun() or os.environ["RANK"] == "0"
+
+
+ADDRESS = re.compile(
+    r"""([a-z][a-z0-9+.-]*://)         # the scheme
+        ([^\s/?#]*@)?                  # user and password
+        ([^\s?#'"<>]*)                 # host and path
+        ([?#][^\s'"<>]*?)?             # query and fragment
+        (?=[:;,.)\]]*([\s'"<>]|$))    # without the punctuation of the sentence around the address
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def public_address(text: str) -> str:
+    """Return text in which addresses have neither user, password nor query, which may be secret."""
+    return ADDRESS.sub(r"\1\3", text)
+
+
+def printable(text: str) -> str:
+    """Return text for a terminal or a page: addresses are public, control characters and text directions escaped."""
+    text = public_address(text)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def short_repr(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -14,6 +15,8 @@ from typing import Any
 from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_train_flags
 from minipeft.errors import ErrorOnRankZero, Interrupted, MinipeftError, WorkerError, is_rank_zero
 from minipeft.version import __version__
+
+OUTPUT_ERRORS = (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +60,8 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
         logging.getLogger("minipeft").setLevel(logging.ERROR)
     try:
         command(wanted)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except MinipeftError as error:
         if is_rank_zero():
             print(f"minipeft: {error}", file=sys.stderr)
@@ -72,9 +77,14 @@ def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object])
     except KeyboardInterrupt:
         print("minipeft: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # who reads standard output has enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
+    except OSError as error:
+        if error.filename is not None or error.errno not in OUTPUT_ERRORS:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush it once more
+        if isinstance(error, BrokenPipeError):  # who reads standard output has enough, as `head` does
+            return 128 + 13
+        print(f"minipeft: standard output: cannot be written ({error.strerror}). Free space.", file=sys.stderr)
+        return 2
     return 0
 
 

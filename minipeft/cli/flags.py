@@ -29,6 +29,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", Formatter)
         super().__init__(**options)
+        # What begins with one - is a value such as -1=2 or -_-, for no flag but -h does.
+        self._negative_number_matcher = re.compile("-[^-]")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         namespace, unknown = super().parse_known_args(args, namespace)
@@ -42,6 +44,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             message += nearest(choice[1], re.findall(r"[\w-]+", choice[2]))
+        if flag := re.match(r"argument (--[\w-]+)\S*: expected", message):
+            message += f"; a value that begins with - is written {flag[1]}=VALUE"
         self.exit(2, f"minipeft: {message}; see {self.prog} --help\n")
 
 

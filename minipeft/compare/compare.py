@@ -10,7 +10,7 @@ Each run is a separate process, `minipeft train … --resume`: finished runs are
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from minipeft.compare.plan import NUMBERS, Plan, Run, changed_flags, make_plan
 from minipeft.compare.runner import execute, make_runner
 from minipeft.compare.runner_options import RunnerOptions
 from minipeft.compare.table import comparison_table
+from minipeft.data.tables.remote import public_settings
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Task
 from minipeft.device import choose_device, choose_precision
@@ -64,7 +65,11 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
 
     with Lease(folder):
         check_output(folder, "plan.json", "comparison", resume)  # again, now that nobody else can change it
-        content = {"flags": plan.flags, "validation_examples": examples, "runs": [asdict(run) for run in plan.runs]}
+        content = {
+            "flags": public_settings(plan.flags),
+            "validation_examples": examples,
+            "runs": [{"name": run.name, "settings": public_settings(run.settings)} for run in plan.runs],
+        }
         write_json(folder / "plan.json", content)
         make_folder(folder / "logs")
         commands = [run.train_command(folder) for run in plan.runs if not _is_finished(folder, run)]
@@ -85,7 +90,7 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
 
 
 def _check_same_flags(folder: Path, before: dict[str, Any], plan: Plan) -> None:
-    now = json.loads(json.dumps(plan.flags))
+    now = json.loads(json.dumps(public_settings(plan.flags)))
     for one, other in changed_flags(before, now, FREE_TO_CHANGE):
         raise MinipeftError(
             f"{folder} was started with {one}, not {other}. Resume with the same settings, or choose another --output."

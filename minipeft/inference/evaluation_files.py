@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, printable
 from minipeft.files import check_output, user_path, write_atomically, write_json, write_text
 from minipeft.lease import Lease, clear_folder
 
@@ -105,7 +105,7 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _short(name: str) -> str:
-    name = " ".join(name.split())
+    name = printable(" ".join(name.split()))
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 

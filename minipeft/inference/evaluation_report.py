@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Split
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, public_address
 from minipeft.inference.predict import LoadedRun
 
 MISTAKES = 20
@@ -89,7 +89,7 @@ def build_report(run: LoadedRun, chunks: Iterable[Split], data: str) -> dict[str
     everything = torch.cat(logits)
     return {
         "task": task.name,
-        "data": data,
+        "data": public_address(data),
         "examples": len(labels),
         "metrics": task.problem.score(everything, labels, task.metrics),
         **task.problem.report(everything, labels),

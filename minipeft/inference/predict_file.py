@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -32,12 +33,14 @@ from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import LEASE, check_ownership, read_json, user_path, write_atomically, write_json, write_text
 from minipeft.inference.predict import load_run
 from minipeft.lease import Lease, clear_folder
+from minipeft.problems.labels import NUMBER
 from minipeft.training.reporting.epoch_table import disable_bar
 from minipeft.training.run_folder.signals import handle_signals
 from minipeft.version import __version__
 
 logger = logging.getLogger("minipeft")
 PLAN = "plan.json"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how texts begin that spreadsheets execute
 LONGEST_WAIT = 600.0  # seconds until rank 0 has started
 LONGEST_SILENCE = 60.0  # seconds without a heartbeat of another rank
 POLL_SECONDS = 0.05
@@ -103,11 +106,12 @@ def predict_file(
         predictions = zip(echoed, run.predict(chunk.texts, chunk.pairs), strict=True)
         if as_csv:
             return "".join(_csv_line([*values, *_csv_columns(row, run.task).values()]) for values, row in predictions)
-        return "".join(json.dumps(dict(zip(echo, values, strict=True)) | row) + "\n" for values, row in predictions)
+        rows = (dict(zip(echo, map(_json_value, values), strict=True)) | row for values, row in predictions)
+        return "".join(json.dumps(row, default=str) + "\n" for row in rows)
 
     if target is None:
         for chunk in chunks:
-            _print(lines(chunk))
+            print(lines(chunk), end="", flush=True)
             echoed.clear()
         return
     parts = target.absolute().with_name(f".{target.name}.parts")
@@ -216,10 +220,23 @@ def _csv_columns(row: dict[str, Any], task: Task) -> dict[str, Any]:
     return plain | {f"probability_{name}": value for name, value in row.get("probabilities", {}).items()}
 
 
+def _json_value(value: Any) -> Any:
+    """Return a value that JSON has a form of: null for NaN and infinity."""
+    if isinstance(value, (list, tuple)):
+        return [_json_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _json_value(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _csv_line(fields: list[Any]) -> str:
+    """Return a row of csv; a text that a spreadsheet would execute as a formula begins with an apostrophe."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(fields)
-    return line.getvalue()
+    csv.writer(line, lineterminator="\n").writerow(
+        f"'{field}" if isinstance(field, str) and field.startswith(FORMULA) and not NUMBER.fullmatch(field) else field
+        for field in fields
+    )
+    return line.getvalue().encode("utf-8", "replace").decode("utf-8")
 
 
 def _concatenate_parts(parts: list[Path], target: Path, header: str) -> None:
@@ -247,16 +264,6 @@ def _wait_for_part(part: Path, rank: int) -> None:
                 f"{part}: rank {rank} has ended without these predictions. Run the same command again: it continues."
             )
         time.sleep(POLL_SECONDS)
-
-
-def _print(text: str) -> None:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise MinipeftError(f"standard output: cannot be written ({error.strerror}); free space") from None
 
 
 @contextmanager

@@ -9,11 +9,12 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minipeft.errors import MinipeftError, first_line
+from minipeft.errors import MinipeftError, first_line, printable, public_address
 from minipeft.files import make_folder
 from minipeft.hub.network import datasets_offline_variable
 
@@ -28,6 +29,18 @@ VERSION_FIELDS = ("size", "ETag", "etag", "Last-Modified", "LastModified", "blob
 def is_remote(path: str) -> bool:
     """Whether a path is an address such as https://host/file.csv."""
     return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
+
+
+def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as files may hold them: without the secrets that an address of data may have."""
+    addresses = {name: value for name, value in settings.items() if name in ("data", "source", "validation")}
+    return {**settings, **{name: _public(value) for name, value in addresses.items()}}
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_public(one) for one in value]
+    return public_address(value) if isinstance(value, str) else value
 
 
 @lru_cache
@@ -63,7 +76,7 @@ def local_copy(path: str) -> str:
         reason = first_line(error.__cause__ or error)
         if not copies:
             raise MinipeftError(f"{path}: cannot be downloaded ({reason}). Try again.") from None
-        logger.warning("%s: cannot be downloaded (%s). The copy in the cache is used.", path, reason)
+        logger.warning("%s", printable(f"{path}: cannot be downloaded ({reason}). The copy in the cache is used."))
         return str(copies[-1])
 
 

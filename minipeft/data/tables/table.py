@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
-from minipeft.errors import MinipeftError, format_names, is_rank_zero, nearest
+from minipeft.errors import MinipeftError, format_names, is_rank_zero, nearest, printable
 
 logger = logging.getLogger("minipeft")
 
@@ -70,8 +70,8 @@ class Table:
             remedy = f"the file seems to have no header: {add}; otherwise {remedy}"
         elif self.has_header and len(self.columns) == 1 and "|" in self.columns[0]:
             remedy = "the separator is '|': save the file with commas"
-        sampled = self.first_rows is not None and not self.has_header
-        where = f" in the first {len(self.first_rows or ()):,} rows" if sampled else ""
+        sampled = not self.has_header and len(self.first_rows or ()) == SAMPLE_ROWS
+        where = f" in the first {SAMPLE_ROWS} rows" if sampled else ""
         return MinipeftError(
             f"{self.place}: no column {column!r}{where} (there are {format_names(self.columns)}){meant}; {remedy}"
         )
@@ -88,7 +88,7 @@ class Table:
 def _warn_once(message: str) -> None:
     """Log a warning of a file that is read several times."""
     if is_rank_zero():
-        logger.warning("%s", message)
+        logger.warning("%s", printable(message))
 
 
 def stream(

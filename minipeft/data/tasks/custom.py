@@ -17,7 +17,7 @@ from minipeft.data.tables.remote import is_remote
 from minipeft.data.tables.table import Table
 from minipeft.data.tasks.draw import VALIDATION_FRACTION, ValidationDraw
 from minipeft.data.tasks.task import TASKS, Task
-from minipeft.errors import MinipeftError, check_choice, format_names, short_repr
+from minipeft.errors import MinipeftError, check_choice, format_names, printable, short_repr
 from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_type_of
 from minipeft.problems.labels import NUMBER
 from minipeft.problems.metrics import Array
@@ -63,12 +63,12 @@ class CustomData:
             validation = f"of which {VALIDATION_FRACTION:.0%} are for validation{stratified}, the same for every seed"
         counts, kind = [f"{name} {count:,}" for name, count in self.class_counts.items()], self.task.problem.plural
         labels = f"{len(counts):,} {kind} ({format_names(counts)})" if counts else f"labels that are {kind}"
-        return f"{files['train']}{self.origin}: {self.rows:,} rows, {validation}; {labels}"
+        return printable(f"{files['train']}{self.origin}: {self.rows:,} rows, {validation}; {labels}")
 
     def describe_columns(self) -> str:
         """Return the columns that are read, and those that are not, in one line."""
         unread = f"; not read: {format_names(self.unread_columns)}" if self.unread_columns else ""
-        return f"{' and '.join(self.task.columns)}, labels from {self.task.label_column}{unread}"
+        return printable(f"{' and '.join(self.task.columns)}, labels from {self.task.label_column}{unread}")
 
 
 def is_custom(task: str, data: str | MemoryData) -> bool:
@@ -140,13 +140,18 @@ def inspect_custom_data(
         )
     custom = _task(name, columns, found.problem, label, files, (found.rows, found.strata))
     warnings += found.warnings
+    if custom.draw is not None and not custom.draw.mask.any():
+        raise MinipeftError(
+            f"{files['train']}: no class has two rows, of which one could be for validation; "
+            "add rows, or name a validation file by --validation"
+        )
     if (
         path.is_file()
         and "validation" not in files
         and (unused := _validation_file(path.parent)) not in (None, str(path))
     ):
         warnings += (f"{unused} is not used; pass --validation {unused} to validate on it",)
-    return CustomData(custom, source, origin, found.rows, found.counts, unread, warnings)
+    return CustomData(custom, source, origin, found.rows, found.counts, unread, tuple(map(printable, warnings)))
 
 
 def _find(data: str | MemoryData, validation: str | None) -> tuple[str, str, dict[str, Any]]:

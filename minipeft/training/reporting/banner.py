@@ -9,7 +9,7 @@ from typing import Any
 
 from minipeft.data.tasks.task import Task
 from minipeft.data.tokens.examples import Examples
-from minipeft.errors import format_names
+from minipeft.errors import format_names, printable
 from minipeft.methods import changed_options, count_parameters
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.settings.job import Job
@@ -40,7 +40,7 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
     if loss := describe_loss(job, examples):
         lines.insert(-1, f"loss    {loss}")
     if not settings.quiet:
-        print("\n".join(lines), file=sys.stderr)
+        print("\n".join(map(printable, lines)), file=sys.stderr)
     replaced = {"the model": "stand-in" in job.model.description, "the data": job.data.source == "standin"}
     if names := [name for name, is_replaced in replaced.items() if is_replaced]:
         about = {"the model": "roberta-base", "the data": task.name}

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from minipeft.errors import printable
 from minipeft.files import read_json_lines, write_atomically
 
 NOT_METRICS = ("epoch", "step", "learning_rate", "seconds", "samples_per_second")
@@ -28,13 +29,18 @@ def draw(folder: Path) -> None:
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     reached = f"{result['metric']} {best['value']:.3f} in epoch {best['epoch']}"
-    figure.suptitle(f"{result['task']}, {result['method']}: {reached}")
+    figure.suptitle(_plain(f"{result['task']}, {result['method']}: {reached}"))
     for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in names:
-            axes.plot(epochs, [row[name] for row in rows], marker="o", markersize=3, label=name)
+            axes.plot(epochs, [row[name] for row in rows], marker="o", markersize=3, label=_plain(name))
         axes.axvline(best["epoch"], color="grey", linestyle=":", label="best epoch")
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
         axes.grid(alpha=0.3)
     write_atomically(folder / "curves.png", lambda path: figure.savefig(path, dpi=120, format="png"))
+
+
+def _plain(text: str) -> str:
+    """Return text that matplotlib does not read as mathematical notation."""
+    return printable(text).replace("$", r"\$")

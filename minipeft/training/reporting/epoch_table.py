@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minipeft.data.tasks.task import Task
+from minipeft.errors import printable
 from minipeft.training.progress import best_epoch
 
 logger = logging.getLogger("minipeft")
@@ -63,7 +64,7 @@ def warn_about_predictions(
     """Warn where every prediction is the same, and where the loss is far above that of a constant prediction."""
     epoch, problem = row["epoch"], task.problem.with_details(row)
     if len(logits) > 1 and (constant := problem.describe_constant(logits)):
-        logger.warning("epoch %g: every validation prediction is %s", epoch, constant)
+        logger.warning("epoch %g: every validation prediction is %s", epoch, printable(constant))
     loss, _ = problem.baseline(targets)
     if weighted:  # with balanced weights the best constant prediction is nearly that of equal classes
         loss = max(loss, problem.score(torch.zeros_like(logits[:1]), targets[:1])["eval_loss"])

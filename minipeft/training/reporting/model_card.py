@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from minipeft.errors import printable
 from minipeft.hub.names import base_name
 from minipeft.methods import METHODS
 from minipeft.training.reporting.banner import describe_method
@@ -51,7 +52,7 @@ def make_card(job: Job, content: dict[str, Any]) -> str:
         *(f"{key}: {json.dumps(value)}" for key, value in header.items()),  # JSON is YAML
         "---",
         "",
-        f"# {type(job.method).__name__} on {task.name}",
+        f"# {type(job.method).__name__} on {printable(task.name)}",
         "",
         "| | |",
         "|---|---|",
@@ -107,4 +108,4 @@ def _splits(job: Job, content: dict[str, Any]) -> list[str]:
 
 def _cell(text: str) -> str:
     """Text in one cell of a table."""
-    return re.sub(r"\s+", " ", text).replace("|", "\\|")
+    return printable(re.sub(r"\s+", " ", text)).replace("|", "\\|")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minipeft.data.tables.remote import public_settings
 from minipeft.data.tasks.task import Task
 from minipeft.device import check_cuda_graphs, check_deterministic, choose_device, choose_max_tokens, choose_precision
 from minipeft.errors import MinipeftError
@@ -79,7 +80,7 @@ class Job:
     def config(self) -> dict[str, Any]:
         """The content of config.json: every setting, complete, in the types that JSON has, and the task's labels."""
         found = {"source": self.data.source, "labels": self.task.labels}
-        return dict(json.loads(json.dumps(dataclasses.asdict(self.settings) | found)))
+        return dict(json.loads(json.dumps(public_settings(dataclasses.asdict(self.settings) | found))))
 
     def check_same_settings(self) -> str:
         """Raise where a resumed run would change; return what the learning rate does where it is extended, or ""."""
