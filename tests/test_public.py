@@ -201,3 +201,31 @@ def test_no_two_modules_import_each_other() -> None:
     visited: set[str] = set()
     for name in sorted(imports):
         visit(name, ())
+
+
+# What a student reads, in this order.
+CORE = [
+    "data/batches/packing.py",
+    "model/roberta.py",
+    "model/attention.py",
+    "model/grouped.py",
+    "methods/lora.py",
+    "methods/bitfit.py",
+    "training/run.py",
+    "training/loop.py",
+    "training/optimization/optimizer.py",
+    "training/optimization/schedule.py",
+    "training/optimization/loss.py",
+]
+
+
+def test_the_core_is_short() -> None:
+    lines = {path: len((PACKAGE / path).read_text().splitlines()) for path in CORE}
+    assert sum(lines.values()) <= 2_100, lines
+
+
+@pytest.mark.parametrize("path", CORE)
+def test_a_core_file_opens_with_more_than_a_title(path: str) -> None:
+    """What it does, what it leaves out and why."""
+    description = ast.get_docstring(ast.parse((PACKAGE / path).read_text()))
+    assert description is not None and len(description.splitlines()) >= 4

@@ -36,21 +36,21 @@ class AdaLoRA:
     to 0, so that `budget` of them are left (`after_step`).
 
     Args:
-        target_rank: Singular values that are left in the end, a layer and target in the mean.
-        init_rank: Those that each starts with.
+        target_rank: Singular values that are left at the end, as a mean over layers and targets.
+        init_rank: Singular values of each layer and target at the start.
         alpha: The scaling's numerator.
         dropout: Probability on the input of Q, in training.
         targets: Linear layers, by name: query, key, value, output, intermediate, ffn_output.
-        tinit: Optimizer steps before the budget begins to fall.
-        tfinal: Optimizer steps at the end, in which it stays at target_rank and the pruned are pruned for good.
-        delta_t: Between tinit and tfinal, the number of steps from one pruning to the next.
-        beta1, beta2: How much the averages of sensitivity and uncertainty keep in a step (equations 9 and 10).
+        tinit: Optimizer steps before the budget starts to decrease.
+        tfinal: Optimizer steps at the end with the budget at target_rank and the same values pruned.
+        delta_t: Optimizer steps between two prunings, from tinit to tfinal.
+        beta1, beta2: Decay of the averages of sensitivity and uncertainty (equations 9 and 10).
         orth_weight: Weight of the penalty that keeps P and Q orthogonal (equation 4).
-        bias: Biases that train as well: "none", "all" of the encoder's, or "lora_only", the targets'.
-        modules_to_save: Modules of the encoder that train whole, by transformers' names.
-        rank_pattern: Of an adapter that was pruned and cut: the ranks that are less than init_rank, {"11.query": 5}.
+        bias: Biases that are trained too: "none", "all" of the encoder, or "lora_only" for those of the targets.
+        modules_to_save: Modules of the encoder that are trained entirely, by transformers' names.
+        rank_pattern: Ranks of a pruned adapter that are below init_rank: {"11.query": 5}.
 
-    An adapter saved before the last `tfinal` steps, a run's best epoch say, has more singular values than in the end.
+    An adapter that is saved before the last `tfinal` steps has more singular values than at the end.
     Parameters: init_rank · (in_features + out_features + 1) for each target in each layer; 1,991,520 for roberta-base.
 
     Raises:
@@ -165,7 +165,7 @@ def penalty(model: SequenceClassifier) -> Tensor:
 
 
 def budget(method: AdaLoRA, first: int, last: int, step: int, total_steps: int) -> int:
-    """How many singular values are left after optimizer step `step`, from 0: `first` at the start, `last` in the end.
+    """Return how many singular values are left after optimizer step `step`, from 0: from `first` down to `last`.
 
     last + (first − last) · (1 − (step − tinit) / (total_steps − tfinal − tinit))³ in between    (equation 12)
     """
@@ -181,7 +181,7 @@ def budget(method: AdaLoRA, first: int, last: int, step: int, total_steps: int) 
 def after_step(model: SequenceClassifier, step: int, total_steps: int) -> None:
     """Update the importance of each singular value, and set the least important of all layers to 0.
 
-    The importance rests in the last `tfinal` steps, so that these prune the same singular values again and again.
+    In the last `tfinal` steps the importance is not updated, so the same singular values are pruned in each.
     """
     method = model.method
     assert isinstance(method, AdaLoRA)

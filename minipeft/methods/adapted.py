@@ -1,4 +1,4 @@
-"""What the methods that change linear layers share: naming the layers, and merging into their frozen weights."""
+"""Base of the methods that change linear layers: names of the layers, and merging into the frozen weights."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ALIASES = {
 
 
 class AdaptedLinear(Linear):
-    """A frozen linear layer, y = x Wᵀ + b, that a method changes; its weight and bias are the frozen layer's own.
+    """A linear layer with the weight and bias of a frozen one, y = x Wᵀ + b, to which a subclass adds its method.
 
-    A method that can be merged writes `merged_weight`, and `merged_bias` where it changes the bias too.
+    A method that can be merged overrides `merged_weight`, and `merged_bias` if it changes the bias too.
     """
 
     def __init__(self, frozen: Linear) -> None:
@@ -37,22 +37,22 @@ class AdaptedLinear(Linear):
         self.unmerged: tuple[Tensor, Tensor | None] | None = None  # the frozen weight and bias, while merged
 
     def merged_weight(self) -> Tensor:
-        """The weight (out_features, in_features), float32, of one linear layer that computes the same."""
+        """Return the weight (out_features, in_features), float32, of a plain linear layer that computes the same."""
         raise NotImplementedError
 
     def merged_bias(self) -> Tensor | None:
-        """Return its bias (out_features,), float32."""
+        """Return the bias (out_features,), float32, of that linear layer."""
         return None if self.bias is None else self.bias.float()
 
     def is_merged(self) -> bool:
-        """Whether the frozen layer alone computes the result; training a merged layer raises MinipeftError."""
+        """Whether the weight contains the method; training a merged layer raises MinipeftError."""
         if self.unmerged is not None and self.training and torch.is_grad_enabled():
             raise MinipeftError("the adapter is merged, so it cannot train; call minipeft.unmerge first")
         return self.unmerged is not None
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Put the method into the weight, summed in float32; the frozen weight and bias are kept aside."""
+        """Add the method to the weight, in float32, and keep a copy of the frozen weight and bias."""
         if self.unmerged is None:
             weight, bias = self.merged_weight(), self.merged_bias()
             self.unmerged = self.weight.detach().clone(), None if bias is None else self.bias.detach().clone()
@@ -62,7 +62,7 @@ class AdaptedLinear(Linear):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the frozen weight and bias back, to the bit."""
+        """Restore the frozen weight and bias, bit for bit."""
         if self.unmerged is not None:
             weight, bias = self.unmerged
             self.weight.copy_(weight)
@@ -72,7 +72,7 @@ class AdaptedLinear(Linear):
 
 
 def check_targets(targets: Any) -> tuple[str, ...]:
-    """Names of linear layers as a tuple of ours, each once; peft's names are taken too, and "query,value"."""
+    """Return names of linear layers as a tuple of our names; peft's names and "query,value" are accepted."""
     targets = (targets,) if isinstance(targets, str) else targets
     if not isinstance(targets, (tuple, list)):
         raise MinipeftError(f"targets {targets!r} is not a list of names; name some of {', '.join(LINEAR_NAMES)}")
@@ -134,12 +134,12 @@ def check_rank(rank: int, place: TargetModule) -> None:
         )
 
 
-# The head trains in every method; "score" is peft's name for other models' heads.
+# The head is trained by every method; "score" is peft's name for the heads of other models.
 HEADS = {"score", "pooler"}.union(*(family.head_modules for family in FAMILIES.values()))
 
 
 def check_modules(modules: Any) -> tuple[str, ...]:
-    """modules_to_save as a tuple of names without the head, which trains anyhow."""
+    """Return modules_to_save as a tuple of names, without the head, which is always trained."""
     modules = (modules,) if isinstance(modules, str) else modules or ()
     if not isinstance(modules, (tuple, list)) or not all(isinstance(name, str) for name in modules):
         raise MinipeftError(f"modules_to_save {modules!r} is not a list of names; LayerNorm is one")
@@ -173,7 +173,7 @@ def train_modules(model: SequenceClassifier, modules: tuple[str, ...], adapted: 
 
 
 def train_biases(model: SequenceClassifier, bias: str) -> None:
-    """Let biases train: "all" of the encoder's, or those of the adapted layers alone ("lora_only", "vera_only")."""
+    """Unfreeze biases: "all" of the encoder, or only those of the adapted layers ("lora_only", "vera_only")."""
     for name, parameter in model.encoder.named_parameters() if bias == "all" else ():
         if name.endswith(".bias"):
             parameter.requires_grad_(True)
@@ -183,5 +183,5 @@ def train_biases(model: SequenceClassifier, bias: str) -> None:
 
 
 def adapted_layers(model: SequenceClassifier) -> list[AdaptedLinear]:
-    """The linear layers that a method has changed."""
+    """Return the linear layers that a method has changed."""
     return [part for part in model.modules() if isinstance(part, AdaptedLinear)]

@@ -1,4 +1,4 @@
-"""DoRA (Liu et al. 2024): LoRA turns the direction of a weight's rows, and a trained vector holds their lengths."""
+"""DoRA (Liu et al. 2024): LoRA changes the direction of the rows of a weight, and a trained vector their lengths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minipeft.model.roberta import Linear
 class DoRA(LoRA):
     """h = m ⊙ (V / ‖V‖) x + b, V = W + s · B A    (Liu et al. 2024, equation 5)
 
-    ‖V‖ is the length of each row of V and m, which trains, starts as that of W. The settings are LoRA's.
+    ‖V‖ is the length of each row of V; m is trained, and starts as that of W. The settings are LoRA's.
     Parameters: LoRA's and out_features for each target in each layer; 92,160 for roberta-base with rank 2 on query and
     value.
 
@@ -29,9 +29,9 @@ class DoRA(LoRA):
 
 
 class DoRALinear(LoRALinear):
-    """y = x (m / ‖V‖ ⊙ V)ᵀ + b, V = W + s · B A; the gradient takes ‖V‖ as a constant (Liu et al. 2024, section 4.3).
+    """y = x (m / ‖V‖ ⊙ V)ᵀ + b, V = W + s · B A; ‖V‖ is a constant for the gradient (Liu et al. 2024, section 4.3).
 
-    lora_magnitude_vector (out_features,) is m. Dropout is on the input of A alone: W sees x as it is.
+    lora_magnitude_vector (out_features,) is m. Dropout applies to the input of A only.
     """
 
     def __init__(self, frozen: Linear, *low_rank: Any) -> None:

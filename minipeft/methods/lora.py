@@ -1,4 +1,12 @@
-"""LoRA (Hu et al. 2021): a frozen linear layer plus a trained product of two thin matrices; and its refinements."""
+"""LoRA (Hu et al. 2021): a frozen linear layer plus a trained product of two thin matrices.
+
+    LoRA         the settings               install      replaces the targets of a frozen model by LoRALinear layers
+    LoRALinear   the layer                  PEFT         translates the settings to and from peft's adapter_config.json
+
+Refinements that change no formula are settings: rsLoRA's scaling, PiSSA's initialization, LoRA+'s learning rates, ranks
+by layer. There is no LoRA of embeddings and no quantized base model. One model has one adapter; adapters/adapter_set.py
+runs several at once.
+"""
 
 from __future__ import annotations
 
@@ -50,15 +58,15 @@ class LoRA:
         alpha: The scaling's numerator.
         dropout: Probability on the input of A, in training.
         targets: Linear layers, by name: query, key, value, output, intermediate, ffn_output.
-        rslora: s = alpha / √rank, which keeps the update's size as the rank grows (Kalajdzievski 2023, theorem 3.2).
-        init: How A starts, B being 0: "kaiming" (uniform) or "gaussian" (standard deviation 1 / rank); "pissa": A and B
-            from the rank largest singular values of W, which keeps the rest (Meng et al. 2024, equations 2 to 4).
+        rslora: s = alpha / √rank, so that a larger rank does not shrink the update (Kalajdzievski 2023, theorem 3.2).
+        init: "kaiming" (uniform) or "gaussian" (standard deviation 1 / rank) for A, with B = 0; or "pissa": A and B
+            hold the `rank` largest singular values of W, and W the others (Meng et al. 2024, equations 2 to 4).
         lr_ratio: The learning rate of B over that of A (LoRA+, Hayou et al. 2024, which takes 16).
-        rank_pattern: Other ranks, by "layer.target", by target or by layer, the first of these that is there counting:
-            {"11.query": 16, "value": 4, "0": 0}; 0 leaves the layer out.
-        alpha_pattern: Other alphas, likewise.
-        bias: Biases that train as well: "none", "all" of the encoder's, or "lora_only", the targets'.
-        modules_to_save: Modules of the encoder that train whole, by transformers' names: ("LayerNorm",).
+        rank_pattern: Other ranks by "layer.target", else by target, else by layer: {"11.query": 16, "value": 4,
+            "0": 0}; 0 leaves the layer out.
+        alpha_pattern: Other alphas, by the same keys.
+        bias: Biases that are trained too: "none", "all" of the encoder, or "lora_only" for those of the targets.
+        modules_to_save: Modules of the encoder that are trained entirely, by transformers' names: ("LayerNorm",).
 
     Parameters: rank · (in_features + out_features) for each target in each layer; 73,728 for roberta-base with rank 2
     on query and value.
@@ -115,16 +123,16 @@ def _of_pattern(pattern: dict[str, Any], layer: int, target: str, default: Any) 
 class LoRALinear(AdaptedLinear):
     """y = x Wᵀ + b + s · dropout(x) Aᵀ Bᵀ, s = alpha / rank    (Hu et al. 2021, equation 3)
 
-    weight (out_features, in_features) and bias (out_features,) are the frozen layer's own; lora_A (rank, in_features)
-    starts Kaiming-uniform and lora_B (out_features, rank) at 0, so that training starts from the pretrained function.
-    x: (tokens, in_features) → (tokens, out_features), in x's dtype; A and B are float32 and cast.
+    weight (out_features, in_features) and bias (out_features,) are the frozen layer's. lora_A (rank, in_features) is
+    Kaiming-uniform at first and lora_B (out_features, rank) 0, so that training starts from the pretrained function.
+    x: (tokens, in_features) → (tokens, out_features), in the dtype of x; A and B are float32 and are cast.
 
     Args:
-        frozen: The linear layer to adapt, which this one replaces.
-        rank, alpha, dropout, rslora, init: As in LoRA, which checks them; with rslora, s = alpha / √rank.
+        frozen: The linear layer that this one replaces.
+        rank, alpha, dropout, rslora, init: See LoRA.
 
     Raises:
-        MinipeftError: when a merged layer is to train.
+        MinipeftError: when a merged layer is to be trained.
     """
 
     def __init__(
@@ -141,12 +149,13 @@ class LoRALinear(AdaptedLinear):
         self.dropout = dropout
         self.shared_factors: Factors | None = None  # set by SharedCasts during a forward pass of the encoder
         device = frozen.weight.device
+        # Float32 also for a bfloat16 model: the steps of the optimizer are too small for 8 bits.
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
         if init == "gaussian":
             nn.init.normal_(self.lora_A, std=1 / rank)
         else:
-            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # nn.Linear's own initialization
         if init == "pissa" and device.type != "meta":
             self._init_pissa()
 
@@ -171,23 +180,24 @@ class LoRALinear(AdaptedLinear):
 
     @torch.no_grad()
     def _init_pissa(self) -> None:
-        """PiSSA: W = U Σ Vᵀ; s · B A is its first `rank` terms, √Σ on each side, and the frozen weight is the rest."""
+        """W = U Σ Vᵀ → s · B A is the first `rank` terms, with √Σ on each side; the frozen weight keeps the others."""
         rank = len(self.lora_A)
         u, sigma, v = torch.linalg.svd(self.weight.float(), full_matrices=False)
         root = (sigma[:rank] / self.scaling).sqrt()
         self.lora_A.copy_(root[:, None] * v[:rank])
         self.lora_B.copy_(u[:, :rank] * root)
-        self.weight = nn.Parameter(  # a new one: the checkpoint's own may be shared with other models
+        self.weight = nn.Parameter(  # not in place: other models may share the weights of the checkpoint
             (self.weight.float() - self.scaling * (self.lora_B @ self.lora_A)).to(self.weight.dtype), False
         )
 
 
 def install(model: SequenceClassifier, method: LoRA) -> None:
+    """Replace the targets of a frozen model by LoRALinear layers."""
     install_low_rank(model, method, LoRALinear)
 
 
 def install_low_rank(model: SequenceClassifier, method: LoRA, kind: type[LoRALinear]) -> None:
-    """Replace the targets by layers of `kind`, and let the biases and modules train that `method` names."""
+    """Replace the targets by layers of `kind`, and unfreeze the biases and modules that `method` names."""
     places = target_modules_of(model, method.targets)
     _check_patterns(method, places)
     adapted = [place for place in places if method.rank_of(place.layer, place.target)]
@@ -200,7 +210,7 @@ def install_low_rank(model: SequenceClassifier, method: LoRA, kind: type[LoRALin
 
 
 def _check_patterns(method: LoRA, places: list[TargetModule]) -> None:
-    """Raise for a key that fits no targeted layer, a rank above a layer's size, and where nothing would be adapted."""
+    """Raise for a key without a targeted layer, a rank above the size of a layer, and where no layer is adapted."""
     keys = [(f"{place.layer}.{place.target}", place.target, str(place.layer)) for place in places]
     known = {key for of_place in keys for key in of_place}
     for name in ("rank_pattern", "alpha_pattern"):

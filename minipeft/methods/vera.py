@@ -40,13 +40,13 @@ class VeRA:
 
     Args:
         rank: r, the inner dimension of B A.
-        d_initial: Where Λ_d starts; Λ_b starts at 0.
+        d_initial: Initial value of Λ_d; Λ_b starts at 0.
         dropout: Probability on the input of A, in training.
         targets: Linear layers, by name: query, key, value, output, intermediate, ffn_output.
-        seed: What A and B are drawn from.
-        save_projection: Whether the adapter's file holds A and B; without them they are drawn again from the seed.
-        bias: Biases that train as well: "none", "all" of the encoder's, or "vera_only", the targets'.
-        modules_to_save: Modules of the encoder that train whole, by transformers' names.
+        seed: Seed of A and B.
+        save_projection: Whether the adapter's file holds A and B; otherwise loading draws them from the seed.
+        bias: Biases that are trained too: "none", "all" of the encoder, or "vera_only" for those of the targets.
+        modules_to_save: Modules of the encoder that are trained entirely, by transformers' names.
 
     Parameters: rank + out_features for each target in each layer; 24,576 for roberta-base with rank 256 on query and
     value.
@@ -77,9 +77,9 @@ class VeRA:
 
 
 class Projections(nn.Module):
-    """A (rank, in_features) and B (out_features, rank), of the largest sizes that a target has; each takes its slice.
+    """A (rank, in_features) and B (out_features, rank) in the largest sizes of the targets; each target uses a slice.
 
-    Kaiming-uniform from the method's seed on the CPU, A first, which is how peft draws them.
+    They are Kaiming-uniform, drawn on the CPU from the method's seed, A first, as peft does.
     """
 
     vera_A: Tensor
@@ -104,7 +104,7 @@ class VeRALinear(AdaptedLinear):
     def __init__(self, frozen: Linear, projections: Projections, method: VeRA) -> None:
         super().__init__(frozen)
         self.dropout = method.dropout
-        self.shared = (projections,)  # in a tuple, so that they are no part of this layer: the encoder holds them once
+        self.shared = (projections,)  # in a tuple, so that they are not a submodule here; the encoder holds them once
         device = frozen.weight.device
         self.vera_lambda_d = nn.Parameter(torch.full((method.rank,), method.d_initial, device=device))
         self.vera_lambda_b = nn.Parameter(torch.zeros(self.out_features, device=device))

@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014): each number is set to 0 with a probability, and the others grow in exchange."""
+"""Dropout (Srivastava et al. 2014): numbers are set to 0 at random, and the others are scaled up to keep the mean."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STEPS = 1 << 16  # a number is dropped where 16 random bits lie below `probability` of their range
+STEPS = 1 << 16  # a number is dropped if its 16 random bits, as an integer, are below probability · STEPS
 
 
 def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
-    """x · keep / (1 − p), keep being 1 with probability 1 − p; x itself outside training, and where p is 0.
+    """Return x · keep / (1 − p), where keep is 1 with probability 1 − p, else 0; x itself if not `training` or p = 0.
 
-    On the CPU p is `probability` to the nearest 1 / 65536, and the scale is that p's own, so that the mean stays x. It
-    draws its seed from torch's generator, takes a fraction of F.dropout's time there, and keeps one byte a number for
-    the backward pass. Elsewhere it is F.dropout.
+    On the CPU this is faster than F.dropout, and saves one byte per number for the backward pass. There p is
+    `probability` rounded to a multiple of 1 / 65536, in the scale too, so that the mean stays x; the seed comes from
+    torch's generator. Other devices use F.dropout.
     """
     if not training or probability == 0:
         return x
@@ -27,7 +27,7 @@ def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
 
 
 class _Dropout(torch.autograd.Function):
-    """dropped: how many of the STEPS values of 16 bits drop a number."""
+    """Dropout with probability dropped / STEPS."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
@@ -43,7 +43,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def _random_bits(count: int) -> Tensor:
-    """(count,) int16, each value as probable as another; from numpy's fastest generator, with torch's next number."""
+    """Return uniform random int16 (count,) from NumPy's fastest generator, seeded by torch's next random number."""
     seed = int(torch.randint(1 << 62, ()))
     words = np.random.SFC64(seed).random_raw(-(-count // 4))  # of 64 bits
     return torch.from_numpy(words.view(np.int16))[:count]

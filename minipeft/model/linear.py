@@ -15,10 +15,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (tokens, in_features), weight (out_features, in_features), bias (out_features,) or None
     → (tokens, out_features).
 
-    float32 and bfloat16 on a CPU with AVX-512 go through oneDNN. For float32 torch's own product there is MKL's, which
-    leaves AVX-512 unused on some makes of CPU; for bfloat16 it is oneDNN's as well, but reorders each weight in
-    every call, which is done once here for the frozen ones. Elsewhere it is F.linear, and so it is for other dtypes and
-    while torch.compile traces. torch.backends.mkldnn.flags(enabled=False) turns oneDNN off.
+    On a CPU with AVX-512, float32 and bfloat16 use oneDNN. In float32, F.linear uses MKL there, which ignores AVX-512
+    on some CPUs. In bfloat16, F.linear uses oneDNN too, but reorders the weight in every call; here a frozen weight is
+    reordered once. All other cases use F.linear: other CPUs and devices, other dtypes, and torch.compile.
+    torch.backends.mkldnn.flags(enabled=False) turns oneDNN off.
     """
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and uses_onednn(x.dtype):
         return _Linear.apply(x, weight, bias, _prepacked_weights_of(weight))  # type: ignore[no-untyped-call]
@@ -43,17 +43,17 @@ def _has_product(dtype: torch.dtype) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x Wᵀ + b; the weight may be a transposed view, or laid out."""
+    """x Wᵀ + b; the weight may be a transposed view, or prepacked."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _prepacked(weight: Tensor) -> Tensor:
-    """A copy in the blocks that oneDNN's product reads; it is good for no other operation."""
+    """Return a copy in the blocked layout that oneDNN's product reads; no other operation can read it."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
 
 
 class _PrepackedWeights:
-    """A frozen weight laid out for x Wᵀ and, transposed, for its gradient; each from its first use on."""
+    """A frozen weight prepacked for x Wᵀ and, transposed, for the gradient of x; each is made when first used."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight, self.state = weight.detach(), _state(weight)
@@ -68,7 +68,7 @@ class _PrepackedWeights:
 
 
 def _state(weight: Tensor) -> tuple[int, int, torch.dtype]:
-    """Changes when the weight is written to, or given another place (but for what is written through its .data)."""
+    """Return a value that changes when the weight is written to or moved; writes through .data are not seen."""
     return weight._version, weight.data_ptr(), weight.dtype
 
 
@@ -76,9 +76,9 @@ _LAYOUTS = WeakIdKeyDictionary()  # Parameter → _PrepackedWeights, while the p
 
 
 def _prepacked_weights_of(weight: Tensor) -> _PrepackedWeights | None:
-    """For frozen bfloat16 parameters; in float32 they gain little compared with the memory they take."""
+    """Return them for a frozen bfloat16 parameter, else None; in float32 they take memory and gain little."""
     frozen = isinstance(weight, nn.Parameter) and not weight.requires_grad
-    if not frozen or weight.dtype != torch.bfloat16 or weight.is_inference():  # which has no version to look at
+    if not frozen or weight.dtype != torch.bfloat16 or weight.is_inference():  # without a _version
         return None
     found = _LAYOUTS.get(weight)
     if found is None or found.state != _state(weight):
@@ -90,18 +90,21 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layouts: _PrepackedWeights | None) -> Tensor:
         ctx.layouts = layouts
-        used = weight if x.requires_grad and layouts is None else None
-        ctx.save_for_backward(x if weight.requires_grad else None, used)
+        # Only what the backward pass reads is saved: for a frozen weight that is not x.
+        saved_weight = weight if x.requires_grad and layouts is None else None
+        ctx.save_for_backward(x if weight.requires_grad else None, saved_weight)
         return _product(x, weight if layouts is None else layouts.forward, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         grad = grads[0]
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        if needs_x:
+            weight = weight.t() if ctx.layouts is None else ctx.layouts.backward
         return (
-            _product(grad, weight.t() if ctx.layouts is None else ctx.layouts.backward, None) if of_x else None,
-            _product(grad.t(), x.t(), None) if of_weight else None,
-            grad.sum(0) if of_bias else None,
+            _product(grad, weight, None) if needs_x else None,
+            _product(grad.t(), x.t(), None) if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
             None,
         )

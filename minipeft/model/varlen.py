@@ -111,67 +111,37 @@ def attend_varlen(
         # The operator aligns the last query with the last key, so a window needs as many queries as keys.
         query = torch.zeros_like(key).index_copy(0, first_tokens.long(), query)
     q, k, v = (x.unflatten(-1, (num_heads, -1)) for x in (query, key, value))  # (tokens, heads, head_size)
-    lengths = cu_seqlens_q, plan.cu_seqlens_k, max_seqlen_q, plan.max_seqlen_k
+    # Arguments go by name, so that a release with another signature raises instead of computing something else.
     if q.dtype == torch.float32:
-        output = _efficient_attention(q, k, v, *lengths, dropout)
+        assert plan.window is None
+        output, *_ = torch.ops.aten._efficient_attention_forward(
+            query=q[None],  # the operator takes a batch, of 1 with cu_seqlens
+            key=k[None],
+            value=v[None],
+            bias=None,
+            cu_seqlens_q=cu_seqlens_q,
+            cu_seqlens_k=plan.cu_seqlens_k,
+            max_seqlen_q=max_seqlen_q,
+            max_seqlen_k=plan.max_seqlen_k,
+            dropout_p=dropout,
+            custom_mask_type=0,  # none
+            compute_log_sumexp=any(x.requires_grad for x in (q, k, v)),  # which the backward pass needs
+        )
+        output = output[0]
     else:
-        output = _flash_attention(q, k, v, *lengths, dropout, plan.window)
+        windows = {} if plan.window is None else dict.fromkeys(("window_size_left", "window_size_right"), plan.window)
+        output, *_ = torch.ops.aten._flash_attention_forward(
+            query=q,
+            key=k,
+            value=v,
+            cum_seq_q=cu_seqlens_q,
+            cum_seq_k=plan.cu_seqlens_k,
+            max_q=max_seqlen_q,
+            max_k=plan.max_seqlen_k,
+            dropout_p=dropout,
+            is_causal=False,
+            return_debug_mask=False,
+            **windows,
+        )
     output = output.flatten(1)  # (tokens, hidden_size), or (num_sequences, hidden_size)
     return output.index_select(0, first_tokens) if first_only and plan.window is not None else output
-
-
-# Arguments are passed by name, so that a release with another signature raises instead of computing something else.
-
-
-def _flash_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    dropout: float,
-    window: int | None,
-) -> Tensor:
-    windows = {} if window is None else {"window_size_left": window, "window_size_right": window}
-    output, *_ = torch.ops.aten._flash_attention_forward(
-        query=q,
-        key=k,
-        value=v,
-        cum_seq_q=cu_seqlens_q,
-        cum_seq_k=cu_seqlens_k,
-        max_q=max_seqlen_q,
-        max_k=max_seqlen_k,
-        dropout_p=dropout,
-        is_causal=False,
-        return_debug_mask=False,
-        **windows,
-    )
-    return output
-
-
-def _efficient_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    dropout: float,
-) -> Tensor:
-    output, *_ = torch.ops.aten._efficient_attention_forward(
-        query=q[None],  # the operator takes a batch, which is 1 with cu_seqlens
-        key=k[None],
-        value=v[None],
-        bias=None,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        max_seqlen_q=max_seqlen_q,
-        max_seqlen_k=max_seqlen_k,
-        dropout_p=dropout,
-        custom_mask_type=0,  # none
-        compute_log_sumexp=any(x.requires_grad for x in (q, k, v)),  # which the backward pass needs
-    )
-    return output[0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from varlen_operators import LIBRARY  # noqa: F401 - registers the operators on the CPU
 
-from minipeft.model import varlen, varlen_trial
+from minipeft.model import varlen_trial
 from minipeft.model.attention import attend_plain
 from minipeft.model.varlen import Varlen, attend_varlen
 from minipeft.model.varlen_trial import varlen_agrees
@@ -79,14 +79,15 @@ def test_a_wrong_or_absent_operator_is_not_used_and_the_log_says_why(
 def test_an_older_torch_without_an_operator_or_its_argument_falls_back(
     older: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def flash_attention(*given: Any) -> Tensor:
-        if older == "no operator":
-            return torch.ops.aten._flash_attention_of_another_release(*given)
-        *given, window = given
-        others = {} if window is None else {"window_of_another_release": window}
-        return torch.ops.aten._flash_attention_forward(*given, False, False, **others)[0]
+    operator = torch.ops.aten._flash_attention_forward
 
-    monkeypatch.setattr(varlen, "_flash_attention", flash_attention)
+    def flash_attention(**given: Any) -> Any:
+        if older == "no operator":
+            return torch.ops.aten._flash_attention_of_another_release(**given)
+        names = {"window_size_left": "window_of_another_release"}
+        return operator(**{names.get(name, name): value for name, value in given.items()})
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_attention)
     assert varlen_agrees(CPU, torch.bfloat16, 8) == (older == "no windows")
     assert not varlen_agrees(CPU, torch.bfloat16, 8, in_window=True)
     assert "in windows" in caplog.messages[-1]
