@@ -2,65 +2,156 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
+import re
 import sys
+import time
 from pathlib import Path
 
 from minipeft.errors import MinipeftError, check_choice, under_torchrun
 
-MAX_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}  # of a batch; more for a larger machine
+logger = logging.getLogger("minipeft")
+
+MAX_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}  # of a batch, where the memory allows
+MEMORY_FRACTION = 0.5  # of a GPU's free memory, for saved activations; the rest is for weights, gradients and AdamW
 
 
 def choose_device(device: str) -> str:
-    """Return cuda, mps or cpu for "auto"; raise MinipeftError for a device that is absent.
+    """Return the device: "cpu", "mps", "cuda" (the current GPU), or one GPU such as "cuda:1".
 
-    "cuda:1" makes that GPU the current one, and returns cuda.
+    A GPU that is named becomes the current one, for the libraries that ask torch for it.
+
+    Raises:
+        MinipeftError: for a device that this machine does not have, and for a GPU that this torch has no kernels for.
     """
     import torch
 
-    device, colon, number = device.partition(":")
-
+    name, colon, number = device.partition(":")
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if present[name])
-    check_choice("device", device, ("auto", *present))
-    if not present[device]:
-        raise MinipeftError(f"device {device}: this machine or this torch has none. Pass --device cpu.")
+        name = next(name for name in ("cuda", "mps", "cpu") if present[name])
+    check_choice("device", name, ("auto", *present))
+    if not present[name]:
+        raise MinipeftError(f"device {name}: this machine or this torch has none. Pass --device cpu.")
     if colon:
-        if device != "cuda" or not number.isdecimal() or int(number) >= torch.cuda.device_count():
-            raise MinipeftError(f"device {device}:{number}: this machine has no such GPU. Pass --device {device}.")
+        if name != "cuda" or not number.isdecimal() or int(number) >= torch.cuda.device_count():
+            raise MinipeftError(f"device {device}: this machine has no such GPU. Pass --device {name}.")
         if under_torchrun():
-            raise MinipeftError(f"device {device}:{number}: torchrun gives each process a GPU. Pass --device cuda.")
+            raise MinipeftError(f"device {device}: torchrun gives each process a GPU. Pass --device cuda.")
         torch.cuda.set_device(int(number))
-    return device
+    if name == "cuda":
+        _check_kernels()
+    return f"cuda:{int(number)}" if colon else name
+
+
+def _check_kernels() -> None:
+    """Raise where torch was built without kernels for the current GPU."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", arch) for arch in torch.cuda.get_arch_list()]
+    # A binary (sm) runs on the same major version with an equal or higher minor one; PTX (compute) on all that follow.
+    runs = [
+        (int(found[2]) == major and int(found[3]) <= minor)
+        if found[1] == "sm"
+        else (int(found[2]), int(found[3])) <= (major, minor)
+        for found in built
+        if found
+    ]
+    if runs and not any(runs):
+        raise MinipeftError(
+            f"device cuda: this torch has no kernels for {torch.cuda.get_device_name()} (compute capability "
+            f"{major}.{minor}). Install a torch for it, or pass --device cpu."
+        )
 
 
 def choose_precision(precision: str, device: str) -> str:
-    """Return bf16 or fp32; "auto" is bf16 where the device multiplies bf16 natively, else fp32."""
+    """Return bf16 or fp32; "auto" is bf16 where the device computes faster in it, else fp32."""
     check_choice("precision", precision, ("auto", "fp32", "bf16"))
     if precision == "auto":
-        return "bf16" if multiplies_bf16(device) else "fp32"
+        return "bf16" if has_fast_bf16(device) else "fp32"
     return precision
 
 
-def multiplies_bf16(device: str) -> bool:
-    """Whether a device has bf16 products: CUDA from compute capability 8.0, a CPU with AVX512-BF16 or AMX."""
+def has_fast_bf16(device: str) -> bool:
+    """Return whether a device computes faster in bf16 than in fp32.
+
+    CUDA does from compute capability 8.0, a CPU with AMX, and one of AMD with AVX512-BF16; an Intel Xeon with
+    AVX512-BF16 and without AMX was slower. Others convert each number to float32 and back, or compute one at a time.
+    """
     import torch
 
-    if device == "cuda":
+    if device.startswith("cuda"):
         return torch.cuda.get_device_capability() >= (8, 0)
     if device != "cpu":
         return False
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private in torch, and absent in some builds
-    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+    # Private in torch, and absent in some builds.
+    amx, avx512_bf16 = (
+        getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
+    return amx or (avx512_bf16 and "AuthenticAMD" in _cpu_vendor())
 
 
-def choose_max_tokens(device: str, precision: str, hidden_size: int) -> int:
+def _cpu_vendor() -> str:
+    """Return a text that names the CPU's vendor, such as AuthenticAMD; "" where the system does not say."""
+    info = Path("/proc/cpuinfo")
+    return info.read_text() if info.exists() else platform.processor()
+
+
+def bf16_slowdown(device: str) -> float:
+    """Return how many times longer a matrix product takes in bf16 than in fp32; below 1 where bf16 is faster."""
+    import torch
+
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(256, 256, dtype=dtype, device=device)
+        torch.mm(x, x)  # the first product makes the kernel
+        start_time = time.perf_counter()
+        for _ in range(4):
+            torch.mm(x, x)
+        seconds.append(time.perf_counter() - start_time)
+    return seconds[1] / seconds[0]
+
+
+def inference_precision(precision: str, device: str) -> str:
+    """Return the precision in which a run that was trained in `precision` predicts: fp32 where bf16 is slow.
+
+    The answers then differ from those of the run by bf16's rounding of the frozen weights and the activations.
+    """
+    return "fp32" if device == "cpu" and not has_fast_bf16(device) else precision
+
+
+def warn_of_slow_bf16(precision: str, device: str) -> None:
+    """Log one line where a run computes in bf16 on a device that is slow in it."""
+    if precision == "bf16" and device == "cpu" and not has_fast_bf16(device):
+        logger.warning(
+            "precision bf16: this CPU has no fast bf16 instructions; a matrix product takes %.1f times as long as in "
+            "fp32. A new run is faster with --precision fp32.",
+            bf16_slowdown(device),
+        )
+
+
+def choose_max_tokens(device: str, precision: str, hidden_size: int, saved_per_token: float = 0.0) -> int:
     """Return how many tokens a batch has at most.
 
     On a CPU a batch of roberta-base has 768 tokens in fp32, and 1,024 in bf16, where each takes half of the memory. A
-    smaller encoder has more and a larger one fewer, so that the activations of a layer take about as many bytes.
+    smaller encoder has more and a larger one fewer, so that the activations of a layer take about as many bytes. On a
+    GPU a batch has 16,384 tokens, or as many as the memory that is free now allows.
+
+    Args:
+        device: From `choose_device`.
+        precision: "fp32" or "bf16".
+        hidden_size: Of the encoder.
+        saved_per_token: Numbers that all layers save for the backward pass of a token; 0 if unknown.
     """
+    if device.startswith("cuda"):
+        import torch
+
+        free = torch.cuda.mem_get_info(device)[0] if saved_per_token else sys.maxsize
+        fits = int(MEMORY_FRACTION * free / (max(saved_per_token, 1.0) * (2 if precision == "bf16" else 4)))
+        return min(MAX_TOKENS["cuda"], max(fits // 256 * 256, 512))
     if device != "cpu":
         return MAX_TOKENS[device]
     tokens = (1024 if precision == "bf16" else MAX_TOKENS["cpu"]) * 768 // hidden_size
@@ -92,10 +183,10 @@ def check_cuda_graphs(device: str, activation_checkpointing: bool) -> None:
 
 def peak_memory(device: str) -> int:
     """Return the peak in bytes: of the CUDA allocator, or of the whole process; 0 where the system does not say."""
-    if device == "cuda":
+    if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():  # Linux; ru_maxrss would begin with what the process that started this one had
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())

@@ -56,7 +56,7 @@ def test_a_few_steps_of_lora_lower_the_loss_on_real_sentences(minilm: Path, tmp_
         for split in ("train", "validation")
     )
     apply(model, LoRA(rank=2, alpha=8))
-    before = evaluate(model, validation, 2048, "cpu")["eval_loss"]
+    before = evaluate(model, validation, 2048)["eval_loss"]
     schedule = Schedule(
         epochs=3,
         lr=2e-3,

@@ -133,9 +133,7 @@ def _check_runs(runs: list[Run], here: bool) -> str:
         choose_precision(wanted[0], devices[wanted[1]])
     for name in {wanted.model for wanted in settings}:
         resolve_model(name)
-    if named := sorted(name for name in devices if ":" in name):
-        return named[0]
-    return next((device for device in devices.values() if device != "cpu"), "cpu")
+    return max(devices.values(), key=lambda device: (device != "cpu", ":" in device), default="cpu")
 
 
 def _sources(runs: list[Run]) -> list[tuple[Task, str, int | None]]:

@@ -52,14 +52,14 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
     plan["echo"] = list(plan["echo"])
     if (folder / "plan.json").is_file() and read_json(folder / "plan.json") != plan:
         raise MinipeftError(f"{folder} was predicted with another run or other flags. Choose another --output.")
-    device_type = choose_device(device) if options.runner == "local" else device
+    chosen = choose_device(device) if options.runner == "local" else device
     commands = [_command(plan, file, folder / f"{file.name}.jsonl", device) for file in files]
     waiting = [command for command in commands if not command.output.exists()]
 
     with Lease(folder):
         check_output(folder, "plan.json", "folder of predictions", bool(resume))
         write_json(folder / "plan.json", plan)
-        runner = partial(make_runner, folder, options, device if ":" in device else device_type, len(waiting))
+        runner = partial(make_runner, folder, options, chosen, len(waiting))
         failed = execute(waiting, len(files), "file", runner, False)
     print(f"{folder}: predictions of {len(files) - len(failed)} of {len(files)} files")
     if failed:

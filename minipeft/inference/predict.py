@@ -24,7 +24,7 @@ from minipeft.data.tasks.task import TASKS, Split, Task, get_task
 from minipeft.data.tokens.examples import encode_split, encode_texts
 from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
-from minipeft.device import choose_device
+from minipeft.device import choose_device, inference_precision
 from minipeft.errors import MinipeftError, check_int, format_names, short_repr
 from minipeft.files import read_json, read_json_lines, user_path
 from minipeft.hub.hub import resolve_model
@@ -67,7 +67,7 @@ class LoadedRun(Predictor):
             rows = read_chunks(self.task, name, source, limit)
             max_length, long_texts = self.settings["max_length"], LongTexts.of(self.settings)
             examples = encode_split(self.task, rows, self.tokenizer, max_length, self.model.config, long_texts)
-            figures = evaluate(self.model, examples, self.settings["max_tokens"], self.device)
+            figures = evaluate(self.model, examples, self.settings["max_tokens"])
             values |= {prefix + figure: value for figure, value in figures.items()}
         return values
 
@@ -100,7 +100,7 @@ class LoadedRun(Predictor):
         first, max_length = texts["sentence1"][:COMPARED_TEXTS], self.settings["max_length"]
         examples = encode_texts(self.task, first, pairs, self.tokenizer, max_length, None)
         before, after = (
-            predict_logits(model, examples, self.settings["max_tokens"], self.device)
+            predict_logits(model, examples, self.settings["max_tokens"])
             for model in (self.model, merged.to(self.device))
         )
         difference = float((before - after).abs().max())
@@ -200,7 +200,7 @@ def load_run(
         folder: The run folder; or an adapter folder, minipeft's or peft's, whose base model is found by its name; or a
             merged checkpoint.
         device: "auto", "cpu", "cuda" or "mps".
-        precision: "fp32" or "bf16"; the default is that of the run, or fp32.
+        precision: "fp32" or "bf16"; the default is that of the run, and fp32 on a CPU that is slow in bf16.
         pairs: Whether the texts are pairs, where an adapter or checkpoint does not say so.
 
     Returns:
@@ -229,7 +229,9 @@ def load_run(
     except MinipeftError as error:
         raise MinipeftError(f"{path}: {error}; train again") from None
     model_folder, _ = resolve_model(settings["model"])
-    dtype = torch.bfloat16 if (precision or settings["precision"]) == "bf16" else torch.float32
+    device = choose_device(device)
+    precision = precision or inference_precision(settings["precision"], device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = load_without_warnings(model_folder, task.num_labels)
     if settings["max_length"] > model.config.max_length:
         raise MinipeftError(
@@ -241,7 +243,6 @@ def load_run(
     cast_frozen(install_adapter(model, adapter), dtype)
     match_labels(model, task, adapter.folder)
     task = replace(task, problem=task.problem.with_details(adapter.details))
-    device = choose_device(device)
     return LoadedRun(model.to(device).eval(), load_tokenizer(model_folder), task, settings, device)
 
 

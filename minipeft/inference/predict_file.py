@@ -89,8 +89,8 @@ def predict_file(
             raise MinipeftError(f"--echo {name}: a prediction has a field {name} already; rename the column")
     files = list_files(path, file_format)
     run = load_run(folder, device, pairs=pair_column is not None)
-    if run.device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if run.device == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         run.model.to(run.device)
     columns = {"text_column": text_column, "pair_column": pair_column, "file_format": file_format}
     rows = 0

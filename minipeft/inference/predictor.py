@@ -68,7 +68,7 @@ class Predictor:
             return torch.zeros(0, self.task.num_labels)
         long_texts, max_length = LongTexts.of(self.settings), self.settings["max_length"]
         examples = encode_texts(self.task, texts, pairs, self.tokenizer, max_length, long_texts)
-        logits = predict_logits(self.model, examples, self.settings["max_tokens"], self.device)
+        logits = predict_logits(self.model, examples, self.settings["max_tokens"])
         if not logits.isfinite().all():
             row = int((~logits.isfinite()).any(1).nonzero()[0])
             raise MinipeftError(

@@ -59,6 +59,8 @@ class Family:
         defaults: What transformers assumes for fields missing in config.json, where `config` has other defaults.
         layer_norms: The names of the LayerNorms that can be tuned → our module in the encoder.
         absent: Our modules that `names` gives but that do not exist: "layers.0.attention_layer_norm".
+        saved_per_token: Numbers that a layer saves for the backward pass of a token, in units of hidden_size; measured
+            with LoRA on query and value.
         projections: Linear layers from embedding_size to hidden_size, which exist where the two differ.
         aliases: Names of linear layers that mean another one here: {"query": "qkv"}.
         unsupported: A method's registry name, or "--cuda-graphs" → the reason why it is not possible here.
@@ -76,6 +78,7 @@ class Family:
     defaults: dict[str, Any] = field(default_factory=dict)
     layer_norms: dict[str, str] = field(default_factory=lambda: LAYER_NORMS)
     absent: tuple[str, ...] = ()
+    saved_per_token: float = 12.5
     projections: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     unsupported: dict[str, str] = field(default_factory=dict)
@@ -204,6 +207,7 @@ DEBERTA = Family(
     head_class="deberta:DebertaHead",
     defaults={"hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24, "intermediate_size": 6144},
     layer_norms=LAYER_NORMS | {"relative": "relative_layer_norm"},
+    saved_per_token=28.0,
     unsupported={
         "prefix_tuning": "its attention needs a position for each key, which a prefix does not have",
         "--cuda-graphs": "the host plans the attention of each batch",

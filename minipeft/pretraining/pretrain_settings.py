@@ -48,7 +48,7 @@ class PretrainSettings:
     precision: str = HARDWARE(
         "auto",
         checks.choice("auto", "fp32", "bf16"),
-        "auto, fp32 or bf16 [auto: bf16 where that is native, else fp32]",
+        "auto, fp32 or bf16 [auto: bf16 where that is faster, else fp32]",
     )
 
     output: str = OUTPUT(REQUIRED, checks.path, "folder that becomes the checkpoint", on_resume="of the call")

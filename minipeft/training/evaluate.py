@@ -17,10 +17,10 @@ from minipeft.training.progress import HOLDOUT
 
 @torch.inference_mode()
 def predict_logits(
-    model: SequenceClassifier, examples: Encoded, max_tokens: int, device: str, processes: Processes = SINGLE_PROCESS
+    model: SequenceClassifier, examples: Encoded, max_tokens: int, processes: Processes = SINGLE_PROCESS
 ) -> Tensor:
     """Return logits (examples, num_labels), float32 on the host, in the order of the examples, on every process."""
-    was_training = model.training
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     count = len(examples.sequences)
     logits = torch.zeros(count, model.config.num_labels)  # so that the sum over the processes is the whole
@@ -39,15 +39,15 @@ def predict_logits(
 
 
 def evaluate(
-    model: SequenceClassifier, examples: Encoded, max_tokens: int, device: str, processes: Processes = SINGLE_PROCESS
+    model: SequenceClassifier, examples: Encoded, max_tokens: int, processes: Processes = SINGLE_PROCESS
 ) -> dict[str, float]:
     """Return eval_loss, the mean over the split's sequences, and the task's metrics by name."""
-    logits = predict_logits(model, examples, max_tokens, device, processes)
+    logits = predict_logits(model, examples, max_tokens, processes)
     return examples.split.task.problem.score(logits, examples.split.labels, examples.split.task.metrics)
 
 
 def evaluate_all(
-    model: SequenceClassifier, examples: Examples, max_tokens: int, device: str, processes: Processes
+    model: SequenceClassifier, examples: Examples, max_tokens: int, processes: Processes
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the validation logits, and eval_loss and the metrics of the validation and the other splits.
 
@@ -55,7 +55,7 @@ def evaluate_all(
     the validation examples.
     """
     splits = {"": examples.validation, **{f"{name}_": other for name, other in examples.others.items()}}
-    logits = {name: predict_logits(model, split, max_tokens, device, processes) for name, split in splits.items()}
+    logits = {name: predict_logits(model, split, max_tokens, processes) for name, split in splits.items()}
     task, chooser = examples.validation.split.task, f"{HOLDOUT}_" if HOLDOUT in examples.others else ""
     problem = task.problem.tune(logits[chooser], splits[chooser].split.labels)
     figures = problem.figures()

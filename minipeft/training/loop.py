@@ -96,7 +96,7 @@ def train_loop(
         Interrupted: after a signal, with the checkpoint saved.
     """
     folder, train, task = run_folder.path, examples.train, examples.train.split.task
-    device = next(model.parameters()).device.type
+    device = next(model.parameters()).device
     loss_function = loss or Loss(task.problem)
     method = METHODS[method_name(model.method)]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -159,7 +159,7 @@ def train_loop(
                 # All ranks have to agree on a checkpoint, whose clocks differ and of which one may have got a signal.
                 due = time.monotonic() - saved_at >= 60 * run_folder.checkpoint_minutes
                 reason = processes.all_reduce_max(received[0] if received else int(due))
-                if reason or device not in DEFERRED_READS:
+                if reason or device.type not in DEFERRED_READS:
                     _finite_loss(scalars, folder)
                 if reason:
                     # Before the optimizer changes anything: this step is repeated by the run that resumes.
@@ -182,7 +182,7 @@ def train_loop(
             _add_step(prev, progress, events, folder)  # waits for the device, which is training time
             progress.seconds += time.perf_counter() - start_time
 
-            logits, metrics = evaluate_all(model, examples, schedule.max_tokens, device, processes)
+            logits, metrics = evaluate_all(model, examples, schedule.max_tokens, processes)
             if not math.isfinite(metrics["eval_loss"]):
                 raise MinipeftError(
                     f"step {progress.step}: the validation loss is {metrics['eval_loss']}. Lower --lr "

@@ -31,7 +31,7 @@ from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tokens.examples import Examples, encode_split, hold_out
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, WorkerError, first_line
 from minipeft.files import PARTIAL, check_output, read_json, write_json, write_text
 from minipeft.lease import Lease
 from minipeft.methods import apply, count_parameters
@@ -41,6 +41,7 @@ from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.progress import HOLDOUT, Progress, best_epoch
 from minipeft.training.reporting.banner import print_banner, print_result
 from minipeft.training.reporting.model_card import CARD, make_card
+from minipeft.training.run_folder.checkpoint import describe_checkpoint
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings import checks
 from minipeft.training.settings.job import Job, resolve
@@ -136,9 +137,23 @@ def train(**settings: Any) -> Result:
             from minipeft.training.optimization.cuda_graphs import StepGraphs
 
             graphs = StepGraphs(model, loss=loss)
-        with job.processes.errors_printed_once():
+        with job.processes.errors_printed_once(), explain_out_of_memory(job):
             progress = train_loop(model, examples, job.schedule, folder, job.processes, graphs, loss)
         return write_result(job, examples, model, progress)
+
+
+@contextmanager
+def explain_out_of_memory(job: Job) -> Iterator[None]:
+    """Convert torch's error for a full GPU, which one rank alone may meet; the last checkpoint is kept."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        tokens, settings = job.schedule.max_tokens, job.settings
+        less = "" if settings.activation_checkpointing else " or pass --activation-checkpointing"
+        raise WorkerError(
+            f"{settings.device}: out of memory with --max-tokens {tokens} ({first_line(error)}). "
+            f"Pass --max-tokens {max(1, tokens // 2)}{less}, with --resume ({describe_checkpoint(job.output)})."
+        ) from None
 
 
 @contextmanager

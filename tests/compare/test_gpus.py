@@ -85,7 +85,9 @@ def test_a_gpu_can_be_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert choose_device("cuda:1") == "cuda" and chosen == [1]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert choose_device("cuda:1") == "cuda:1" and chosen == [1]
+    assert choose_device("cuda") == "cuda" and choose_device("auto") == "cuda" and chosen == [1]
     for name in ("cuda:2", "cuda:x", "cuda:", "cpu:0"):
         with pytest.raises(MinipeftError, match="no such GPU"):
             choose_device(name)

@@ -230,12 +230,12 @@ def test_evaluation_does_not_depend_on_the_batches(tiny_checkpoint: Path, length
     sequences = ragged(lengths, 500)
     task = get_task("cola")
     examples = Encoded(Split(task, [""] * len(labels), None, labels), TokenTable.from_sequences(sequences))
-    logits = predict_logits(model, examples, max_tokens, "cpu")
+    logits = predict_logits(model, examples, max_tokens)
     assert model.training  # as it was
     for sequence, row in zip(sequences, logits, strict=True):
         one = Encoded(Split(task, [""], None, [0]), TokenTable.from_sequences([sequence]))
-        torch.testing.assert_close(predict_logits(model, one, 1, "cpu")[0], row, atol=1e-6, rtol=1e-5)
-    values = evaluate(model, examples, max_tokens, "cpu")
+        torch.testing.assert_close(predict_logits(model, one, 1)[0], row, atol=1e-6, rtol=1e-5)
+    values = evaluate(model, examples, max_tokens)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).item()
     assert values["eval_loss"] == pytest.approx(expected, abs=1e-6)
     assert list(values) == ["eval_loss", "matthews_correlation", "accuracy"]

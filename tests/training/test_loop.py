@@ -149,10 +149,8 @@ def test_the_best_epoch_is_kept_although_later_ones_are_worse(checkpoint: Path, 
     assert (details["score"], details["epoch"]) == (scores[best], best + 1)
     assert (details["task"], details["metric"]) == ("sst2", "accuracy")
     restored = load_adapter(load_pretrained(checkpoint), tmp_path / "run" / "adapter")
-    assert evaluate(restored, validation, 64, "cpu") == {
-        name: done.history[best][name] for name in ("eval_loss", "accuracy")
-    }
-    last = evaluate(model, validation, 64, "cpu")
+    assert evaluate(restored, validation, 64) == {name: done.history[best][name] for name in ("eval_loss", "accuracy")}
+    last = evaluate(model, validation, 64)
     assert last == {name: done.history[-1][name] for name in ("eval_loss", "accuracy")}
 
 

@@ -51,7 +51,6 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
         ("method", "bitfit"),
         ("targets", ("key",)),
         ("precision", "bf16"),
-        ("max_tokens", 64),
     ],
 )
 def test_resume_with_another_setting_is_refused_by_its_name(
@@ -163,10 +162,10 @@ def test_a_checkpoint_of_another_run_and_of_a_newer_format_are_refused(
 def test_a_resumed_run_keeps_the_precision_that_it_was_begun_in(
     begun: str, tiny_checkpoint: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the device multiplies."""
+    """Whether or not the device is fast in bf16."""
     output = small_run(tiny_checkpoint, small_data, tmp_path / "run", precision=begun, epochs=1).output
     for native in (True, False):
-        monkeypatch.setattr("minipeft.device.multiplies_bf16", lambda device, native=native: native)
+        monkeypatch.setattr("minipeft.device.has_fast_bf16", lambda device, native=native: native)
         result = small_run(tiny_checkpoint, small_data, output, precision="auto", epochs=1, resume=True)
         assert result.content["precision"] == json.loads((output / "config.json").read_text())["precision"] == begun
         assert (result.model.encoder.dtype == torch.bfloat16) == (begun == "bf16")

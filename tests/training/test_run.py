@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from minipeft import (
     train,
 )
 from minipeft.data.tokens.examples import encode_texts
+from minipeft.device import has_fast_bf16
 from minipeft.methods import METHODS
 from minipeft.model.pretrained import save_checkpoint
 from minipeft.model.roberta import init_weights
+from minipeft.training import loop
 from minipeft.training.evaluate import predict_logits
 from minipeft.training.progress import best_epoch
 
@@ -226,7 +229,7 @@ def test_how_a_step_is_shared_out_changes_nothing(tiny_checkpoint: Path, small_d
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"] if has_fast_bf16("cpu") else ["fp32"])
 def test_a_fresh_process_predicts_the_training_process_s_bits(
     precision: str, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:
@@ -236,7 +239,7 @@ def test_a_fresh_process_predicts_the_training_process_s_bits(
     from minipeft.data.tasks.task import get_task
 
     sequences = encode_texts(get_task("rte"), texts, pairs, tokenizer, 128, None)
-    expected = predict_logits(result.model, sequences, 2048, "cpu").softmax(1)
+    expected = predict_logits(result.model, sequences, 2048).softmax(1)
     given = [word for text, pair in zip(texts, pairs, strict=True) for word in ("--text", text, "--pair", pair)]
     predicted = run_command("-m", "minipeft", "predict", tmp_path / "run", *given)
     assert predicted.returncode == 0 and predicted.stderr == "", predicted.stderr
@@ -248,6 +251,50 @@ def test_a_fresh_process_predicts_the_training_process_s_bits(
     ]
     best = max(rows(tmp_path / "run"), key=lambda row: row["accuracy"])
     assert load_run(tmp_path / "run").evaluate() == {name: best[name] for name in ("eval_loss", "accuracy")}
+
+
+def test_a_run_in_bf16_predicts_in_fp32_where_bf16_is_slow(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers are those of the run within the rounding of bf16, and the same bits where bf16 is asked for."""
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr("minipeft.device.logger.warning", lambda text, *values: said.append(text % values))
+        result = small_run(tiny_checkpoint, small_data, tmp_path / "run", precision="bf16", lr=5e-3)
+    (line,) = (line for line in said if line.startswith("precision bf16"))
+    assert re.search(r"takes \d+\.\d times as long as in fp32", line)
+    texts, pairs = ["All dogs bark.", "A bird sings in the garden.", "Nobody came"], ["Dogs bark.", "It rains", ""]
+    expected = result.predict_proba(texts, pairs)
+    run = load_run(tmp_path / "run")
+    assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
+    assert run.predict_proba(texts, pairs) == pytest.approx(expected, abs=0.02)
+    same = load_run(tmp_path / "run", precision="bf16")
+    assert (same.predict_proba(texts, pairs) == expected).all()
+
+
+def test_a_full_gpu_ends_a_run_with_one_line_and_keeps_its_checkpoint(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, norms = loop.clip_grad_norm_, []
+
+    def fail_in_the_second_epoch(parameters: Any, max_norm: float) -> torch.Tensor:
+        norms.append(clip(parameters, max_norm))
+        if len(norms) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSecond line")
+        return norms[-1]
+
+    monkeypatch.setattr(loop, "clip_grad_norm_", fail_in_the_second_epoch)
+    with pytest.raises(MinipeftError) as caught:
+        small_run(tiny_checkpoint, small_data, tmp_path / "run", max_tokens=200)
+    assert str(caught.value) == (
+        "cpu: out of memory with --max-tokens 200 (CUDA out of memory. Tried to allocate 2.00 GiB.). Pass --max-tokens "
+        f"100 or pass --activation-checkpointing, with --resume ({tmp_path / 'run'} keeps the checkpoint of epoch 1, "
+        "step 3)."
+    )
+    result = small_run(tiny_checkpoint, small_data, tmp_path / "run", max_tokens=100, resume=True)
+    assert [row["epoch"] for row in rows(result.output)] == [1, 2]
 
 
 def test_in_bf16_what_trains_stays_float32(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:

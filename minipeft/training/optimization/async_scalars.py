@@ -15,7 +15,7 @@ class HostCopy:
         self.x = x.to("cpu", non_blocking=x.is_cuda)
         self.copied = torch.cuda.Event() if x.is_cuda else None
         if self.copied is not None:
-            self.copied.record()
+            self.copied.record(torch.cuda.current_stream(x.device))  # of x's GPU, which may not be the current one
 
     def read(self) -> Tensor:
         """Return the copy as soon as it is complete."""

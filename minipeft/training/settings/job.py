@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from minipeft.data.tables.remote import public_settings
 from minipeft.data.tasks.task import Task
-from minipeft.device import check_cuda_graphs, check_deterministic, choose_device, choose_max_tokens, choose_precision
+from minipeft.device import (
+    check_cuda_graphs,
+    check_deterministic,
+    choose_device,
+    choose_max_tokens,
+    choose_precision,
+    warn_of_slow_bf16,
+)
 from minipeft.errors import MinipeftError
 from minipeft.hub.names import model_name
+from minipeft.model.families import family_of
 from minipeft.problems import PROBLEMS
 from minipeft.training.distributed import Processes, join_processes
 from minipeft.training.optimization.loss import LossSettings
@@ -129,7 +137,8 @@ def resolve(given: Mapping[str, Any]) -> Job:
     precision = choose_precision(settings.precision, device)
     hidden_size, model_type = model.config.hidden_size, model.config.model_type
     defaults = recipe(None if custom else task.name, settings.method, hidden_size, model_type)
-    max_tokens = settings.max_tokens or choose_max_tokens(device, precision, hidden_size)
+    warn_of_slow_bf16(precision, device)
+    max_tokens = settings.max_tokens or _max_tokens_of_all(processes, device, precision, model.config)
     schedule = choose_schedule(settings, data, defaults, max_tokens)
     max_length = choose_max_length(settings.max_length, method, model.config.max_length)
     complete = dataclasses.replace(
@@ -195,6 +204,12 @@ def _settings_of_task(settings: TrainSettings, task: Task) -> dict[str, Any]:
         "label_type": PROBLEMS[task.problem.name].label_type,
         "validation": str(files["validation"]) if "validation" in files else None,
     }
+
+
+def _max_tokens_of_all(processes: Processes, device: str, precision: str, config: EncoderConfig) -> int:
+    """Return the tokens of a batch that fit on the device of every process."""
+    saved = family_of(config).saved_per_token * config.hidden_size * config.num_hidden_layers
+    return -processes.all_reduce_max(-choose_max_tokens(device, precision, config.hidden_size, saved))
 
 
 def _stride(settings: TrainSettings, max_length: int) -> int | None:

@@ -135,9 +135,11 @@ class TrainSettings:
     precision: str = HARDWARE(
         "auto",
         checks.choice("auto", "fp32", "bf16"),
-        "auto, fp32 or bf16 [auto: bf16 where that is native, else fp32]",
+        "auto, fp32 or bf16 [auto: bf16 where that is faster, else fp32]",
     )
-    max_tokens: int | None = HARDWARE(None, check_int, "tokens of a batch; bounds the memory [{max_tokens}]", "N")
+    max_tokens: int | None = HARDWARE(
+        None, check_int, "tokens of a batch; bounds the memory [{max_tokens}]", "N", on_resume="may change"
+    )
     compile: bool = HARDWARE(
         False, checks.boolean, "let torch.compile fuse the small operations", on_resume="of the call"
     )
