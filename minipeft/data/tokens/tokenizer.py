@@ -15,16 +15,12 @@ from pathlib import Path
 from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Tokenizer
 
-from minipeft.data.tokens.tokenizer_classes import ROBERTA_TOKENS, ROLES, Settings, read_tokenizer
+from minipeft.data.tokens.tokenizer_classes import ROBERTA_TOKENS, Settings, read_tokenizer
 from minipeft.data.tokens.tokenizer_limits import check_limits
 from minipeft.errors import MinipeftError, first_line, is_unicode, short_repr
 from minipeft.files import write_json
 
 ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-KEPT_SETTINGS = (  # of tokenizer_config.json, in addition to the special tokens; the others are in tokenizer.json
-    *("model_max_length", "model_input_names", "truncation_side", "padding_side"),
-    *("split_special_tokens", "clean_up_tokenization_spaces"),
-)
 
 
 class TokenIds(list[int]):
@@ -145,8 +141,13 @@ class Tokenizer:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        kept = {name: self.settings[name] for name in (*ROLES, *KEPT_SETTINGS) if self.settings.get(name) is not None}
-        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **kept})
+        settings = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast"}  # no class that would build it again
+        for name in ("extra_special_tokens", "additional_special_tokens"):  # they are in tokenizer.json
+            settings.pop(name, None)
+        for name, token in settings.items():
+            if name.endswith("_token") and isinstance(token, dict):
+                settings[name] = token["content"]
+        write_json(folder / "tokenizer_config.json", settings)
 
 
 def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:

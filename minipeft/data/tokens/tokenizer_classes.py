@@ -39,7 +39,6 @@ class TokenizerClass:
         template: the post-processor that adds one token before and one after each text.
         ends: the roles of these two tokens.
         files: the vocabulary without a tokenizer.json.
-        read: returns a tokenizer with the model of these files.
         input_names: what transformers passes to the model.
     """
 
@@ -49,7 +48,6 @@ class TokenizerClass:
     template: Callable[..., Any] = processors.RobertaProcessing
     ends: tuple[str, str] = ("cls_token", "sep_token")
     files: tuple[str, ...] = ()
-    read: Callable[..., Tokenizer] = Tokenizer
     input_names: tuple[str, ...] = ("input_ids", "attention_mask")
 
 
@@ -63,28 +61,27 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, Settings]:
     settings = _read_object(folder / "tokenizer_config.json")
     if settings.get("fast_tokenizer_files"):
         raise MinipeftError(f"{folder}: fast_tokenizer_files in tokenizer_config.json is unsupported. Remove it.")
-    kind, tokenizer = _read_vocabulary(folder, settings)
-    direction = (tokenizer.truncation or {}).get("direction", "right")
+    kind, loaded = _read_vocabulary(folder, settings)
+    direction = (loaded.truncation or {}).get("direction", "right")
     if settings.setdefault("truncation_side", direction) not in ("left", "right"):
         raise ValueError(f"truncation_side {short_repr(settings['truncation_side'])} is not left or right")
-    added = _read_added_tokens(folder, settings, tokenizer)
+    added = _read_added_tokens(folder, settings, loaded)
+    tokenizer = loaded
     if kind:
         known = {token.content for token in added.values()}
-        for role in kind.ends:
-            token = kind.tokens[role]
-            if not settings.get(role) and token not in known and tokenizer.model.token_to_id(token) is None:
+        for token in (kind.tokens[role] for role in kind.ends if not settings.get(role)):
+            if token not in known and loaded.token_to_id(token) is None:
                 raise ValueError(f"the vocabulary has no {token}")
         settings.update({role: settings.get(role) or token for role, token in kind.tokens.items()})
         settings.setdefault("model_input_names", list(kind.input_names))
-        loaded, tokenizer = tokenizer, Tokenizer(tokenizer.model)  # without the added tokens and the post-processor
+        tokenizer = Tokenizer(loaded.model)  # without the added tokens, which may be others, and the post-processor
         tokenizer.normalizer = loaded.normalizer
         kind.build(tokenizer, settings)
     _add_tokens(tokenizer, added, settings)
     if kind:
-        first, last = (str(_token(settings[role])) for role in kind.ends)
-        tokenizer.post_processor = kind.template(
-            (last, tokenizer.token_to_id(last)), (first, tokenizer.token_to_id(first))
-        )
+        first, last = (_token(settings[role]).content for role in kind.ends)
+        ends = [(token, tokenizer.token_to_id(token)) for token in (last, first)]
+        tokenizer.post_processor = kind.template(*ends)
     tokenizer.encode_special_tokens = _flag(settings, "split_special_tokens", False)
     return tokenizer, settings
 
@@ -115,9 +112,13 @@ def _read_vocabulary(folder: Path, settings: Settings) -> tuple[TokenizerClass |
         if name in ("", known) and paths and all(path.is_file() for path in paths):
             for path in paths:
                 read_small(path)  # raises for a file that is too large
+            if kind.model == "Unigram":
+                from minipeft.data.tokens.sentencepiece import read_spm
+
+                return kind, read_spm(*paths)
             if not name and kind.model == "BPE":  # without any settings, as in roberta-base's tokenizer.json
                 settings["mask_token"] = {"content": "<mask>", "lstrip": True}
-            return kind, kind.read(*map(str, paths))
+            return kind, Tokenizer(getattr(models, kind.model).from_file(*map(str, paths)))
     for file in ("sentencepiece.bpe.model", "spiece.model"):
         if (folder / file).is_file():
             raise MinipeftError(
@@ -172,13 +173,11 @@ def _read_added_tokens(folder: Path, settings: Settings, tokenizer: Tokenizer) -
     return added | own
 
 
-def _special_tokens(settings: Settings, named: bool = False) -> list[AddedToken]:
-    """Return the special tokens that the settings name, those with a role first; without the others if `named`."""
+def _special_tokens(settings: Settings) -> list[AddedToken]:
+    """Return the special tokens that the settings name, those of the seven roles first."""
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    more = extra if isinstance(extra, dict) else {}
     roles = [*ROLES, *(key for key in settings if key.endswith("_token") and key not in ROLES)]
-    values = [settings.get(role) for role in roles] + list(more.values())
-    values += [] if more or named else list(extra)
+    values = [settings.get(role) for role in roles] + list(extra.values() if isinstance(extra, dict) else extra)
     return [_token(value) for value in values if isinstance(value, (str, dict)) and value]
 
 
@@ -194,9 +193,6 @@ def _add_tokens(tokenizer: Tokenizer, added: dict[int, AddedToken], settings: Se
         if token.content not in known:
             tokens.append(token)
             known.add(token.content)
-    named = {token.content for token in _special_tokens(settings, named=True)}
-    for token in tokens:
-        token.special = token.special or token.content in named
     tokenizer.add_tokens(tokens)
     for number, token in added.items():
         if (found := tokenizer.token_to_id(token.content)) != number:
@@ -254,18 +250,17 @@ def _camembert(tokenizer: Tokenizer, settings: Settings) -> None:
 
 
 def _deberta(tokenizer: Tokenizer, settings: Settings) -> None:
-    """Set SentencePiece's normalization with a character map or from spm.model, and that of transformers without."""
+    """With a map of characters the normalization is SentencePiece's, which DeBERTa was pretrained with."""
     from minipeft.data.tokens.sentencepiece import spm_normalizers
 
     _set_unknown(tokenizer, settings, "[UNK]")
-    kinds = [step["type"] for step in pipeline_steps(tokenizer.normalizer)]
-    steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if _flag(settings, "do_lower_case", False) else []
-    if (charsmap := _charsmap(tokenizer)) or kinds == ["Replace", "Strip"]:
-        steps += [*([charsmap] if charsmap else []), *spm_normalizers()]
-    else:
-        spaces = normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " ")
-        steps += [spaces, normalizers.NFC(), normalizers.Strip(left=False)]
-    tokenizer.normalizer = normalizers.Sequence(steps)
+    lowercase = [normalizers.Lowercase()] if _flag(settings, "do_lower_case", False) else []
+    spaces = normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " ")
+    charsmap = _charsmap(tokenizer)
+    cleaning = (
+        [charsmap, *spm_normalizers()] if charsmap else [spaces, normalizers.NFC(), normalizers.Strip(left=False)]
+    )
+    tokenizer.normalizer = normalizers.Sequence([*lowercase, *cleaning])
     prepend = "always" if _flag(settings, "add_prefix_space", True) else "first"
     split = [pre_tokenizers.Punctuation("isolated")] if _flag(settings, "split_by_punct", False) else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, pre_tokenizers.Metaspace(prepend_scheme=prepend)])
@@ -288,46 +283,23 @@ def _charsmap(tokenizer: Tokenizer) -> normalizers.Normalizer | None:
     return None
 
 
-def _read_word_piece(vocab: str) -> Tokenizer:
-    return Tokenizer(models.WordPiece.from_file(vocab))
-
-
-def _read_bpe(vocab: str, merges: str) -> Tokenizer:
-    return Tokenizer(models.BPE.from_file(vocab, merges))
-
-
-def _read_spm(path: str) -> Tokenizer:
-    from minipeft.data.tokens.sentencepiece import read_spm
-
-    return read_spm(path)
-
-
 _BERT = TokenizerClass(
     "WordPiece",
     BERT_TOKENS,
     _bert,
     processors.BertProcessing,
     files=("vocab.txt",),
-    read=_read_word_piece,
     input_names=("input_ids", "token_type_ids", "attention_mask"),
 )
+_XLM_ROBERTA = TokenizerClass("Unigram", ROBERTA_TOKENS, _xlm_roberta, ends=("bos_token", "eos_token"))
+DEBERTA_TOKENS = {"bos_token": "[CLS]", "eos_token": "[SEP]", **BERT_TOKENS}
 CLASSES = {
-    "RobertaTokenizer": TokenizerClass(
-        "BPE", ROBERTA_TOKENS, _roberta, files=("vocab.json", "merges.txt"), read=_read_bpe
-    ),
+    "RobertaTokenizer": TokenizerClass("BPE", ROBERTA_TOKENS, _roberta, files=("vocab.json", "merges.txt")),
     "BertTokenizer": _BERT,
     "DistilBertTokenizer": replace(_BERT, input_names=("input_ids", "attention_mask")),
-    "XLMRobertaTokenizer": TokenizerClass("Unigram", ROBERTA_TOKENS, _xlm_roberta, ends=("bos_token", "eos_token")),
-    "CamembertTokenizer": TokenizerClass("Unigram", ROBERTA_TOKENS, _camembert, ends=("bos_token", "eos_token")),
-    "DebertaV2Tokenizer": TokenizerClass(
-        "Unigram",
-        {"bos_token": "[CLS]", "eos_token": "[SEP]", **BERT_TOKENS},
-        _deberta,
-        processors.BertProcessing,
-        files=("spm.model",),
-        read=_read_spm,
-        input_names=_BERT.input_names,
-    ),
+    "XLMRobertaTokenizer": _XLM_ROBERTA,
+    "CamembertTokenizer": replace(_XLM_ROBERTA, build=_camembert),
+    "DebertaV2Tokenizer": replace(_BERT, model="Unigram", tokens=DEBERTA_TOKENS, build=_deberta, files=("spm.model",)),
 }
 ALIASES = {
     "ElectraTokenizer": "BertTokenizer",

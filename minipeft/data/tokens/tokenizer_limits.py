@@ -14,13 +14,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-LARGEST_EXPANSION = 32  # characters that a pipeline may make of one; NFKC makes 18 of one ligature
+from minipeft.errors import short_repr
+
+LARGEST_EXPANSION = 40  # characters that a pipeline may make of one; NFKC makes 18 of one ligature
 MOST_STEPS = 64  # of a normalizer, a pre-tokenizer or a decoder
 LONGEST_WORD = 1000  # WordPiece's max_input_chars_per_word: the time grows with its square
 LONGEST_AFFIX = 16  # characters of a prefix or a suffix that the model adds to each piece
 LONGEST_PATTERN = 4000  # characters of a regular expression
-MOST_LOOPS, MOST_CHOICES = 2, 6  # in one alternative of a regular expression: the time is length ** MOST_LOOPS
-SHORT_LOOP = 16  # repetitions that count as a choice
+MOST_LOOPS, MOST_QUANTIFIERS = 2, 6  # in one alternative of it: the time is length ** MOST_LOOPS
 
 
 def check_limits(tokenizer: Tokenizer) -> None:
@@ -69,64 +70,32 @@ def _expansion(step: dict[str, Any]) -> int:
         charsmap = base64.b64decode(step["precompiled_charsmap"] or "")
         replacements = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].decode(errors="replace")
         return max(1, *map(len, replacements.split("\0")))
-    pattern = step.get("pattern")
-    if not isinstance(pattern, dict):
-        return 1
-    shortest = check_pattern(pattern["Regex"]) if "Regex" in pattern else len(pattern["String"])
-    content = len(step.get("content", ""))
-    return max(1, -(-content // shortest)) if shortest else 1 + content  # an empty match leaves the character there
+    pattern, content = step.get("pattern"), len(step.get("content", ""))
+    if isinstance(pattern, dict) and "Regex" in pattern:
+        check_pattern(pattern["Regex"])
+        return 1 + content  # an empty match leaves the character there
+    return max(1, -(-content // max(1, len(pattern["String"])))) if isinstance(pattern, dict) else 1
 
 
-# What a regular expression (Oniguruma's) may consist of.
+# What a regular expression (Oniguruma's) may consist of: characters and classes, words such as (?i:'s|'t|'re),
+# what is only looked at, and alternatives of them.
 _CLASS = r"\[(?:\\.|\[(?:\\.|[^\[\]\\])*\]|[^\[\]\\])*\]"
 _CHARACTER = rf"\\[pPx]\{{[^}}]*\}}|\\[^0-9a-zA-Z]|\\[acdDefnhHrsStvwW]|{_CLASS}|[^\\\[\](){{}}|*+?^$]"
 _PART = re.compile(
-    rf"(?:(?P<character>{_CHARACTER})"
-    r"|\((?:\?i?:)?(?P<words>[^\\\[\](){}*+?^$]+)\)"  # (?i:'s|'t|'re)
-    rf"|(?P<empty>\(\?<?[=!](?:{_CHARACTER})\)|\\[AbBzZ]|\^|\$))"
-    r"(?:(?P<sign>[*+?])[?+]?|\{(?P<least>\d+)(?P<comma>,?)(?P<most>\d*)\}\??)?(?![*+?{])"
-    r"|(?P<or>\|)",
+    rf"(?:{_CHARACTER}|\(\?<?[=!](?:{_CHARACTER})\)|\\[AbBzZ]|\^|\$)"
+    r"(?:(?P<loop>[*+][?+]?|\{\d*,?\d*\}\??)|(?P<optional>\?[?+]?))?(?![*+?{])"
+    r"|(?P<words>\((?:\?i?:)?[^\\\[\](){}*+?^$]+\)\??)(?![*+?{])|(?P<alternative>\|)",
     re.DOTALL,
 )
 
 
-def check_pattern(pattern: str) -> int:
-    """Return the length of the shortest match of a regular expression.
-
-    Raises:
-        ValueError: for a pattern that may backtrack catastrophically. Known to be safe are alternatives of characters,
-            character classes and words, each with a quantifier, with at most two unbounded quantifiers in a row.
-    """
-    unsupported = ValueError(f"the regular expression {pattern[:60]!r} may take hours on one text")
-    if len(pattern) > LONGEST_PATTERN:
-        raise unsupported
-    position = length = loops = choices = 0
-    lengths = []
-    while position < len(pattern):
-        part = _PART.match(pattern, position)
-        if part is None:
-            raise unsupported
-        position = part.end()
-        if part["or"]:
-            lengths.append(length)
-            length = loops = choices = 0
-            continue
-        least, most = _bounds(part)
-        words = part["words"] or ""
-        shortest = min(map(len, words.split("|"))) if words else part["empty"] is None
-        length += least * shortest
-        loops += most > SHORT_LOOP
-        choices += (least != most) + ("|" in words)
-        if loops > MOST_LOOPS or choices > MOST_CHOICES or (words and most > 1):
-            raise unsupported
-    return min([*lengths, length])
-
-
-def _bounds(part: re.Match[str]) -> tuple[int, float]:
-    """Return the least and the most repetitions that a quantifier allows."""
-    if part["sign"]:
-        return int(part["sign"] == "+"), 1 if part["sign"] == "?" else float("inf")
-    least = int(part["least"] or 1)
-    if not part["comma"]:
-        return least, least
-    return least, int(part["most"]) if part["most"] else float("inf")
+def check_pattern(pattern: str) -> None:
+    """Raise ValueError for a regular expression that is not known to be fast, as nested quantifiers are not."""
+    parts, position = "", 0
+    while position < len(pattern) <= LONGEST_PATTERN and (found := _PART.match(pattern, position)):
+        position = found.end()
+        parts += (found.lastgroup or " ")[0]
+    alternatives = [part.replace(" ", "") for part in parts.split("a")]
+    loops, quantifiers = max(part.count("l") for part in alternatives), max(map(len, alternatives))
+    if position < len(pattern) or loops > MOST_LOOPS or quantifiers > MOST_QUANTIFIERS:
+        raise ValueError(f"the regular expression {short_repr(pattern)} may take hours on one text")
