@@ -74,6 +74,9 @@ for name, count in (("full fine-tuning", full), ("LoRA, rank 8", lora)):
 source(LoRALinear)
 
 # %% [markdown]
+# In a forward pass of the encoder, `shared_factors` holds this layer's $A$ and $s B^\top$, which are cast together with
+# those of all layers; a layer by itself casts its own.
+#
 # In the code the tokens are rows, so every product is written the other way round: `x` is $X$ with the shape `(tokens,
 # in_features)`, and $A x$ for all tokens together is $X A^\top$. The *dropout* in it is applied to the input of $A$
 # alone; the frozen path always sees all of $x$.

@@ -119,22 +119,15 @@ class BottleneckLayerNorm(LayerNorm):
 
 
 def install(model: SequenceClassifier, method: Houlsby | Pfeiffer) -> None:
-    if isinstance(method, Houlsby):
-        _install_houlsby(model, method)
-    else:
-        _install_pfeiffer(model, method)
-
-
-def _install_houlsby(model: SequenceClassifier, method: Houlsby) -> None:
+    """Put the adapters into a frozen model."""
+    if isinstance(method, Pfeiffer):
+        for layer in model.encoder.layers:
+            frozen = layer.output_layer_norm
+            assert isinstance(frozen, LayerNorm)
+            layer.output_layer_norm = BottleneckLayerNorm(frozen, method.size, method.activation)
+        return
     for place in target_modules_of(model, ("output", "ffn_output")):
         model.encoder.set_submodule(place.path, BottleneckLinear(place.linear, method.size, method.activation))
     for part in model.encoder.modules():
         if isinstance(part, LayerNorm):
             part.requires_grad_(True)
-
-
-def _install_pfeiffer(model: SequenceClassifier, method: Pfeiffer) -> None:
-    for layer in model.encoder.layers:
-        layer_norm = layer.output_layer_norm
-        assert isinstance(layer_norm, LayerNorm)
-        layer.output_layer_norm = BottleneckLayerNorm(layer_norm, method.size, method.activation)

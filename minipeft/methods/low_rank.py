@@ -9,30 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # A (rank, in_features) and s · Bᵀ (rank, out_features) of a layer, in the dtype of its input.
 Factors = tuple[Tensor, Tensor]
 
 
-class LowRankLayer(Protocol):
-    """A linear layer with an update of low rank; LoRALinear and AdaLoRALinear are two."""
-
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
-    scaling: float
-    shared_factors: Factors | None
-    unmerged: Any
-
-    @staticmethod
-    def stack_a(layers: Any) -> Tensor: ...
-
-
-def cast_factors(layers: Sequence[LowRankLayer], dtype: torch.dtype) -> list[Factors]:
-    """Return the factors of layers that have one shape and one scaling."""
+def cast_factors(layers: Sequence[Any], dtype: torch.dtype) -> list[Factors]:
+    """Return the factors of LoRALinear or AdaLoRALinear layers that have one shape and one scaling."""
     a = layers[0].stack_a(layers).to(dtype)  # (layers, rank, in_features)
     b = torch.stack([layer.lora_B for layer in layers]) * layers[0].scaling  # (layers, out_features, rank)
     b = _Transpose.apply(b).to(dtype)  # type: ignore[no-untyped-call]
@@ -58,8 +45,8 @@ class _Transpose(torch.autograd.Function):
 class SharedCasts:
     """Casts the factors of layers together, for the time of a forward pass."""
 
-    def __init__(self, layers: Sequence[LowRankLayer]) -> None:
-        groups: dict[Any, list[LowRankLayer]] = {}
+    def __init__(self, layers: Sequence[Any]) -> None:
+        groups: dict[Any, list[Any]] = {}
         for layer in layers:
             groups.setdefault((layer.lora_A.shape, layer.lora_B.shape, layer.scaling), []).append(layer)
         self.groups = list(groups.values())

@@ -65,19 +65,10 @@ def attend_disentangled_plain(
     """Compute each sequence separately, as the equation is written.
 
     Args:
-        query: (tokens, hidden_size); with `first_only` (num_sequences, hidden_size), the first token of each sequence.
-        key: (tokens, hidden_size).
-        value: (tokens, hidden_size).
+        query, key, value, lengths, num_heads, dropout, first_only: See `attend_plain` (attention.py).
         position_query: (rows, hidden_size), PQ.
         position_key: (rows, hidden_size), PK.
-        row_of_distance: As in `RelativePlan`.
-        lengths: Length of each sequence in tokens.
-        num_heads: Number of heads.
-        dropout: Dropout probability of the attention weights.
-        first_only: Whether only the first token of each sequence has a query.
-
-    Returns:
-        A tensor with the shape of `query`.
+        row_of_distance: See `RelativePlan`.
     """
     outputs = []
     query_lengths = [1] * len(lengths) if first_only else list(lengths)
