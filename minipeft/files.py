@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from minipeft.errors import MinipeftError, first_line, short_repr
+from minipeft.errors import MinipeftError, first_line
 
 PARTIAL = ".*.partial"  # the temporary files that a kill may leave; nothing reads them
 LEASE = ".owner"  # in a run's folder, see minipeft/lease.py
@@ -116,15 +116,16 @@ def read_json(path: Path) -> dict[str, Any]:
         raise MinipeftError(f"{path}: not readable as JSON ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise MinipeftError(f"{path}: holds no JSON object")
+    check_format(path, content)
     return content
 
 
 def check_format(path: Path, content: dict[str, Any]) -> None:
-    """Raise MinipeftError for the content of a file of a newer version of minipeft."""
-    number = content.get("format", FORMAT)
-    if number != FORMAT:
+    """Raise MinipeftError for the content of a file that a newer version of minipeft has written."""
+    number = content.get("format")
+    if isinstance(number, int) and number > FORMAT:
         raise MinipeftError(
-            f"{path}: the file has format {short_repr(number)}, and this version of minipeft reads format {FORMAT}. "
+            f"{path}: the file has format {number}, and this version of minipeft reads format {FORMAT}. "
             "Install a newer minipeft."
         )
 

@@ -131,5 +131,6 @@ def clear_folder(folder: Path) -> None:
 def wait_for_release(folder: Path, seconds: float) -> None:
     """Wait, for at most some seconds, while a process that lives or was stopped holds the lease of a folder."""
     lease = Lease(folder)
-    with suppress(Timeout, OSError), lease._lock.acquire(timeout=seconds):
-        pass
+    if lease.path.exists():  # taking a lease makes the folder, which may be the name of a file to come
+        with suppress(Timeout, OSError), lease._lock.acquire(timeout=seconds):
+            pass

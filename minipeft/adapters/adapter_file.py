@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minipeft.adapters.save import CONFIG, WEIGHTS, base_model_fields, peft_type_of
 from minipeft.errors import MinipeftError, check_choice, check_float, first_line, short_repr
-from minipeft.files import parse_json, read_json
+from minipeft.files import check_format, parse_json, read_json
 from minipeft.methods import METHODS, MethodEntry
 from minipeft.methods.peft_format import WITHOUT_EFFECT, check_fields
 from minipeft.model.config import EncoderConfig, check_distinct
@@ -89,6 +89,7 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             details = _read_details((file.metadata() or {}).get("minipeft", "{}"))
+            check_format(path, details)
             return {name: file.get_tensor(name) for name in file.keys()}, details  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise MinipeftError(f"{path} is missing; name the adapter folder of a run") from None

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minipeft.errors import MinipeftError
-from minipeft.files import json_text, make_folder, user_path, write_together
+from minipeft.files import FORMAT, json_text, make_folder, user_path, write_together
 from minipeft.methods import METHODS, method_name
 from minipeft.methods.adapted import AdaptedLinear, adapted_layers
 from minipeft.model.classifier import SequenceClassifier
@@ -49,7 +49,7 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
     config = model.config
     content = adapter_content(model)
     # The config travels in the weights too: a kill between the two renames is then seen when the adapter is loaded.
-    details = {"problem_type": config.problem_type} | details
+    details = {"format": FORMAT, "problem_type": config.problem_type} | details
     details = {"labels": list(config.id2label.values()), "base": base_model_fields(config), "config": content} | details
     metadata = {"minipeft": json.dumps(details)}  # one entry: safetensors orders several at random
     write_together(

@@ -26,7 +26,7 @@ from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Task
 from minipeft.device import choose_device, choose_precision
 from minipeft.errors import MinipeftError
-from minipeft.files import check_output, make_folder, read_json, user_path, write_json, write_text
+from minipeft.files import FORMAT, check_output, make_folder, read_json, user_path, write_json, write_text
 from minipeft.hub.hub import resolve_model
 from minipeft.lease import Lease
 from minipeft.training.settings.choices import choose_source, find_task
@@ -66,6 +66,7 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
     with Lease(folder):
         check_output(folder, "plan.json", "comparison", resume)  # again, now that nobody else can change it
         content = {
+            "format": FORMAT,
             "flags": public_settings(plan.flags),
             "validation_examples": examples,
             "runs": [{"name": run.name, "settings": public_settings(run.settings)} for run in plan.runs],

@@ -18,7 +18,7 @@ from minipeft.compare.runner import execute, make_runner
 from minipeft.compare.runner_options import RunnerOptions
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, format_names
-from minipeft.files import check_output, read_json, user_path, write_json
+from minipeft.files import FORMAT, check_output, read_json, user_path, write_json
 from minipeft.lease import Lease
 
 
@@ -48,7 +48,8 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
     if not files:
         raise MinipeftError(f"{path}: the folder has no files. Name one with files to predict.")
     check_output(folder, "plan.json", "folder of predictions", bool(resume))
-    plan = {"run": str(user_path(run).absolute()), "adapter": _digest(user_path(run) / "adapter" / WEIGHTS), **flags}
+    run_folder = user_path(run).absolute()
+    plan = {"format": FORMAT, "run": str(run_folder), "adapter": _digest(run_folder / "adapter" / WEIGHTS), **flags}
     plan["echo"] = list(plan["echo"])
     if (folder / "plan.json").is_file() and read_json(folder / "plan.json") != plan:
         raise MinipeftError(f"{folder} was predicted with another run or other flags. Choose another --output.")

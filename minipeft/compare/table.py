@@ -22,7 +22,7 @@ from typing import Any
 
 from minipeft.compare.plan import Plan, Run
 from minipeft.errors import MinipeftError
-from minipeft.files import read_json, read_json_lines
+from minipeft.files import FORMAT, read_json, read_json_lines
 from minipeft.methods import METHODS
 
 MIN_SEEDS = 3  # for a significant difference
@@ -45,6 +45,7 @@ def comparison_table(folder: Path, plan: Plan, examples: dict[str, int], failed:
     """
     names = list(dict.fromkeys(run.settings["task"] for run in plan.runs))
     return {
+        "format": FORMAT,
         "tasks": [_task_table(folder, task, plan, examples[task], failed) for task in names],
         "failed": failed,
         "rule": RULE,

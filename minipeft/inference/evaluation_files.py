@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from minipeft.errors import MinipeftError, printable
-from minipeft.files import check_output, user_path, write_atomically, write_json, write_text
+from minipeft.files import FORMAT, check_output, user_path, write_atomically, write_json, write_text
 from minipeft.lease import Lease, clear_folder
 
 REPORT = "report.json"
@@ -39,7 +39,7 @@ def write_report(report: dict[str, Any], folder: str | Path) -> list[Path]:
                 write_text(folder / "confusion_matrix.txt", describe_matrix(matrix))
                 _draw_matrix(matrix, folder / "confusion_matrix.png")
             write_text(folder / "report.html", render_report(report))
-            write_json(folder / REPORT, report)  # last: it marks the folder as complete
+            write_json(folder / REPORT, {"format": FORMAT, **report})  # last: it marks the folder as complete
         except BaseException:
             clear_folder(folder)  # it was empty
             raise

@@ -28,6 +28,7 @@ from minipeft.data.tasks.draw import epoch_order
 from minipeft.data.tokens.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from minipeft.errors import Interrupted, MinipeftError, first_line
 from minipeft.files import (
+    FORMAT,
     check_output,
     make_folder,
     read_json,
@@ -72,7 +73,7 @@ def pretrain(settings: PretrainSettings) -> dict[str, Any]:
     with Lease(folder):
         record = _check_folder(folder, settings)  # again, now that nobody else can change it
         make_folder(folder / "checkpoint")
-        write_json(folder / RECORD, record)
+        write_json(folder / RECORD, {"format": FORMAT, **record})
         return _train(folder, settings)
 
 
@@ -142,7 +143,7 @@ def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
             if received:
                 raise Interrupted(received[0], f"interrupted in step {done}; continue with --resume")
     save_checkpoint(model, folder, torch.float16)
-    result = {"steps": settings.steps, **evaluate_language_model(model, validation, settings.device)}
+    result = {"format": FORMAT, "steps": settings.steps, **evaluate_language_model(model, validation, settings.device)}
     write_json(folder / "result.json", result)
     return result
 

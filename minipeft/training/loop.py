@@ -104,9 +104,9 @@ def train_loop(
     optimizer = adamw(model, schedule.weight_decay, schedule.betas, schedule.epsilon)
     total_steps = schedule.total_steps(len(train))
 
-    progress = restore_checkpoint(folder, model, optimizer, train, processes)
+    progress = restore_checkpoint(folder, model, optimizer, processes)
     resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, progress, task, schedule.select_by))
-    save = partial(save_checkpoint, folder, model, optimizer, progress, train, schedule.select_by)
+    save = partial(save_checkpoint, folder, model, optimizer, progress, schedule.select_by)
     publish_epoch = partial(publish, folder, model, progress, task, schedule.select_by)
 
     resume = "continue with " + (

@@ -32,7 +32,7 @@ from minipeft.data.tokens.examples import Examples, encode_split, hold_out
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import peak_memory
 from minipeft.errors import MinipeftError, WorkerError, first_line
-from minipeft.files import PARTIAL, check_output, read_json, write_json, write_text
+from minipeft.files import FORMAT, PARTIAL, check_output, read_json, write_json, write_text
 from minipeft.lease import Lease
 from minipeft.methods import apply, count_parameters
 from minipeft.model.classifier import SequenceClassifier
@@ -261,7 +261,7 @@ def _write_config(job: Job, examples: Examples) -> None:
         (folder / "result.json").unlink(missing_ok=True)
         if not quiet:
             print(extension, file=sys.stderr)
-    write_json(folder / "config.json", job.config | {"examples": fingerprints})
+    write_json(folder / "config.json", {"format": FORMAT, **job.config, "examples": fingerprints})
 
 
 def write_result(job: Job, examples: Examples, model: SequenceClassifier, progress: Progress) -> Result:
@@ -301,6 +301,7 @@ def result_content(job: Job, examples: Examples, model: SequenceClassifier, prog
     metric, best, last = task.metrics[0], best_epoch(history, job.schedule.select_by), history[-1]
     seconds = sum(row["seconds"] for row in history)
     content = {
+        "format": FORMAT,
         "task": task.name,
         "method": settings.method,
         "model": job.model.description,

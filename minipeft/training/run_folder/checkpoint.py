@@ -9,7 +9,6 @@ import torch
 
 from minipeft.adapters.save import save_adapter
 from minipeft.data.tasks.task import Task
-from minipeft.data.tokens.examples import Encoded
 from minipeft.errors import MinipeftError
 from minipeft.files import write_lines
 from minipeft.model.classifier import SequenceClassifier
@@ -43,14 +42,13 @@ def save_checkpoint(
     model: SequenceClassifier,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
-    train: Encoded,
     select_by: str,
 ) -> None:
-    """Write the trained tensors, the optimizer's state, the progress and the fingerprint of the training examples.
+    """Write the trained tensors, the optimizer's state and the progress.
 
     The weights of the best evaluation so far stay, from which adapter/ can be written again.
     """
-    content = {"step": progress.step, "progress": vars(progress), "examples": train.fingerprint}
+    content = {"step": progress.step, "progress": vars(progress)}
     best_step = best_epoch(progress.history, select_by)["step"] if progress.history else -1
     write_checkpoint(folder, content, model, optimizer, best_step)
 
@@ -59,7 +57,6 @@ def restore_checkpoint(
     folder: Path,
     model: SequenceClassifier,
     optimizer: torch.optim.Optimizer,
-    train: Encoded,
     processes: Processes = SINGLE_PROCESS,
 ) -> Progress:
     """Load the last complete checkpoint into model and optimizer; without one, return a new Progress.
@@ -67,16 +64,12 @@ def restore_checkpoint(
     Rank 0 reads the files and sends their content to the others.
 
     Raises:
-        MinipeftError: where no checkpoint is complete, and for one of other training examples.
+        MinipeftError: where no checkpoint is complete.
     """
     found = processes.on_rank_zero(lambda: read_last_checkpoint(folder) if has_checkpoint(folder) else None)
     if found is None:
         return Progress()
     content, weights, state = found
-    if content["examples"] != train.fingerprint:
-        raise MinipeftError(
-            f"{folder}: the run has other training examples. Pass the same data, or choose another --output."
-        )
     load_state(folder, model, optimizer, weights, state)
     return Progress(**content["progress"])
 

@@ -22,7 +22,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, first_line
-from minipeft.files import FORMAT, check_format, make_folder, read_json, sha256, write_atomically, write_json
+from minipeft.files import (
+    FORMAT,
+    check_format,
+    make_folder,
+    parse_json,
+    read_small,
+    sha256,
+    write_atomically,
+    write_json,
+)
 
 FOLDER = "checkpoint"
 KEPT = 2  # checkpoints
@@ -176,9 +185,9 @@ def _path(folder: Path, step: int, ending: str) -> Path:
 
 def _read_json(path: Path) -> Content:
     try:
-        content = read_json(path)
-    except MinipeftError as error:
-        raise DamagedError(str(error)) from None
+        content = dict(parse_json(read_small(path)))
+    except (OSError, TypeError, ValueError) as error:
+        raise DamagedError(f"{path}: {first_line(error)}") from None
     if content.pop("sha256", None) != _hash_of(content):
         raise DamagedError(f"{path} does not have its SHA-256")
     return content
