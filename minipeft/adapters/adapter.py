@@ -19,6 +19,7 @@ from minipeft.methods.peft_format import read_pattern
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of
+from minipeft.model.pretrained import check_tensor
 from minipeft.model.roberta import Linear
 
 logger = logging.getLogger("minipeft")
@@ -53,7 +54,7 @@ def install_adapter(model: SequenceClassifier, adapter: Adapter) -> SequenceClas
     own, state = _head_of_model(model, names, adapter)
     _check_tensors({theirs: tensor for theirs, tensor in names.items() if theirs not in own}, state, adapter)
     apply(model, method)
-    _fill(model, state | own)
+    _copy(adapter_tensors(model), state | own)
     model.new_tensors = ()
     if labels:
         model.config = model.config.with_labels(labels, adapter.details.get("problem_type"))
@@ -62,8 +63,9 @@ def install_adapter(model: SequenceClassifier, adapter: Adapter) -> SequenceClas
 
 def reload_adapter(model: SequenceClassifier, adapter: Adapter) -> None:
     """Give a model that has the method already the values of `adapter`: a run's best epoch, say."""
-    _check_tensors(adapter_tensors(model), adapter.state, adapter)
-    _fill(model, adapter.state)
+    tensors = adapter_tensors(model)
+    _check_tensors(tensors, adapter.state, adapter)
+    _copy(tensors, adapter.state)
 
 
 def read_initial_adapter(run: Path, config: EncoderConfig) -> Adapter:
@@ -87,9 +89,7 @@ def initialize_from_adapter(model: SequenceClassifier, start: Adapter) -> str:
         for named in (tensors, start.state)
     )
     _check_tensors(wanted, found, start)
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(found[name])
+    _copy(wanted, found)
     trained_on = f"{start.details.get('task', 'an adapter')}, labels {', '.join(map(str, labels or ['unknown']))}"
     taken = "head included" if keeps_head else f"with a new head for {', '.join(own)}"
     return f"start   {start.folder} ({trained_on}), {taken}"
@@ -102,13 +102,7 @@ def _check_tensors(expected: dict[str, Tensor], state: dict[str, Tensor], adapte
         if name not in state:
             remedy = _describe_layer_mismatch(expected, state) or "the file is not whole"
             raise MinipeftError(f"{path}: tensor {name} is missing; {remedy}")
-        if state[name].shape != tensor.shape:
-            raise MinipeftError(
-                f"{path}: {name} has shape {tuple(state[name].shape)}, but the model "
-                f"asks for {tuple(tensor.shape)}; load the model that the adapter belongs to"
-            )
-        if not state[name].is_floating_point():
-            raise MinipeftError(f"{path}: {name} holds {state[name].dtype}, not floating-point numbers")
+        check_tensor(state[name], tensor.shape, f"{path}: {name}")
     if unused := sorted(set(state) - set(expected)):
         remedy = _describe_layer_mismatch(expected, state) or "the adapter belongs to another model or method"
         raise MinipeftError(
@@ -128,8 +122,8 @@ def _describe_layer_mismatch(expected: Iterable[str], state: Iterable[str]) -> s
 
 
 @torch.no_grad()
-def _fill(model: SequenceClassifier, state: dict[str, Tensor]) -> None:
-    for name, tensor in adapter_tensors(model).items():
+def _copy(tensors: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
         tensor.copy_(state[name])
 
 
@@ -190,6 +184,5 @@ def _merge_into_head(weight: Tensor, path: str, state: dict[str, Tensor], adapte
     own = dict(layer.named_parameters())
     names = {f"{PREFIX}{path}.{peft.names.get(leaf, leaf)}": own[leaf] for leaf in own if leaf != "weight"}
     _check_tensors(names, state, adapter)
-    for name, parameter in names.items():
-        parameter.copy_(state[name])
+    _copy(names, state)
     return layer.merged_weight()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from minipeft.errors import MinipeftError, check_choice, check_int, short_repr
+from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_probability, short_repr
 from minipeft.problems import PROBLEMS, problem_class
 
 # Upper bounds on the sizes in a config.json; no published model comes near them.
@@ -101,33 +100,22 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         for name in self.SIZES:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise MinipeftError(
-                    f"{name} {short_repr(value)} in the model's config is not a whole number of 1 or more"
-                )
-            if value > (most := MOST_LAYERS if name == "num_hidden_layers" else LARGEST_SIZE):
-                raise MinipeftError(f"{name} {short_repr(value)} in the model's config is beyond any model's, {most}")
+            most = MOST_LAYERS if name == "num_hidden_layers" else LARGEST_SIZE
+            if check_int(name, value := getattr(self, name)) > most:
+                raise MinipeftError(f"{name} {short_repr(value)} is beyond any model's, {most}")
         for name in self.PROBABILITIES:
-            value = getattr(self, name)
-            if value is None and name == "classifier_dropout":
-                continue
-            if not (isinstance(value, (int, float)) and 0 <= value < 1):
-                raise MinipeftError(f"{name} {short_repr(value)} in the model's config is not a probability below 1")
+            if getattr(self, name) is not None or name != "classifier_dropout":
+                check_probability(name, getattr(self, name))
         for name in ("layer_norm_eps", "initializer_range"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max):
-                raise MinipeftError(f"{name} {short_repr(value)} in the model's config is not a number of 0 or more")
+            check_float(name, getattr(self, name), least=0)
         check_choice("hidden_act", self.hidden_act, HIDDEN_ACTIVATIONS)
         if self.problem_type is not None:
             check_choice("problem_type", self.problem_type, PROBLEMS)
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
-            raise MinipeftError("problem_type single_label_classification in the model's config needs 2 labels or more")
-        check_distinct(list(self.id2label.values()), "id2label in the model's config")
+            raise MinipeftError("problem_type single_label_classification needs 2 labels or more")
+        check_distinct(list(self.id2label.values()), "id2label")
         if list(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
-            raise MinipeftError(
-                f"id2label {short_repr(self.id2label)} in the model's config does not count its classes from 0"
-            )
+            raise MinipeftError(f"id2label {short_repr(self.id2label)} does not count its classes from 0")
         if self.hidden_size % self.num_attention_heads:
             raise MinipeftError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"

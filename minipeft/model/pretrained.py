@@ -137,9 +137,9 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, reuse_head: bool = Tr
         if replaced and ours.startswith("head.") and not theirs.startswith(prefix):  # BERT's pooler is the encoder's
             continue
         if (name := found.pop(_plain_name(theirs, prefix), None)) is not None:
-            state[ours] = _check_tensor(stored[name], model.get_parameter(ours).shape, f"{folder}: {name}")
+            state[ours] = check_tensor(stored[name], model.get_parameter(ours).shape, f"{folder}: {name}")
     missing = [ours for ours in names if ours not in state]
-    _check_missing(names, missing, state, config, folder)
+    _check_missing(names, missing, config, folder)
     model.load_state_dict(state, strict=False, assign=True)
     new_modules = sorted({name.rpartition(".")[0] or name for name in missing})
     for name in new_modules:
@@ -155,29 +155,24 @@ def _fill(model: Any, config: EncoderConfig, folder: Path, reuse_head: bool = Tr
     return model.requires_grad_(True)
 
 
-def _check_tensor(tensor: Tensor, expected: torch.Size, place: str) -> Tensor:
+def check_tensor(tensor: Tensor, expected: torch.Size, place: str) -> Tensor:
     """Return a stored tensor in float32; raise for another shape than `expected` and for integers."""
     if tensor.shape != expected:
         raise MinipeftError(
-            f"{place} has shape {tuple(tensor.shape)}, but config.json asks for {tuple(expected)}; "
-            "config.json and the weights belong to different models"
+            f"{place} has shape {tuple(tensor.shape)}, but the model asks for {tuple(expected)}; "
+            "take the model that the weights belong to"
         )
     if not tensor.is_floating_point():
-        raise MinipeftError(
-            f"{place} holds {tensor.dtype}, not floating-point numbers; "
-            "minipeft takes float32, float16 or bfloat16 weights"
-        )
+        raise MinipeftError(f"{place} holds {tensor.dtype}; minipeft takes float32, float16 or bfloat16 weights")
     return tensor.to(torch.float32)
 
 
-def _check_missing(
-    names: dict[str, str], missing: list[str], state: dict[str, Tensor], config: EncoderConfig, folder: Path
-) -> None:
+def _check_missing(names: dict[str, str], missing: list[str], config: EncoderConfig, folder: Path) -> None:
     """Raise for missing tensors of the encoder, and for a module of the head that is there in part only."""
     lacking = [ours for ours in missing if ours.startswith("encoder.")]
     for module in family_of(config).head_modules:  # BERT's pooler without a classifier is no damage
         tensors = [ours for ours, theirs in names.items() if f".{module}." in f".{theirs}"]
-        if any(ours in state for ours in tensors):
+        if not set(tensors) <= set(missing):
             lacking += [ours for ours in tensors if ours in missing]
     if lacking:
         raise MinipeftError(

@@ -259,7 +259,7 @@ def reshaped(name: str, *shape: int) -> Callable[[State], State]:
         (without("classifier.dense.weight"), "classifier.dense.weight is missing"),
         (reshaped(KEY, 48, 47), r"key\.weight has shape \(48, 47\).*\(48, 48\)"),
         (reshaped("roberta.embeddings.word_embeddings.weight", 299, 48), r"word_embeddings.*\(299, 48\).*\(300, 48\)"),
-        (reshaped("classifier.out_proj.weight", 3, 48), r"out_proj.*\(3, 48\).*config\.json asks for \(2, 48\)"),
+        (reshaped("classifier.out_proj.weight", 3, 48), r"out_proj.*\(3, 48\).*the model asks for \(2, 48\)"),
         (lambda state: state | {KEY: state[KEY].to(torch.int32)}, "int32"),
         (lambda state: {"model." + name: tensor for name, tensor in state.items()}, "embeddings.weight is missing"),
         (lambda state: {"vit.patch.weight": torch.zeros(3)}, "embeddings.weight is missing"),
