@@ -21,7 +21,7 @@ from minipeft.files import user_path
 from minipeft.methods.adapted import target_modules_of
 from minipeft.methods.lora import LoRA, LoRALinear
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.config import generic_labels
+from minipeft.model.config import EncoderConfig, generic_labels
 from minipeft.model.families import family_of
 from minipeft.model.roberta import Linear
 
@@ -94,13 +94,12 @@ class AdapterSet(nn.Module):
         self.heads = nn.ModuleDict()
         self.labels: dict[str, list[str]] = {}
         self.active: str | None = None
-        self._own_config, self._own_head = model.config, model.head
         self._assignment = AdapterAssignment()
-        self._places = [
-            (place.path, place.linear, GroupedLoRALinear(place.linear, self._assignment))
+        self._layers = {
+            place.path: GroupedLoRALinear(place.linear, self._assignment)
             for place in target_modules_of(model, family_of(model.config).linears)
-        ]
-        for path, _, grouped in self._places:
+        }
+        for path, grouped in self._layers.items():
             model.encoder.set_submodule(path, grouped)
 
     def load(self, name: str, folder: str | Path) -> None:
@@ -111,34 +110,29 @@ class AdapterSet(nn.Module):
         """
         self._check_new(name)
         folder = user_path(folder)
-        adapter = read_adapter(folder, self._own_config)
-        method, details = adapter.method, adapter.details
+        adapter, own = read_adapter(folder, self.model.config), self.model
+        method, config = adapter.method, own.config
         if type(method) is not LoRA or method.bias != "none" or method.modules_to_save:
             raise MinipeftError(f"{folder / CONFIG}: an AdapterSet takes LoRA of A and B alone, not {method!r}")
-        model, own_new = self.model, self.model.new_tensors
-        model.head = copy.deepcopy(self._own_head)  # a file of peft's may hold a part of a head, or none
-        if adapter.num_labels not in (None, self._own_config.num_labels):
-            model.config = self._own_config.with_labels(details.get("labels") or generic_labels(adapter.num_labels))
-            out_proj = family_of(model.config).head(model.config).get_submodule("out_proj")
-            model.head.out_proj = out_proj.to(next(self._own_head.parameters()).device)
-            model.new_tensors += tuple(f"head.out_proj.{name}" for name, _ in out_proj.named_parameters())
-        for path, frozen, _ in self._places:
-            model.encoder.set_submodule(path, frozen)
-        try:
-            install_adapter(model, adapter)
-            for path, frozen, grouped in self._places:
-                lora = model.encoder.get_submodule(path)
-                if isinstance(lora, LoRALinear):
-                    a, b = _difference(lora, frozen)
-                    grouped.lora_A[name], grouped.lora_B[name] = _frozen(a), _frozen(b)
-            self.heads[name] = model.head.requires_grad_(False)
-            self.labels[name] = list(model.config.id2label.values())
-        finally:
-            for path, _, grouped in self._places:
-                model.encoder.set_submodule(path, grouped)
-            model.method, model.config, model.head = None, self._own_config, self._own_head
-            model.new_tensors = own_new
-            model.encoder.low_rank = None
+        state = {key: tensor for key, tensor in own.state_dict(keep_vars=True).items() if ".lora_" not in key}
+        state |= {f"head.{key}": tensor.clone() for key, tensor in own.head.state_dict().items()}
+        new_tensors = own.new_tensors
+        if adapter.num_labels not in (None, config.num_labels):
+            config = config.with_labels(adapter.details.get("labels") or generic_labels(adapter.num_labels))
+            output = {f"head.out_proj.{key}": tensor for key, tensor in _new_output(config).items()}
+            state, new_tensors = state | output, (*new_tensors, *output)
+        with torch.device("meta"):
+            model = SequenceClassifier(config).eval()  # it gets the set's own tensors, so that it takes no memory
+        model.load_state_dict(state, assign=True)
+        model.new_tensors = new_tensors
+        install_adapter(model, adapter)
+        for path, grouped in self._layers.items():
+            lora = model.encoder.get_submodule(path)
+            if isinstance(lora, LoRALinear):
+                a, b = _difference(lora, grouped)
+                grouped.lora_A[name], grouped.lora_B[name] = _frozen(a), _frozen(b)
+        self.heads[name] = model.head.to(own.encoder.word_embeddings.weight.device).requires_grad_(False)
+        self.labels[name] = list(model.config.id2label.values())
 
     def average(self, name: str, weights: dict[str, float]) -> None:
         """Add under `name` the sum of adapters times their weights: Σ w_i · s_i · B_i A_i, and the heads likewise.
@@ -158,7 +152,7 @@ class AdapterSet(nn.Module):
             check_float(f"weight of {part!r}", weight)
             if self.labels[part] != self.labels[next(iter(weights))]:
                 raise MinipeftError(f"{part!r} has the labels {', '.join(self.labels[part])}, the first one others")
-        for _, _, layer in self._places:
+        for layer in self._layers.values():
             parts = [part for part in weights if part in layer.lora_A]
             if parts:
                 layer.lora_A[name] = _frozen(torch.cat([layer.lora_A[part] for part in parts]))
@@ -202,7 +196,7 @@ class AdapterSet(nn.Module):
             of_name = list(members)
             runs.append((name, len(of_name), sum(batch.lengths[i] for i in of_name)))
         hidden = self._pooled(reorder(batch, order), runs)  # (num_sequences, hidden_size)
-        heads = [self._own_head if name is None else self.heads[name] for name, _, _ in runs]
+        heads = [self.model.head if name is None else self.heads[name] for name, _, _ in runs]
         outputs = [head(part) for head, part in zip(heads, hidden.split([count for _, count, _ in runs]), strict=True)]
         width = max(output.shape[1] for output in outputs)
         logits = torch.empty(len(batch), width, device=hidden.device)
@@ -231,6 +225,11 @@ class AdapterSet(nn.Module):
     def _check_known(self, name: str) -> None:
         if name not in self.heads:
             raise MinipeftError(f"no adapter {name!r}; loaded: {', '.join(self.heads) or 'none'}")
+
+
+def _new_output(config: EncoderConfig) -> dict[str, Tensor]:
+    """Return the tensors of a new output layer, for the labels of `config`."""
+    return family_of(config).head(config).get_submodule("out_proj").state_dict()
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:
