@@ -47,6 +47,7 @@ def test_hidden_states_of_real_sentences_are_transformers_s(minilm: Path) -> Non
         torch.testing.assert_close(pooled, expected.pooler_output, atol=1e-5, rtol=0)
 
 
+@pytest.mark.full
 def test_a_few_steps_of_lora_lower_the_loss_on_real_sentences(minilm: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     task, source = get_task("sst2"), str(shared("glue"))

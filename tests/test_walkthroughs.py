@@ -90,6 +90,7 @@ def test_a_notebook_holds_its_outputs_and_nothing_of_the_machine(page: Path) -> 
             assert len(label.split()) > 5, "a picture's label describes it"
 
 
+@pytest.mark.full
 def test_a_notebook_is_the_same_each_time_and_stale_after_a_change(
     notebooks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

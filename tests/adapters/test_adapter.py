@@ -221,6 +221,7 @@ print(len(kept["logits"]))
 """
 
 
+@pytest.mark.full
 def test_every_adapter_round_trips_in_a_fresh_process(tmp_path: Path) -> None:
     reference_model().save_pretrained(tmp_path / "base")
     expected = {}

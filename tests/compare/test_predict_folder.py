@@ -11,6 +11,7 @@ from conftest import contents, refused
 from minipeft.cli.cli import main
 
 
+@pytest.mark.full
 def test_each_file_gets_a_file_of_predictions_and_resume_adds_the_missing_ones(
     small_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

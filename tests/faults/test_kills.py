@@ -22,7 +22,8 @@ def kills(request: pytest.FixtureRequest) -> int:
     return 50 if request.config.getoption("--faults-full") else 2
 
 
-@pytest.mark.parametrize("moment", ["training", pytest.param("saving", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("moment", ["training", "saving"])
 def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
     moment: str, kills: int, unbroken_run: Path, tiny_checkpoint: Path, small_data: Path, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def assert_close(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> No
         assert row == pytest.approx(other, abs=1e-5)
 
 
+@pytest.mark.full
 def test_two_nodes_without_a_shared_folder_train_as_one_process_does(cluster: Cluster, alone: Path) -> None:
     """One node writes, and the losses are those of one process within 1e-5."""
     cluster.start("2", "--dropout", 0)

@@ -172,6 +172,7 @@ def read(cache: Path, calls: list[tuple[str, str | None]], **variables: str) -> 
     return found
 
 
+@pytest.mark.full
 def test_names_configs_and_splits(imdb: HubServer, cache: Path, tmp_path: Path) -> None:
     imdb.repos["datasets/owner/two"] = {
         **imdb.repos["datasets/owner/imdb"],

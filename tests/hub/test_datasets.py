@@ -25,6 +25,7 @@ def parquet(rows: int) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.full
 def test_glue_comes_from_the_hub_despite_faults_and_then_from_the_cache(server: HubServer, cache: Path) -> None:
     splits = {f"rte/{split}-00000-of-00001.parquet": parquet(20) for split in ("train", "validation")}
     server.repos["datasets/nyu-mll/glue"] = {"README.md": GLUE_CARD, **splits}

@@ -188,6 +188,7 @@ def test_no_folder_of_this_machine_is_in_the_card(description: str, shown: str) 
     assert FOLDERS.sub("", description) == shown
 
 
+@pytest.mark.full
 def test_the_cards_commands_work(small_runs: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
     text = (small_runs["sst2"] / "adapter" / "README.md").read_text()
     adapter = shutil.copytree(small_runs["sst2"] / "adapter", tmp_path / "adapter")

@@ -71,6 +71,7 @@ def torchrun(processes: int, run: Path, many: Path, output: Path) -> subprocess.
     )
 
 
+@pytest.mark.full
 def test_processes_share_the_windows_out_and_write_the_same_bytes(
     request: pytest.FixtureRequest, many: Path, whole: bytes, small_runs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ except MinipeftError as error:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_an_example_costs_bytes_and_not_kilobytes(tiny_checkpoint: Path) -> None:
     """Memory of the process itself; the tokens lie in a file that the system may drop."""
     script = f"""
