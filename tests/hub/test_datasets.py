@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+import pytest
 from hub_server import Failure, HubServer
 from hub_support import GLUE_CARD, start_python
 
