@@ -39,8 +39,8 @@ from checkpoint import add_flags, make_checkpoint
 from machine import describe_machine, write_rows
 
 import minipeft
-from minipeft.compare.local_runner import count_cores
 from minipeft.files import read_json_lines
+from minipeft.training.threads import count_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = (1, 2, 4)

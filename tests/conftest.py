@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from minipeft.compare.local_runner import count_cores
+from minipeft.training.threads import count_cores
 
 # The same examples in every run; --hypothesis-profile=default looks for others.
 settings.register_profile("same", derandomize=True)

@@ -44,7 +44,8 @@ JOB = """
 import json, sys, time
 from pathlib import Path
 from minipeft.cli.cli import main
-from minipeft.compare.local_runner import LocalRunner, count_cores, memory_size
+from minipeft.compare.local_runner import LocalRunner, memory_size
+from minipeft.training.threads import count_cores
 from minipeft.compare.plan import make_plan
 
 model, data, output = sys.argv[1:]

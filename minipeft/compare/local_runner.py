@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.lease import wait_for_release
+from minipeft.training.threads import count_cores
 
 WAIT_FOR_RUN = 60.0  # seconds in which the same command of a killed parent must save and end
 PROGRAM = (
@@ -154,11 +155,6 @@ def error_of(folder: Path, name: str, status: int) -> str | None:
     printed = [line for line in lines if line]
     errors = [line.removeprefix("minipeft: ") for line in printed if line.startswith("minipeft: ")]
     return (errors or printed or [f"ended with status {status}"])[-1]
-
-
-def count_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_size() -> int | None:

@@ -11,11 +11,12 @@ from typing import Protocol
 
 from tqdm.auto import tqdm
 
-from minipeft.compare.local_runner import Command, LocalRunner, count_cores, memory_size, visible_gpus
+from minipeft.compare.local_runner import Command, LocalRunner, memory_size, visible_gpus
 from minipeft.compare.runner_options import RunnerOptions
 from minipeft.errors import Interrupted, format_names
 from minipeft.training.reporting.epoch_table import disable_bar
 from minipeft.training.run_folder.signals import collect_signals
+from minipeft.training.threads import count_cores
 
 MEMORY_PER_RUN = 4 << 30  # bytes: full fine-tuning of roberta-base in fp32, with AdamW's state
 POLL_INTERVAL = 0.1  # seconds

@@ -51,6 +51,7 @@ from minipeft.training.run_folder.checkpoint import (
 )
 from minipeft.training.run_folder.signals import collect_signals
 from minipeft.training.settings.recipes import CHECKPOINT_MINUTES
+from minipeft.training.threads import CpuMonitor
 
 if TYPE_CHECKING:
     from minipeft.training.optimization.cuda_graphs import StepGraphs
@@ -120,7 +121,7 @@ def train_loop(
         table.print_header()
     trackers = Events(folder, run_folder.report_to, progress.step + 1, processes.is_main_process)
     bar_settings = {"total": total_steps, "initial": progress.step, "unit": "step", "disable": disable_bar(quiet)}
-    saved_at = time.monotonic()
+    saved_at, cpu = time.monotonic(), CpuMonitor()
     with collect_signals() as received, trackers as events, tqdm(**bar_settings) as bar:
         while progress.step < total_steps and not schedule.out_of_patience(progress.history, len(train)):
             model.train()
@@ -209,6 +210,7 @@ def train_loop(
             table.print_row(row, sum(past["seconds"] for past in progress.history), best)
             if processes.is_main_process:
                 labels = examples.validation.split.labels
+                cpu.check()
                 warn_about_predictions(logits, row, labels, task, bool(loss_function.class_weights))
             if reason := processes.all_reduce_max(received[0] if received else 0):
                 raise Interrupted(reason, f"interrupted after epoch {row['epoch']}; {resume}")

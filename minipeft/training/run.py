@@ -47,6 +47,7 @@ from minipeft.training.settings import checks
 from minipeft.training.settings.job import Job, resolve
 from minipeft.training.settings.setting import rows
 from minipeft.training.settings.train_settings import TrainSettings, keywords_of, read_settings
+from minipeft.training.threads import choose_threads
 from minipeft.version import __version__
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def train(**settings: Any) -> Result:
             written, with the last checkpoint kept.
     """
     job = resolve(read_settings(settings))
+    choose_threads(job.settings.threads)
     with hold_folder(job):
         # The data come first: an invalid row raises before the weights are loaded.
         examples = load_examples(job)

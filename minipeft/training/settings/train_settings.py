@@ -140,6 +140,9 @@ class TrainSettings:
     max_tokens: int | None = HARDWARE(
         None, check_int, "tokens of a batch; bounds the memory [{max_tokens}]", "N", on_resume="may change"
     )
+    threads: int | None = HARDWARE(
+        None, check_int, "CPU threads [OMP_NUM_THREADS, or the cores that are free]", "N", on_resume="of the call"
+    )
     compile: bool = HARDWARE(
         False, checks.boolean, "let torch.compile fuse the small operations", on_resume="of the call"
     )
