@@ -130,6 +130,8 @@ def clear_folder(folder: Path) -> None:
 
 def wait_for_release(folder: Path, seconds: float) -> None:
     """Wait, for at most some seconds, while a process that lives or was stopped holds the lease of a folder."""
+    if not folder.is_dir():  # to hold the lease would make the folder, where a file of predictions is to be
+        return
     lease = Lease(folder)
     if lease.path.exists():  # taking a lease makes the folder, which may be the name of a file to come
         with suppress(Timeout, OSError), lease._lock.acquire(timeout=seconds):

@@ -8,15 +8,17 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_train_flags
 from minipeft.errors import ErrorOnRankZero, Interrupted, MinipeftError, WorkerError, is_rank_zero
+from minipeft.training.settings.setting import rows
 from minipeft.version import __version__
 
 OUTPUT_ERRORS = (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EDQUOT, errno.EFBIG)
+COLUMNS = ("text_column", "pair_column", "file_format")  # flags of --input
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,23 +113,22 @@ def _evaluate(wanted: dict[str, Any]) -> None:
     from minipeft.inference.evaluation_report import report_file, report_split
     from minipeft.inference.predict import load_run
 
-    names = ("text_column", "pair_column", "label_column", "file_format")
-    if (path := wanted["input"]) is None:
-        _reject_flags(wanted, "without --input", *names)
+    path, folder, as_json = wanted.pop("input", None), wanted.pop("report", None), wanted.pop("json", False)
+    if path is None:
+        _allow(wanted, "without --input", "split", "data")
     else:
-        _reject_flags(wanted, "together with --input", "split", "data")
-    if (folder := wanted["report"]) is not None:
+        _allow(wanted, "with --input", *COLUMNS, "label_column")
+    if folder is not None:
         check_report_folder(folder)
-    run = load_run(wanted["run"], wanted["device"], pairs=wanted["pair_column"] is not None)
-    columns = {name: wanted[name] for name in names}
+    run = load_run(wanted.pop("run"), wanted.pop("device"), pairs="pair_column" in wanted)
     report = None
     if folder is None:
-        metrics = run.evaluate(wanted["split"], wanted["data"]) if path is None else run.evaluate_file(path, **columns)
+        metrics = run.evaluate(**wanted) if path is None else run.evaluate_file(path, **wanted)
     else:
-        report = report_file(run, path, **columns) if path else report_split(run, wanted["split"], wanted["data"])
+        report = report_split(run, **wanted) if path is None else report_file(run, path, **wanted)
         metrics = report["metrics"]
         print(f"{folder}: {', '.join(file.name for file in write_report(report, folder))}", file=sys.stderr)
-    if sys.stdout.isatty() and not wanted["json"]:
+    if sys.stdout.isatty() and not as_json:
         print(describe_metrics(metrics) if report is None else describe_report(report), end="")
     else:
         print(json.dumps(metrics))
@@ -135,48 +136,40 @@ def _evaluate(wanted: dict[str, Any]) -> None:
 
 def _predict(wanted: dict[str, Any]) -> None:
     from minipeft.inference.predict import load_run
-    from minipeft.inference.predict_file import predict_file
 
-    for_input = ("output", "echo", "text_column", "pair_column", "file_format")
-    runner = ("runner", "jobs", "jobs_per_gpu", "ray_address", "cpus_per_run", "gpus_per_run", "resume")
-    several = {name: wanted.pop(name, None) for name in runner}
-    if wanted["input"] is None:
-        _reject_flags(several, "without --input", *several)
-    if wanted["glue_test"] is not None:
+    device = wanted["device"]
+    if "glue_test" in wanted:
         from minipeft.inference.glue_test import predict_glue_test
 
-        _reject_flags(wanted, "together with --glue-test", "text", "pair", "input", *for_input)
-        for path in predict_glue_test(load_run(wanted["run"], wanted["device"]), wanted["glue_test"], wanted["data"]):
+        _allow(wanted, "with --glue-test", "glue_test", "data")
+        for path in predict_glue_test(load_run(wanted["run"], device), wanted["glue_test"], wanted.get("data")):
             print(path)
-        return
-    _reject_flags(wanted, "without --glue-test", "data")
-    if wanted["input"] is None:
-        if wanted["text"] is None:
-            raise MinipeftError("nothing to predict; give --text, or --input with a file")
-        _reject_flags(wanted, "without --input", *for_input)
-        run = load_run(wanted["run"], wanted["device"], pairs=wanted["pair"] is not None)
-        for row in run.predict(wanted["text"], wanted["pair"]):
+    elif "input" in wanted:
+        from minipeft.compare.predict_folder import predict_folder
+        from minipeft.compare.runner_options import RunnerOptions
+        from minipeft.inference.predict_file import predict_file
+
+        output = wanted.get("output")
+        in_folder = output is not None and not Path(output).suffix and Path(wanted["input"]).is_dir()
+        runner = (*rows(RunnerOptions), "resume") if in_folder else ()
+        _allow(wanted, "with --input", "input", "output", "echo", *COLUMNS, *runner)
+        options: dict[str, Any] = dict.fromkeys(COLUMNS) | {"echo": ()} | wanted
+        predict: Callable[..., None] = predict_folder if in_folder else predict_file
+        predict(options.pop("run"), options.pop("input"), **options)
+    elif "text" in wanted:
+        _allow(wanted, "with --text", "text", "pair")
+        for row in load_run(wanted["run"], device, pairs="pair" in wanted).predict(wanted["text"], wanted.get("pair")):
             print(json.dumps(row))
     else:
-        _reject_flags(wanted, "together with --input", "text", "pair")
-        columns = {name: wanted[name] for name in ("text_column", "pair_column", "file_format")}
-        columns["echo"] = wanted["echo"] or ()
-        if wanted["output"] and not Path(wanted["output"]).suffix and Path(wanted["input"]).is_dir():
-            from minipeft.compare.predict_folder import predict_folder
-
-            predict_folder(
-                wanted["run"], wanted["input"], wanted["output"], device=wanted["device"], **columns, **several
-            )
-            return
-        _reject_flags(several, "without a folder as --input and as --output", *several)
-        predict_file(wanted["run"], wanted["input"], wanted["output"], device=wanted["device"], **columns)
+        raise MinipeftError("nothing to predict; give --text, or --input with a file")
 
 
-def _reject_flags(wanted: dict[str, Any], where: str, *names: str) -> None:
-    for name in names:
-        if wanted[name] is not None:
+def _allow(wanted: Mapping[str, Any], where: str, *names: str) -> None:
+    """Raise where another flag than these is given, which has no meaning there."""
+    for name in wanted:
+        if name not in ("run", "device", *names):
             flag = "format" if name == "file_format" else name.replace("_", "-")
-            raise MinipeftError(f"--{flag} has no meaning {where}; leave it out")
+            raise MinipeftError(f"--{flag} has no meaning {where}. Leave it out.")
 
 
 def _pretrain(wanted: dict[str, Any]) -> None:

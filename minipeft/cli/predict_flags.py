@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import SUPPRESS
 from typing import Any
 
 from minipeft.cli.flags import add_settings
@@ -19,7 +20,9 @@ RUN = "folder of a run, of an adapter (minipeft's or peft's), or of a merged che
 
 def add_predict_flags(commands: Any) -> None:
     """`minipeft evaluate` and `minipeft predict`: a finished run, and the texts that it is used on."""
-    evaluate = commands.add_parser("evaluate", help="loss and metrics of a run's best adapter")
+    evaluate = commands.add_parser(
+        "evaluate", help="loss and metrics of a run's best adapter", argument_default=SUPPRESS
+    )
     flag = evaluate.add_argument
     flag("run", type=path, help=RUN)
     flag("--split", help="split to evaluate [the task's validation split]")
@@ -35,7 +38,9 @@ def add_predict_flags(commands: Any) -> None:
     flag("--json", action="store_true", help="JSON on a terminal too [a table on a terminal]")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1 … or mps [auto]")
 
-    predict = commands.add_parser("predict", help="label and probabilities of texts", epilog=PREDICT_EXAMPLES)
+    predict = commands.add_parser(
+        "predict", help="label and probabilities of texts", epilog=PREDICT_EXAMPLES, argument_default=SUPPRESS
+    )
     flag = predict.add_argument
     flag("run", type=path, help=RUN)
     flag("--text", action="append", help="a text; may be given several times")
@@ -50,7 +55,7 @@ def add_predict_flags(commands: Any) -> None:
     )
     flag("--data", type=path, help="folder with <task>/test.parquet for --glue-test [the run's own data]")
     add_settings(predict.add_argument_group("a folder of files into a folder of predictions"), RunnerOptions)
-    flag("--resume", action="store_true", default=None, help="predict the missing files only [off]")
+    flag("--resume", action="store_true", help="predict the missing files only [off]")
     _add_input_flags(predict)
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1 … or mps [auto]")
 

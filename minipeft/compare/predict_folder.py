@@ -22,7 +22,7 @@ from minipeft.files import FORMAT, check_output, read_json, user_path, write_jso
 from minipeft.lease import Lease
 
 
-def predict_folder(run: str, path: str, output: str, *, device: str, resume: bool | None, **flags: Any) -> None:
+def predict_folder(run: str, path: str, output: str, *, device: str, resume: bool = False, **flags: Any) -> None:
     """Predict every file of a folder into a folder of its own, each by a command `minipeft predict`.
 
     A file of predictions is complete or absent.
@@ -47,7 +47,7 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
     files = sorted(entry for entry in user_path(path).iterdir() if entry.is_file() and not entry.name.startswith("."))
     if not files:
         raise MinipeftError(f"{path}: the folder has no files. Name one with files to predict.")
-    check_output(folder, "plan.json", "folder of predictions", bool(resume))
+    check_output(folder, "plan.json", "folder of predictions", resume)
     run_folder = user_path(run).absolute()
     plan = {"format": FORMAT, "run": str(run_folder), "adapter": _digest(run_folder / "adapter" / WEIGHTS), **flags}
     plan["echo"] = list(plan["echo"])
@@ -58,7 +58,7 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
     waiting = [command for command in commands if not command.output.exists()]
 
     with Lease(folder):
-        check_output(folder, "plan.json", "folder of predictions", bool(resume))
+        check_output(folder, "plan.json", "folder of predictions", resume)
         write_json(folder / "plan.json", plan)
         runner = partial(make_runner, folder, options, chosen, len(waiting))
         failed = execute(waiting, len(files), "file", runner, False)

@@ -39,4 +39,4 @@ def test_runner_flags_need_two_folders(
     small_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = ["predict", small_runs["sst2"], "--text", "a film"]
-    assert "--jobs has no meaning without --input" in refused([*text, "--jobs", "2"], tmp_path, capsys)
+    assert "--jobs has no meaning with --text" in refused([*text, "--jobs", "2"], tmp_path, capsys)

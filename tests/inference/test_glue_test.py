@@ -140,8 +140,8 @@ def test_flags_beside_glue_test_are_refused(
     run_of("cola", generated(tmp_path / "data", "cola"), tiny_checkpoint, tmp_path / "run")
     (tmp_path / "data" / "cola" / "test.jsonl").unlink()
     for flags, message in (
-        (["--glue-test", str(tmp_path / "out"), "--text", "a"], "--text has no meaning together with --glue-test"),
-        (["--text", "a", "--data", "b"], "--data has no meaning without --glue-test"),
+        (["--glue-test", str(tmp_path / "out"), "--text", "a"], "--text has no meaning with --glue-test"),
+        (["--text", "a", "--data", "b"], "--data has no meaning with --text"),
         (["--glue-test", str(tmp_path / "out")], "no test.parquet"),
     ):
         assert main(["predict", str(tmp_path / "run"), *flags]) == 2

@@ -324,8 +324,8 @@ def test_a_bad_file_is_refused_with_its_place(
     ("arguments", "expected"),
     [
         ([], "nothing to predict"),
-        (["--text", "a", "--output", "b"], "--output has no meaning without --input"),
-        (["--text", "a", "--input", "b"], "--text has no meaning together with --input"),
+        (["--text", "a", "--output", "b"], "--output has no meaning with --text"),
+        (["--text", "a", "--input", "b"], "--text has no meaning with --input"),
         (["--input", "absent.txt"], "absent.txt is not a file"),
         (["--input", "-", "--pair-column", "b"], "--pair-column 'b'"),
     ],
