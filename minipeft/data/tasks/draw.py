@@ -60,31 +60,22 @@ def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:
 
 
 def draw_mask(count: int, strata: Sequence[int] | Array | None, fraction: float, seed: int) -> Array:
-    """Return a mask of `count` examples, true for a random `fraction` of them, or of each class in `strata`."""
-    return random_mask(count, fraction, seed) if strata is None else stratified_mask(strata, fraction, seed)
+    """Return a mask of `count` examples, true for a random `fraction` of each class in `strata`, or of all.
 
-
-def random_mask(count: int, fraction: float, seed: int) -> Array:
-    """Return a mask of `count` examples, true for a random `fraction` of them; a pure function of the seed."""
-    mask = np.zeros(count, dtype=bool)
-    mask[epoch_order(count, seed, -1)[: round(count * fraction)]] = True  # -1: not the order of an epoch
-    return mask
-
-
-def stratified_mask(labels: Sequence[int] | Array, fraction: float, seed: int) -> Array:
-    """Return a mask of the examples, true for a random `fraction` of each class; a pure function of labels and seed."""
-    _, classes, counts = np.unique(np.asarray(labels, dtype=np.int64), return_inverse=True, return_counts=True)
-    quotas = stratified_quotas(counts, fraction)
-    order = np.asarray(epoch_order(len(classes), seed, -1))
+    A pure function of its arguments.
+    """
+    labels = np.zeros(count, dtype=np.int64) if strata is None else np.asarray(strata, dtype=np.int64)
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.asarray(epoch_order(count, seed, -1))  # -1: not the order of an epoch
     by_class = order[np.argsort(classes[order], kind="stable")]  # each class's examples, still in random order
-    place_in_class = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)
-    mask = np.zeros(len(classes), dtype=bool)
-    mask[by_class[place_in_class < np.repeat(quotas, counts)]] = True
+    place_in_class = np.arange(count) - np.repeat(np.cumsum(counts) - counts, counts)
+    mask = np.zeros(count, dtype=bool)
+    mask[by_class[place_in_class < np.repeat(stratified_quotas(counts, fraction), counts)]] = True
     return mask
 
 
 def stratified_quotas(counts: Sequence[int] | Array, fraction: float) -> Array:
-    """Return how many examples of each class `stratified_mask` selects.
+    """Return how many examples of each class `draw_mask` selects.
 
     A class of two or more examples has both selected and other examples; a class of one has none selected. Within
     these limits, the classes with the largest remainders are rounded up (as `train_test_split(stratify=...)` of

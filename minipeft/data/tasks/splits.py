@@ -23,6 +23,8 @@ ENDINGS = ("parquet", "jsonl", "tsv")
 CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 1 << 20
 LONGEST_TEXT = 1 << 21  # characters
 
+Row = tuple[str, str | None, Any]  # a text, its pair or None, its label or None
+
 
 def choose_data(task: Task, data: str) -> tuple[str, str]:
     """Choose the source of a task's splits.
@@ -69,14 +71,7 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
 
 def read_split(task: Task, split: str, source: str, limit: int | None = None) -> Split:
     """Read the first `limit` rows of a split as one Split. See `read_chunks`."""
-    texts: list[str] = []
-    pairs: list[str] = []
-    labels: list[Any] = []
-    for chunk in read_chunks(task, split, source, limit):
-        texts += chunk.texts
-        pairs += chunk.pairs or []
-        labels += chunk.labels
-    return Split(task, texts, pairs if len(task.columns) == 2 else None, labels)
+    return _make_split(task, list(_read_rows(task, split, source, limit)))
 
 
 def read_chunks(
@@ -95,12 +90,16 @@ def read_chunks(
         MinipeftError: for a missing column or split, an empty split, a missing text, or an unknown label. The message
             names the file and the row.
     """
+    return chunk_examples(task, _read_rows(task, split, source, limit, labelled))
+
+
+def _read_rows(task: Task, split: str, source: str, limit: int | None, labelled: bool = True) -> Iterator[Row]:
     remedy = f"{task.name} needs {', '.join(task.columns)} and {task.label_column}"
     examples = read_examples(task, _table(task, split, source), task.columns, remedy, labelled)
     if task.draw is not None and split in ("train", task.validation):
         mask = task.draw.mask == (split == task.validation)
         examples = (row for row, chosen in zip(examples, mask.tolist(), strict=True) if chosen)
-    return chunk_examples(task, islice(examples, limit))
+    return islice(examples, limit)
 
 
 def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[int, Array | None]:
@@ -187,7 +186,7 @@ def _glue_class(task: Task, label: Any, place: str) -> Any:
 
 def read_examples(
     task: Task, table: Table, columns: Sequence[str], remedy: str, labelled: bool = True
-) -> Iterator[tuple[str, str | None, Any]]:
+) -> Iterator[Row]:
     """Yield (text, pair or None, label or None) of each row; `remedy` ends the message about a missing column."""
     wanted = [*columns, task.label_column] if labelled else list(columns)
     for name in wanted:
@@ -214,24 +213,23 @@ def read_examples(
         raise MinipeftError(f"{table.place}: the split is empty; it needs at least one row")
 
 
-def chunk_examples(task: Task, examples: Iterable[tuple[str, str | None, Any]]) -> Iterator[Split]:
+def chunk_examples(task: Task, examples: Iterable[Row]) -> Iterator[Split]:
     """Yield examples in their order as Splits of bounded size; a label of None is left out."""
-    texts: list[str] = []
-    pairs: list[str] = []
-    labels: list[Any] = []
+    rows: list[Row] = []
     characters = 0
-    for text, pair, label in examples:
-        texts.append(text)
-        if pair is not None:
-            pairs.append(pair)
-        if label is not None:
-            labels.append(label)
-        characters += len(text) + len(pair or "")
-        if len(texts) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
-            yield Split(task, texts, pairs if len(task.columns) == 2 else None, labels)
-            texts, pairs, labels, characters = [], [], [], 0
-    if texts:
-        yield Split(task, texts, pairs if len(task.columns) == 2 else None, labels)
+    for row in examples:
+        rows.append(row)
+        characters += len(row[0]) + len(row[1] or "")
+        if len(rows) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+            yield _make_split(task, rows)
+            rows, characters = [], 0
+    if rows:
+        yield _make_split(task, rows)
+
+
+def _make_split(task: Task, rows: list[Row]) -> Split:
+    pairs = [str(pair) for _, pair, _ in rows] if len(task.columns) == 2 else None
+    return Split(task, [text for text, _, _ in rows], pairs, [label for _, _, label in rows if label is not None])
 
 
 def _glue(task: Task, split: str) -> Table:

@@ -103,31 +103,13 @@ def _shuffled(rng: random.Random, items: Sequence[T]) -> list[T]:
     return [remaining.pop(int(rng.random() * len(remaining))) for _ in items]
 
 
-def _pick_two(rng: random.Random, items: Sequence[T]) -> tuple[T, T]:
-    first, second = _shuffled(rng, items)[:2]
-    return first, second
-
-
 # ---------------------------------------------------------------------------------------------------- RTE
 
 PEOPLE = ("Tom", "Mary", "John", "David", "Sarah", "Peter", "Helen", "George", "Jane", "Paul", "Alice")
 PLACES = ("garden", "kitchen", "park", "church", "school", "street", "station", "library", "village")
-COLOURS = ("red", "blue", "green", "white", "black", "yellow")
-QUALITIES = ("big", "small", "new", "strange")
-THINGS = ("car", "boat", "box", "hat", "coat", "book", "bag", "chair")
 STATES = ("tired", "happy", "angry", "sad", "ill", "afraid", "late", "alone", "cold", "ready")
 SAID_AND_DENIED = (("always", "never"), ("still", "no longer"), ("really", "not"))
 GROUPS = ("dogs", "horses", "birds", "boys", "girls", "men", "women", "children", "soldiers", "students")
-KINDS = {
-    "an animal": ("a dog", "a cat", "a horse"),
-    "a building": ("a castle", "a tower", "a hotel"),
-    "a weapon": ("a gun", "a sword", "a spear"),
-    "an instrument": ("a piano", "a guitar", "a drum"),
-}
-ACTIONS = ("followed", "helped", "called", "met", "found", "heard")
-OWNED = ("dogs", "horses", "birds", "books", "hats", "cars", "boats", "chairs")
-FEW, SOME, MANY = ("two", "three", "four"), ("five", "six"), ("eight", "nine", "ten")
-EVENTS = ("arrived", "left", "finished", "started", "returned", "spoke")
 
 
 def _quartet(premises: Sequence[str], hypotheses: Sequence[str]) -> Group:
@@ -139,24 +121,6 @@ def _quartet(premises: Sequence[str], hypotheses: Sequence[str]) -> Group:
         ((two, of_two), ENTAILMENT),
         ((two, of_one), NOT_ENTAILMENT),
     ]
-
-
-def modifiers(rng: random.Random) -> Group:
-    """Tom saw a red car in the park. => The car was red. Not: The car was blue."""
-    person, thing, place = _pick(rng, PEOPLE), _pick(rng, THINGS), _pick(rng, PLACES)
-    colours = _pick_two(rng, COLOURS)
-    premises = tuple(f"{person} saw a {colour} {thing} in the {place}." for colour in colours)
-    hypotheses = tuple(f"The {thing} was {colour}." for colour in colours)
-    return _quartet(premises, hypotheses)
-
-
-def dropped_modifiers(rng: random.Random) -> Group:
-    """Mary found a small box in the park. => Mary found a box. Not: Mary found a hat."""
-    person, quality, place = _pick(rng, PEOPLE), _pick(rng, QUALITIES), _pick(rng, PLACES)
-    things = _pick_two(rng, THINGS)
-    premises = tuple(f"{person} found a {quality} {thing} in the {place}." for thing in things)
-    hypotheses = tuple(f"{person} found a {thing}." for thing in things)
-    return _quartet(premises, hypotheses)
 
 
 def negation(rng: random.Random) -> Group:
@@ -174,53 +138,8 @@ def quantifiers(rng: random.Random) -> Group:
     return _quartet((f"All {rest}", f"None of {rest}"), hypotheses)
 
 
-def hypernyms(rng: random.Random) -> Group:
-    """Paul saw a dog in the park. => Paul saw an animal. Not: Paul saw a building."""
-    person, place = _pick(rng, PEOPLE), _pick(rng, PLACES)
-    kinds = _pick_two(rng, tuple(KINDS))
-    one, two = (f"{person} saw {_pick(rng, KINDS[kind])} in the {place}." for kind in kinds)
-    return _quartet((one, two), (f"{person} saw {kinds[0]}.", f"{person} saw {kinds[1]}."))
-
-
-def passives(rng: random.Random) -> Group:
-    """Tom was helped by Mary in the park. => Mary helped Tom. Not: Tom helped Mary."""
-    action, place = _pick(rng, ACTIONS), _pick(rng, PLACES)
-    one, two = _pick_two(rng, PEOPLE)
-    premise = f"{{}} was {action} by {{}} in the {place}."
-    premises = (premise.format(one, two), premise.format(two, one))
-    return _quartet(premises, (f"{two} {action} {one}.", f"{one} {action} {two}."))
-
-
-def numbers(rng: random.Random) -> Group:
-    """Mary has nine hats. => Mary has more than five hats. Not: Mary has fewer than five hats."""
-    person, owned, between = _pick(rng, PEOPLE), _pick(rng, OWNED), _pick(rng, SOME)
-    premises = (f"{person} has {_pick(rng, MANY)} {owned}.", f"{person} has {_pick(rng, FEW)} {owned}.")
-    hypothesis = f"{person} has {{}} than {between} {owned}."
-    return _quartet(premises, (hypothesis.format("more"), hypothesis.format("fewer")))
-
-
-def temporal_order(rng: random.Random) -> Group:
-    """John left before Alice. => John left first. Not: John left last."""
-    event = _pick(rng, EVENTS)
-    one, two = _pick_two(rng, PEOPLE)
-    premises = (f"{one} {event} before {two}.", f"{one} {event} after {two}.")
-    return _quartet(premises, (f"{one} {event} first.", f"{one} {event} last."))
-
-
-# Groups in 100, at least 5 each. A weak model first learns the polarity of two words (negation, quantifiers), then
-# small tables (numbers, temporal_order, hypernyms) and word match (the modifiers), and passives last. To make the task
-# harder, move weight downwards. The number of different words in a pair gives the label of the modifiers away, so keep
-# these two below 25 together.
-RTE_WEIGHTS: Grammar = {
-    negation: 32,
-    quantifiers: 17,
-    numbers: 11,
-    temporal_order: 8,
-    hypernyms: 11,
-    modifiers: 9,
-    dropped_modifiers: 7,
-    passives: 5,
-}
+# Groups in 100. Both kinds are about the polarity of two words, which a small model learns in a few epochs.
+RTE_WEIGHTS: Grammar = {negation: 50, quantifiers: 50}
 
 # -------------------------------------------------------------------------------------------------- SST-2
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from minipeft import EncoderConfig, MinipeftError, pack
 from minipeft.data.batches.sampling import split_by_tokens
-from minipeft.data.tasks.draw import epoch_order, stratified_mask
+from minipeft.data.tasks.draw import draw_mask, epoch_order
 
 ROBERTA = EncoderConfig(vocab_size=50, hidden_size=4, num_attention_heads=1, max_position_embeddings=32)
 BERT = EncoderConfig(
@@ -138,8 +138,8 @@ def test_an_epochs_order_is_a_pure_function(count: int, seed: int, epoch: int) -
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
 def test_a_stratified_mask_has_each_class_on_both_sides(labels: list[int], fraction: float, seed: int) -> None:
-    mask = stratified_mask(labels, fraction, seed)
-    assert mask.tolist() == stratified_mask(labels, fraction, seed).tolist() and len(mask) == len(labels)
+    mask = draw_mask(len(labels), labels, fraction, seed)
+    assert mask.tolist() == draw_mask(len(labels), labels, fraction, seed).tolist() and len(mask) == len(labels)
     for label in set(labels):
         count, chosen = labels.count(label), sum(mask[i] for i in range(len(labels)) if labels[i] == label)
         assert (chosen == 0) if count == 1 else (0 < chosen < count)
@@ -149,5 +149,5 @@ def test_a_stratified_mask_has_each_class_on_both_sides(labels: list[int], fract
 
 def test_a_stratified_mask_takes_other_examples_for_another_seed() -> None:
     labels = [number % 3 for number in range(90)]
-    masks = [stratified_mask(labels, 0.2, seed) for seed in range(4)]
+    masks = [draw_mask(len(labels), labels, 0.2, seed) for seed in range(4)]
     assert len({bytes(mask) for mask in masks}) == 4 and {sum(mask) for mask in masks} == {18}

@@ -114,15 +114,9 @@ def test_an_unknown_name_is_refused_in_one_line(task: str, split: str, named: tu
     assert all(name in message for name in named)
 
 
-# Which phenomenon made a pair, told from its words alone; the order matters, the last one takes what is left.
+# Which phenomenon made a pair, told from its words alone; the last one takes what is left.
 RTE_MARKS: dict[str, Callable[[str, str], bool]] = {
-    "passives": lambda premise, hypothesis: " by " in premise,
     "quantifiers": lambda premise, hypothesis: premise.split()[0] in ("All", "None"),
-    "numbers": lambda premise, hypothesis: " than " in hypothesis,
-    "temporal_order": lambda premise, hypothesis: hypothesis.split()[-1] in ("first.", "last."),
-    "dropped_modifiers": lambda premise, hypothesis: " found a " in hypothesis,
-    "modifiers": lambda premise, hypothesis: hypothesis.startswith("The "),
-    "hypernyms": lambda premise, hypothesis: " saw " in hypothesis,
     "negation": lambda premise, hypothesis: True,
 }
 
@@ -145,22 +139,9 @@ def test_every_phenomenon_of_entailment_is_present_as_weighted(split: str) -> No
 def entails(premise: str, hypothesis: str) -> bool:
     """Decide a pair from its words, without the generator: one rule a phenomenon."""
     given, asked = premise.rstrip(".").split(), hypothesis.rstrip(".").split()
-    name = phenomenon_of(premise, hypothesis)
-    if name == "passives":  # A was helped by B => B helped A
-        return (asked[0], asked[1], asked[2]) == (given[4], given[2], given[0])
-    if name == "quantifiers":
+    if phenomenon_of(premise, hypothesis) == "quantifiers":
         return (given[0] == "None") == ("not" in asked)
-    if name == "numbers":
-        order = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-        difference = order.index(given[2]) - order.index(asked[4])
-        return difference > 0 if "more" in asked else difference < 0
-    if name == "temporal_order":
-        return ("before" in given) == ("first" in asked) and given[:2] == asked[:2]
-    if name == "hypernyms":
-        return " ".join(given[2:4]) in standin.KINDS[" ".join(asked[2:])]
-    if name == "negation":
-        return ("not" in asked) == any(word in given for word in ("never", "no", "not"))
-    return set(asked) - {"The", "was"} <= set(given)  # what is said of the thing was said before
+    return ("not" in asked) == any(word in given for word in ("never", "no", "not"))
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
