@@ -321,7 +321,7 @@ def test_a_bad_pretraining_flag_is_refused(
     ("name", "content", "expected"),
     [
         ("short.txt", b"one line\n", "1 lines of text"),
-        ("empty.txt", b"", "0 lines of text"),
+        ("empty.txt", b"", "empty.txt: the file is empty"),
         ("latin.txt", "caf\xe9\n".encode("latin-1") * 300, "latin.txt"),
         ("broken.jsonl", b'{"text": "a"}\n{"texts": "b"}\n', "broken.jsonl, line 2"),
     ],
