@@ -16,6 +16,7 @@ from conftest import REPOSITORY, contents, environment
 from hub_server import HubServer
 from runs import Process, assert_same, finish, start, training
 
+from minipeft import load_run, train
 from minipeft.cli.cli import main
 
 
@@ -190,3 +191,16 @@ def test_markup_in_names_does_not_reach_the_page(tiny_checkpoint: Path, tmp_path
     assert pages
     for page in pages:
         assert "<img src=x" not in page.read_text() and "<b>model" not in page.read_text()
+
+
+def test_a_thousand_labels(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Multi-label with 1,000 labels: trained, saved, read again and predicted."""
+    rows = [
+        {"text": f"text {number}", "label": [f"label {number}", f"label {(7 * number) % 1000}"]}
+        for number in range(1000)
+    ]
+    flags = {"epochs": 1, "batch_size": 64, "device": "cpu", "precision": "fp32", "quiet": True, "method": "head"}
+    output = str(tmp_path / "run")
+    result = train(data=rows, model=str(tiny_checkpoint), label_type="multilabel", output=output, **flags)
+    (prediction,) = load_run(output, "cpu").predict(["text 1"])
+    assert prediction == result.predict(["text 1"])[0] and len(prediction["probabilities"]) == 1000
