@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from minipeft.model.classifier import SequenceClassifier
     from minipeft.model.config import EncoderConfig
     from minipeft.model.pretrained import load_pretrained
+    from minipeft.model.token_classifier import TokenClassifier
     from minipeft.training.run import Result, train
 
 _HOMES = {
@@ -60,6 +61,7 @@ _HOMES = {
     "minipeft.model.pretrained": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
     "minipeft.model.classifier": ("SequenceClassifier",),
+    "minipeft.model.token_classifier": ("TokenClassifier",),
     "minipeft.inference.estimator": ("Classifier",),
     "minipeft.inference.predict": ("load_run",),
     "minipeft.training.run": ("Result", "train"),
@@ -85,6 +87,7 @@ __all__ = [
     "PromptTuning",
     "Result",
     "SequenceClassifier",
+    "TokenClassifier",
     "Tokenizer",
     "VeRA",
     "apply",

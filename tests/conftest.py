@@ -90,7 +90,7 @@ def reference_model(
     model_type: str = "roberta", num_labels: int = 2, seed: int = 0, kind: str = "classification", **shape: Any
 ) -> Any:
     """A transformers model with random weights; larger ones than its own initialisation's, so that logits differ."""
-    from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
+    import transformers
 
     torch.manual_seed(seed)
     roberta = model_type in ("roberta", "xlm-roberta", "camembert")
@@ -104,8 +104,9 @@ def reference_model(
         **shape,
     }
     fields = {OTHER_NAMES.get(model_type, {}).get(name, name): value for name, value in fields.items()}
-    config = AutoConfig.for_model(model_type, **fields)
-    auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForMaskedLM
+    config = transformers.AutoConfig.for_model(model_type, **fields)
+    names = {"classification": "SequenceClassification", "tokens": "TokenClassification"}
+    auto = getattr(transformers, f"AutoModelFor{names.get(kind, 'MaskedLM')}")
     model = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

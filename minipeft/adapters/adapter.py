@@ -16,11 +16,12 @@ from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.files import user_path
 from minipeft.methods import METHODS, apply, method_name
 from minipeft.methods.peft_format import read_pattern
-from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier, new_classifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of
 from minipeft.model.pretrained import check_tensor
 from minipeft.model.roberta import Linear
+from minipeft.problems import problem_row
 
 logger = logging.getLogger("minipeft")
 
@@ -45,9 +46,14 @@ def install_adapter(model: SequenceClassifier, adapter: Adapter) -> SequenceClas
             f"{folder}: the adapter has {len(labels)} labels, the model {model.config.num_labels}; "
             f"load the model with num_labels={len(labels)}"
         )
+    if problem_row(adapter.problem_type).per_token != problem_row(model.config.problem_type).per_token:
+        raise MinipeftError(
+            f"{folder}: the adapter and the model have other kinds of labels. "
+            f"Load the model with problem_type={adapter.problem_type or model.config.label_kind!r}."
+        )
     try:
         with torch.device("meta"):
-            shape = apply(SequenceClassifier(model.config), method)
+            shape = apply(new_classifier(model.config), method)
     except (MinipeftError, RuntimeError, OverflowError) as error:  # torch's, for sizes that no tensor can have
         raise MinipeftError(f"{folder / CONFIG}: {first_line(error)}") from None
     names = adapter_tensors(shape)
@@ -57,7 +63,7 @@ def install_adapter(model: SequenceClassifier, adapter: Adapter) -> SequenceClas
     _copy(adapter_tensors(model), state | own)
     model.new_tensors = ()
     if labels:
-        model.config = model.config.with_labels(labels, adapter.details.get("problem_type"))
+        model.config = model.config.with_labels(labels, adapter.problem_type)
     return model
 
 

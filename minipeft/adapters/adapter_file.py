@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from minipeft.methods.peft_format import WITHOUT_EFFECT, check_fields
 from minipeft.model.config import EncoderConfig, check_distinct
 from minipeft.model.families import family_of
 from minipeft.model.pretrained import read_pickled
-from minipeft.problems import PROBLEMS
+from minipeft.problems import PROBLEMS, token_problem_type
 
 PICKLE = "adapter_model.bin"
 LARGEST_CONFIG, LARGEST_DETAILS = 1 << 22, 1 << 24  # bytes of adapter_config.json, characters of the details
@@ -43,6 +43,11 @@ class Adapter:
     details: dict[str, Any]
     num_labels: int | None
 
+    @property
+    def problem_type(self) -> str | None:
+        """The kind of labels, which peft's files say only where it is tokens."""
+        return self.details.get("problem_type") or token_problem_type((), self.content.get("task_type"))
+
 
 def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     """Read an adapter for a model of shape `config`; files that do not fit it, or each other, raise MinipeftError."""
@@ -55,7 +60,7 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
             f"{folder}: the adapter was trained on {_describe(of_adapter)}, but the model is {_describe(of_model)}; "
             "load the model that it belongs to"
         )
-    num_labels = _count_labels(state, labels, config, folder)
+    num_labels = _count_labels(state, labels, _with_head_of(content, details, config), folder)
     try:
         method = _method(content, config)
     except (MinipeftError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -95,6 +100,12 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise MinipeftError(f"{path} is missing; name the adapter folder of a run") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise MinipeftError(f"{path}: not a whole safetensors file ({str(error)[:200]})") from None
+
+
+def _with_head_of(content: dict[str, Any], details: dict[str, Any], config: EncoderConfig) -> EncoderConfig:
+    """Return the config with the adapter's kind of labels, which decides the names of the head's tensors."""
+    kind = details.get("problem_type") or token_problem_type((), content.get("task_type"))
+    return config if kind is None else replace(config, problem_type=kind)
 
 
 def _count_labels(

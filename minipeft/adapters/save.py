@@ -23,6 +23,7 @@ from minipeft.methods.adapted import AdaptedLinear, adapted_layers
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of, name_table, tensor_names
+from minipeft.problems import problem_row
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -105,7 +106,7 @@ def adapter_content(model: SequenceClassifier) -> dict[str, Any]:
         "peft_type": peft_type_of(name),
         **content,
         "base_model_name_or_path": str(model.folder) if model.folder else None,
-        "task_type": "SEQ_CLS",
+        "task_type": problem_row(config.problem_type, config.num_labels).peft_task,
         "inference_mode": True,
         "modules_to_save": [*family_of(config).head_modules, *content.get("modules_to_save", [])],
     }

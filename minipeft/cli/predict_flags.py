@@ -68,6 +68,10 @@ def _add_input_flags(command: Any) -> None:
         help="jsonl, json, csv, tsv, parquet or txt (a text per line), its address, a folder of files, or - for "
         "standard input",
     )
-    flag("--format", dest="file_format", help="of --input: txt, csv, tsv, jsonl, json [by ending; -: txt or jsonl]")
+    flag(
+        "--format",
+        dest="file_format",
+        help="of --input: txt, csv, tsv, jsonl, json, conll [by ending; -: txt or jsonl]",
+    )
     flag("--text-column", help="column of the texts in --input [the task's, or text]")
     flag("--pair-column", help="column of the second sentences [the task's, or pair]")

@@ -45,7 +45,7 @@ def _with_keywords_of(
 
 
 class Classifier:
-    """Classify texts, or pairs of texts: an estimator for scikit-learn's tools.
+    """Classify whole texts, or pairs of texts: an estimator for scikit-learn's tools.
 
         classifier = Classifier(model="roberta-base", method="lora", rank=8, epochs=3).fit(texts, labels)
         classifier.predict(["a good film"])
@@ -193,7 +193,7 @@ def _read_texts(X: Any) -> tuple[list[str], list[str] | None]:
         parts = list(row) if paired and hasattr(row, "__len__") and not isinstance(row, str) else [row]
         if len(parts) != 1 + paired or not all(isinstance(part, str) for part in parts):
             kind = "a pair of texts" if paired else "a text"
-            raise MinipeftError(f"Classifier: X[{place}] is {short_repr(row)}, not {kind}. Pass texts.")
+            raise MinipeftError(f"Classifier: X[{place}] is {short_repr(row)}, not {kind}. Pass whole texts.")
     if paired:
         return [str(row[0]) for row in rows], [str(row[1]) for row in rows]
     return [str(row) for row in rows], None

@@ -73,7 +73,7 @@ def build_report(run: LoadedRun, chunks: Iterable[Split], data: str) -> dict[str
     mistakes: list[tuple[float, int, dict[str, Any]]] = []
     for chunk in chunks:
         of_chunk = run.predict_logits(chunk.texts, chunk.pairs)
-        for mistake in islice(task.problem.mistakes(of_chunk, chunk.labels), MISTAKES):
+        for mistake in islice(task.problem.mistakes(of_chunk, chunk.labels, chunk.texts), MISTAKES):
             example = {
                 "index": len(labels) + mistake.row,
                 "text": chunk.texts[mistake.row],

@@ -21,7 +21,7 @@ from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig, generic_labels, label_order
 from minipeft.model.families import load_config, tensor_names
 from minipeft.model.pretrained import cast_frozen, load_pretrained, reorder_labels
-from minipeft.problems import problem_of
+from minipeft.problems import PROBLEMS, problem_of
 from minipeft.training.settings.choices import choose_max_length
 
 LONGEST_NAME = 1024  # characters of a base model's name or folder
@@ -72,7 +72,8 @@ def load_adapter_folder(folder: Path, device: str, precision: str, pairs: bool |
     adapter = read_adapter(folder, config)
     if adapter.num_labels is None:
         raise MinipeftError(f"{folder}: no classification head in it. Train one, or name another adapter.")
-    model = install_adapter(load_without_warnings(base, adapter.num_labels), adapter)
+    model = load_without_warnings(base, adapter.num_labels, adapter.problem_type)
+    model = install_adapter(model, adapter)
     settings = {"method": type(adapter.method).__name__, "model": name}
     task = _task(adapter.details.get("task") or folder.name, model.config, adapter.details, pairs)
     match_labels(model, task, folder)
@@ -88,8 +89,8 @@ def load_checkpoint(folder: Path, device: str, precision: str, pairs: bool | Non
     """
     config = load_config(folder)
     model = load_without_warnings(folder, config.num_labels)
-    if not config.is_sequence_classifier:
-        raise MinipeftError(f"{folder}: {format_names(config.architectures)} is not a sequence classifier. {OTHER}.")
+    if not config.has_own_head:
+        raise MinipeftError(f"{folder}: {format_names(config.architectures)} is not a classifier. {OTHER}.")
     if model.new_tensors:
         missing = tensor_names(model, config)[model.new_tensors[0]]
         raise MinipeftError(f"{folder}: no classification head in it. {OTHER} ({missing} is missing).")
@@ -116,12 +117,12 @@ def match_labels(model: SequenceClassifier, task: Task, place: Path) -> None:
     reorder_labels(model, order)
 
 
-def load_without_warnings(base: Path, num_labels: int) -> SequenceClassifier:
+def load_without_warnings(base: Path, num_labels: int, problem_type: str | None = None) -> SequenceClassifier:
     """Load a base model without the warning of a new head, which the adapter replaces."""
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        return load_pretrained(base, num_labels)
+        return load_pretrained(base, num_labels, problem_type=problem_type)
     finally:
         logger.setLevel(level)
 
@@ -130,8 +131,8 @@ def _task(name: str, config: EncoderConfig, details: dict[str, Any], pairs: bool
     """Return GLUE's task of that name if the model has its classes, else a custom task; `details` are an adapter's."""
     labels, kind = list(config.id2label.values()), config.label_kind
     generic = labels == generic_labels(len(labels))
-    if kind == "regression" and len(labels) > 1:
-        raise MinipeftError(f"{name}: problem_type regression with {len(labels)} labels is not supported; 1 label is")
+    if len(labels) > (most := PROBLEMS[kind].most):
+        raise MinipeftError(f"{name}: problem_type {kind} with {len(labels)} labels is not supported; {most} label is")
     known = get_task(name) if name in TASKS else None
     same_kind = known is not None and (known.problem.name, known.num_labels) == (kind, len(labels))
     if known and same_kind and (generic or not known.labels or label_order(labels, known.labels) is not None):

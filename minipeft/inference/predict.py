@@ -98,12 +98,14 @@ class LoadedRun(Predictor):
         texts = standin.generate("rte", "validation")
         pairs = texts["sentence2"][:COMPARED_TEXTS] if len(self.task.columns) == 2 else None
         first, max_length = texts["sentence1"][:COMPARED_TEXTS], self.settings["max_length"]
-        examples = encode_texts(self.task, first, pairs, self.tokenizer, max_length, None)
+        inputs = self.task.problem.inputs("texts", first)
+        examples = encode_texts(self.task, inputs, pairs, self.tokenizer, max_length, None)
         before, after = (
             predict_logits(model, examples, self.settings["max_tokens"])
             for model in (self.model, merged.to(self.device))
         )
-        difference = float((before - after).abs().max())
+        known = ~before.isneginf()  # of words that have a token
+        difference = float((before - after)[known].abs().max())
         save_merged(merged.cpu(), folder)
         return {"folder": str(folder), "largest_logit_difference": difference, "examples": len(examples)}
 
@@ -232,7 +234,7 @@ def load_run(
     device = choose_device(device)
     precision = precision or inference_precision(settings["precision"], device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = load_without_warnings(model_folder, task.num_labels)
+    model = load_without_warnings(model_folder, task.num_labels, task.problem.name)
     if settings["max_length"] > model.config.max_length:
         raise MinipeftError(
             f"{path}: max_length {short_repr(settings['max_length'])} is beyond the model's "

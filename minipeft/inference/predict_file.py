@@ -33,6 +33,7 @@ from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import LEASE, check_ownership, read_json, user_path, write_atomically, write_json, write_text
 from minipeft.inference.predict import load_run
 from minipeft.lease import Lease, clear_folder
+from minipeft.problems import problem_row
 from minipeft.problems.labels import NUMBER
 from minipeft.training.reporting.epoch_table import disable_bar
 from minipeft.training.run_folder.signals import handle_signals
@@ -85,13 +86,16 @@ def predict_file(
         reason = "is there already" if target.exists() else f"has no folder {target.parent}"
         raise MinipeftError(f"{target} {reason}; choose another --output")
     for name in echo:
-        if name in ("label", "probabilities", "score"):
+        if name in ("label", "labels", "probabilities", "score", "entities", "tags"):
             raise MinipeftError(f"--echo {name}: a prediction has a field {name} already; rename the column")
     files = list_files(path, file_format)
     run = load_run(folder, device, pairs=pair_column is not None)
     if run.device == "cuda" and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         run.model.to(run.device)
+    as_csv = target is not None and target.suffix.lower() == ".csv"
+    if as_csv and problem_row(run.task.problem.name).per_token:
+        raise MinipeftError(f"{target}: tags of words do not fit into csv. Choose an --output that ends in .jsonl.")
     columns = {"text_column": text_column, "pair_column": pair_column, "file_format": file_format}
     rows = 0
     echoed: list[Sequence[Any]] = []  # of the present chunk
@@ -100,7 +104,6 @@ def predict_file(
             rows += len(chunk)
             echoed.clear()
     chunks = run.read_chunks(path, **columns, echo=echo, echoed=echoed)
-    as_csv = target is not None and target.suffix.lower() == ".csv"
 
     def lines(chunk: Split) -> str:
         predictions = zip(echoed, run.predict(chunk.texts, chunk.pairs), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +39,11 @@ class Predictor:
         """Return what is predicted for each text, with six digits.
 
         It is a dict of "label", the class name, and "probabilities"; of "labels", the names of those whose probability
-        reaches the threshold, and "probabilities" for multi-label; of "score" for regression.
+        reaches the threshold, and "probabilities" for multi-label; of "score" for regression; of "entities" or "tags"
+        for token classification, whose texts may be lists of words.
         """
-        names = list(self.model.config.id2label.values())
-        return self.task.problem.predictions(self.predict_logits(texts, pairs), names)
+        names, inputs = list(self.model.config.id2label.values()), self._inputs("texts", texts)
+        return self.task.problem.predictions(self.predict_logits(inputs, pairs), names, inputs)
 
     def predict_proba(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray[Any, Any]:
         """Return the probabilities, (num_texts, num_labels), float64; the columns are in the order of `task.labels`.
@@ -52,13 +54,13 @@ class Predictor:
         return self.task.problem.probabilities(self.predict_logits(texts, pairs))
 
     def predict_logits(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> Tensor:
-        """Return the logits, (num_texts, num_labels), float32 on the CPU.
+        """Return the logits, (num_texts, num_labels), or (num_words, num_labels), float32 on the CPU.
 
         Raises:
             MinipeftError: for texts that do not fit the task, and for a logit that is not finite.
         """
-        texts = _list_of_texts("texts", texts)
-        pairs = None if pairs is None else _list_of_texts("pairs", pairs)
+        texts = self._inputs("texts", texts)
+        pairs = None if pairs is None else self._inputs("pairs", pairs)
         if (pairs is not None) != (len(self.task.columns) == 2):
             columns = " and ".join(self.task.columns)
             raise MinipeftError(
@@ -69,21 +71,17 @@ class Predictor:
         long_texts, max_length = LongTexts.of(self.settings), self.settings["max_length"]
         examples = encode_texts(self.task, texts, pairs, self.tokenizer, max_length, long_texts)
         logits = predict_logits(self.model, examples, self.settings["max_tokens"])
-        if not logits.isfinite().all():
-            row = int((~logits.isfinite()).any(1).nonzero()[0])
+        wrong = ~(logits < math.inf).all(1)  # -inf stands for a word without a token
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            text = f" for the text {short_repr(texts[row])}" if len(texts) == len(logits) else ""
             raise MinipeftError(
-                f"the model gives {logits[row].tolist()} for the text {short_repr(texts[row])}: "
-                "its weights are damaged; train or fetch them again"
+                f"the model gives {logits[row].tolist()}{text}: its weights are damaged; train or fetch them again"
             )
         return logits
 
-
-def _list_of_texts(name: str, values: Iterable[str]) -> list[str]:
-    """A list of str from any iterable of them, a Series or an array included; one str is not meant as its letters."""
-    if isinstance(values, str):
-        raise MinipeftError(f"{name}: {short_repr(values)} is one text. Pass a list of texts.")
-    texts = list(values)
-    for place, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise MinipeftError(f"{name}[{place}] is {short_repr(text)}, not a text. Pass a list of texts.")
-    return texts
+    def _inputs(self, name: str, texts: Iterable[Any]) -> list[Any]:
+        """Return any iterable of texts, a Series or an array included, as a list; one str is not meant as letters."""
+        if isinstance(texts, str):
+            raise MinipeftError(f"{name}: {short_repr(texts)} is one text. Pass a list of texts.")
+        return self.task.problem.inputs(name, texts)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of
+from minipeft.problems import problem_row
+
+
+def new_classifier(config: EncoderConfig) -> SequenceClassifier:
+    """Return the model for a config's kind of labels: a SequenceClassifier, or a TokenClassifier."""
+    per_token = problem_row(config.problem_type, config.num_labels).per_token
+    name = "token_classifier:TokenClassifier" if per_token else "classifier:SequenceClassifier"
+    return cast("type[SequenceClassifier]", resolve_name(f"minipeft.model.{name}"))(config)
 
 
 class SequenceClassifier(nn.Module):

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_probability, short_repr
-from minipeft.problems import PROBLEMS, problem_class
+from minipeft.problems import PROBLEMS, problem_class, problem_row, token_problem_type
 
 # Upper bounds on the sizes in a config.json; no published model comes near them.
 LARGEST_SIZE, MOST_LAYERS, MOST_LABELS = 1 << 24, 1 << 10, 1 << 20
 
-# Ends of transformers' class names whose tensors may have the names of a sequence classifier's head.
-OTHER_HEADS = ("ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+# Ends of transformers' class names whose tensors may have the names of a classifier's head.
+OTHER_HEADS = ("ForQuestionAnswering", "ForMultipleChoice")
 HIDDEN_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 # Model types whose first token has position pad_token_id + 1; in the other families it has position 0.
@@ -111,8 +111,9 @@ class EncoderConfig:
         check_choice("hidden_act", self.hidden_act, HIDDEN_ACTIVATIONS)
         if self.problem_type is not None:
             check_choice("problem_type", self.problem_type, PROBLEMS)
-        if self.problem_type == "single_label_classification" and self.num_labels == 1:
-            raise MinipeftError("problem_type single_label_classification needs 2 labels or more")
+            fewest = PROBLEMS[self.problem_type].fewest
+            if self.num_labels < fewest:
+                raise MinipeftError(f"problem_type {self.problem_type} needs {fewest} labels or more")
         check_distinct(list(self.id2label.values()), "id2label")
         if list(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise MinipeftError(f"id2label {short_repr(self.id2label)} does not count its classes from 0")
@@ -156,9 +157,11 @@ class EncoderConfig:
         return problem_class(self.problem_type, self.num_labels).name
 
     @property
-    def is_sequence_classifier(self) -> bool:
-        """Whether a classification head in the weights is one for sequences, not for tokens or for choices."""
-        return not any(name.endswith(OTHER_HEADS) for name in self.architectures)
+    def has_own_head(self) -> bool:
+        """Whether a classification head in the weights is one for this kind of labels, not for choices, for example."""
+        other = tuple(row.architecture for row in PROBLEMS.values()) + OTHER_HEADS
+        own = problem_row(self.problem_type, self.num_labels).architecture
+        return not any(name.endswith(other) and not name.endswith(own) for name in self.architectures)
 
     @property
     def head_dropout_prob(self) -> float:
@@ -189,11 +192,15 @@ class EncoderConfig:
         known["id2label"] = _read_labels(content)
         architectures = content.get("architectures")
         known["architectures"] = tuple(map(str, architectures)) if isinstance(architectures, list) else ()
+        if known.get("problem_type") is None:  # transformers has no problem_type for token classification
+            known["problem_type"] = token_problem_type(known["architectures"])
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json, as transformers reads it."""
         content = {theirs: getattr(self, ours) for ours, theirs in self._json_names().items()}
+        if problem_row(self.problem_type, self.num_labels).per_token:
+            content["problem_type"] = None  # unknown to transformers, which has another class for it
         content["id2label"] = {str(number): name for number, name in self.id2label.items()}
         content["label2id"] = {name: number for number, name in self.id2label.items()}
         return content

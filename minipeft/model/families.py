@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.files import parse_json, read_small
 from minipeft.model.config import EncoderConfig
+from minipeft.problems import problem_row
 
 if TYPE_CHECKING:
     from torch import nn
@@ -254,12 +255,16 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: EncoderConfig) -> Family:
-    """Return the row of a config's family.
+    """Return the row of a config's family, with the head that its kind of labels needs.
 
     Raises:
         MinipeftError: for a model_type that the registry lacks.
     """
-    return _family(config.model_type)
+    family = _family(config.model_type)
+    if not problem_row(config.problem_type, config.num_labels).per_token or family is MODERNBERT:
+        return family
+    names, head_class = {"out_proj": "classifier"}, "token_classifier:TokenHead"
+    return replace(family, head_names=names, head_modules=("classifier",), head_class=head_class)
 
 
 def _family(model_type: Any) -> Family:

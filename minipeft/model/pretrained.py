@@ -15,18 +15,22 @@ from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, check_int, first_line, format_names, is_rank_zero, short_repr
 from minipeft.files import parse_json, read_small, write_atomically, write_json
-from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.classifier import SequenceClassifier, new_classifier
 from minipeft.model.config import EncoderConfig, generic_labels, label_order
 from minipeft.model.families import family_of, load_config, tensor_names
 from minipeft.model.roberta import MaskedLanguageModel, init_weights
+from minipeft.problems import problem_row
 
 logger = logging.getLogger("minipeft")
 
 
 def load_pretrained(
-    name_or_dir: str | Path, num_labels: int = 2, dtype: torch.dtype = torch.float32
+    name_or_dir: str | Path,
+    num_labels: int = 2,
+    dtype: torch.dtype = torch.float32,
+    problem_type: str | None = None,
 ) -> SequenceClassifier:
-    """Load a checkpoint, by name or from a folder, as a sequence classifier in evaluation mode.
+    """Load a checkpoint, by name or from a folder, as a classifier in evaluation mode.
 
     A checkpoint without a classification head, or with one for another number of labels or another task, gets a new
     head. One log line names what is new and what of the file is not used.
@@ -35,6 +39,8 @@ def load_pretrained(
         name_or_dir: roberta-base, roberta-mini, owner/name, … or a folder; a name that is not here yet is fetched.
         num_labels: Number of classes; 1 for regression.
         dtype: Of the frozen weights and the activations: torch.float32 or torch.bfloat16.
+        problem_type: The kind of labels, a name in PROBLEMS; the default is that of the checkpoint, or, for another
+            number of labels, classes of sequences. "token_classification" gives a TokenClassifier.
 
     Raises:
         MinipeftError: for a missing or damaged file, and for a tensor that is missing or has the wrong shape.
@@ -44,9 +50,10 @@ def load_pretrained(
     folder, _ = resolve_model(str(name_or_dir))
     check_int("num_labels", num_labels)
     config = load_config(folder)
-    reuse_head = config.num_labels == num_labels
+    same_kind = problem_type in (None, config.label_kind)
+    reuse_head = config.num_labels == num_labels and same_kind
     if not reuse_head:
-        config = config.with_labels(generic_labels(num_labels))
+        config = config.with_labels(generic_labels(num_labels), problem_type)
     return cast_frozen(_load_classifier(folder, config, reuse_head), dtype).eval()
 
 
@@ -55,7 +62,8 @@ def load_for_training(folder: Path, labels: Sequence[str], problem_type: str) ->
     config = load_config(folder)
     order = None
     if config.label_kind == problem_type:  # the number of a regression has no name to compare
-        order = [0] if problem_type == "regression" else label_order(list(config.id2label.values()), labels)
+        one = config.num_labels == len(labels) == 1
+        order = [0] if one else label_order(list(config.id2label.values()), labels)
     if order is None:
         return _load_classifier(folder, config.with_labels(list(labels), problem_type), reuse_head=False)
     model = reorder_labels(_load_classifier(folder, config, reuse_head=True), order)
@@ -74,8 +82,8 @@ def reorder_labels(model: SequenceClassifier, order: list[int]) -> SequenceClass
 
 def _load_classifier(folder: Path, config: EncoderConfig, reuse_head: bool) -> SequenceClassifier:
     with torch.device("meta"):
-        model = SequenceClassifier(config)
-    model = _fill(model, config, folder, reuse_head and config.is_sequence_classifier)
+        model = new_classifier(config)
+    model = _fill(model, config, folder, reuse_head and config.has_own_head)
     model.folder = folder
     return model
 
@@ -114,8 +122,9 @@ def save_checkpoint(
     """Write config.json and model.safetensors as transformers reads them; `folder` must exist."""
     config = model.config
     tensors = model.state_dict()
-    kind = "MaskedLM" if isinstance(model, MaskedLanguageModel) else "SequenceClassification"
-    architectures = [f"{family_of(config).architecture}For{kind}"]
+    of_labels = problem_row(config.problem_type, config.num_labels).architecture
+    kind = "ForMaskedLM" if isinstance(model, MaskedLanguageModel) else of_labels
+    architectures = [family_of(config).architecture + kind]
     content = {"architectures": architectures, "dtype": str(dtype).removeprefix("torch.")}
     write_json(folder / "config.json", config.to_dict() | content)
     state = {theirs: tensors[ours].to(dtype).contiguous() for ours, theirs in tensor_names(model, config).items()}

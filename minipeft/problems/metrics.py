@@ -167,11 +167,14 @@ class Metric(NamedTuple):
 
 
 SINGLE, MULTI, NUMBERS = ("single_label_classification",), ("multi_label_classification",), ("regression",)
+TOKENS = ("token_classification",)
 METRICS = {
-    "accuracy": Metric(accuracy, SINGLE),
-    "f1": Metric(f1, SINGLE),
+    "accuracy": Metric(accuracy, SINGLE + TOKENS),
+    "f1": Metric(f1, SINGLE + TOKENS),
+    "precision": Metric(precision, TOKENS),
+    "recall": Metric(recall, TOKENS),
     "micro_f1": Metric(micro_f1, MULTI),
-    "macro_f1": Metric(macro_f1, SINGLE + MULTI),
+    "macro_f1": Metric(macro_f1, SINGLE + MULTI + TOKENS),
     "average_precision": Metric(average_precision, MULTI, of_probabilities=True),
     "matthews_correlation": Metric(matthews_correlation, SINGLE),
     "balanced_accuracy": Metric(balanced_accuracy, SINGLE),

@@ -40,7 +40,7 @@ class MultiLabel(Problem):
 
     name: ClassVar[str] = "multi_label_classification"
     plural: ClassVar[str] = "labels"
-    metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "average_precision")
+    default_metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "average_precision")
     loss_settings: ClassVar[tuple[str, ...]] = ("class_weights",)
     ignored: ClassVar[float] = math.nan
 
@@ -187,7 +187,7 @@ class MultiLabel(Problem):
     def probabilities(self, logits: Tensor) -> Array:
         return logits.double().sigmoid().numpy()
 
-    def predictions(self, logits: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    def predictions(self, logits: Tensor, names: Sequence[str], inputs: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return "labels", the names of those whose probability reaches the threshold, and "probabilities" by name."""
         rounded = self.probabilities(logits).round(6).tolist()
         return [
@@ -205,7 +205,7 @@ class MultiLabel(Problem):
         figures = report_label_sets(actual, self.decide(logits), self.probabilities(logits), self.labels)
         return {"threshold": self.cut, **figures}
 
-    def mistakes(self, logits: Tensor, targets: Sequence[tuple[int, ...]]) -> Iterator[Mistake]:
+    def mistakes(self, logits: Tensor, targets: Sequence[tuple[int, ...]], inputs: Any = ()) -> Iterator[Mistake]:
         """Yield the examples with a wrong decision, by the largest error of a probability in one."""
         probabilities, predicted, actual = self.probabilities(logits), self.decide(logits), self._multi_hot(targets)
         severity = np.where(predicted == actual, 0.0, np.abs(probabilities - actual)).max(1)

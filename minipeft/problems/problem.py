@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from minipeft.data.tables.table import Table
-from minipeft.errors import MinipeftError, check_choice, format_names, short_repr
+from minipeft.errors import MinipeftError, check_choice, format_names, is_unicode, short_repr
 from minipeft.problems.labels import number_of
 from minipeft.problems.metrics import METRICS, Array, find_metric
 
+LONGEST_TEXT = 1 << 21  # characters
 IGNORE_INDEX = -100  # the default ignore_index of F.cross_entropy
 
 
@@ -60,7 +61,8 @@ class Problem:
 
     name: ClassVar[str]  # transformers' problem_type
     plural: ClassVar[str]  # what messages call the labels
-    metrics: ClassVar[tuple[str, ...]]  # of a custom dataset; the first one selects the best epoch
+    default_metrics: ClassVar[tuple[str, ...]]  # see `metrics`
+    columns: ClassVar[tuple[str, str]] = ("text", "label")  # of a custom dataset, where no others are named
     loss_settings: ClassVar[tuple[str, ...]] = ()  # those of LossSettings that have a meaning
     ignored: ClassVar[float] = IGNORE_INDEX  # the target of a dummy sequence, which has no loss
     tags: ClassVar[tuple[str, ...]] = ()  # of the model card
@@ -71,6 +73,11 @@ class Problem:
     def of_outputs(cls, names: Sequence[str]) -> Problem:
         """Return the problem of a model with these names in its config.json."""
         return cls(tuple(names))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of a custom dataset; the first one selects the best epoch."""
+        return self.default_metrics
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -114,6 +121,24 @@ class Problem:
     def read(self, value: Any, place: str) -> Any:
         """Return the target of a row's label; `place` is for the error message."""
         raise NotImplementedError
+
+    def read_text(self, value: Any, column: str, place: str) -> Any:
+        """Return a row's text."""
+        if not isinstance(value, str):
+            what = "null" if value is None else short_repr(value)
+            raise MinipeftError(f"{place}: {column} is {what}, not a text; fix or remove the row")
+        if not is_unicode(value):
+            raise MinipeftError(
+                f"{place}: {column} is {short_repr(value)}, not valid Unicode (half a character); fix or remove the row"
+            )
+        if len(value) > LONGEST_TEXT:
+            raise MinipeftError(
+                f"{place}: {column} has {len(value):,} characters, more than {LONGEST_TEXT:,}; shorten the text"
+            )
+        return value
+
+    def check_row(self, text: Any, target: Any, place: str) -> None:
+        """Raise where a row's text and its target do not fit together."""
 
     def store(self, targets: Iterable[Any] = ()) -> Any:
         """Return targets as a sequence that needs little memory and can be extended."""
@@ -254,16 +279,30 @@ class Problem:
         """
         return logits.double().softmax(1).numpy()
 
-    def predictions(self, logits: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return what `predict` does for each example, with six digits; `names` are those of the model's outputs."""
+    def inputs(self, name: str, texts: Iterable[Any]) -> list[Any]:
+        """Return texts to predict as a list; `name` is for the error message."""
+        found = list(texts)
+        for place, text in enumerate(found):
+            if not isinstance(text, str):
+                raise MinipeftError(f"{name}[{place}] is {short_repr(text)}, not a text. Pass a list of texts.")
+        return found
+
+    def predictions(self, logits: Tensor, names: Sequence[str], inputs: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Return what `predict` does for each example, with six digits.
+
+        Args:
+            logits: (num_examples, num_labels), float32.
+            names: Those of the model's outputs.
+            inputs: The texts.
+        """
         raise NotImplementedError
 
     def report(self, logits: Tensor, targets: Sequence[Any]) -> dict[str, Any]:
         """Return the figures of `evaluate --report` that depend on the kind."""
         raise NotImplementedError
 
-    def mistakes(self, logits: Tensor, targets: Sequence[Any]) -> Iterator[Mistake]:
-        """Yield the wrong predictions, the most severe first."""
+    def mistakes(self, logits: Tensor, targets: Sequence[Any], inputs: Any = ()) -> Iterator[Mistake]:
+        """Yield the wrong predictions for `inputs`, the most severe first."""
         raise NotImplementedError
 
 

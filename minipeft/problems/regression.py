@@ -26,7 +26,7 @@ class Regression(Problem):
 
     name: ClassVar[str] = "regression"
     plural: ClassVar[str] = "numbers"
-    metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
+    default_metrics: ClassVar[tuple[str, ...]] = ("pearson", "spearman")
     ignored: ClassVar[float] = math.nan
     tags: ClassVar[tuple[str, ...]] = ("regression",)
 
@@ -79,7 +79,7 @@ class Regression(Problem):
     def probabilities(self, logits: Tensor) -> Array:
         raise MinipeftError("the labels are numbers, which have no probabilities. Use predict.")
 
-    def predictions(self, logits: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    def predictions(self, logits: Tensor, names: Sequence[str], inputs: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return "score", the number."""
         return [{"score": round(value, 6)} for value in logits[:, 0].tolist()]
 
@@ -94,7 +94,7 @@ class Regression(Problem):
             }
         }
 
-    def mistakes(self, logits: Tensor, targets: Sequence[float]) -> Iterator[Mistake]:
+    def mistakes(self, logits: Tensor, targets: Sequence[float], inputs: Any = ()) -> Iterator[Mistake]:
         """Yield all examples by their absolute error, but for those without one."""
         scores = logits[:, 0].double().numpy()
         errors = np.abs(scores - np.asarray(targets))

@@ -28,7 +28,7 @@ class SingleLabel(Problem):
 
     name: ClassVar[str] = "single_label_classification"
     plural: ClassVar[str] = "classes"
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+    default_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
     loss_settings: ClassVar[tuple[str, ...]] = ("class_weights", "label_smoothing")
 
     @classmethod
@@ -70,7 +70,7 @@ class SingleLabel(Problem):
         predicted = set(logits.argmax(1).tolist())
         return f"of the class {self.labels[predicted.pop()]}" if len(predicted) == 1 else ""
 
-    def predictions(self, logits: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    def predictions(self, logits: Tensor, names: Sequence[str], inputs: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return "label", the most probable class, and "probabilities" by name."""
         probabilities = logits.softmax(1).double().round(decimals=6)
         return [
@@ -83,7 +83,7 @@ class SingleLabel(Problem):
 
         return report_classes(np.asarray(targets), self.decide(logits), self.probabilities(logits), self.labels)
 
-    def mistakes(self, logits: Tensor, targets: Sequence[int]) -> Iterator[Mistake]:
+    def mistakes(self, logits: Tensor, targets: Sequence[int], inputs: Any = ()) -> Iterator[Mistake]:
         """Yield the examples of which another class is predicted, by its probability."""
         predicted, confidence = self.decide(logits), self.probabilities(logits).max(1)
         for row in most_severe(np.where(predicted == np.asarray(targets), 0.0, confidence)):

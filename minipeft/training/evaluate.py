@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,18 +21,20 @@ from minipeft.training.progress import HOLDOUT
 def predict_logits(
     model: SequenceClassifier, examples: Encoded, max_tokens: int, processes: Processes = SINGLE_PROCESS
 ) -> Tensor:
-    """Return logits (examples, num_labels), float32 on the host, in the order of the examples, on every process."""
+    """Return the logits on every process, float32 on the host: (num_examples or num_words, num_labels)."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     count = len(examples.sequences)
-    logits = torch.zeros(count, model.config.num_labels)  # so that the sum over the processes is the whole
-    prev: tuple[list[int], HostCopy] | None = None  # the batch before, whose logits are read while this one is computed
+    # Zeros, so that the sum over the processes is the whole.
+    logits = torch.zeros(examples.num_outputs, model.config.num_labels)
+    prev: tuple[Any, HostCopy] | None = None  # the batch before, whose logits are read while this one is computed
     for indices in split_by_tokens(processes.share(range(count), examples.lengths), examples.lengths, max_tokens):
         batch = pad_to_bucket(pack(examples.sequences.take(indices), config=model.config), model.config)
-        computed = HostCopy(model(batch.to(device))[: len(indices)])
+        chosen, rows = examples.outputs(indices)
+        computed = HostCopy(model(batch.to(device))[chosen])
         if prev is not None:
             logits[prev[0]] = prev[1].read()
-        prev = indices, computed
+        prev = rows, computed
     if prev is not None:
         logits[prev[0]] = prev[1].read()
     model.train(was_training)

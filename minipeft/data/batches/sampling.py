@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from minipeft.data.batches.packing import PackedBatch, PackingConfig, pack
 from minipeft.data.tokens.examples import Encoded
+from minipeft.problems import problem_row
 
 Array = np.ndarray[Any, Any]
 
@@ -41,9 +42,12 @@ def pack_examples(examples: Encoded, indices: list[int], config: PackingConfig) 
         indices: Indices of sequences.
         config: The model's config.
     """
-    windows, labels = examples.windows, examples.split.labels
+    windows, labels, problem = examples.windows, examples.split.labels, examples.split.task.problem
+    if problem_row(problem.name).per_token:
+        targets: Any = cast("Any", windows).token_labels(indices, examples.lengths, labels)
+        return pack(examples.sequences.take(indices), targets, config=config)
     owners = indices if windows is None else windows.owners[indices].tolist()
-    targets = examples.split.task.problem.as_packed([labels[owner] for owner in owners])
+    targets = problem.as_packed([labels[owner] for owner in owners])
     batch = pack(examples.sequences.take(indices), targets, config=config)
     if windows is None:
         return batch

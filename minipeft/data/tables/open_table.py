@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from minipeft.data.tables.conll_rows import conll_table
 from minipeft.data.tables.csv_rows import csv_table, strip_line_end, tsv_table
 from minipeft.data.tables.json_rows import json_table, jsonl_table
 from minipeft.data.tables.lines import DECOMPRESS, check_file, ending_of, iterate_lines, name_of, read_lines
@@ -17,7 +18,7 @@ from minipeft.data.tables.table import Table, concatenate, stream
 from minipeft.errors import MinipeftError
 
 STANDARD_INPUT = "-"
-FORMATS = ("txt", "csv", "tsv", "jsonl", "json")  # of --format; a parquet file is known by its ending
+FORMATS = ("txt", "csv", "tsv", "jsonl", "json", "conll")  # of --format; a parquet file is known by its ending
 
 
 def open_table(path: str | Path, file_format: str | None = None) -> Table:
@@ -90,6 +91,7 @@ LINE_READERS: dict[str, Callable[[str, Iterator[str]], Table]] = {
     "jsonl": jsonl_table,
     "csv": csv_table,
     "tsv": tsv_table,
+    "conll": conll_table,
     "txt": _text_table,
 }
 
@@ -104,6 +106,7 @@ READERS: dict[str, Callable[[str], Table]] = {
     ".json": json_table,
     ".csv": _by_lines("csv"),
     ".tsv": _by_lines("tsv"),
+    ".conll": _by_lines("conll"),
     ".parquet": parquet_table,
     ".txt": _by_lines("txt"),
 }

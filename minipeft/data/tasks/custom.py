@@ -18,14 +18,13 @@ from minipeft.data.tables.table import Table
 from minipeft.data.tasks.draw import VALIDATION_FRACTION, ValidationDraw
 from minipeft.data.tasks.task import TASKS, Task
 from minipeft.errors import MinipeftError, check_choice, format_names, printable, short_repr
-from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_type_of
+from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_row, problem_type_of
 from minipeft.problems.labels import NUMBER
 from minipeft.problems.metrics import Array
 from minipeft.problems.problem import Problem
 
-ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet")
+ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet", "conll")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
-TEXT_COLUMN, LABEL_COLUMN = "text", "label"
 SECOND_TEXTS = re.compile(r"(sentence|text|question|input)_?[2b]|pair|hypothesis|claim|answer|context", re.IGNORECASE)
 FEWEST_ROWS = 10  # that a validation split is drawn from
 FEWEST_WORDS = 4  # per row, on average, of a column of texts
@@ -122,8 +121,12 @@ def inspect_custom_data(
     name = task if task != "auto" else _task_name(source)
     if not name or name != Path(name).name:
         raise MinipeftError(f"--task {name!r} cannot be the name of a folder; choose a plain name")
-    columns = (text_column or TEXT_COLUMN, *([pair_column] if pair_column else []))
-    label = label_column or LABEL_COLUMN
+    problem_type = problem_type_of(label_type)
+    kind = problem_class(problem_type)
+    if pair_column and problem_row(problem_type).per_token:
+        raise MinipeftError(f"--pair-column {pair_column!r} is not for --label-type {label_type}. Leave it out.")
+    columns = (text_column or kind.columns[0], *([pair_column] if pair_column else []))
+    label = label_column or kind.columns[1]
     flags = dict(zip(columns, ("--text-column", "--pair-column"), strict=False)) | {label: "--label-column"}
     table = open_split(files["train"])
     for opened in (table, open_split(files["validation"]) if "validation" in files else table):
@@ -132,7 +135,7 @@ def inspect_custom_data(
                 raise opened.missing(column, f"{flag} names another")
     unread = tuple(column for column in table.columns if column not in flags)
     warnings = _column_warnings(table, columns, unread)
-    found = problem_class(problem_type_of(label_type)).find(table, label, label_type, of_labels)
+    found = kind.find(table, label, label_type, of_labels)
     if "validation" not in files and found.rows < FEWEST_ROWS:
         raise MinipeftError(
             f"{files['train']}: {found.rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "

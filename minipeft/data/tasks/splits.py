@@ -14,14 +14,13 @@ from minipeft.data.tables.hub_cache import cached_splits
 from minipeft.data.tables.table import Table, stream
 from minipeft.data.tasks import synthetic as standin
 from minipeft.data.tasks.task import Split, Task
-from minipeft.errors import MinipeftError, is_unicode, short_repr
+from minipeft.errors import MinipeftError, short_repr
 from minipeft.problems.metrics import Array
 
 HUB_NAME = "nyu-mll/glue"
 ENDINGS = ("parquet", "jsonl", "tsv")
 # Limits of a chunk, the unit that is in memory at once: the tokenizer needs about 250 bytes per character.
 CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 1 << 20
-LONGEST_TEXT = 1 << 21  # characters
 
 Row = tuple[str, str | None, Any]  # a text, its pair or None, its label or None
 
@@ -194,21 +193,12 @@ def read_examples(
             raise table.missing(name, remedy)
     place = None
     for place, values in table.read_labelled(wanted) if labelled else table.read(wanted):
-        for name, text in zip(columns, values, strict=False):
-            if not isinstance(text, str):
-                what = "null" if text is None else short_repr(text)
-                raise MinipeftError(f"{place}: {name} is {what}, not a text; fix or remove the row")
-            if not is_unicode(text):
-                raise MinipeftError(
-                    f"{place}: {name} is {short_repr(text)}, not valid Unicode (half a character); "
-                    "fix or remove the row"
-                )
-            if len(text) > LONGEST_TEXT:
-                raise MinipeftError(
-                    f"{place}: {name} has {len(text):,} characters, more than {LONGEST_TEXT:,}; shorten the text"
-                )
-        label = _read_target(task, values[-1], place) if labelled else None
-        yield values[0], values[1] if len(columns) == 2 else None, label
+        texts = [task.problem.read_text(text, name, place) for name, text in zip(columns, values, strict=False)]
+        label = None
+        if labelled:
+            label = _read_target(task, values[-1], place)
+            task.problem.check_row(texts[0], label, place)
+        yield texts[0], texts[1] if len(columns) == 2 else None, label
     if place is None:
         raise MinipeftError(f"{table.place}: the split is empty; it needs at least one row")
 

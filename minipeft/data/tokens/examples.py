@@ -16,6 +16,7 @@ from minipeft.data.tasks.task import Split, Task
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.data.tokens.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
+from minipeft.problems import problem_row
 
 if TYPE_CHECKING:
     from minipeft.data.tokens.long_texts import LongTexts, Windows
@@ -65,9 +66,18 @@ class Encoded:
         split, windows = Split(self.split.task, [], None, labels), self.windows
         if windows is None:
             return Encoded(split, self.sequences.take(indices))
-        counts = windows.counts()[indices]
-        sequences = self.sequences.take(windows.sequences(indices))
-        return Encoded(split, sequences, windows.of_counts(counts, windows.pooling))
+        return Encoded(split, self.sequences.take(windows.sequences(indices)), windows.subset(indices))
+
+    @property
+    def num_outputs(self) -> int:
+        """The rows of logits that a model gives for the sequences: one for each of them, or for each word."""
+        return len(self.sequences) if self.windows is None else self.windows.num_outputs
+
+    def outputs(self, indices: list[int]) -> tuple[Any, Any]:
+        """Return which outputs for a batch of sequences count, and their rows of logits."""
+        if self.windows is None:
+            return slice(len(indices)), indices
+        return self.windows.outputs(indices, self.lengths)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -133,19 +143,18 @@ def encode_split(
         MinipeftError: for a text whose token ids the model does not have: the tokenizer is not the model's.
     """
     labels = task.problem.store()
-    counts: list[int] = []  # windows of each example
+    parts: list[Windows] = []
 
     def tables() -> Iterator[TokenTable]:
         for chunk in chunks:
-            table, windows = _encode(tokenizer, chunk.texts, chunk.pairs, max_length, long_texts)
+            table, windows = _encode(task, tokenizer, chunk.texts, chunk.pairs, max_length, long_texts)
             _check_fits(table, tokenizer, config)
-            labels.extend(chunk.labels)
-            counts.extend(windows)
+            labels.extend(chunk.labels if windows is None else windows.known_labels(chunk.labels))
+            parts.extend([] if windows is None else [windows])
             yield table
 
     sequences = TokenTable.from_chunks(tables(), with_types=config.type_vocab_size > 1)
-    windows = None if long_texts is None else long_texts.windows(counts)
-    return Encoded(Split(task, [], None, labels), sequences, windows)
+    return Encoded(Split(task, [], None, labels), sequences, parts[0].concatenate(parts) if parts else None)
 
 
 def encode_texts(
@@ -158,21 +167,29 @@ def encode_texts(
     labels: Sequence[Any] = (),
 ) -> Encoded:
     """Tokenize texts in memory, with or without labels."""
-    table, counts = _encode(tokenizer, texts, pairs, max_length, long_texts)
-    windows = None if long_texts is None else long_texts.windows(counts)
+    table, windows = _encode(task, tokenizer, texts, pairs, max_length, long_texts)
     return Encoded(Split(task, [], None, labels), table, windows)
 
 
 def _encode(
-    tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int, long_texts: LongTexts | None
-) -> tuple[TokenTable, list[int]]:
-    """Return the sequences of texts, and the number of windows of each text if there are windows."""
+    task: Task,
+    tokenizer: Tokenizer,
+    texts: list[Any],
+    pairs: list[str] | None,
+    max_length: int,
+    long_texts: LongTexts | None,
+) -> tuple[TokenTable, Windows | None]:
+    """Return the sequences of texts, and which of them are the windows of which text, if there are windows."""
+    if problem_row(task.problem.name).per_token:
+        from minipeft.data.tokens.words import encode_words
+
+        return encode_words(tokenizer, texts, max_length, long_texts)
     if long_texts is None:
-        return TokenTable.from_sequences(tokenizer.encode_full(texts, pairs, max_length)), []
+        return TokenTable.from_sequences(tokenizer.encode_full(texts, pairs, max_length)), None
     from minipeft.data.tokens.long_texts import encode_windows
 
     windows = encode_windows(tokenizer, texts, pairs, max_length, long_texts.stride)
-    return TokenTable.from_sequences(chain.from_iterable(windows)), list(map(len, windows))
+    return TokenTable.from_sequences(chain.from_iterable(windows)), long_texts.windows(list(map(len, windows)))
 
 
 def _check_fits(table: TokenTable, tokenizer: Tokenizer, config: VocabularyConfig) -> None:

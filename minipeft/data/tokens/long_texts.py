@@ -77,6 +77,28 @@ class Windows:
         """The example of each sequence."""
         return np.repeat(np.arange(len(self)), self.counts())
 
+    @property
+    def num_outputs(self) -> int:
+        """The rows of logits before they are pooled: one for each sequence."""
+        return int(self.starts[-1])
+
+    def outputs(self, sequences: Sequence[int], lengths: Array) -> tuple[Any, Any]:
+        """Return which outputs of a batch of sequences count, and their rows of logits."""
+        return slice(len(sequences)), sequences
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Any]) -> Windows:
+        """Return the windows of chunks of examples as one."""
+        return cls.of_counts(np.concatenate([part.counts() for part in parts]), parts[0].pooling)
+
+    def known_labels(self, labels: Sequence[Any]) -> Sequence[Any]:
+        """Return the labels of the examples that have a loss."""
+        return labels
+
+    def subset(self, examples: Array) -> Windows:
+        """Return the windows of some examples."""
+        return Windows.of_counts(self.counts()[examples], self.pooling)
+
     def pool(self, logits: Tensor) -> Tensor:
         """Return the mean or the maximum of the logits of each example's windows.
 

@@ -8,8 +8,10 @@ the other families                 [CLS] A [SEP] and    [CLS] A [SEP] B [SEP], t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -131,6 +133,28 @@ class Tokenizer:
                 lists differ in length.
         """
         return [TokenIds(encoding.ids, encoding.type_ids) for encoding in self.encode_full(texts, pairs, max_length)]
+
+    @cached_property
+    def special_tokens(self) -> tuple[list[int], list[int]]:
+        """The ids of the special tokens before and after a text."""
+        self.tokenizer.no_truncation()
+        encoding = self.tokenizer.encode("a")
+        inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+        return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
+
+    def encode_words(self, rows: Sequence[list[str]]) -> list[Encoding]:
+        """Return the encodings of rows of words, without special tokens and truncation; .word_ids names their words."""
+        with _rust_errors(f"{self.folder}: the tokenizer cannot encode the words"):
+            return self._word_tokenizer.encode_batch(rows, is_pretokenized=True, add_special_tokens=False)
+
+    @cached_property
+    def _word_tokenizer(self) -> _Tokenizer:
+        """The tokenizer with a space before every word, if it is RoBERTa's: transformers' add_prefix_space."""
+        state = json.loads(self.tokenizer.to_str())
+        state["truncation"] = state["padding"] = None
+        if (state["post_processor"] or {}).get("type") == "RobertaProcessing":
+            state["pre_tokenizer"]["add_prefix_space"] = True
+        return _Tokenizer.from_str(json.dumps(state))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""

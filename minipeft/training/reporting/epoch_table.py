@@ -67,7 +67,7 @@ def warn_about_predictions(
         logger.warning("epoch %g: every validation prediction is %s", epoch, printable(constant))
     loss, _ = problem.baseline(targets)
     if weighted:  # with balanced weights the best constant prediction is nearly that of equal classes
-        loss = max(loss, problem.score(torch.zeros_like(logits[:1]), targets[:1])["eval_loss"])
+        loss = max(loss, problem.score(torch.zeros_like(logits), targets)["eval_loss"])
     largest = max(row["train_loss"], row["eval_loss"])
     if loss and largest > DIVERGED * loss:
         logger.warning(

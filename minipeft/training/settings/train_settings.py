@@ -60,7 +60,7 @@ class TrainSettings:
     label_column: str | None = DATA(
         None, checks.text, "of a custom dataset: the labels, as names or numbers [label]", "COLUMN"
     )
-    label_type: str = DATA("auto", checks.text, "of a custom dataset: classes, numbers or multilabel")
+    label_type: str = DATA("auto", checks.text, "of a custom dataset: classes, numbers, multilabel or tokens")
     label_separator: str | None = DATA(
         None, checks.separator, "character between labels, for multilabel [none: the labels are lists]", "C"
     )
