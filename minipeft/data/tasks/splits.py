@@ -113,7 +113,10 @@ def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[
         count, strata = task.train_rows
         rest = np.ones(count, dtype=bool) if task.draw is None else ~task.draw.mask
         return len(rest[rest][:limit]), None if strata is None else strata[rest][:limit]
-    rows = islice(_table(task, "train", source).read([task.label_column]), limit)
+    table = _table(task, "train", source)
+    if task.label_column not in table.columns:
+        raise table.missing(task.label_column, f"{task.name} needs it")
+    rows = islice(table.read_labelled([task.label_column]), limit)
     targets = task.problem.store(_read_target(task, value, place) for place, (value,) in rows)
     strata = task.problem.strata(targets)
     return len(targets), None if strata is None else np.asarray(strata)
