@@ -48,6 +48,12 @@ for name, count in (("full fine-tuning", full), ("LoRA, rank 8", lora)):
 # %% [markdown]
 # (The classification head is trained in both cases. It is new for each task.)
 #
+# What LoRA does *not* save is most of the memory of the *activations*, the results of the forward pass that the
+# backward pass needs again. The gradient must still travel through every layer down to the lowest adapter: through
+# attention, GELU and LayerNorm, which need their inputs for it. Only the inputs of frozen linear layers are not kept,
+# since they would serve the gradient of $W$ alone. With long texts and large batches the activations are most of the
+# memory; [Where the time goes](06_where_the_time_goes.ipynb) and `--activation-checkpointing` are about them.
+#
 # ## The low-rank update
 #
 # Fine-tuning turns a weight $W$ into $W + \Delta W$. Both are matrices of `out_features` rows and `in_features`
@@ -100,15 +106,22 @@ for rank in (1, 2, 8, 64):
 # ## The gradients, derived
 #
 # Write $Y = X W^\top + b + s\, X A^\top B^\top$ for the outputs of all tokens, $L$ for the loss, and
-# $G = \partial L / \partial Y$ for the gradient that arrives from above, with the shape `(tokens, out_features)`. A
-# small change of $B$ by $dB$ and of $A$ by $dA$ changes the output by
+# $G = \partial L / \partial Y$ for the gradient that arrives from above, with the shape `(tokens, out_features)`. Small
+# changes of $B$, $A$ and the input $X$ by $dB$, $dA$ and $dX$ change the output by
 #
-# $$dY = s\, X A^\top dB^\top + s\, X\, dA^\top B^\top ,$$
+# $$dY = s\, X A^\top dB^\top + s\, X\, dA^\top B^\top + dX\, (W^\top + s\, A^\top B^\top) ,$$
 #
 # and the loss by the sum of all products of an element of $G$ with the same element of $dY$, which is $dL =
-# \mathrm{tr}(G^\top dY)$. The factors of a trace can be rotated, and a trace is unchanged by transposition. So the
-# first part is $s\,\mathrm{tr}(G^\top X A^\top dB^\top)$, and the factor of $dB^\top$ is the gradient of $B$. The
-# second part is $s\,\mathrm{tr}(G^\top X\, dA^\top B^\top) = s\,\mathrm{tr}(B^\top G^\top X\, dA^\top)$. Together:
+# \mathrm{tr}(G^\top dY)$. The factors of a trace can be rotated, and a trace is unchanged by transposition. In the form
+# $\mathrm{tr}(M^\top dZ)$ or $\mathrm{tr}(M\, dZ^\top)$, the matrix $M$ is the gradient of $Z$. So we bring the change
+# to the end of each of the three parts:
+#
+# $$s\,\mathrm{tr}(G^\top X A^\top dB^\top), \qquad
+# s\,\mathrm{tr}(G^\top X\, dA^\top B^\top) = s\,\mathrm{tr}(B^\top G^\top X\, dA^\top), \qquad
+# \mathrm{tr}\big(G^\top dX\, (W^\top + s A^\top B^\top)\big)
+# = \mathrm{tr}\big((W^\top + s A^\top B^\top)\, G^\top dX\big) .$$
+#
+# Read off:
 #
 # $$\frac{\partial L}{\partial B} = s\, G^\top (X A^\top), \qquad
 # \frac{\partial L}{\partial A} = s\, (G B)^\top X, \qquad
@@ -168,24 +181,29 @@ for step in (1, 2):
 #
 # ## What alpha and the rank do
 #
-# The scale is $s = \alpha / r$. Here is the reason. With small learning rates the rows of $A$ hardly change, and each
-# adds its part to the update: with twice as many rows, the update grows. Dividing by $r$ undoes that, so that the
-# learning rate can stay the same for another rank. $\alpha$ is a constant factor: the authors set it once and tune the
-# learning rate (section 4.1), since with Adam both have nearly the same effect.
+# The scale is $s = \alpha / r$. The reason is Adam, with which LoRA is trained: it moves every number by about the
+# learning rate, whatever the rank. Each of the $r$ rows of $A$, with its column of $B$, then adds its part to the
+# update, and twice as many rows make a larger update. Dividing by $r$ undoes that, so that the learning rate can stay
+# the same for another rank. $\alpha$ is a constant factor: the authors set it once and tune the learning rate (section
+# 4.1), since with Adam both have nearly the same effect.
 #
-# Let us see how far *one* step lowers the loss. In the first step only $B$ moves, because the gradient of $A$ is 0.
-# With plain gradient descent and learning rate $\eta$ the loss falls, to first order, by
+# With plain gradient descent the same division is too much, as we shall see: there the scale is in the gradient as
+# well, and a larger rank learns more slowly. Let us compute how far *one* step lowers the loss with each of the two. In
+# the first step only $B$ moves, because the gradient of $A$ is 0.
+#
+# **Gradient descent** with learning rate $\eta$ lowers the loss, to first order, by
 #
 # $$\eta \left\| \frac{\partial L}{\partial B} \right\|^2 = \eta\, s^2 \left\| G^\top X A^\top \right\|^2 .$$
 #
 # The last factor is a sum over the $r$ rows of $A$, so the fall is proportional to $s^2 r$. With $s = \alpha / r$ it
-# *shrinks* like $1/r$: a larger rank learns more slowly. That is the argument of rsLoRA (Kalajdzievski 2023), which
-# takes $s = \alpha / \sqrt{r}$ and so keeps $s^2 r$ constant. In minipeft that is `LoRA(rslora=True)`.
+# *shrinks* like $1/r$. That is the argument of rsLoRA (Kalajdzievski 2023), which takes $s = \alpha / \sqrt{r}$ and so
+# keeps $s^2 r$ constant. In minipeft that is `LoRA(rslora=True)`.
 #
-# Adam is different. It divides the gradient by its own size, so that in the first step every element of $B$ moves by
-# $\eta$, up or down. The fall is then $\eta$ times the sum of the *absolute values* of the gradient's elements, which
-# is proportional to $s\, r$: constant for $\alpha / r$, and growing like $\sqrt{r}$ for rsLoRA. We measure all four, on
-# a layer of the bundled encoder's size and with a loss that is linear in the output, so that "to first order" is exact.
+# **Adam** divides the gradient by its own size, so that in the first step every element of $B$ moves by $\eta$, up or
+# down ([The training loop](05_the_training_loop.ipynb) computes this step by hand). The fall is then $\eta$ times the
+# sum of the *absolute values* of the gradient's elements, which is proportional to $s\, r$: constant for $\alpha / r$,
+# and growing like $\sqrt{r}$ for rsLoRA. We measure all four, on a layer of the bundled encoder's size and with a loss
+# that is linear in the output, so that "to first order" is exact.
 
 # %%
 torch.manual_seed(0)
@@ -256,7 +274,8 @@ for kinds, rank in ((1, 8), (2, 4), (4, 2)):
 # Query and value together did best or nearly so, and putting all of it into the query or the key alone was clearly
 # worse: it is better to change more matrices with a smaller rank than one with a larger. Hence the default here, which
 # is the paper's for RoBERTa too: `targets=("query", "value")`. Later work often adapts all linear layers. Any of the
-# six can be named, and ranks can differ from place to place:
+# six can be named, and ranks can differ from place to place: in `rank_pattern`, `"11.query"` is the query of layer 11
+# and `"0"` is all of layer 0, which a rank of 0 leaves without LoRA.
 
 # %%
 for method in (

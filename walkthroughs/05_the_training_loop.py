@@ -28,9 +28,9 @@ from minipeft.data.tasks.synthetic import generate
 from minipeft.device import MAX_TOKENS
 from minipeft.training import loop
 from minipeft.training.optimization.optimizer import adamw, parameter_groups, set_learning_rate
-from minipeft.training.optimization.schedule import linear_schedule
+from minipeft.training.optimization.schedule import LR_SCHEDULES, linear_schedule
 from minipeft.training.run_folder import checkpoint
-from minipeft.training.settings.recipes import BATCH_SIZE, GRAD_ACCUM, LORA_RECIPES
+from minipeft.training.settings.recipes import BATCH_SIZE, GRAD_ACCUM, LORA_RECIPES, default_warmup
 
 # %% [markdown]
 # The loop begins by collecting the trainable parameters, creating the optimizer and counting the steps of the whole
@@ -51,9 +51,9 @@ piece(loop.train_loop, "trainable = [", "total_steps =")
 #
 # $$m_t = \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2 ,$$
 #
-# and steps by the ratio $m / \sqrt v$. If the gradient keeps its sign the ratio is near 1, and if it is all noise the
-# ratio is near 0. In both cases it has no unit: multiply the loss by a thousand and the step stays the same. The
-# learning rate is then simply how far one number may move in one step.
+# and steps by the ratio $m / \sqrt v$. If the gradient is steady the ratio is 1, and if it is all noise the ratio is
+# near 0; a cell below computes it for gradients in between. In all cases it has no unit: multiply the loss by a
+# thousand and the step stays the same. The learning rate is then simply about how far one number moves in one step.
 #
 # **Bias correction.** Both averages start at zero, so at first they are too small. Write the first one out:
 # $m_t = (1 - \beta_1) \sum_{i=1}^{t} \beta_1^{\,t-i} g_i$. If every $g_i$ has the same mean $\mu$, the mean of $m_t$ is
@@ -101,6 +101,33 @@ for size in (1e-4, 1.0, 1e4):
     w, _, _ = adamw_step(zero, zero + size, zero, zero, t=1, lr=0.01, decay=0)
     print(f"gradient {size:8g}: first step {float(-w):.6f} at a learning rate of 0.01")
     assert abs(float(-w) - 0.01) < 1e-5
+
+# %% [markdown]
+# Later the step depends on the gradient's *history*. The average of the gradient reaches back about ten steps, that of
+# its square about a thousand. So a gradient that keeps its sign but not its size does not give a step of exactly one
+# learning rate. Here is the ratio after 200 steps:
+
+# %%
+torch.manual_seed(0)
+number = torch.arange(1, 201, dtype=torch.float64)
+histories = {
+    "steady": torch.ones(200),
+    "on in every other step": number % 2,
+    "growing in a straight line": number / 200,
+    "shrinking in a straight line": 1 - number / 201,
+    "noise": torch.randn(200),
+}
+ratios = {}
+for name, history in histories.items():
+    m = v = w = zero
+    for t, g in enumerate(history.double(), start=1):
+        before = w
+        w, m, v = adamw_step(w, zero + g, m, v, t, lr=1.0, decay=0)
+    ratios[name] = abs(float(w - before))
+    print(f"{name:29}: a step of {ratios[name]:.2f} learning rates")
+assert abs(ratios["steady"] - 1) < 1e-6 and abs(ratios["on in every other step"] - 0.5**0.5) < 0.05
+assert ratios["growing in a straight line"] > 1.5 and ratios["shrinking in a straight line"] < 0.2
+assert ratios["noise"] < 0.5
 
 # %% [markdown]
 # And without the correction? $\beta_2$ is much closer to 1 than $\beta_1$, so $v$ starts much further below its true
@@ -168,8 +195,10 @@ source(parameter_groups)
 # LayerNorm's weight starts at 1 and *is* the scale of the signal: pulling it to zero only turns the layer down. A bias
 # shifts, and a smaller shift is not a simpler function. For parameter-efficient methods there is a second reason. For
 # LoRA's $A$ and $B$, which make up a *change* of the pretrained weight, "towards zero" means "towards the pretrained
-# model", which is sensible. For BitFit's biases, which are the pretrained values themselves, "towards zero" means
-# *away* from the pretrained model.
+# model", which is sensible. In full fine-tuning, and for BitFit's biases, what trains is the pretrained values
+# themselves, and "towards zero" means *away* from the pretrained model. For biases minipeft leaves the decay out; for
+# the matrices of full fine-tuning it is kept, as in the papers, because it is small: at a learning rate of 5e-5 and a
+# decay of 0.01, a thousand steps take less than 0.05 percent of a weight away.
 #
 # Here is what falls into the two groups for three methods. Every one also trains the head.
 
@@ -220,7 +249,8 @@ source(linear_schedule)
 # There is no scheduler object here. The factor is a *pure function of the step*: it has no state that could be saved
 # wrongly, and a run that is resumed at step 500 has the rate of step 500. Two things follow from the definition. The
 # first step of a run with warmup has the rate zero and moves nothing. And a warmup longer than the run never reaches
-# the full rate, so a quick trial with `--train-limit` needs a smaller `--warmup-steps`.
+# the full rate. Therefore minipeft's default is 100 steps only in runs of 900 steps or more, and 10 percent of the
+# steps in shorter ones; whoever passes `--warmup-steps 100` to a quick trial gets the second curve below.
 
 # %%
 examples = len(generate("rte", "train")["label"])  # as many as RTE has
@@ -231,6 +261,7 @@ trial = [linear_schedule(step, 100, 60) for step in range(61)]
 print(f"{total} steps; the factor at steps 0, 50, 100 and {total}:", *(factors[step] for step in (0, 50, 100, total)))
 print(f"a run of 60 steps with a warmup of 100: at most {max(trial[:60]):.2f}")
 assert factors[0] == factors[total] == 0 and factors[100] == 1 and factors[50] == 0.5 and max(trial[:60]) < 1
+assert default_warmup(total) == 100 and default_warmup(60) == 6
 
 figure, axes = plt.subplots(figsize=(6, 3))
 axes.plot(factors, label=f"{total} steps, warmup 100")
@@ -544,9 +575,10 @@ for wrong in ({"output": str(output)}, {"output": str(output), "lr": -1.0}, {"ta
 # %% [markdown]
 # ## Summary
 #
-# - AdamW moves each number by about one learning rate a step, whatever its gradient's size; bias correction makes that
-#   true from the first step on, and decoupled decay shrinks all decaying weights alike.
-# - Decay pulls towards zero: this suits LoRA's matrices, not BitFit's biases.
+# - AdamW moves a number with a steady gradient by one learning rate a step, whatever the gradient's size, and by less
+#   where the gradient is noise; bias correction makes that true from the first step on, and decoupled decay shrinks all
+#   decaying weights alike.
+# - Decay pulls towards zero: this suits LoRA's matrices, but not pretrained values that are trained themselves.
 # - The step's loss is a mean over sequences, so any way to cut the batch up gives the same gradient, if sums are
 #   divided by the count of the whole step.
 # - The best of many epochs on few rows is biased upwards. Report the last epoch's figure next to it.
@@ -559,7 +591,7 @@ for wrong in ({"output": str(output)}, {"output": str(output), "lr": -1.0}, {"ta
 # 1. **Compute.** RTE has 2,490 training examples. How many optimizer steps are 25 epochs of 16 x 4 sequences, and what
 #    is the factor on the learning rate at step 500 with 100 warmup steps?
 # 2. **Change the code.** Write a cosine schedule with the arguments of `linear_schedule`: warmup as before, then half a
-#    cosine from 1 to 0. Where is it above the linear one?
+#    cosine from 1 to 0. Where is it above the linear one? Compare it with the package's, `--lr-schedule cosine`.
 # 3. **Explain.** `--batch-size 8 --grad-accum 8` does not fit into memory. May you use `--batch-size 4 --grad-accum 16`
 #    without choosing another learning rate?
 #
@@ -579,29 +611,37 @@ assert steps_of_rte == 975 and math.isclose(linear_schedule(500, 100, 975), 475 
 # %% [markdown]
 # ### Solution 2
 #
-# It is above the linear schedule in the first half after the warmup, and below it in the second.
+# It is above the linear schedule in the first half after the warmup, and below it in the second. The package's is the
+# same in a run's own steps; beyond them, where a run was extended, it stays at 0.
 
 
 # %%
-def cosine_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
+def half_a_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
     if step < warmup_steps:
         return step / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
 
 
 for step in (0, 50, 100, 300, 537, 775, 975):
-    print(f"step {step:3}: cosine {cosine_schedule(step, 100, 975):.3f}, linear {linear_schedule(step, 100, 975):.3f}")
-assert cosine_schedule(300, 100, 975) > linear_schedule(300, 100, 975)
-assert cosine_schedule(775, 100, 975) < linear_schedule(775, 100, 975)
+    print(f"step {step:3}: cosine {half_a_cosine(step, 100, 975):.3f}, linear {linear_schedule(step, 100, 975):.3f}")
+assert half_a_cosine(300, 100, 975) > linear_schedule(300, 100, 975)
+assert half_a_cosine(775, 100, 975) < linear_schedule(775, 100, 975)
+assert all(math.isclose(half_a_cosine(t, 100, 975), LR_SCHEDULES["cosine"](t, 100, 975)) for t in range(976))
 
 # %% [markdown]
 # ### Solution 3
 #
-# Yes. Both take 64 sequences in a step, and the gradient is the same sum, divided by 64, whichever way it is cut up.
-# (In minipeft both are even the same run, because `split_by_tokens` forms the batches.)
+# You may: both take 64 sequences in a step, and the gradient is the same sum, divided by 64, whichever way it is cut
+# up. But in minipeft it would not help. Both are the same run, because `split_by_tokens` forms the batches, and it
+# looks at the budget of tokens only. What bounds the memory is `--max-tokens`: pass a smaller one, with the same
+# learning rate.
 
 # %%
 halves = gradient_of([range(16), range(16, 32)], lambda part: 1 / 32)
 quarters = gradient_of([range(start, start + 8) for start in range(0, 32, 8)], lambda part: 1 / 32)
 print(f"relative difference: {float((halves - quarters).norm() / halves.norm()):.1e}")
 assert (halves - quarters).norm() < 1e-4 * halves.norm()
+for budget in (MAX_TOKENS["cpu"], MAX_TOKENS["cpu"] // 2):
+    largest = max(sum(lengths[i] for i in part) for part in split_by_tokens(range(32), lengths, budget))
+    print(f"--max-tokens {budget}: at most {largest} tokens in a batch")
+    assert largest <= budget
