@@ -218,7 +218,7 @@ assert len(cut) == 24 and cut.tokens[-5:] == pair.tokens[-5:]
 # $$\text{slots a token} = \frac{n \max_i \ell_i}{\sum_i \ell_i} = \frac{\text{longest}}{\text{mean}} .$$
 #
 # It is 1 only if all are equally long. Lengths of real text are spread widely: most sentences are short, and a few are
-# very long. One long sequence widens the rectangle for all, and and the larger the batch, the more likely it contains
+# very long. One long sequence widens the rectangle for all, and the larger the batch, the more likely it contains
 # one. The next cell measures it with random batches. The first line has random lengths with a long tail, like those of
 # real text: a *log-normal* distribution, which means that the logarithm of the length is normally distributed. The next
 # two are the synthetic data sets, whose sentences come from a small grammar and are nearly equally long, so that they
@@ -344,8 +344,8 @@ print("token_type_ids", batch.token_type_ids)
 # never used by a word, and a table for 512 tokens has 514 rows. Without the offset, the encoder runs and gives wrong
 # results.
 #
-# **`labels`** are class numbers, or floats where the task is a regression; **`token_type_ids`** is None unless the
-# model is a BERT.
+# **`labels`** are class numbers, or floats where the task is a regression or has several labels for each text;
+# **`token_type_ids`** is None unless the encoder has several token types, as BERT has.
 
 # %%
 assert batch.cu_seqlens.tolist() == [0, *torch.tensor(batch.lengths).cumsum(0).tolist()]

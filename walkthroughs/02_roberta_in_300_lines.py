@@ -167,9 +167,9 @@ source(roberta.EncoderLayer.forward, roberta.EncoderLayer.after_attention)
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}\left(\frac{Q K^\top}{\sqrt{d}}\right) V .$$
 #
-# Why the root? The score is a sum of $d$ products. If the numbers in it were independent with variance 1, the sum would
-# have variance $d$. Dividing by $\sqrt{d}$ keeps scores at the same scale for every size; large scores would make the
-# softmax a hard choice and its gradient vanish.
+# Why the root? The score is a sum of $d$ products. If the numbers in it were independent with mean 0 and variance 1,
+# the sum would have variance $d$. Dividing by $\sqrt{d}$ keeps scores at the same scale for every size; large scores
+# would make the softmax a hard choice and its gradient vanish.
 #
 # This is done several times side by side, in *heads*. Each head has its own part of the features, $d$ of them
 # (`head_size`), so that it can attend in its own way. Here is one head of the first layer by hand, from the input of
@@ -319,7 +319,8 @@ assert (base.hidden_size, base.intermediate_size, base.num_hidden_layers) == (76
 # ## The head
 #
 # The pretrained part ends here. The head is new for each task: a linear layer, a tanh, and a linear layer to one number
-# per class. Its weights are random until it is trained; the package says so when it loads an encoder without a head.
+# per class, with dropout before each of the two layers in training. Its weights are random until it is trained; the
+# package says so when it loads an encoder without a head.
 
 # %%
 source(roberta.ClassificationHead)

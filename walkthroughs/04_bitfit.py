@@ -313,8 +313,10 @@ assert size["key"] > 0 and of_keys < 1e-4 and of_keys < of_queries / 10
 # ## Saving and merging
 #
 # An adapter of BitFit is the changed biases and the head. There is nothing to merge, since these are biases that the
-# model already has: prediction has no additional cost. peft does not have BitFit, so the adapter is stored under a name
-# of minipeft; `minipeft.export` writes a whole checkpoint that transformers can load.
+# model already has: prediction has no additional cost. peft's BEFT is near to it and not the same: it adds a vector
+# that starts at 0 to the outputs of linear layers (by default those of `value` alone), and the biases of LayerNorm,
+# $2h$ in each layer, stay as they are. So the adapter is stored under a name of minipeft; `minipeft.export` writes a
+# whole checkpoint that transformers can load.
 
 # %%
 adapter = minipeft.load_adapter(minipeft.load_pretrained("roberta-mini"), f"{scratch.name}/run/adapter").eval()

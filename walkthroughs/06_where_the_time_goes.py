@@ -431,8 +431,8 @@ picture(
 
 # %% [markdown]
 # What is not a matrix product is the same for full fine-tuning, or less. So two thirds of the time is about the best
-# that LoRA can reach. What it saves is memory (no gradient and no optimizer state for frozen weights) and disk space (a
-# small file for every task).
+# that LoRA can reach. What it saves is memory (no gradient and no optimizer state for frozen weights, but nearly all of
+# the activations) and disk space (a small file for every task).
 #
 # ## What is faster
 #
