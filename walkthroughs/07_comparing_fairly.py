@@ -519,8 +519,8 @@ assert began_with.parts[0] == parent.name
 #
 # 1. **Compute.** What is one standard error of an accuracy of 0.9 on 408 rows, and how many rows give one of 0.005?
 # 2. **Change the code.** Drop the first condition of the rule: call two methods significantly different if their
-#    medians of three seeds differ by more than one standard error. How often is that said of equal methods, where the seeds
-#    scatter as widely as the rows?
+#    medians of three seeds differ by more than one standard error. How often is that said of equal methods, where
+#    the seeds scatter as widely as the rows?
 # 3. **Explain.** A paper tries 12 learning rates for its method and 3 for the baseline, and reports the best of each on
 #    the validation rows. What is wrong?
 #
