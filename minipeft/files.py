@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -91,7 +92,13 @@ def make_folder(folder: Path) -> None:
 
 
 def user_path(path: str | Path) -> Path:
-    """Return a path that a user gave, with `~` expanded, which neither Python does nor a shell in --output=~/run."""
+    """Return a path that a user gave, with `~` expanded, which neither Python does nor a shell in --output=~/run.
+
+    Raises:
+        MinipeftError: for an address such as s3://bucket/run, which Path would turn into a local folder "s3:".
+    """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise MinipeftError(f"{path}: a folder at an address is not supported. Name a local path.")
     return Path(path).expanduser()
 
 

@@ -49,6 +49,8 @@ class Run:
         """Return the command that trains the run in `folder`/runs, or continues it there."""
         output = folder / "runs" / self.name
         settings = self.settings | {"output": output, "resume": True, "quiet": True}
+        if "checkpoint_copy" in settings:
+            settings["checkpoint_copy"] += f"/{self.name}"
         return Command(self.name, ["train", *format_flags(settings)], output)
 
 

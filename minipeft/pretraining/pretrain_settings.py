@@ -51,7 +51,7 @@ class PretrainSettings:
         "auto, fp32 or bf16 [auto: bf16 where that is faster, else fp32]",
     )
 
-    output: str = OUTPUT(REQUIRED, checks.path, "folder that becomes the checkpoint", on_resume="of the call")
+    output: str = OUTPUT(REQUIRED, checks.output, "folder that becomes the checkpoint", on_resume="of the call")
     evaluate_every: int = OUTPUT(500, check_int, "steps between evaluations")
     checkpoint_minutes: float = OUTPUT(5.0, checks.not_negative, "minutes between checkpoints", on_resume="of the call")
     resume: bool = OUTPUT(False, checks.boolean, "continue the run in --output", on_resume="of the call")

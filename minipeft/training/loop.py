@@ -69,12 +69,14 @@ class RunFolder:
         checkpoint_minutes: minutes between checkpoints; every evaluation is followed by one as well.
         quiet: print nothing.
         report_to: experiment trackers; None for TensorBoard where it is installed.
+        checkpoint_copy: address to which each checkpoint is copied.
     """
 
     path: Path
     checkpoint_minutes: float = CHECKPOINT_MINUTES
     quiet: bool = False
     report_to: Sequence[str] | None = None
+    checkpoint_copy: str | None = None
 
 
 def train_loop(
@@ -107,7 +109,7 @@ def train_loop(
 
     progress = restore_checkpoint(folder, model, optimizer, processes)
     resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, progress, task, schedule.select_by))
-    save = partial(save_checkpoint, folder, model, optimizer, progress, schedule.select_by)
+    save = partial(save_checkpoint, folder, model, optimizer, progress, schedule.select_by, run_folder.checkpoint_copy)
     publish_epoch = partial(publish, folder, model, progress, task, schedule.select_by)
 
     resume = "continue with " + (

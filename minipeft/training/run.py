@@ -238,7 +238,8 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
         total = sum(map(len, (examples.train, examples.validation, *examples.others.values())))
         logger.warning("%d of %d examples were truncated to %d tokens", examples.truncated, total, job.max_length)
     processes.on_rank_zero(lambda: _write_config(job, examples))
-    return RunFolder(job.output, settings.checkpoint_minutes, settings.quiet, settings.report_to)
+    minutes, copy = settings.checkpoint_minutes, settings.checkpoint_copy
+    return RunFolder(job.output, minutes, settings.quiet, settings.report_to, copy)
 
 
 def _write_config(job: Job, examples: Examples) -> None:

@@ -104,7 +104,7 @@ TRAIN_FLAGS = """task data long-text stride window-pooling text-column pair-colu
     init-adapter method rank alpha dropout targets method-options epochs lr steps lr-schedule
     batch-size grad-accum warmup-steps warmup-ratio weight-decay beta1 beta2 epsilon max-grad-norm
     class-weights label-smoothing select-by patience eval-every seed device precision max-tokens
-    threads compile activation-checkpointing cuda-graphs group-timeout output checkpoint-minutes resume
+    threads compile activation-checkpointing cuda-graphs group-timeout output checkpoint-minutes checkpoint-copy resume
     report-to quiet"""
 RUNNER_FLAGS = "runner jobs jobs-per-gpu ray-address cpus-per-run gpus-per-run"
 FLAGS = {

@@ -14,6 +14,7 @@ from minipeft.files import write_lines
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.distributed import CONFIG_ONLY, NOTHING, SINGLE_PROCESS, Processes
 from minipeft.training.progress import Progress, best_epoch
+from minipeft.training.run_folder.checkpoint_copy import copy_checkpoint
 from minipeft.training.run_folder.checkpoint_files import (
     changing_tensors,
     check_tensors,
@@ -43,14 +44,18 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     select_by: str,
+    copy_to: str | None = None,
 ) -> None:
     """Write the trained tensors, the optimizer's state and the progress.
 
-    The weights of the best evaluation so far stay, from which adapter/ can be written again.
+    The weights of the best evaluation so far stay, from which adapter/ can be written again. `copy_to` is the address
+    of a copy.
     """
     content = {"step": progress.step, "progress": vars(progress)}
     best_step = best_epoch(progress.history, select_by)["step"] if progress.history else -1
     write_checkpoint(folder, content, model, optimizer, best_step)
+    if copy_to is not None:
+        copy_checkpoint(folder, copy_to)
 
 
 def restore_checkpoint(

@@ -31,6 +31,15 @@ def path(flag: str, value: Any) -> str:
     return os.path.expanduser(location)
 
 
+def output(flag: str, value: Any) -> str:
+    """Return the path of a local folder."""
+    if "://" in (location := path(flag, value)):
+        raise MinipeftError(
+            f"{flag} {location}: an address is not supported. Name a local folder, and see --checkpoint-copy."
+        )
+    return location
+
+
 def paths(flag: str, value: Any) -> list[str]:
     return [path(flag, one) for one in texts(flag, value)]
 

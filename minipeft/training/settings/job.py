@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from minipeft.training.distributed import Processes, join_processes
 from minipeft.training.optimization.loss import LossSettings
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.run_folder.checkpoint import held_of
+from minipeft.training.run_folder.checkpoint_copy import fetch_checkpoint
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings.choices import (
     Checkpoint,
@@ -116,6 +118,8 @@ def resolve(given: Mapping[str, Any]) -> Job:
     check_deterministic(device)
     if settings.cuda_graphs == "on":
         check_cuda_graphs(device, settings.activation_checkpointing)
+    if settings.resume and settings.output and settings.checkpoint_copy and os.environ.get("LOCAL_RANK", "0") == "0":
+        fetch_checkpoint(Path(settings.output), settings.checkpoint_copy)
     held = None if settings.output is None else held_of(Path(settings.output))
     processes = join_processes(device, settings.resume, held, settings.group_timeout)
 

@@ -160,10 +160,13 @@ class TrainSettings:
     )
 
     output: str | None = OUTPUT(
-        None, checks.path, "folder of the run [runs/<task>-<method>…]", "DIR", on_resume="of the call"
+        None, checks.output, "folder of the run [runs/<task>-<method>…]", "DIR", on_resume="of the call"
     )
     checkpoint_minutes: float = OUTPUT(
         recipes.CHECKPOINT_MINUTES, checks.not_negative, "between two", on_resume="may change"
+    )
+    checkpoint_copy: str | None = OUTPUT(
+        None, checks.path, "address to copy each checkpoint to, such as s3://bucket/run", "URL", on_resume="may change"
     )
     resume: bool = OUTPUT(False, checks.boolean, "continue from the run's last checkpoint", on_resume="of the call")
     report_to: tuple[str, ...] | None = OUTPUT(
