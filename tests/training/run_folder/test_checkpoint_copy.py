@@ -1,4 +1,4 @@
-"""--checkpoint-copy: to a local folder, to fsspec's memory, and to an S3 server; a lost machine's run continues from it."""
+"""--checkpoint-copy: a local folder, the memory file system and an S3 server; a lost run continues from its copy."""
 
 from __future__ import annotations
 
