@@ -250,7 +250,7 @@ def test_an_export_needs_no_training_data_and_leaves_nothing_after_an_error(
     loaded = load_run(run, "cpu", "fp32")
     (tmp_path / "full").mkdir()
     with monkeypatch.context() as patch, pytest.raises(MinipeftError, match="No space left"):
-        patch.setattr(shutil, "copyfile", no_space)
+        patch.setattr(os, "replace", no_space)
         loaded.export(tmp_path / "full")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "run"] and not [*(tmp_path / "full").iterdir()]
     assert loaded.export(tmp_path / "full")["examples"] > 0 and (tmp_path / "full" / "model.safetensors").is_file()
