@@ -69,7 +69,8 @@ def _write(text: str, path: Path) -> None:
 def _lines(run: LoadedRun, split: str, source: str) -> Iterator[str]:
     index = 0
     for chunk in read_chunks(run.task, split, source, labelled=False):
-        for row in run.predict(chunk.texts, chunk.pairs):
+        # By the task's names, which the model may write in another way.
+        for row in run.task.problem.predictions(run.predict_logits(chunk.texts, chunk.pairs), run.task.problem.outputs):
             if largest := SCORES.get(run.task.name):
                 prediction = f"{min(max(row['score'], 0.0), largest):.6f}"
             else:

@@ -121,6 +121,24 @@ def test_classes_in_another_order_are_matched_by_name(
     else:
         expected = load_run(small_runs["rte"], "cpu", "fp32").evaluate()["accuracy"]
         assert status == 0 and json.loads(capsys.readouterr().out)["accuracy"] == expected
+        rows = "".join(
+            json.dumps({"sentence1": a, "sentence2": b, "label": -1}) + "\n"
+            for a, b in zip(TEXTS, TEXTS[::-1], strict=True)
+        )
+        (tmp_path / "data" / "rte").mkdir(parents=True)
+        (tmp_path / "data" / "rte" / "test.jsonl").write_text(rows)
+        for model in (folder, small_runs["rte"]):
+            flags = [
+                "--glue-test",
+                str(tmp_path / model.parent.name),
+                "--data",
+                str(tmp_path / "data"),
+                "--device",
+                "cpu",
+            ]
+            assert main(["predict", str(model), *flags]) == 0
+        files = [tmp_path / model.parent.name / "RTE.tsv" for model in (folder, small_runs["rte"])]
+        assert files[0].read_text() == files[1].read_text()
         (first,) = load_run(folder, "cpu").predict(TEXTS[:1], TEXTS[1:2])
         (same,) = load_run(small_runs["rte"], "cpu", "fp32").predict(TEXTS[:1], TEXTS[1:2])
         assert first["probabilities"][names[1]] == pytest.approx(same["probabilities"]["entailment"], abs=1e-5)
