@@ -184,6 +184,7 @@ def fake_cuda(capability: tuple[int, int] = (9, 0)) -> Iterator[FakeCuda]:
             mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None),
             mock.patch.object(torch.cuda, "get_device_capability", lambda *_: capability),
             mock.patch.object(torch.cuda, "Event", _Event),
+            mock.patch.object(torch.cuda, "current_stream", lambda *_: None),
             mock.patch.object(torch.cuda, "max_memory_allocated", lambda *_: 0),
             mock.patch.object(_foreach_utils, "_foreach_supported_types", [Tensor, FakeTensor, torch.nn.Parameter]),
         ):
