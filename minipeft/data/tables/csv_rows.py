@@ -48,14 +48,9 @@ def _separator(place: str, header: str) -> str:
 
 
 def _table(place: str, rows: Iterator[tuple[int, list[str], bool]], needs_tabs: bool = False) -> Table:
-    """Return the table of rows, the first of which is the header.
+    """Return the table of (line, fields, whether any is in quotes) of each row, the first of which is the header.
 
     Rows and nameless columns that a spreadsheet appends to fill a rectangle are left out.
-
-    Args:
-        place: The file in messages.
-        rows: The line where each row starts, its fields, and whether any of them is in quotes.
-        needs_tabs: Whether to refuse a header that has another separator.
     """
     header = next((fields for _, fields, _ in rows if any(map(str.strip, fields))), [])
     if needs_tabs and len(header) == 1:
@@ -73,23 +68,14 @@ def _table(place: str, rows: Iterator[tuple[int, list[str], bool]], needs_tabs: 
                 )
             # In a file of one column, white space is a text, and so is "".
             if any(map(str.strip, fields)) or quoted or len(header) == len(fields) == 1:
-                yield (
-                    f"{place}, line {number}",
-                    {name: value or None for name, value in zip(header, fields, strict=False)},
-                )
+                by_name = zip(header, fields, strict=False)
+                yield f"{place}, line {number}", {name: value or None for name, value in by_name}
 
     return stream(place, tuple(name for name in header if name.strip()), by_column(), has_header=True)
 
 
 def _csv_rows(place: str, lines: Iterable[str], separator: str, start: int) -> Iterator[tuple[int, list[str], bool]]:
-    """Yield the line where each row starts, its fields, and whether any of them is in quotes.
-
-    Args:
-        place: The file in messages.
-        lines: The lines from the header on.
-        separator: The character between two fields.
-        start: The number of the first line.
-    """
+    """Yield the line where each row starts, its fields, and whether any of them is in quotes; `start` is the first."""
     row_lines: list[str] = []  # a quoted field may have several lines
 
     def record() -> Iterator[str]:

@@ -94,14 +94,7 @@ def _warn_once(message: str) -> None:
 def stream(
     place: str, columns: tuple[str, ...] | None, rows: Iterator[tuple[str, Mapping[str, Any]]], has_header: bool = False
 ) -> Table:
-    """Return the table of rows that can be read once, such as the lines of a file.
-
-    Args:
-        place: The file in messages.
-        columns: Names of the columns; None for those of the first rows.
-        rows: (the row's place, its values by column) of each row.
-        has_header: Whether the columns are the first line of the file.
-    """
+    """Return the table of (place, values by column) of each row, once; without `columns`, those of the first rows."""
     first: list[tuple[str, Mapping[str, Any]]] = []
     characters = 0
     while len(first) < SAMPLE_ROWS and characters < SAMPLE_CHARACTERS and (row := next(rows, None)) is not None:

@@ -100,9 +100,7 @@ def inspect_custom_data(
     Args:
         task: A name for the task; "auto" for the name of the file, folder or data set.
         data: The file, folder, address, data set of the hub, which may be downloaded, or rows in memory.
-        text_column: Column of the texts; the default is "text".
-        pair_column: Column of the second texts; None if there is none.
-        label_column: Column of the labels; the default is "label".
+        text_column, pair_column, label_column: Names of columns; the defaults are "text", none and "label".
         label_type: One of LABEL_TYPES; with "auto" the column decides whether its labels are classes or numbers.
         validation: The validation file, or a split of the data set of the hub.
         of_labels: Settings that only this type of labels has.

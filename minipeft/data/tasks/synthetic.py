@@ -1,8 +1,7 @@
 """Synthetic data in the format of GLUE's RTE and SST-2, for a machine without a network; never a benchmark.
 
-Both are generated from a small grammar written for this project, with the columns of nyu-mll/glue. RTE has its original
-sizes; SST-2 has a shorter training split. A score on them shows that training works. It says nothing about a model's
-English and cannot be compared with any published number.
+Both have the columns of nyu-mll/glue; RTE has its original sizes, and SST-2 a shorter training split. A score on them
+shows that training works. It says nothing about a model's English and cannot be compared with any published number.
 
 Examples are generated in matched groups, so that single words do not give the label away:
 
@@ -37,31 +36,18 @@ NEGATIVE, POSITIVE = 0, 1
 
 
 def generate(task: str, split: str) -> dict[str, list[Any]]:
-    """Return the columns of one split; the same on every machine and Python version.
-
-    Args:
-        task: "rte" or "sst2".
-        split: "train" or "validation".
-
-    Returns:
-        Lists of equal length. rte: sentence1, sentence2, label (0 entailment, 1 not_entailment), idx;
-        sst2: sentence, label (0 negative, 1 positive), idx.
+    """Return the columns of one split, the texts, "label" and "idx"; the same on every machine and Python version.
 
     Raises:
         MinipeftError: for an unknown task or split.
     """
     if task not in TASKS:
         raise MinipeftError(f"no synthetic data for task {task!r}; only for {' and '.join(TASKS)}")
-    sizes = SIZES[task]
-    if split not in sizes:
-        raise MinipeftError(f"the synthetic data for {task} have no split {split!r}; only {' and '.join(sizes)}")
-    rows = _splits(task)[split]
-    columns: dict[str, list[Any]] = {
-        name: [texts[position] for texts, _ in rows] for position, name in enumerate(TEXT_COLUMNS[task])
-    }
-    columns["label"] = [label for _, label in rows]
-    columns["idx"] = list(range(len(rows)))
-    return columns
+    if split not in SIZES[task]:
+        raise MinipeftError(f"the synthetic data for {task} have no split {split!r}; only {' and '.join(SIZES[task])}")
+    texts, labels = zip(*_splits(task)[split], strict=True)
+    columns = dict(zip(TEXT_COLUMNS[task], map(list, zip(*texts, strict=True)), strict=True))
+    return columns | {"label": list(labels), "idx": list(range(len(labels)))}
 
 
 def _splits(task: str) -> dict[str, list[Row]]:

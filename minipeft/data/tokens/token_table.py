@@ -33,10 +33,7 @@ class TokenTable:
 
     @classmethod
     def from_sequences(cls, sequences: Iterable[Sequence[int] | Encoding]) -> TokenTable:
-        """Return a table in memory.
-
-        Args:
-            sequences: Lists of int, arrays or tokenizers.Encoding; what has no `type_ids` has token type 0.
+        """Return a table in memory; a sequence without `type_ids` has token type 0.
 
         Raises:
             MinipeftError: for a sequence that is not a list of token ids.
@@ -54,10 +51,6 @@ class TokenTable:
         """Return the sequences of all chunks as one table, memory-mapped from unnamed temporary files.
 
         The operating system can drop the pages of the files when memory is short: 16 bytes per sequence stay.
-
-        Args:
-            chunks: Tables in memory.
-            with_types: Whether to store token types.
 
         Raises:
             MinipeftError: if the temporary files cannot be written.
