@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from minipeft.data.tokens.tokenizer_limits import pipeline_steps
 from minipeft.errors import MinipeftError, nearest, short_repr
-from minipeft.files import parse_json, read_small
+from minipeft.files import read_json, read_small
 
 Settings = dict[str, Any]  # the content of tokenizer_config.json
 ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -30,25 +30,15 @@ CAMEMBERT_UNUSED = ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """What a class of transformers makes of a vocabulary.
+    """What a class of transformers makes of a vocabulary."""
 
-    Attributes:
-        model: its kind of model, as tokenizer.json names it.
-        tokens: its special tokens by role, where the settings name no others.
-        build: sets the normalizer, the pre-tokenizer, the decoder and the settings of the model.
-        template: the post-processor that adds one token before and one after each text.
-        ends: the roles of these two tokens.
-        files: the vocabulary without a tokenizer.json.
-        input_names: what transformers passes to the model.
-    """
-
-    model: str
-    tokens: Mapping[str, str]
-    build: Callable[[Tokenizer, Settings], None]
-    template: Callable[..., Any] = processors.RobertaProcessing
-    ends: tuple[str, str] = ("cls_token", "sep_token")
-    files: tuple[str, ...] = ()
-    input_names: tuple[str, ...] = ("input_ids", "attention_mask")
+    model: str  # its kind of model, as tokenizer.json names it
+    tokens: Mapping[str, str]  # its special tokens by role, where the settings name no others
+    build: Callable[[Tokenizer, Settings], None]  # sets the normalizer, the pre-tokenizer and the decoder
+    template: Callable[..., Any] = processors.RobertaProcessing  # adds one token before and one after each text
+    ends: tuple[str, str] = ("cls_token", "sep_token")  # the roles of these two tokens
+    files: tuple[str, ...] = ()  # the vocabulary without a tokenizer.json
+    input_names: tuple[str, ...] = ("input_ids", "attention_mask")  # what transformers passes to the model
 
 
 def read_tokenizer(folder: Path) -> tuple[Tokenizer, Settings]:
@@ -87,11 +77,7 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, Settings]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, empty if there is no file."""
-    content = parse_json(read_small(path)) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
-    return content
+    return read_json(path) if path.is_file() else {}
 
 
 def _read_vocabulary(folder: Path, settings: Settings) -> tuple[TokenizerClass | None, Tokenizer]:
@@ -125,10 +111,9 @@ def _read_vocabulary(folder: Path, settings: Settings) -> tuple[TokenizerClass |
                 f"{folder}: {file} is a SentencePiece model, which is unsupported without a tokenizer.json. "
                 "Save the tokenizer with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
-    files = " + ".join(CLASSES[name].files) if name in CLASSES else ""
-    needed = f"tokenizer.json or {files}" if files else "tokenizer.json"
-    if not name:
-        needed = "tokenizer.json, vocab.json + merges.txt, vocab.txt or spm.model"
+    needed = "tokenizer.json" if name else "tokenizer.json, vocab.json + merges.txt, vocab.txt or spm.model"
+    if name in CLASSES and CLASSES[name].files:
+        needed = f"tokenizer.json or {' + '.join(CLASSES[name].files)}"
     raise MinipeftError(f"{folder}: no {needed}; put the checkpoint's tokenizer files there")
 
 

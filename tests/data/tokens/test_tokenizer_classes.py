@@ -254,7 +254,8 @@ def test_an_export_has_the_added_tokens_and_the_settings(folders: dict[str, Path
     from transformers import AutoTokenizer
 
     folder = shutil.copytree(folders["roberta-files"], tmp_path / "folder")
-    in_a_file(folder, "roberta-files", 500)
+    write(folder, "roberta-files", {})
+    in_a_file(folder, "roberta-files", load_tokenizer(folder).vocab_size)
     reference_model("roberta", vocab_size=510).save_pretrained(folder)
     expected = AutoTokenizer.from_pretrained(folder)(TEXTS)["input_ids"]
     export(load_pretrained(folder), tmp_path / "export")
