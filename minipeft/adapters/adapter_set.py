@@ -34,15 +34,12 @@ class AdapterAssignment:
 
     def rows(self, count: int) -> list[tuple[str | None, int, int]]:
         """(adapter, first row, last + 1) for a layer that sees `count` rows: every token, or one a sequence."""
-        if len(self.runs) == 1:  # every row, DeBERTa's relative positions included
-            return [(self.runs[0][0], 0, count)]
-        tokens = count == sum(tokens for _, _, tokens in self.runs)
-        found, start = [], 0
-        for name, sequences, length in self.runs:
-            stop = start + (length if tokens else sequences)
-            found.append((name, start, stop))
-            start = stop
-        return found
+        names, sequences, tokens = zip(*self.runs, strict=True)
+        sizes = tokens if count == sum(tokens) else sequences
+        if len(names) == 1:  # every row, DeBERTa's relative positions included
+            sizes = (count,)
+        ends = list(accumulate(sizes))
+        return list(zip(names, [0, *ends], ends, strict=False))
 
 
 class GroupedLoRALinear(Linear):

@@ -49,14 +49,7 @@ def is_checkpoint(folder: Path) -> bool:
 def load_adapter_folder(folder: Path, device: str, precision: str, pairs: bool | None) -> Loaded:
     """Load an adapter, minipeft's or peft's, on the base model that its adapter_config.json names.
 
-    Args:
-        folder: The adapter folder.
-        device: Where the model will be.
-        precision: "fp32" or "bf16".
-        pairs: Whether the adapter takes pairs of texts, where its file does not say so.
-
-    Raises:
-        MinipeftError: for a base model that cannot be found, and for an adapter without a classification head.
+    `pairs` says whether it takes pairs of texts, where its file does not.
     """
     place = f"{folder / CONFIG}: base_model_name_or_path"
     name = read_config(folder).get("base_model_name_or_path")
@@ -82,11 +75,7 @@ def load_adapter_folder(folder: Path, device: str, precision: str, pairs: bool |
 
 
 def load_checkpoint(folder: Path, device: str, precision: str, pairs: bool | None) -> Loaded:
-    """Load a fine-tuned checkpoint, with the labels of its config.json.
-
-    Raises:
-        MinipeftError: for a checkpoint without a classification head.
-    """
+    """Load a fine-tuned checkpoint, with the labels of its config.json."""
     config = load_config(folder)
     model = load_without_warnings(folder, config.num_labels)
     if not config.has_own_head:
@@ -101,11 +90,7 @@ def load_checkpoint(folder: Path, device: str, precision: str, pairs: bool | Non
 
 
 def match_labels(model: SequenceClassifier, task: Task, place: Path) -> None:
-    """Give the model's outputs the order of the task's classes, by name; LABEL_0, LABEL_1, … are in order already.
-
-    Raises:
-        MinipeftError: for a model with other classes than the task's.
-    """
+    """Give the model's outputs the order of the task's classes, by name; LABEL_0, LABEL_1, … are in order already."""
     names = list(model.config.id2label.values())
     if not task.labels or names == generic_labels(len(task.labels)):
         return

@@ -260,12 +260,8 @@ def _warn_if_unfinished(folder: Path, settings: dict[str, Any], task: Task) -> N
         best = best_epoch(rows, figure)
         epoch, done = best["epoch"], rows[-1]["epoch"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # nothing is known of its epochs
-        logger.warning("%s: the run is not finished; train.py --resume continues it", folder)
-        return
+        epoch = done = "?"
     logger.warning(
-        "%s: the run is not finished (%s of %s epochs): the adapter is from epoch %s; train.py --resume continues it",
-        folder,
-        done,
-        settings.get("epochs"),
-        epoch,
+        f"{folder}: the run is not finished ({done} of {settings.get('epochs')} epochs): the adapter is from epoch "
+        f"{epoch}; train.py --resume continues it"
     )

@@ -238,7 +238,7 @@ def test_a_run_that_was_interrupted_gives_a_warning(
     (run / "metrics.jsonl").unlink()
     caplog.clear()
     load_run(run, "cpu")
-    assert "not finished; train.py --resume" in caplog.text
+    assert "not finished (? of 1 epochs)" in caplog.text
 
 
 def test_an_export_needs_no_training_data_and_leaves_nothing_after_an_error(
