@@ -116,20 +116,20 @@ class TargetModule(NamedTuple):
 
 def target_modules_of(model: SequenceClassifier, targets: Collection[str]) -> list[TargetModule]:
     """Return the linear layers that `targets` name, of all layers."""
-    places = []
+    modules = []
     for (layer, target), (path, _) in family_of(model.config).linear_paths(model.config).items():
         if target in targets:
             linear = model.encoder.get_submodule(path)
             assert isinstance(linear, Linear)
-            places.append(TargetModule(layer, target, path, linear))
-    return places
+            modules.append(TargetModule(layer, target, path, linear))
+    return modules
 
 
-def check_rank(rank: int, place: TargetModule) -> None:
+def check_rank(rank: int, module: TargetModule) -> None:
     """Raise for a rank above the smaller dimension of a linear layer, which would only add parameters."""
-    if rank > (most := min(place.linear.in_features, place.linear.out_features)):
+    if rank > (most := min(module.linear.in_features, module.linear.out_features)):
         raise MinipeftError(
-            f"rank {rank} of {place.target} is above {most}, the smaller dimension of that layer. "
+            f"rank {rank} of {module.target} is above {most}, the smaller dimension of that layer. "
             f"Choose a rank from 1 to {most}"
         )
 

@@ -81,10 +81,10 @@ class IA3Linear(AdaptedLinear):
 
 
 def install(model: SequenceClassifier, method: IA3) -> None:
-    places = target_modules_of(model, method.targets)
-    train_modules(model, method.modules_to_save, [place.path for place in places])
-    for place in places:
-        model.encoder.set_submodule(place.path, IA3Linear(place.linear, place.target in method.feedforward))
+    modules = target_modules_of(model, method.targets)
+    train_modules(model, method.modules_to_save, [module.path for module in modules])
+    for module in modules:
+        model.encoder.set_submodule(module.path, IA3Linear(module.linear, module.target in method.feedforward))
 
 
 def to_peft(method: IA3, config: EncoderConfig) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> IA3:
     else:  # peft asks for no dot before these suffixes
         ends = tuple(check_names(feedforward, "feedforward_modules"))
         inputs = {path for path in found.values() if path.endswith(ends)}
-    scaled = {place: path for place, path in found.items() if path in inputs}
+    scaled = {key: path for key, path in found.items() if path in inputs}
     return IA3(
         in_every_layer(found, linear_modules(config)),
         in_every_layer(scaled, found, "feedforward_modules"),

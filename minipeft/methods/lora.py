@@ -198,10 +198,10 @@ def install(model: SequenceClassifier, method: LoRA) -> None:
 
 def install_low_rank(model: SequenceClassifier, method: LoRA, kind: type[LoRALinear]) -> None:
     """Replace the targets by layers of `kind`, and unfreeze the biases and modules that `method` names."""
-    places = target_modules_of(model, method.targets)
-    _check_patterns(method, places)
-    adapted = [place for place in places if method.rank_of(place.layer, place.target)]
-    train_modules(model, method.modules_to_save, [place.path for place in adapted])
+    modules = target_modules_of(model, method.targets)
+    _check_patterns(method, modules)
+    adapted = [module for module in modules if method.rank_of(module.layer, module.target)]
+    train_modules(model, method.modules_to_save, [module.path for module in adapted])
     for layer, target, path, frozen in adapted:
         rank, alpha = method.rank_of(layer, target), method.alpha_of(layer, target)
         model.encoder.set_submodule(path, kind(frozen, rank, alpha, method.dropout, method.rslora, method.init))
@@ -209,28 +209,28 @@ def install_low_rank(model: SequenceClassifier, method: LoRA, kind: type[LoRALin
     train_biases(model, method.bias)
 
 
-def _check_patterns(method: LoRA, places: list[TargetModule]) -> None:
+def _check_patterns(method: LoRA, modules: list[TargetModule]) -> None:
     """Raise for a key without a targeted layer, a rank above the size of a layer, and where no layer is adapted."""
-    keys = [(f"{place.layer}.{place.target}", place.target, str(place.layer)) for place in places]
-    known = {key for of_place in keys for key in of_place}
+    keys = [(f"{module.layer}.{module.target}", module.target, str(module.layer)) for module in modules]
+    known = {key for names in keys for key in names}
     for name in ("rank_pattern", "alpha_pattern"):
         for key in getattr(method, name):
             if key not in known:
                 raise MinipeftError(
                     f"{name}: {key!r} fits no target. The targets are {', '.join(method.targets)} in layers 0 to "
-                    f"{places[-1].layer}: write {', '.join(map(repr, keys[-1]))}"
+                    f"{modules[-1].layer}: write {', '.join(map(repr, keys[-1]))}"
                 )
-    ranks = [method.rank_of(place.layer, place.target) for place in places]
+    ranks = [method.rank_of(module.layer, module.target) for module in modules]
     if not any(ranks):
         raise MinipeftError("rank_pattern gives every layer rank 0. Leave one in")
-    for rank, place in zip(ranks, places, strict=True):
-        check_rank(rank, place)
+    for rank, module in zip(ranks, modules, strict=True):
+        check_rank(rank, module)
 
 
 def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
     """peft's LoraConfig fields."""
-    places = [place for place in linear_modules(config) if place[1] in method.targets]
-    ranks = {place: method.rank_of(*place) for place in places if method.rank_of(*place)}
+    keys = [key for key in linear_modules(config) if key[1] in method.targets]
+    ranks = {key: method.rank_of(*key) for key in keys if method.rank_of(*key)}
     return {
         "r": method.rank,
         "lora_alpha": method.alpha,
@@ -242,7 +242,7 @@ def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "modules_to_save": list(method.modules_to_save),
         **{
-            name: {write_targets(config, [place])[0]: of(*place) for place in ranks if of(*place) != default}
+            name: {write_targets(config, [key])[0]: of(*key) for key in ranks if of(*key) != default}
             for name, of, default in (
                 ("rank_pattern", method.rank_of, method.rank),
                 ("alpha_pattern", method.alpha_of, method.alpha),
@@ -276,13 +276,9 @@ def low_rank_fields(content: dict[str, Any], config: EncoderConfig) -> dict[str,
     names = tuple(name for name in family_of(config).linears if any(target == name for _, target in targets))
     rank, alpha = content.get("r", 8), content.get("lora_alpha", 8)
     by_path = read_pattern(content, "rank_pattern", targets.values(), rank)
-    ranks = {
-        place: by_path[targets[place]] if place in targets else 0
-        for place in linear_modules(config)
-        if place[1] in names
-    }
+    ranks = {key: by_path[targets[key]] if key in targets else 0 for key in linear_modules(config) if key[1] in names}
     by_path = read_pattern(content, "alpha_pattern", targets.values(), alpha)
-    alphas = {place: by_path[path] for place, path in targets.items()}
+    alphas = {key: by_path[path] for key, path in targets.items()}
     return {
         "rank": rank,
         "alpha": alpha,

@@ -129,9 +129,9 @@ class VeRALinear(AdaptedLinear):
 
 
 def install(model: SequenceClassifier, method: VeRA) -> None:
-    places = target_modules_of(model, method.targets)
-    train_modules(model, method.modules_to_save, [place.path for place in places])
-    frozen_layers = [place.linear for place in places]
+    modules = target_modules_of(model, method.targets)
+    train_modules(model, method.modules_to_save, [module.path for module in modules])
+    frozen_layers = [module.linear for module in modules]
     projections = Projections(
         max(frozen.in_features for frozen in frozen_layers),
         max(frozen.out_features for frozen in frozen_layers),
@@ -139,8 +139,8 @@ def install(model: SequenceClassifier, method: VeRA) -> None:
         frozen_layers[0].weight.device,
     )
     model.encoder.vera = projections
-    for place in places:
-        model.encoder.set_submodule(place.path, VeRALinear(place.linear, projections, method))
+    for module in modules:
+        model.encoder.set_submodule(module.path, VeRALinear(module.linear, projections, method))
     train_biases(model, method.bias)
 
 
