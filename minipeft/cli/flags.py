@@ -129,6 +129,11 @@ def _options(row: Setting, several: bool) -> dict[str, Any]:
     if row.annotation == "bool":
         return {"action": "store_true"}
     required = row.default is REQUIRED
+    if row.alone is not None:
+        return {
+            "nargs": "?",
+            **({"const": [row.alone], "type": lambda word: [word]} if several else {"const": row.alone}),
+        }
     if several:
         return {"metavar": "VALUE", "nargs": "+", "action": "extend", "required": required}
     return {

@@ -24,7 +24,7 @@ from minipeft.methods import METHODS
 from minipeft.training.settings.choices import choose_method
 from minipeft.training.settings.recipes import recipe
 from minipeft.training.settings.setting import rows
-from minipeft.training.settings.train_settings import TrainSettings
+from minipeft.training.settings.train_settings import TrainSettings, read_settings
 
 SMALL = ["--epochs", 1, "--train-limit", 32, "--eval-limit", 16, "--batch-size", 8]
 COMMANDS = ("train", "compare", "methods", "evaluate", "predict", "pretrain", "export", "merge", "push", "fetch")
@@ -157,6 +157,15 @@ def test_each_value_of_a_flag_comes_in_the_type_of_its_setting() -> None:
         "task": "x",
     }
     assert [type(value) for value in vars(given).values()][1:3] == [int, float]
+
+
+def test_a_flag_that_was_a_switch_takes_a_value_too() -> None:
+    for command, values in (("train", ("on", "auto")), ("compare", (["on"], ["auto"]))):
+        own = ["--task", "rte", "--method", "lora", "--output", "x"]
+        for words, value in zip((["--cuda-graphs"], ["--cuda-graphs", "auto"]), values, strict=True):
+            assert command_line().parse_args([command, *words, *own]).cuda_graphs == value
+    assert read_settings({"cuda_graphs": True})["cuda_graphs"] == "on"
+    assert read_settings({"cuda_graphs": False})["cuda_graphs"] == "off"
 
 
 def test_the_page_of_options_states_the_defaults_of_the_table() -> None:

@@ -72,6 +72,11 @@ def choice(*choices: str) -> Callable[[str, Any], str]:
     return check
 
 
+def on_off(flag: str, value: Any) -> str:
+    """Return "on", "off" or "auto"; True is "on", and False is "off"."""
+    return choice("auto", "on", "off")(flag, {True: "on", False: "off"}[value] if isinstance(value, bool) else value)
+
+
 def texts(flag: str, value: Any) -> list[str]:
     """Return one text or several as a list."""
     several = [value] if isinstance(value, str) else value

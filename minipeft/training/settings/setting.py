@@ -37,6 +37,7 @@ class Setting:
             other settings.
         metavar: what stands for the value in --help; None for the name in capitals.
         several: whether the flag takes several values.
+        alone: the value of a flag that is given without one; None: it needs a value.
         on_resume: what a resumed run does with it.
     """
 
@@ -48,6 +49,7 @@ class Setting:
     help: str
     metavar: str | None
     several: bool
+    alone: str | None
     on_resume: OnResume
 
     @property
@@ -71,7 +73,7 @@ class Setting:
             return text
         if isinstance(self.default, bool):
             return f"{text} [{'on' if self.default else 'off'}]"
-        return f"{text} [{self.default:g}]" if isinstance(self.default, float) else f"{text} [{self.default}]"
+        return f"{text} [{self.default:g}]" if isinstance(self.default, float) else f"{text} [{self.default or 'none'}]"
 
 
 def setting(
@@ -82,13 +84,12 @@ def setting(
     *,
     group: str,
     several: bool = False,
+    alone: str | None = None,
     on_resume: OnResume = "equal",
 ) -> Any:
     """Return a dataclass field that is a row of a table; the arguments are the attributes of `Setting`."""
-    row = {"check": check, "help": help, "metavar": metavar}
-    return dataclasses.field(
-        default=default, metadata={**row, "group": group, "several": several, "on_resume": on_resume}
-    )
+    row = {"check": check, "help": help, "metavar": metavar, "group": group, "several": several}
+    return dataclasses.field(default=default, metadata={**row, "alone": alone, "on_resume": on_resume})
 
 
 def rows(table: type[Any]) -> dict[str, Setting]:

@@ -151,8 +151,9 @@ class TrainSettings:
     )
     cuda_graphs: str = HARDWARE(
         "off",
-        checks.choice("auto", "on", "off"),
+        checks.on_off,
         "record and replay a batch's CUDA operations: on, off, or auto where possible",
+        alone="on",
         on_resume="of the call",
     )
     group_timeout: float = HARDWARE(
