@@ -84,15 +84,15 @@ def encoded(count: int, seed: int = 0, flip: bool = False, task: str = "sst2") -
 
 
 @contextmanager
-def interrupted_at(step: int) -> Iterator[None]:
-    """Send SIGINT in a step of the training in this block, counted from 1 in this process."""
+def interrupted_at(step: int, number: int = signal.SIGINT) -> Iterator[None]:
+    """Send a signal in a step of the training in this block, counted from 1 in this process."""
     steps = 0
 
     def clip(*arguments: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
         if steps == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return torch.nn.utils.clip_grad_norm_(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -12,7 +12,6 @@ There is no Trainer and no callback: what happens in a step happens in the order
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
     from minipeft.training.optimization.cuda_graphs import StepGraphs
 
 NOT_IN_EPOCH_EVENTS = ("epoch", "step", "learning_rate")  # TensorBoard has the learning rate of every step
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,8 @@ def train_loop(
 
                 # All ranks have to agree on a checkpoint, whose clocks differ and of which one may have got a signal.
                 due = time.monotonic() - saved_at >= 60 * run_folder.checkpoint_minutes
-                reason = processes.all_reduce_max(received[0] if received else int(due))
+                # 0: no checkpoint; 1: one is due; above: the number of a signal, plus 1.
+                reason = processes.all_reduce_max(received[0] + 1 if received else int(due))
                 if reason or device.type not in DEFERRED_READS:
                     _finite_loss(scalars, folder)
                 if reason:
@@ -169,8 +168,8 @@ def train_loop(
                     save_start = time.perf_counter()
                     processes.on_rank_zero(save)
                     saved_at = time.monotonic()
-                    if reason in STOP_SIGNALS:
-                        raise Interrupted(reason, f"interrupted in step {progress.step + 1}; {resume}")
+                    if reason > 1:
+                        raise Interrupted(reason - 1, f"interrupted in step {progress.step + 1}; {resume}")
                     start_time += time.perf_counter() - save_start  # not a part of samples_per_second
 
                 optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import padded, reference_model
 from safetensors import safe_open
-from small_runs import COUNT, EPOCHS, LR, PER_STEP, WARMUP, encoded
+from small_runs import COUNT, EPOCHS, LR, PER_STEP, WARMUP, encoded, interrupted_at, last_step
 from small_runs import run_loop as run
 from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler
@@ -30,6 +31,7 @@ from minipeft import (
     load_pretrained,
 )
 from minipeft.data.tasks.draw import epoch_order
+from minipeft.errors import Interrupted
 from minipeft.model.families import tensor_names
 from minipeft.training import loop
 from minipeft.training.evaluate import evaluate
@@ -210,6 +212,16 @@ def test_the_time_of_writing_checkpoints_is_not_training_time(
     done = run(model, encoded(COUNT), encoded(6, seed=1), tmp_path / "run", checkpoint_minutes=0)
     assert clock[0] >= 3600.0 * done.step
     assert all(row["seconds"] < 3600.0 for row in done.history)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_run_after_its_step_is_saved(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    if (number := getattr(signal, name, None)) is None:
+        pytest.skip(f"this system has no {name}")
+    model = apply(load_pretrained(checkpoint), Head())
+    with pytest.raises(Interrupted, match="interrupted in step 2; continue with") as caught, interrupted_at(2, number):
+        run(model, encoded(COUNT), encoded(6, seed=1), tmp_path / "run")
+    assert caught.value.signal_number == number and last_step(tmp_path / "run") == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_step_and_keeps_nothing_of_it(checkpoint: Path, tmp_path: Path) -> None:
