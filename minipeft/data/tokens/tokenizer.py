@@ -42,6 +42,7 @@ class Tokenizer:
         settings: Its settings, as tokenizer_config.json holds them.
 
     Attributes:
+        side: The side that truncation removes, "right" or "left".
         truncated: The number of examples that `encode` has truncated so far.
     """
 
@@ -49,16 +50,12 @@ class Tokenizer:
         self.tokenizer = tokenizer
         self.folder = folder
         self.settings = settings or {}
+        self.side = self.settings.get("truncation_side", "right")
         self.truncated = 0
 
     def __repr__(self) -> str:
         model = type(self.tokenizer.model).__name__
         return f"Tokenizer({str(self.folder)!r}, {model}, {self.vocab_size:,} entries, truncates the {self.side})"
-
-    @property
-    def side(self) -> str:
-        """The side that truncation removes: "right" or "left"."""
-        return self.settings.get("truncation_side", "right")
 
     @property
     def vocab_size(self) -> int:

@@ -25,7 +25,6 @@ Settings = dict[str, Any]  # the content of tokenizer_config.json
 ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 ROBERTA_TOKENS = dict(zip(ROLES, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True))
 BERT_TOKENS = dict(zip(ROLES[2:], ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True))
-CAMEMBERT_UNUSED = ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")
 
 
 @dataclass(frozen=True)
@@ -226,8 +225,6 @@ def _xlm_roberta(tokenizer: Tokenizer, settings: Settings) -> None:
 
 
 def _camembert(tokenizer: Tokenizer, settings: Settings) -> None:
-    if not settings.get("extra_special_tokens") and not settings.get("additional_special_tokens"):
-        settings["additional_special_tokens"] = list(CAMEMBERT_UNUSED)
     if isinstance(settings["mask_token"], str):
         settings["mask_token"] = {"content": settings["mask_token"], "lstrip": True}
     _set_unknown(tokenizer, settings, "<unk>")
