@@ -41,7 +41,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "cpu_model": info.get("model"),
         "instruction_sets": [name for name, flag in INSTRUCTION_SETS.items() if flag in flags] if flags else None,
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
         "versions": {
             name: version(name) for name in ("torch", "transformers", "peft", "minipeft") if _is_installed(name)
         },
@@ -119,6 +119,6 @@ def product_rates(dtype: torch.dtype, device: str) -> dict[str, float]:
 
 def clock(device: str) -> float:
     """Return the time in seconds, after the device has finished its work."""
-    if device == "cuda":
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()

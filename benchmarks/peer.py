@@ -82,7 +82,7 @@ def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encode
 
 
 def peer(
-    folder: Path, wanted: argparse.Namespace, row: Row, attention: str = "sdpa"
+    folder: Path, wanted: argparse.Namespace, row: Row, attention: str = "sdpa", compiled: bool = False
 ) -> Callable[[Encoded, list[int]], None]:
     """Return the same step with transformers and peft, imported here so that only this process counts their memory.
 
@@ -107,7 +107,9 @@ def peer(
             )
     model.to(wanted.device).train(row.mode == "training")
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=0.0, fused=True)  # as the Trainer's default
-    autocast = torch.autocast(wanted.device, torch.bfloat16, enabled=wanted.peer_precision == "bf16")
+    if compiled:
+        model = torch.compile(model, dynamic=True)
+    autocast = torch.autocast(wanted.device.partition(":")[0], torch.bfloat16, enabled=wanted.peer_precision == "bf16")
 
     def step(examples: Encoded, indices: list[int]) -> None:
         if wanted.group_by_length:

@@ -274,6 +274,44 @@ def all_reduce() -> Iterator[str]:
         yield text + provenance(machine)
 
 
+def gpu() -> str:
+    """One table for each part of benchmarks/gpu.py; before its first run on a GPU they say so."""
+    titles = {
+        "parity": "largest difference of a logit, and of 50 losses, to the CPU",
+        "attention": "largest difference to the plain attention",
+        "throughput": "samples/s, and peak memory, of a training step",
+        "end to end": "from the call to the result",
+        "products": "TFLOP/s of matrix products",
+    }
+    found = list(machines("gpu")) if (RESULTS / "gpu.json").is_file() else []
+    text = ""
+    for part, title in titles.items():
+        lines = [
+            [row["name"], row["precision"], describe_gpu_row(row)]
+            for _, _, rows in found
+            for row in rows
+            if row["part"] == part
+        ]
+        text += markdown([part, "precision", title], [False, False, True], lines or [["not measured"] * 3]) + "\n"
+    return text.rstrip("\n") + "\n" + "".join(provenance(entry) for _, entry, _ in found)
+
+
+def describe_gpu_row(row: dict[str, Any]) -> str:
+    """Return the measured values of a row of benchmarks/gpu.py."""
+    units = {
+        "logits": "{:.1e}",
+        "losses": "{:.1e}",
+        "difference": "{:.1e}",
+        "samples_per_second": "{:,.0f}",
+        "seconds": "{:.1f} s",
+        "error": "{}",
+    }
+    values = [pattern.format(row[name]) for name, pattern in units.items() if name in row]
+    values += [format_bytes(row["peak_memory_bytes"])] if "peak_memory_bytes" in row else []
+    values += [f"{row['operations_per_second'] / 1e12:,.0f}"] if "operations_per_second" in row else []
+    return ", ".join(values)
+
+
 def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:,.2f} ms" if seconds < 0.01 else f"{1e3 * seconds:,.0f} ms"
 
@@ -345,6 +383,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "max-tokens": max_tokens,
     "long-texts": long_texts,
     "startup": startup,
+    "gpu": gpu,
     "bf16-accuracy": bf16_accuracy,
     "why": why,
     "methods-short": methods_short,

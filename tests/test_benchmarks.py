@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from fake_cuda import needs_fake_cuda
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
+import gpu
 from machine import machine_name, write_rows
 from processes import FULL, LORA, ONE, all_reduce, make_rows
 
@@ -51,3 +56,29 @@ def test_bandwidth_and_latency_are_fitted_to_two_processes_and_predict_the_other
         assert row["predicted_all_reduce_seconds"] == pytest.approx(row["all_reduce_seconds"], rel=1e-6)
         assert row["predicted_seconds_per_step"] == pytest.approx(row["seconds_per_step"], rel=1e-6)
         assert row["speedup"]["median"] == pytest.approx(8 / row["seconds_per_step"])
+
+
+@needs_fake_cuda
+def test_the_parts_of_the_gpu_benchmark_run_on_a_fake_device() -> None:
+    """In a separate process, because the fake device stays registered in torch."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", str(Path(__file__).with_name("gpu_benchmark.py"))]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+def test_the_gpu_benchmark_measures_training_steps_and_a_whole_run(tiny_checkpoint: Path, small_data: Path) -> None:
+    """On the CPU, with a tiny encoder, without the peer."""
+    wanted = argparse.Namespace(
+        device="cpu", data=str(small_data), tokenizer=str(tiny_checkpoint), max_tokens=None, peers=False
+    )
+    rows = list(gpu.throughput(wanted, tiny_checkpoint, tasks=("rte",), rounds=1))
+    assert [row["name"] for row in rows] == [f"rte, {method}, minipeft" for method in ("lora", "bitfit", "full")]
+    assert all(row["samples_per_second"] > 0 and row["peak_memory_bytes"] > 0 for row in rows), rows
+    wanted.peers = True
+    names = list(gpu._sides(wanted, tiny_checkpoint, gpu.peer.Row("roberta", "rte", "lora", "training", "bf16", 0.1)))
+    assert names[:3] == ["minipeft", "peer, sdpa", "peer, sdpa, grouped by length"] and len(names) in (5, 9)
+    (run,) = gpu.end_to_end(wanted, tiny_checkpoint, epochs=1)
+    assert run["seconds"] > 0 and run["name"] == "RTE, LoRA, 1 epochs"
+    for row in gpu.attention("cpu"):  # in fp32 the difference is that of the order of the sums
+        assert row["difference"] < (1e-5 if row["precision"] == "fp32" else 0.05), row
