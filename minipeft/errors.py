@@ -109,28 +109,29 @@ def is_rank_zero() -> bool:
     return not under_torchrun() or os.environ["RANK"] == "0"
 
 
+# Scheme, user and password, host and path, query and fragment; each position is looked at once.
 ADDRESS = re.compile(
-    r"""([a-z][a-z0-9+.-]*://)         # the scheme
-        ([^\s/?#]*@)?                  # user and password
-        ([^\s?#'"<>]*)                 # host and path
-        ([?#][^\s'"<>]*?)?             # query and fragment
-        (?=[:;,.)\]]*([\s'"<>]|$))    # without the punctuation of the sentence around the address
-    """,
-    re.IGNORECASE | re.VERBOSE,
+    r"(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*://)([^\s/?#]*@)?([^\s?#'\"<>]*)([?#][^\s'\"<>]*)?", re.IGNORECASE
 )
 
 
 def public_address(text: str) -> str:
     """Return text in which addresses have neither user, password nor query, which may be secret."""
-    return ADDRESS.sub(r"\1\3", text)
+
+    def without_secrets(match: re.Match[str]) -> str:
+        query = match[4] or ""
+        punctuation = query[len(query.rstrip(":;,.)]")) :]  # of the sentence around the address
+        return f"{match[1]}{match[3]}{punctuation}"
+
+    return ADDRESS.sub(without_secrets, text)
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     """Return text for a terminal or a page: addresses are public, control characters and text directions escaped."""
     text = public_address(text)
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def short_repr(value: Any) -> str:

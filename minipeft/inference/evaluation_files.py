@@ -51,6 +51,7 @@ def render_report(report: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("minipeft.inference", ""),
         autoescape=True,
+        finalize=lambda value: printable(value, keep="\n\t") if isinstance(value, str) else value,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,

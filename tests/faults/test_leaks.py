@@ -48,6 +48,12 @@ def test_an_address_in_text_has_neither_user_nor_query(text: str, public: str) -
     assert public_address(text) == public
 
 
+@pytest.mark.parametrize("part", ["a", "a.", "a://", ":", "a@", "?:", "#"])
+def test_text_of_any_length_is_public_at_once(part: str) -> None:
+    for text in (part * 100_000, f"https://{part * 100_000}", f"https://host/?{part * 100_000}"):
+        assert len(public_address(text)) <= len(text)
+
+
 @given(st.text())
 def test_printable_text_is_printable_and_stays_as_it_is_where_it_was(text: str) -> None:
     shown = printable(text)
@@ -100,7 +106,7 @@ def test_a_run_on_a_signed_address_keeps_its_secrets_and_shows_no_control_charac
         assert secret not in shown and not [path for path in files if secret.encode() in path.read_bytes()]
     assert "reviews.csv: 40 rows" in shown and json.loads((run / "config.json").read_text())["data"].endswith(".csv")
     pages = (run / "adapter" / "README.md", tmp_path / "report" / "confusion_matrix.txt")
-    for text in (shown, *(page.read_text() for page in pages)):
+    for text in (shown, *(page.read_text() for page in (*pages, tmp_path / "report" / "report.html"))):
         assert "\\x1b[31m\\u202egood" in text and not {"\x1b", "\u202e", "\x07"} & set(text)
     assert CONTROLS in load_run(run).task.labels
     with_user = address.replace("127.0.0.1", "alice:pass%3Aw0rd@127.0.0.1")

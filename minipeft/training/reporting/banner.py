@@ -89,5 +89,5 @@ def print_result(content: dict[str, Any], folder: Path) -> None:
     macro = f" (macro F1 {content['macro_f1']['best']:.4f})" if "macro_f1" in content else ""
     print(
         f"best {metric} {best['value']:.4f}{macro} (epoch {best['epoch']}), last {last['value']:.4f}; "
-        f"{content['train_seconds']:.0f} s, {content['samples_per_second']:.1f} samples/s -> {folder}"
+        f"{content['train_seconds']:.0f} s, {content['samples_per_second']:.1f} samples/s -> {printable(str(folder))}"
     )
