@@ -1,14 +1,15 @@
-"""A start for masked-language-model pretraining that a small budget gets somewhere from.
+"""Initialization from co-occurrence counts, for short pretraining.
 
-From random weights a masked language model first learns how frequent words are, and then nothing for some ten million
-tokens: words mean nothing until attention finds their neighbours, and attention finds no neighbours worth having until
-words mean something. This start breaks the circle from both sides, and trains on like any other.
+With random weights a masked language model learns the frequencies of words first, and then little for some ten million
+tokens: attention cannot select useful neighbours before the embeddings carry meaning, and the embeddings need attention
+to learn. This initialization gives it both; the training that follows is the usual one.
 
     words       embeddings from co-occurrence counts: positive pointwise mutual information, factorised
                 (Levy and Goldberg 2014, sections 3.2 and 3.3)
     positions   sinusoids (Vaswani et al. 2017, section 3.5)
-    attention   in the first two layers each head looks at the token a fixed distance away
-    the rest    normal, with standard deviation 0.7 / √in_features, so that what attention brings is not drowned
+    attention   in the first two layers each head attends to the token at a fixed distance
+    the rest    normal, with standard deviation 0.7 / √in_features, so that the attention output is not small
+                compared with the residual
 """
 
 from __future__ import annotations
@@ -22,16 +23,21 @@ from torch import Tensor, nn
 
 from minipeft.model.roberta import EncoderLayer, MaskedLanguageModel
 
-WINDOW = 5  # tokens to each side that count, a token at distance d as 1 / d
+WINDOW = 5  # tokens on each side; a token at distance d counts 1 / d
 COUNTED_TOKENS = 12_000_000
 EMBEDDING_STD = 0.05
 NEIGHBOUR_LAYERS, SHARPNESS = 2, 1.5
-LARGEST_VOCABULARY = 16_384  # the table of counts has its square, 1 GiB
+LARGEST_VOCABULARY = 16_384  # its square is the size of the table of counts, 1 GiB
 
 
 @torch.no_grad()
 def init_from_counts(model: MaskedLanguageModel, tokens: np.ndarray[Any, Any]) -> None:
-    """Give a model that has BERT's initialisation its start; `tokens` is the training text's ids, end to end."""
+    """Initialize a model in place.
+
+    Args:
+        model: a model with BERT's initialization.
+        tokens: (num_tokens,), the token ids of the training text, one line after the other.
+    """
     encoder, config = model.encoder, model.config
     for part in model.modules():
         if isinstance(part, nn.Linear):
@@ -45,8 +51,8 @@ def init_from_counts(model: MaskedLanguageModel, tokens: np.ndarray[Any, Any]) -
     angles = torch.arange(config.max_position_embeddings)[:, None] * frequencies
     sinusoids = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1)  # (positions, head_size)
     encoder.position_embeddings.weight.copy_(EMBEDDING_STD * sinusoids.repeat(1, heads))
-    # Turning the sinusoids of position i by frequency · distance gives those of position i + distance, so that the
-    # product of query and key is largest there.
+    # Rotating the sinusoids of position i by frequency · distance gives those of position i + distance, where the
+    # product of query and key is largest.
     turns = [rotation(frequencies, distance) for distance in (sign * n for n in range(1, heads) for sign in (-1, 1))]
     for layer in list(encoder.layers)[:NEIGHBOUR_LAYERS]:
         assert isinstance(layer, EncoderLayer)
@@ -55,7 +61,7 @@ def init_from_counts(model: MaskedLanguageModel, tokens: np.ndarray[Any, Any]) -
 
 
 def rotation(frequencies: Tensor, distance: int) -> Tensor:
-    """The rotation (2 · pairs, 2 · pairs) that moves sinusoids by `distance` tokens."""
+    """Return the rotation (2 · pairs, 2 · pairs) that moves sinusoids by `distance` tokens."""
     cos, sin = (frequencies * distance).cos(), (frequencies * distance).sin()
     return torch.block_diag(*(torch.tensor([[c, -s], [s, c]]) for c, s in zip(cos.tolist(), sin.tolist(), strict=True)))
 
@@ -67,11 +73,11 @@ def word_vectors(tokens: np.ndarray[Any, Any], vocab_size: int, size: int) -> Te
     for distance in range(1, WINDOW + 1):
         pairs, times = np.unique(tokens[:-distance] * vocab_size + tokens[distance:], return_counts=True)
         flat[pairs] += times / distance
-    together = torch.from_numpy(flat).view(vocab_size, vocab_size)
-    together = together + together.T
-    alone = together.sum(1)
-    smoothed = alone**0.75 / (alone**0.75).sum()
-    ppmi = (together / (alone[:, None] + 1e-9) / (smoothed + 1e-12)).log_().nan_to_num_(0.0, 0.0, 0.0).clamp_(min=0)
+    joint = torch.from_numpy(flat).view(vocab_size, vocab_size)
+    joint = joint + joint.T
+    marginal = joint.sum(1)
+    smoothed = marginal**0.75 / (marginal**0.75).sum()
+    ppmi = (joint / (marginal[:, None] + 1e-9) / (smoothed + 1e-12)).log_().nan_to_num_(0.0, 0.0, 0.0).clamp_(min=0)
     u, sigma, _ = torch.svd_lowrank(ppmi, q=min(vocab_size, size + 16), niter=3)
     vectors = u[:, :size] * sigma[:size].sqrt()
     vectors = vectors - vectors.mean(0)
