@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from minipeft.model.config import EncoderConfig
     from minipeft.model.pretrained import load_pretrained
     from minipeft.model.token_classifier import TokenClassifier
-    from minipeft.training.run import Result, train
+    from minipeft.training.result import Result
+    from minipeft.training.run import train
 
 _HOMES = {
     "minipeft.adapters.adapter": ("load_adapter",),
@@ -64,7 +65,8 @@ _HOMES = {
     "minipeft.model.token_classifier": ("TokenClassifier",),
     "minipeft.inference.estimator": ("Classifier",),
     "minipeft.inference.predict": ("load_run",),
-    "minipeft.training.run": ("Result", "train"),
+    "minipeft.training.result": ("Result",),
+    "minipeft.training.run": ("train",),
 }
 __all__ = [
     "IA3",

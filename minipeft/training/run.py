@@ -16,15 +16,12 @@ import hashlib
 import logging
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 
 from minipeft.data.tasks.splits import read_chunks
@@ -41,6 +38,7 @@ from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.progress import HOLDOUT, Progress, best_epoch
 from minipeft.training.reporting.banner import print_banner, print_result
 from minipeft.training.reporting.model_card import CARD, make_card
+from minipeft.training.result import Result
 from minipeft.training.run_folder.checkpoint import describe_checkpoint
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings import checks
@@ -50,63 +48,9 @@ from minipeft.training.settings.train_settings import TrainSettings, keywords_of
 from minipeft.training.threads import choose_threads
 from minipeft.version import __version__
 
-if TYPE_CHECKING:
-    from minipeft.inference.predictor import Predictor
-
 logger = logging.getLogger("minipeft")
 # Settings that name a file or folder, which may be another one on each machine; fingerprints compare what is there.
 PLACES = ("source", *(name for name, row in rows(TrainSettings).items() if row.check in (checks.path, checks.data)))
-
-
-@dataclass(frozen=True, repr=False)
-class Result:
-    """What a run leaves.
-
-    Attributes:
-        content: result.json's: task, method, model, data, metric, best and last (epoch and value), parameters (counts),
-            train_seconds, samples_per_second, peak_memory_bytes, seed and versions.
-        model: the model with the best epoch's adapter, in evaluation mode.
-        output: the run's folder.
-        job: the settings, complete, and what was found for them.
-    """
-
-    content: dict[str, Any]
-    model: SequenceClassifier
-    output: Path
-    job: Job
-
-    def __repr__(self) -> str:
-        content, best = self.content, self.content["best"]
-        return (
-            f"Result(task={content['task']!r}, method={content['method']!r}, "
-            f"{content['metric']}={best['value']:.4f}, epoch={best['epoch']}, output={str(self.output)!r})"
-        )
-
-    @property
-    def best(self) -> float:
-        """The best epoch's value of the task's metric."""
-        return float(self.content["best"]["value"])
-
-    @cached_property
-    def predictor(self) -> Predictor:
-        """The model with its tokenizer, behind `predict` and `predict_proba`."""
-        from minipeft.inference.predictor import Predictor  # inference builds on training; only a result points back
-
-        job = self.job
-        return Predictor(self.model, load_tokenizer(job.model.folder), job.task, job.config, job.settings.device)
-
-    def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """Return the class name and all probabilities of each text, or its score for regression, with six digits.
-
-        Args:
-            texts: the texts, or the first texts of pairs.
-            pairs: the second texts, for tasks on pairs.
-        """
-        return self.predictor.predict(texts, pairs)
-
-    def predict_proba(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray[Any, Any]:
-        """Return the probabilities of `texts` (and `pairs`), (num_texts, num_labels), as a NumPy array."""
-        return self.predictor.predict_proba(texts, pairs)
 
 
 @keywords_of(TrainSettings)

@@ -1,0 +1,69 @@
+"""What `minipeft.train` returns: the figures of a run, and its model, which predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minipeft.data.tokens.tokenizer import load_tokenizer
+from minipeft.model.classifier import SequenceClassifier
+from minipeft.training.settings.job import Job
+
+if TYPE_CHECKING:
+    from minipeft.inference.predictor import Predictor
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """What a run leaves.
+
+    Attributes:
+        content: result.json's: task, method, model, data, metric, best and last (epoch and value), parameters (counts),
+            train_seconds, samples_per_second, peak_memory_bytes, seed and versions.
+        model: the model with the best epoch's adapter, in evaluation mode.
+        output: the run's folder.
+        job: the settings, complete, and what was found for them.
+    """
+
+    content: dict[str, Any]
+    model: SequenceClassifier
+    output: Path
+    job: Job
+
+    def __repr__(self) -> str:
+        content, best = self.content, self.content["best"]
+        return (
+            f"Result(task={content['task']!r}, method={content['method']!r}, "
+            f"{content['metric']}={best['value']:.4f}, epoch={best['epoch']}, output={str(self.output)!r})"
+        )
+
+    @property
+    def best(self) -> float:
+        """The best epoch's value of the task's metric."""
+        return float(self.content["best"]["value"])
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The model with its tokenizer, behind `predict` and `predict_proba`."""
+        from minipeft.inference.predictor import Predictor  # inference builds on training; only a result points back
+
+        job = self.job
+        return Predictor(self.model, load_tokenizer(job.model.folder), job.task, job.config, job.settings.device)
+
+    def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Return the class name and all probabilities of each text, or its score for regression, with six digits.
+
+        Args:
+            texts: the texts, or the first texts of pairs.
+            pairs: the second texts, for tasks on pairs.
+        """
+        return self.predictor.predict(texts, pairs)
+
+    def predict_proba(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray[Any, Any]:
+        """Return the probabilities of `texts` (and `pairs`), (num_texts, num_labels), as a NumPy array."""
+        return self.predictor.predict_proba(texts, pairs)
