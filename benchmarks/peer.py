@@ -10,7 +10,9 @@ sequence, as the Trainer does; `--group-by-length` sorts the sequences of a step
 CPU, allocated memory on CUDA. A Markdown table is printed last. The weights are random, in roberta-base's shape: they
 do not affect the time. `--family` takes another family's base shape. The peer runs with eager attention and with sdpa,
 where the family has it, in the warm-up step; the faster one is measured. Token ids and lengths are always those of the
-tokenizer given.
+tokenizer given. A task that is not GLUE's is a folder of token classification:
+
+    python benchmarks/peer.py --data ../shared/tokens --tasks wnut17 --tokenizer ../shared/tokenizers/roberta-base
 
 `--output` adds the rows to a JSON file, under the machine's name (machine.py).
 """
@@ -37,12 +39,15 @@ from torch.nn.utils.rnn import pad_sequence
 import minipeft
 from minipeft.data.batches.buckets import pad_to_bucket
 from minipeft.data.batches.sampling import pack_examples, split_by_tokens
+from minipeft.data.tasks.custom import inspect_custom_data
 from minipeft.data.tasks.splits import read_chunks, read_split
-from minipeft.data.tasks.task import get_task
+from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.data.tokens.examples import Encoded, encode_split
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import FAMILIES, family_of, load_config
+from minipeft.problems import problem_row
+from minipeft.problems.problem import IGNORE_INDEX
 from minipeft.training.optimization.optimizer import adamw, parameter_groups
 
 BATCH, ACCUMULATION = 16, 4
@@ -61,7 +66,9 @@ METHODS: dict[str, Any] = {
 def ours(folder: Path, wanted: argparse.Namespace, row: Row) -> Callable[[Encoded, list[int]], None]:
     """Return a function that takes one step of minipeft on the examples at the given indices."""
     dtype = torch.bfloat16 if row.precision == "bf16" else torch.float32
-    model = minipeft.apply(minipeft.load_pretrained(folder, dtype=dtype), METHODS[row.method]).to(wanted.device)
+    config = load_config(folder)
+    model = minipeft.load_pretrained(folder, config.num_labels, dtype)
+    model = minipeft.apply(model, METHODS[row.method]).to(wanted.device)
     optimizer = adamw(model, 0.01)
     max_tokens = wanted.max_tokens or choose_max_tokens(wanted.device, row.precision, model.config.hidden_size)
     model.train(row.mode == "training")
@@ -90,15 +97,18 @@ def peer(
         ValueError: if transformers has no such attention for the family.
     """
     from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention
-    )
+    config_of_model = load_config(folder)
+    kind = problem_row(config_of_model.problem_type)
+    auto: Any = AutoModelForTokenClassification if kind.per_token else AutoModelForSequenceClassification
+    model: Any = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
     padding = model.config.pad_token_id
     if row.method == "lora":
         targets = sorted(PEER_TARGETS[row.family]) if row.family in PEER_TARGETS else None  # None: peft's own
-        config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, lora_alpha=8, lora_dropout=0.0, target_modules=targets)
+        config = LoraConfig(
+            task_type=TaskType[kind.peft_task], r=2, lora_alpha=8, lora_dropout=0.0, target_modules=targets
+        )
         model = get_peft_model(model, config)
     else:
         for name, parameter in model.named_parameters():
@@ -124,8 +134,14 @@ def peer(
                 with autocast:
                     logits = model(input_ids=ids, attention_mask=mask).logits
                 if row.mode == "training":
-                    labels = torch.tensor([examples.split.labels[index] for index in chosen]).to(wanted.device)
-                    (F.cross_entropy(logits.float(), labels, reduction="sum") / len(indices)).backward()
+                    labels = pack_examples(examples, chosen, config_of_model).labels
+                    assert labels is not None
+                    if kind.per_token:  # (total_tokens,) → (sequences · longest,)
+                        parts = labels.split([len(row) for row in rows])
+                        labels = pad_sequence(parts, batch_first=True, padding_value=IGNORE_INDEX).flatten()
+                    logits = logits.flatten(0, -2).float()
+                    loss = F.cross_entropy(logits, labels.to(wanted.device), reduction="sum")
+                    (loss / len(indices)).backward()
         if row.mode == "training":
             optimizer.step()
             optimizer.zero_grad()
@@ -165,8 +181,9 @@ def products(row: Row, tokens: int, sequences: int, config: EncoderConfig) -> fl
 
 def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> dict[str, Any]:
     """Measure one row: steps of both libraries, alternately."""
-    write_config(folder, row)
-    task, config = get_task(row.task), load_config(folder)
+    task = task_of(row.task, wanted.data)
+    write_config(folder, row, task)
+    config = load_config(folder)
     split = "train" if row.mode == "training" else task.validation
     tokenizer = minipeft.load_tokenizer(wanted.tokenizer)
     size = BATCH * ACCUMULATION
@@ -236,7 +253,7 @@ def report_memory(wanted: argparse.Namespace) -> None:
     """Print the peak memory of three steps; `memory_of` executes this in a subprocess."""
     row, folder = Row(**json.loads(wanted.row)), Path(wanted.folder)
     tokenizer, config = minipeft.load_tokenizer(wanted.tokenizer), load_config(folder)
-    rows = read_split(get_task(row.task), "train", wanted.data, 3 * BATCH * ACCUMULATION)
+    rows = read_split(task_of(row.task, wanted.data), "train", wanted.data, 3 * BATCH * ACCUMULATION)
     examples = encode_split(rows.task, [rows], tokenizer, 512, config)
     step = (peer if wanted.memory_of == "peer" else ours)(folder, wanted, row)
     for start in range(0, len(examples), BATCH * ACCUMULATION):
@@ -244,10 +261,21 @@ def report_memory(wanted: argparse.Namespace) -> None:
     print(peak_memory(wanted.device))
 
 
-def write_config(folder: Path, row: Row) -> dict[str, Any]:
+def task_of(name: str, data: str) -> Task:
+    """Return a task of GLUE, or of the folder of that name with rows of words and tags."""
+    if name in TASKS:
+        return get_task(name)
+    columns: dict[str, Any] = dict.fromkeys(("text_column", "pair_column", "label_column", "validation"))
+    columns["label_column"] = "upos" if name == "ewt" else None
+    return inspect_custom_data("auto", f"{data}/{name}", label_type="tokens", **columns).task
+
+
+def write_config(folder: Path, row: Row, task: Task) -> dict[str, Any]:
     """Write config.json of the family's base shape, with the row's dropout, and return its content."""
     config = FAMILIES[row.family].config(hidden_dropout_prob=row.dropout, attention_probs_dropout_prob=row.dropout)
-    content = config.to_dict()
+    config = config.with_labels(list(task.problem.outputs), task.problem.name)
+    architecture = family_of(config).architecture + problem_row(task.problem.name).architecture
+    content = config.to_dict() | {"architectures": [architecture]}
     (folder / "config.json").write_text(json.dumps(content))
     return content
 
@@ -282,7 +310,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        content = write_config(folder, Row(wanted.family, "", "", "", "", 0.0))
+        shape = Row(wanted.family, "", "", "", "", 0.0)
+        content = write_config(folder, shape, task_of(wanted.tasks[0], wanted.data))
         AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**content)).save_pretrained(folder)
         kinds = itertools.product(
             [wanted.family], wanted.tasks, wanted.methods, wanted.modes, wanted.precisions, wanted.dropouts
