@@ -13,7 +13,13 @@ from minipeft.model.roberta import Linear
 
 
 class TokenClassifier(SequenceClassifier):
-    """Encoder and head: logits = head(hidden state of each token). The last layer computes every token."""
+    """Encoder and head: logits = head(hidden state of each token)  (Devlin et al. 2019, section 5.3).
+
+    The last layer computes every token.
+
+    Args:
+        config: The shape; its model_type names the family.
+    """
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Return the logits (total_tokens, num_labels), float32, of a packed batch, in the order given to pack."""
