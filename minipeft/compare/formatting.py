@@ -8,16 +8,8 @@ from itertools import groupby
 
 from minipeft.compare.table import MIN_SEEDS, Table
 
-HEADINGS = (
-    "",
-    "parameters",
-    "+ head",
-    "lr",
-    "best: median (min to max)",
-    "last: median (min to max)",
-    "seconds",
-    "memory",
-)
+SPREAD = "median (min to max)"
+HEADINGS = ("", "parameters", "+ head", "lr", f"best: {SPREAD}", f"last: {SPREAD}", "seconds", "memory")
 LEFT = (0, 4, 5)  # columns of text
 
 

@@ -82,12 +82,7 @@ class LocalRunner:
 
 
 def choose_gpu(gpus: Sequence[str], running: Sequence[str]) -> str:
-    """Return the GPU with the fewest running jobs, the first of several.
-
-    Args:
-        gpus: the GPUs, as CUDA_VISIBLE_DEVICES names them.
-        running: the GPU of each job that runs.
-    """
+    """Return the GPU with the fewest running jobs, the first of several; `running` has the GPU of each job."""
     return min(gpus, key=lambda gpu: running.count(gpu))
 
 
