@@ -18,7 +18,7 @@ from minipeft.methods.peft_format import WITHOUT_EFFECT, check_fields
 from minipeft.model.config import EncoderConfig, check_distinct
 from minipeft.model.families import family_of
 from minipeft.model.pretrained import read_pickled
-from minipeft.problems import PROBLEMS, token_problem_type
+from minipeft.problems import PROBLEMS, problem_row, token_problem_type
 
 PICKLE = "adapter_model.bin"
 LARGEST_CONFIG, LARGEST_DETAILS = 1 << 22, 1 << 24  # bytes of adapter_config.json, characters of the details
@@ -45,8 +45,8 @@ class Adapter:
 
     @property
     def problem_type(self) -> str | None:
-        """The kind of labels, which peft's files say only where it is tokens."""
-        return self.details.get("problem_type") or token_problem_type((), self.content.get("task_type"))
+        """The kind of labels, or None."""
+        return _problem_type(self.content, self.details)
 
 
 def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
@@ -60,7 +60,9 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
             f"{folder}: the adapter was trained on {_describe(of_adapter)}, but the model is {_describe(of_model)}; "
             "load the model that it belongs to"
         )
-    num_labels = _count_labels(state, labels, _with_head_of(content, details, config), folder)
+    kind = _problem_type(content, details)
+    of_head = replace(config, problem_type=kind) if problem_row(kind).per_token else config  # other names in the head
+    num_labels = _count_labels(state, labels, of_head, folder)
     try:
         method = _method(content, config)
     except (MinipeftError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -102,10 +104,10 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise MinipeftError(f"{path}: not a whole safetensors file ({str(error)[:200]})") from None
 
 
-def _with_head_of(content: dict[str, Any], details: dict[str, Any], config: EncoderConfig) -> EncoderConfig:
-    """Return the config with the adapter's kind of labels, which decides the names of the head's tensors."""
-    kind = details.get("problem_type") or token_problem_type((), content.get("task_type"))
-    return config if kind is None else replace(config, problem_type=kind)
+def _problem_type(content: dict[str, Any], details: dict[str, Any]) -> str | None:
+    """Return the kind of labels, which peft's files say only where it is tokens."""
+    found: str | None = details.get("problem_type") or token_problem_type((), content.get("task_type"))
+    return found
 
 
 def _count_labels(
