@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, ClassVar
@@ -96,8 +97,9 @@ class TokenLabels(SingleLabel):
 
     def read_text(self, value: Any, column: str, place: str) -> Any:
         """Return a list of words, or its text in JSON; another text is split at white space and punctuation."""
+        value = _read_list(value)
         if isinstance(value, str):
-            value = _list_in_json(value) if value.startswith("[") else Words(super().read_text(value, column, place))
+            return Words(super().read_text(value, column, place))
         words = value if isinstance(value, (list, tuple)) else [None]
         if not all(isinstance(word, str) and is_unicode(word) for word in words):
             raise MinipeftError(
@@ -269,18 +271,17 @@ def find_entities(tags: Sequence[str]) -> list[Entity]:
 
 
 def _tag_names(value: Any, place: str) -> list[str]:
-    if isinstance(value, str) and value.startswith("["):
-        value = _list_in_json(value)
+    value = _read_list(value)
     if not isinstance(value, (list, tuple)):
         raise MinipeftError(f"{place}: the tags are {short_repr(value)}, not a list. Fix or remove the row.")
     return [class_name(name, place) for name in value]
 
 
-def _list_in_json(value: str) -> Any:
-    try:
-        return parse_json(value)
-    except ValueError:
-        return value
+def _read_list(value: Any) -> Any:
+    """Return a list that a csv file has as JSON; other values are unchanged."""
+    with suppress(ValueError):
+        return parse_json(value) if isinstance(value, str) and value.startswith("[") else value
+    return value
 
 
 def _known(targets: Sequence[Any]) -> Array:

@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,11 @@ class WordWindows(Windows):
         """The number of the first word of each example among the words of all."""
         return np.concatenate([[0], np.cumsum(self.word_counts)])
 
+    @cached_property
+    def rows(self) -> Array:
+        """The number of the word of each piece among the words of all examples."""
+        return np.repeat(self.word_starts[self.owners], np.diff(self.piece_starts)) + self.words
+
     @property
     def num_outputs(self) -> int:
         """The rows of logits: the words of all examples."""
@@ -54,9 +60,8 @@ class WordWindows(Windows):
         chosen = lengths[sequences]
         begins = np.cumsum(chosen) - chosen
         pieces = [np.arange(self.piece_starts[one], self.piece_starts[one + 1]) for one in sequences]
-        counts, found = [len(one) for one in pieces], np.concatenate([np.zeros(0, np.int64), *pieces])
-        rows = np.repeat(self.word_starts[self.owners[sequences]], counts) + self.words[found]
-        return np.repeat(begins, counts) + self.tokens[found], rows
+        found = np.concatenate([np.zeros(0, np.int64), *pieces])
+        return np.repeat(begins, [len(one) for one in pieces]) + self.tokens[found], self.rows[found]
 
     def token_labels(self, sequences: Sequence[int], lengths: Array, labels: Sequence[Any]) -> list[list[int]]:
         """Return a label for each token of sequences: that of its word for a first token, else IGNORE_INDEX."""
@@ -71,7 +76,7 @@ class WordWindows(Windows):
     def pool(self, logits: Tensor) -> Tensor:
         """Return the logits with -inf for the words that no token stands for."""
         unknown = torch.ones(self.num_outputs, dtype=torch.bool)
-        unknown[torch.from_numpy(self.word_starts[self.owners].repeat(np.diff(self.piece_starts)) + self.words)] = False
+        unknown[torch.from_numpy(self.rows)] = False
         return logits.masked_fill(unknown[:, None], -torch.inf)
 
     def known_labels(self, labels: Sequence[Any]) -> list[tuple[int, ...]]:
@@ -79,8 +84,7 @@ class WordWindows(Windows):
         if not labels:
             return []
         flat = np.full(self.num_outputs, IGNORE_INDEX)
-        rows = self.word_starts[self.owners].repeat(np.diff(self.piece_starts)) + self.words
-        flat[rows] = np.concatenate([np.zeros(0, np.int64), *map(np.asarray, labels)]).astype(np.int64)[rows]
+        flat[self.rows] = np.fromiter(chain.from_iterable(labels), dtype=np.int64)[self.rows]
         return [tuple(part.tolist()) for part in np.split(flat, self.word_starts[1:-1])]
 
     def subset(self, examples: Array) -> WordWindows:
