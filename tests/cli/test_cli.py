@@ -58,6 +58,32 @@ print(*{{"torch._dynamo", "sympy", "pandas", "datasets"}} & set(sys.modules), "i
     assert done.stdout.splitlines()[-1] == "imported", done.stdout + done.stderr
 
 
+def test_the_way_to_the_first_step_is_short(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """`train.py --task rte --method lora` imports few files, and no other encoder or method.
+
+    The two limits may fall, not rise. The aim is 70 modules of 9,500 lines.
+    """
+    flags = ["--task", "rte", "--method", "lora", "--model", tiny_checkpoint, *SMALL, "--output", tmp_path / "run"]
+    script = f"""
+import sys
+from minipeft.cli import main_train
+assert main_train({list(map(str, flags))}) == 0
+print(*(module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "minipeft"), sep="\\n")
+"""
+    done = run_command("-c", script, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    files = [Path(line) for line in done.stdout.splitlines() if line.endswith(".py")]
+    names = {f"{file.parent.name}/{file.stem}" for file in files}
+    assert not {name for name in names if name.startswith("methods/")} - LORA_FILES
+    assert not {name for name in names if name.startswith("model/")} & OTHER_ENCODERS
+    assert len(files) <= 88
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 11_200
+
+
+LORA_FILES = {f"methods/{name}" for name in ("__init__", "adapted", "lora", "low_rank", "peft_format")}
+OTHER_ENCODERS = {f"model/{name}" for name in ("bert", "deberta", "distilbert", "electra", "modernbert", "varlen")}
+
+
 def test_without_data_or_a_network_the_stand_in_is_used_and_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
     flags = ["--task", "sst2", "--method", "head", "--model", tiny_checkpoint, *SMALL, "--device", "cpu"]
     flags += ["--output", tmp_path / "run"]

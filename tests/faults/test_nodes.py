@@ -17,7 +17,7 @@ from nodes import Node, host_rendezvous, kill_agent_and_workers
 from runs import Process, assert_same, assert_whole, finish, history, state, training
 
 from minipeft.errors import MinipeftError
-from minipeft.training.distributed import join_processes
+from minipeft.training.process_group import join_processes
 
 
 @pytest.fixture(scope="module")

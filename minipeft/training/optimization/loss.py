@@ -23,7 +23,6 @@ from torch import Tensor
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.data.tasks.task import Task
 from minipeft.errors import MinipeftError, format_names, short_repr
-from minipeft.problems.labels import nearest_label
 from minipeft.problems.problem import Problem
 
 BALANCED = "balanced"
@@ -86,6 +85,8 @@ class LossSettings:
             )
         for name in () if self.class_weights in ("", BALANCED) else self.class_weights:
             if name not in problem.numbers:
+                from minipeft.problems.labels import nearest_label
+
                 raise MinipeftError(
                     f"--class-weights: {short_repr(name)} is not a class of {task.name} ({format_names(task.labels)})"
                     f"{nearest_label(name, task.labels)}. Name one of them."

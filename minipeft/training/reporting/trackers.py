@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from minipeft.errors import MinipeftError, check_choice, first_line
-from minipeft.files import check_ownership, make_folder, read_json, write_json
+from minipeft.files import check_ownership, make_folder
 
 logger = logging.getLogger("minipeft")
 
-PROJECT = "minipeft"  # in Weights & Biases and in MLflow, unless their environment variables name another
-RUN_IDS = "trackers.json"  # in the run's folder: the trackers' names of the run, for --resume
-BUFFERED_SECONDS = 5.0  # between two requests to MLflow
 OWNERSHIP_SECONDS = 1.0  # between two checks of the folder's lease, each of which opens a file
 
 
@@ -58,71 +55,11 @@ class TensorBoard:
             self.file.close()
 
 
-class WandB:
-    """Metrics in a run of Weights & Biases, which reads WANDB_PROJECT, WANDB_MODE and its other variables."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        import wandb
-
-        self.run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=folder.name,
-            id=_run_id(folder, "wandb"),
-            resume="allow",
-            dir=str(folder),
-            config=_config(folder),
-            settings=wandb.Settings(console="off"),
-        )
-        _keep_run_id(folder, "wandb", self.run.id)
-
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.run.log(dict(metrics), step=step)
-
-    def close(self, finished: bool) -> None:
-        self.run.finish(exit_code=0 if finished else 1)
-
-
-class MLflow:
-    """Metrics in a run of MLflow on MLFLOW_TRACKING_URI, in the experiment MLFLOW_EXPERIMENT_NAME."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        import mlflow
-        from mlflow.entities import Metric, Param
-
-        self.client: Any = mlflow.MlflowClient()
-        self.metric, self.buffer, self.sent = Metric, list[Any](), time.monotonic()
-        self.run_id = _run_id(folder, "mlflow") or ""
-        if self.run_id:
-            self.client.update_run(self.run_id, status="RUNNING")
-            return
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        experiment = self.client.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name)
-        self.run_id = self.client.create_run(experiment_id, run_name=folder.name).info.run_id
-        _keep_run_id(folder, "mlflow", self.run_id)
-        params = [Param(name, str(value)[:500]) for name, value in _config(folder).items()]
-        for start in range(0, len(params), 100):  # MLflow's limit
-            self.client.log_batch(self.run_id, params=params[start : start + 100])
-
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        timestamp = int(1000 * time.time())  # milliseconds
-        self.buffer += [self.metric(name, float(value), timestamp, step) for name, value in metrics.items()]
-        if time.monotonic() - self.sent > BUFFERED_SECONDS or len(self.buffer) > 900:  # MLflow's limit is 1,000
-            self._send()
-
-    def _send(self) -> None:
-        metrics, self.buffer, self.sent = self.buffer, [], time.monotonic()
-        self.client.log_batch(self.run_id, metrics=metrics)
-
-    def close(self, finished: bool) -> None:
-        self._send()
-        self.client.set_terminated(self.run_id, status="FINISHED" if finished else "KILLED")
-
-
-TRACKERS: dict[str, type[TensorBoard] | type[WandB] | type[MLflow]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-    "mlflow": MLflow,
+# The class of each tracker, imported when it is used.
+TRACKERS = {
+    "tensorboard": f"{__name__}:TensorBoard",
+    "wandb": "minipeft.training.reporting.tracker_services:WandB",
+    "mlflow": "minipeft.training.reporting.tracker_services:MLflow",
 }
 
 
@@ -144,7 +81,7 @@ class Events:
     def __enter__(self) -> Events:
         for name in self.names:
             try:
-                self.trackers[name] = TRACKERS[name](self.folder, self.first_step)
+                self.trackers[name] = resolve_name(TRACKERS[name])(self.folder, self.first_step)
             except Exception as error:  # a tracker lets through the errors of every layer below it
                 self._give_up(name, error)
         return self
@@ -201,21 +138,3 @@ def _is_installed(name: str) -> bool:
         return find_spec(name) is not None
     except ValueError:  # a module without a spec
         return False
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    return read_json(path) if path.is_file() else {}
-
-
-def _run_id(folder: Path, name: str) -> str | None:
-    """Return a tracker's name of the run, where it has started before."""
-    path = folder / RUN_IDS
-    run_id = read_json(path).get(name) if path.is_file() else None
-    return run_id if isinstance(run_id, str) else None
-
-
-def _keep_run_id(folder: Path, name: str, run_id: str) -> None:
-    path = folder / RUN_IDS
-    make_folder(folder)
-    write_json(path, (read_json(path) if path.is_file() else {}) | {name: run_id})

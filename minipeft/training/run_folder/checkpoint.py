@@ -14,7 +14,6 @@ from minipeft.files import write_lines
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.distributed import CONFIG_ONLY, NOTHING, SINGLE_PROCESS, Processes
 from minipeft.training.progress import Progress, best_epoch
-from minipeft.training.run_folder.checkpoint_copy import copy_checkpoint
 from minipeft.training.run_folder.checkpoint_files import (
     changing_tensors,
     check_tensors,
@@ -55,6 +54,8 @@ def save_checkpoint(
     best_step = best_epoch(progress.history, select_by)["step"] if progress.history else -1
     write_checkpoint(folder, content, model, optimizer, best_step)
     if copy_to is not None:
+        from minipeft.training.run_folder.checkpoint_copy import copy_checkpoint
+
         copy_checkpoint(folder, copy_to)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minipeft.data.tables.remote import public_settings
 from minipeft.data.tasks.task import Task
 from minipeft.device import (
     check_cuda_graphs,
@@ -20,15 +19,14 @@ from minipeft.device import (
     choose_precision,
     warn_of_slow_bf16,
 )
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, under_torchrun
 from minipeft.hub.names import model_name
 from minipeft.model.families import family_of
 from minipeft.problems import PROBLEMS
-from minipeft.training.distributed import Processes, join_processes
+from minipeft.training.distributed import SINGLE_PROCESS, Processes
 from minipeft.training.optimization.loss import LossSettings
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.run_folder.checkpoint import held_of
-from minipeft.training.run_folder.checkpoint_copy import fetch_checkpoint
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings.choices import (
     Checkpoint,
@@ -90,6 +88,8 @@ class Job:
     def config(self) -> dict[str, Any]:
         """The content of config.json: every setting, complete, in the types that JSON has, and the task's labels."""
         found = {"source": self.data.source, "labels": self.task.labels}
+        from minipeft.data.tables.remote import public_settings
+
         return dict(json.loads(json.dumps(public_settings(dataclasses.asdict(self.settings) | found))))
 
     def check_same_settings(self) -> str:
@@ -119,9 +119,15 @@ def resolve(given: Mapping[str, Any]) -> Job:
     if settings.cuda_graphs == "on":
         check_cuda_graphs(device, settings.activation_checkpointing)
     if settings.resume and settings.output and settings.checkpoint_copy and os.environ.get("LOCAL_RANK", "0") == "0":
+        from minipeft.training.run_folder.checkpoint_copy import fetch_checkpoint
+
         fetch_checkpoint(Path(settings.output), settings.checkpoint_copy)
     held = None if settings.output is None else held_of(Path(settings.output))
-    processes = join_processes(device, settings.resume, held, settings.group_timeout)
+    processes = SINGLE_PROCESS
+    if under_torchrun():
+        from minipeft.training.process_group import join_processes
+
+        processes = join_processes(device, settings.resume, held, settings.group_timeout)
 
     def continued(folder: Path) -> TrainSettings:
         from minipeft.training.settings.resume import continue_settings, recorded_settings

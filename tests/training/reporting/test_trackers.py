@@ -15,7 +15,8 @@ from conftest import run_command
 from minipeft import MinipeftError, train
 from minipeft.cli.cli import main
 from minipeft.lease import Lease
-from minipeft.training.reporting.trackers import BUFFERED_SECONDS, TRACKERS, Events, check_trackers
+from minipeft.training.reporting.tracker_services import BUFFERED_SECONDS
+from minipeft.training.reporting.trackers import Events, check_trackers
 
 SETTINGS: dict[str, Any] = {
     **{"task": "sst2", "method": "head", "epochs": 2, "batch_size": 8, "grad_accum": 1},
@@ -144,7 +145,7 @@ def test_a_tracker_that_fails_in_the_middle_is_reported_once_and_ends_no_run(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setitem(TRACKERS, "wandb", Failing)  # type: ignore[arg-type]
+    monkeypatch.setattr("minipeft.training.reporting.tracker_services.WandB", Failing)
     monkeypatch.setattr("minipeft.training.reporting.trackers._is_installed", lambda name: True)
     given = {"model": str(tiny_checkpoint), "data": str(small_data), "output": str(tmp_path / "run")}
     assert train(report_to=["wandb", "tensorboard"], **SETTINGS, **given).content["best"]
