@@ -51,7 +51,9 @@ def render_report(report: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("minipeft.inference", ""),
         autoescape=True,
-        finalize=lambda value: printable(value, keep="\n\t") if isinstance(value, str) else value,
+        finalize=lambda value: (
+            printable(value, keep="\n\t") if type(value) is str else value
+        ),  # what a macro made stays
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,
