@@ -117,7 +117,10 @@ def match_targets(content: dict[str, Any], every: Targets, kind: str, ignored: C
     chosen = matching(modules, paths, "target_modules")
     chosen -= matching(content.get("exclude_modules") or [], paths, "exclude_modules")
     for name in check_names(content.get("modules_to_save") or [], "modules_to_save"):  # trained whole, never targets
-        chosen -= _matching_regex(rf"(^|.*\.)({name})($|\..*)", paths, "modules_to_save")
+        if name.isidentifier():  # "classifier", for which pyarrow and what it imports are not needed
+            chosen -= {path for path in paths if name in path.split(".")}
+        else:
+            chosen -= _matching_regex(rf"(^|.*\.)({name})($|\..*)", paths, "modules_to_save")
     layers = content.get("layers_to_transform")
     if layers not in (None, []) and isinstance(modules, list):
         if not all(type(layer) is int for layer in (layers if isinstance(layers, list) else [layers])):

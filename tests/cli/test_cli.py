@@ -52,6 +52,7 @@ def test_a_training_imports_nothing_that_it_does_not_need(
 import sys
 from minipeft.cli.cli import main_train
 assert main_train({list(map(str, flags))}) == 0
+assert main_train({[*map(str, flags), "--resume"]}) == 0  # which reads the adapter back
 print(*{{"torch._dynamo", "sympy", "pandas", "datasets"}} & set(sys.modules), "imported")
 """
     done = run_command("-c", script)
