@@ -109,9 +109,10 @@ def is_rank_zero() -> bool:
     return not under_torchrun() or os.environ["RANK"] == "0"
 
 
-# Scheme, user and password, host and path, query and fragment; each position is looked at once.
+# Scheme, user and password, host and path (up to the next address of a chain), query and fragment.
 ADDRESS = re.compile(
-    r"(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*://)([^\s/?#]*@)?([^\s?#'\"<>]*)([?#][^\s'\"<>]*)?", re.IGNORECASE
+    r"(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*://)([^\s/?#]*@)?((?:(?!::[a-z0-9+.-]+://)[^\s?#'\"<>])*)([?#][^\s'\"<>]*)?",
+    re.IGNORECASE,
 )
 
 

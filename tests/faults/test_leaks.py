@@ -41,6 +41,8 @@ CONTROLS = "bad\x1b[31m\u202egood\x07"  # a colour, a reversed direction, a bell
         ),
         ("'HTTPS://u:p@h/a?q', line 2", "'HTTPS://h/a', line 2"),
         ("http://u:p@@h/?a, b", "http://h/, b"),
+        ("zip://a.csv::https://u:p@h/a.zip?x=1", "zip://a.csv::https://h/a.zip"),
+        ("simplecache::http://u:p@[::1]:80/a?x", "simplecache::http://[::1]:80/a"),
         ("a@b.c is no address, nor is C:\\x?y", "a@b.c is no address, nor is C:\\x?y"),
     ],
 )
@@ -48,7 +50,7 @@ def test_an_address_in_text_has_neither_user_nor_query(text: str, public: str) -
     assert public_address(text) == public
 
 
-@pytest.mark.parametrize("part", ["a", "a.", "a://", ":", "a@", "?:", "#"])
+@pytest.mark.parametrize("part", ["a", "a.", "a://", ":", "::a", "a@", "?:", "#"])
 def test_text_of_any_length_is_public_at_once(part: str) -> None:
     for text in (part * 100_000, f"https://{part * 100_000}", f"https://host/?{part * 100_000}"):
         assert len(public_address(text)) <= len(text)

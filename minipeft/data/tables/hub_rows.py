@@ -181,8 +181,9 @@ def dataset_table(rows: Dataset, place: str, by_name: bool = True, in_memory: bo
     def read(names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
         number = 0 if in_memory else 1
         for batch in rows.select_columns(list(names)).iter(1000):
+            where = f"{place}, from {'index' if in_memory else 'row'} {number} on"
             columns = (
-                [name_class(value, classes[name]) for value in batch[name]] if name in classes else batch[name]
+                [name_class(value, classes[name], where) for value in batch[name]] if name in classes else batch[name]
                 for name in names
             )
             for values in zip(*columns, strict=True):

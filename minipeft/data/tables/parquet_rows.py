@@ -34,7 +34,7 @@ def parquet_table(path: str) -> Table:
             file = parquet.ParquetFile(local, buffer_size=1 << 20, read_dictionary=flat)
             _check_sizes(path, file.metadata, names)
             for batch in file.iter_batches(BATCH_ROWS, columns=list(names), use_threads=False):
-                for values in _rows(batch.select(list(names)), classes):
+                for values in _rows(batch.select(list(names)), classes, f"{path}, from row {row} on"):
                     yield f"{path}, row {row}", values
                     row += 1
         except MinipeftError:
@@ -71,7 +71,7 @@ def _check_sizes(path: str, metadata: Any, names: Sequence[str]) -> None:
                 )
 
 
-def _rows(batch: Any, classes: Mapping[str, tuple[str, ...]]) -> Iterator[Sequence[Any]]:
+def _rows(batch: Any, classes: Mapping[str, tuple[str, ...]], place: str) -> Iterator[Sequence[Any]]:
     """Yield the values of each row of an Arrow batch; the longest texts of a dictionary are decoded a few at once."""
     import pyarrow
     import pyarrow.compute as pc
@@ -84,5 +84,6 @@ def _rows(batch: Any, classes: Mapping[str, tuple[str, ...]]) -> Iterator[Sequen
         for name, column in zip(batch.schema.names, batch.slice(start, step).columns, strict=True):
             plain = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
             names = classes.get(name)
-            values.append([name_class(index, names) for index in plain.to_pylist()] if names else plain.to_pylist())
+            found = plain.to_pylist()
+            values.append([name_class(index, names, place) for index in found] if names else found)
         yield from zip(*values, strict=True)

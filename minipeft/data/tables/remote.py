@@ -32,8 +32,9 @@ def is_remote(path: str) -> bool:
 
 
 def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as files may hold them: without the secrets that an address of data may have."""
-    addresses = {name: value for name, value in settings.items() if name in ("data", "source", "validation")}
+    """Return settings as files may hold them: without the secrets that an address may have."""
+    may_hold_addresses = ("data", "source", "validation", "checkpoint_copy")
+    addresses = {name: settings[name] for name in may_hold_addresses if name in settings}
     return {**settings, **{name: _public(value) for name, value in addresses.items()}}
 
 

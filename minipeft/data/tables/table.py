@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
-from minipeft.errors import MinipeftError, format_names, is_rank_zero, nearest, printable
+from minipeft.errors import MinipeftError, format_names, is_rank_zero, nearest, printable, short_repr
 
 logger = logging.getLogger("minipeft")
 
@@ -109,11 +109,17 @@ def stream(
     return Table(place, columns, read, has_header=has_header, first_rows=[row for _, row in first])
 
 
-def name_class(value: Any, names: Sequence[str]) -> Any:
+def name_class(value: Any, names: Sequence[str], place: str) -> Any:
     """Return the class name of an index, or of a list of them; None for the -1 of a row without a label."""
     if isinstance(value, list):
-        return [name_class(index, names) for index in value]
-    return None if value is None or value < 0 else names[value]
+        return [name_class(index, names, place) for index in value]
+    if value in range(len(names)):
+        return names[int(value)]
+    if value is None or (isinstance(value, int) and value < 0):
+        return None
+    raise MinipeftError(
+        f"{place}: label {short_repr(value)} is not the number of one of the {len(names)} declared classes. Correct it."
+    )
 
 
 def concatenate(place: str, tables: Sequence[Table]) -> Table:

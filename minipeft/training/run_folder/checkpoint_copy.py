@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minipeft.errors import MinipeftError, first_line
+from minipeft.errors import MinipeftError, first_line, printable
 from minipeft.files import make_folder, write_atomically
 from minipeft.training.run_folder.checkpoint_files import FOLDER, has_checkpoint, list_checkpoints
 
@@ -33,7 +33,8 @@ def copy_checkpoint(folder: Path, address: str) -> None:
             if name not in local:
                 filesystem.rm_file(f"{root}/{FOLDER}/{name}")
     except Exception as error:  # each file system raises its own errors
-        logger.warning("--checkpoint-copy %s: %s was not copied (%s)", address, newest.name, first_line(error))
+        message = f"--checkpoint-copy {address}: {newest.name} was not copied ({first_line(error)})"
+        logger.warning("%s", printable(message))
 
 
 def fetch_checkpoint(folder: Path, address: str) -> None:
@@ -56,7 +57,7 @@ def fetch_checkpoint(folder: Path, address: str) -> None:
         raise MinipeftError(
             f"--checkpoint-copy {address}: cannot be read ({first_line(error)}). Check the address and its credentials."
         ) from None
-    logger.warning("%s: the checkpoints were fetched from %s", folder, address)
+    logger.warning("%s: the checkpoints were fetched from %s", folder, printable(address))
 
 
 def _open(address: str) -> tuple[Any, str]:

@@ -20,6 +20,7 @@ from minipeft.device import (
     warn_of_slow_bf16,
 )
 from minipeft.errors import MinipeftError, under_torchrun
+from minipeft.files import user_path
 from minipeft.hub.names import model_name
 from minipeft.model.families import family_of
 from minipeft.problems import PROBLEMS
@@ -189,7 +190,7 @@ def _find(settings: TrainSettings, processes: Processes) -> tuple[Task, CustomDa
     if settings.init_adapter is not None:
         from minipeft.adapters.adapter import read_initial_adapter
 
-        folder = Path(settings.init_adapter)
+        folder = user_path(settings.init_adapter)
         adapter = processes.on_rank_zero(lambda: read_initial_adapter(folder, choose_model(settings.model).config))
         adapters = (adapter,)
         method = processes.on_rank_zero(lambda: method_of(adapters))

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from table_formats import COMPRESS
 
 from minipeft import MinipeftError
+from minipeft.data.tables.hub_rows import dataset_table
 from minipeft.data.tables.memory import read_memory
 from minipeft.data.tables.open_table import Table
+from minipeft.data.tables.parquet_rows import parquet_table
 from minipeft.data.tasks.custom import CustomData, custom_task, inspect_custom_data, is_custom
 from minipeft.data.tasks.splits import read_split
 from minipeft.data.tasks.task import Split
@@ -410,6 +412,29 @@ def test_rows_without_one_of_the_declared_classes_are_left_out_and_counted(
         ["20 rows without a label are left out"],
         [],  # the warning of an earlier parameter, whose place has the same name
     )
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [("parquet", 2), ("parquet", 1.5), ("parquet", "no"), ("hub", 2)])
+def test_a_label_that_is_no_declared_class_is_named(kind: str, wrong: Any, tmp_path: Path) -> None:
+    import pyarrow
+    from datasets import ClassLabel, Dataset, Features, Value
+    from pyarrow import parquet
+
+    path = str(tmp_path / "a.parquet")
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["yes", "no"])})
+    Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features).to_parquet(path)
+    table = parquet.read_table(path)
+    column = pyarrow.array([wrong, wrong])
+    parquet.write_table(table.set_column(1, "label", column).replace_schema_metadata(table.schema.metadata), path)
+    rows = (
+        dataset_table(Dataset.from_parquet(path, cache_dir=str(tmp_path)), "rows")
+        if kind == "hub"
+        else parquet_table(path)
+    )
+    with pytest.raises(
+        MinipeftError, match=f"from row 1 on: label {wrong!r} is not the number of one of the 2 declared"
+    ):
+        list(rows.read(["text", "label"]))
 
 
 @pytest.mark.parametrize(

@@ -103,3 +103,14 @@ def test_an_output_at_an_address_is_refused(
 def test_the_setting_is_one_of_train(tmp_path: Path) -> None:
     with pytest.raises(MinipeftError, match="--checkpoint-copy 5 is not a path or a name"):
         train(checkpoint_copy=5, output=str(tmp_path / "run"))
+
+
+def test_the_secrets_of_the_address_reach_no_file_and_no_message(
+    tiny_checkpoint: Path, small_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = "nowhere://user:pw0rd@host/run?token=0123abcd"
+    small_run(tiny_checkpoint, small_data, tmp_path / "run", checkpoint_copy=address, epochs=1)
+    assert "--checkpoint-copy nowhere://host/run: step-" in caplog.text
+    held = "".join(path.read_text(errors="replace") for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert '"checkpoint_copy": "nowhere://host/run"' in held
+    assert not any(secret in caplog.text + held for secret in ("pw0rd", "0123abcd"))
