@@ -455,7 +455,7 @@ if not ranked:
 # `--init-adapter RUN` is that start. This is all of it:
 
 # %%
-piece(initialize_from_adapter, "labels, own =", "tensor.copy_(found[name])")
+piece(initialize_from_adapter, "labels, own =", "_copy(wanted, found)")
 
 # %% [markdown]
 # $A$ and $B$ are taken over. The head is taken where the labels are the same, and new where they differ, as with MNLI's
