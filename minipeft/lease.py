@@ -72,7 +72,8 @@ class Lease:
 
     def __exit__(self, *error: object) -> None:
         OWNERSHIP_CHECKS.pop(self.folder.absolute(), None)
-        self._lock.release()
+        with suppress(OSError):  # on a disk that has become read-only; the heartbeat ends with the process
+            self._lock.release()
         self._remove_empty_folders()
 
     def check(self) -> None:

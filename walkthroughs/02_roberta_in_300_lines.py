@@ -371,7 +371,8 @@ else:
 # - `(total_tokens, hidden_size)` goes in and comes out of every layer. Only attention looks across tokens, and only
 #   attention knows where sequences begin.
 # - Six linear layers in each layer: `query`, `key`, `value`, `output`, `intermediate`, `ffn_output`.
-# - The classifier reads `<s>`, so the last layer computes little else.
+# - The classifier reads `<s>`, so the last layer computes little else. Where every token has a label, as with named
+#   entities, `minipeft.TokenClassifier` applies its head to all tokens, and the last layer computes all of them.
 #
 # Training all parameters means one copy of all of them for each task. The next page trains a small part instead:
 # [LoRA](03_lora.ipynb).

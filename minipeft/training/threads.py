@@ -57,10 +57,11 @@ def _busy_seconds() -> float | None:
     """Return the CPU seconds that all processes of this machine have used; None where the system does not say."""
     try:
         _, user, nice, system, _, _, *others = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    except (OSError, ValueError):
+        ticks_per_second = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):  # another system than Linux
         return None
     ticks = sum(map(int, (user, nice, system, *others[:3])))  # with interrupts and the time that a hypervisor takes
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return ticks / ticks_per_second
 
 
 class CpuMonitor:

@@ -117,7 +117,7 @@ def test_a_run_on_a_data_set_of_the_hub_resumes_and_predicts_offline(
     assert result["data"].startswith("owner/imdb:plain_text[train]")
     requests = len(imdb.requests)
 
-    resumed, refused, unlabelled, evaluated = minipeft(
+    resumed, without_columns, unlabelled, evaluated = minipeft(
         cache,
         ["train", "--data", "owner/imdb", "--resume", *columns, *rest],
         ["train", "--data", "owner/imdb:plain_text", "--resume", *columns[2:], *rest],
@@ -126,8 +126,11 @@ def test_a_run_on_a_data_set_of_the_hub_resumes_and_predicts_offline(
         HF_HUB_OFFLINE="1",
     )
     assert resumed.startswith("0 ")
-    assert refused.startswith("2 ") and "no column 'text' (there are review, stars, sentiment)" in refused
-    assert "plain_text[unsupervised], row 1: the label is missing. Add it or remove the row." in unlabelled
+    assert without_columns.startswith("0 ")  # the columns that are not given are the run's
+    assert (
+        unlabelled.startswith("2 ")
+        and "plain_text[unsupervised]: 4 rows without a sentiment are left out" in unlabelled
+    )
     assert json.loads(evaluated.split(" ", 1)[1])["accuracy"] == result["best"]["value"]
     assert len(imdb.requests) == requests
 

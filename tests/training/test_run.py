@@ -182,6 +182,8 @@ def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_d
         "stride",
         "class_weights",
         "report_to",
+        "threads",
+        "checkpoint_copy",
     }
     assert {name for name, value in config.items() if value is None} == optional | own  # none given
 
