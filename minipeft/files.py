@@ -47,6 +47,8 @@ def write_together(writers: dict[Path, Callable[[Path], object]]) -> None:
             os.replace(temporary[path], path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk
+        for path in writers:  # the process that took the folder over has removed the temporary files
+            check_ownership(path)
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise MinipeftError(
             f"{path}: cannot be written ({first_line(reason)}). The last good state is kept: "
