@@ -4,7 +4,7 @@ There is no Trainer and no callback: what happens in a step happens in the order
 
   - Accumulation over a fixed number of padded batches. A step's examples are packed into as many batches as
     `max_tokens` needs, and every batch's loss is divided by the weight of the whole step.
-  - Gradient scaling. Frozen weights may be bf16, which has float32's range; what trains is float32.
+  - Gradient scaling. Frozen weights may be bf16, which has float32's range; trainable parameters are float32.
   - DistributedDataParallel. The gradients of an adapter are small: one all-reduce per step sums them.
   - A DataLoader. The token ids are in memory, and packing a batch takes less time than passing it between processes.
 """

@@ -1,4 +1,4 @@
-"""AdamW over what trains: which parameters decay, and the learning rate of each group.
+"""AdamW over the trainable parameters: which parameters decay, and the learning rate of each group.
 
     m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²
     w ← w − lr (m̂ / (√v̂ + ε) + λ w),   m̂ = m / (1 − β₁ᵗ),   v̂ = v / (1 − β₂ᵗ)
