@@ -62,6 +62,12 @@ class Table:
         if left_out:
             _warn_once(f"{self.place}: {left_out:,} rows without a {names[-1]} are left out")
 
+    def require(self, columns: Sequence[str], remedy: str) -> None:
+        """Raise the error of `missing` for the first of these columns that is not there."""
+        for column in columns:
+            if column not in self.columns:
+                raise self.missing(column, remedy)
+
     def missing(self, column: str, remedy: str) -> MinipeftError:
         """Return the error for a column that is not there; it says so if the file seems to have no header line."""
         meant = nearest(column, self.columns)

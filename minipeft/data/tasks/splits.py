@@ -114,8 +114,7 @@ def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[
         rest = np.ones(count, dtype=bool) if task.draw is None else ~task.draw.mask
         return len(rest[rest][:limit]), None if strata is None else strata[rest][:limit]
     table = _table(task, "train", source)
-    if task.label_column not in table.columns:
-        raise table.missing(task.label_column, f"{task.name} needs it")
+    table.require([task.label_column], f"{task.name} needs it")
     rows = islice(table.read_labelled([task.label_column]), limit)
     targets = task.problem.store(_read_target(task, value, place) for place, (value,) in rows)
     strata = task.problem.strata(targets)
@@ -191,9 +190,7 @@ def read_examples(
 ) -> Iterator[Row]:
     """Yield (text, pair or None, label or None) of each row; `remedy` ends the message about a missing column."""
     wanted = [*columns, task.label_column] if labelled else list(columns)
-    for name in wanted:
-        if name not in table.columns:
-            raise table.missing(name, remedy)
+    table.require(wanted, remedy)
     place = None
     for place, values in table.read_labelled(wanted) if labelled else table.read(wanted):
         texts = [task.problem.read_text(text, name, place) for name, text in zip(columns, values, strict=False)]
