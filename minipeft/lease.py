@@ -53,11 +53,8 @@ class Lease:
             MinipeftError: where another process holds it.
         """
         self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        make_folder(self.folder)
-        beat = self._heartbeat()
         try:
-            # A heartbeat that changes is that of a running owner; filelock takes over the lease of any other.
-            self._lock.acquire(cancel_check=lambda: self._heartbeat() not in (None, beat))
+            self._acquire()
         except (Timeout, RuntimeError):  # RuntimeError: this thread itself holds the lease
             self._remove_empty_folders()
             raise MinipeftError(
@@ -83,6 +80,18 @@ class Lease:
                 f"{self.output}: {self._owner()} has taken the run over, while this process stood still. "
                 "Nothing was written; let that process finish."
             )
+
+    def _acquire(self, attempts: int = 10) -> None:
+        """Make the folder and take the lease, once more where another process has just removed the empty folder."""
+        make_folder(self.folder)
+        beat = self._heartbeat()
+        try:
+            # A heartbeat that changes is that of a running owner; filelock takes over the lease of any other.
+            self._lock.acquire(cancel_check=lambda: self._heartbeat() not in (None, beat))
+        except FileNotFoundError:
+            if attempts == 1:
+                raise
+            self._acquire(attempts - 1)
 
     def _heartbeat(self) -> int | None:
         """Return the modification time of the owner's file in nanoseconds; None where there is none."""

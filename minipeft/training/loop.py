@@ -117,12 +117,12 @@ def train_loop(
     if resumed and not quiet:
         print(resumed, file=sys.stderr)
     table = EpochTable(evaluation_metrics(examples), quiet)
-    if progress.step < total_steps:
-        table.print_header()
     trackers = Events(folder, run_folder.report_to, progress.step + 1, processes.is_main_process)
     bar_settings = {"total": total_steps, "initial": progress.step, "unit": "step", "disable": disable_bar(quiet)}
     saved_at, cpu = time.monotonic(), CpuMonitor()
     with collect_signals() as received, trackers as events, tqdm(**bar_settings) as bar:
+        if progress.step < total_steps:
+            table.print_header()
         while progress.step < total_steps and not schedule.out_of_patience(progress.history, len(train)):
             model.train()
             order = epoch_order(len(train), schedule.seed, progress.epoch)
