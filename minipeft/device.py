@@ -1,7 +1,5 @@
 """Which device and precision a run uses, and how many tokens a batch has. torch is imported where it is needed."""
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

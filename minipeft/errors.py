@@ -1,7 +1,5 @@
 """The exceptions that end a command early, and checks of values that raise them."""
 
-from __future__ import annotations
-
 import math
 import operator
 import os

@@ -260,3 +260,26 @@ def test_a_refused_training_prints_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith(f"minipeft: {output} is in use by process {os.getpid()} on ")
     assert not output.exists()
+
+
+STAGE = """
+import sys
+from pathlib import Path
+from minipeft import MinipeftError
+from minipeft.lease import staging_folder
+for _ in range(500):
+    try:
+        with staging_folder(Path(sys.argv[1])):
+            pass
+    except MinipeftError as error:
+        if "is in use by" not in str(error):
+            sys.exit(str(error))
+"""
+
+
+def test_a_staging_folder_that_another_process_removes_is_made_again(tmp_path: Path) -> None:
+    """The last one out removes the empty folder, at any moment of another's way in."""
+    command = [sys.executable, "-c", STAGE, str(tmp_path / "output")]
+    processes = [subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate(timeout=100)[1] for process in processes] == [""] * 3
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,5 @@
 """An adapter's files → a model: load_adapter, a run's best epoch, and an adapter to start from."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterable

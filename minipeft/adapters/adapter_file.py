@@ -1,7 +1,5 @@
 """An adapter's two files → the method's config and tensors, checked before anything uses them."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several LoRA adapters on one base: switch, disable, average, or one batch in which each sequence names its own."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass

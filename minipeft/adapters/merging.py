@@ -1,7 +1,5 @@
 """A method put into the frozen weights, taken out again, and exported as a whole checkpoint."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from pathlib import Path

@@ -5,8 +5,6 @@ adapter_model.safetensors  what trained, head included, under the names that pef
                            travel in its metadata
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """The command line: `minipeft COMMAND …` and train.py."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """The command line: one call, one line out. Imports stay inside the commands, so that --help is quick."""
 
-from __future__ import annotations
-
 import errno
 import io
 import json

@@ -1,7 +1,5 @@
 """The parser of `minipeft`: one subparser for each command."""
 
-from __future__ import annotations
-
 from minipeft.cli.compare_flags import add_compare_flags
 from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_settings, add_train_flags
 from minipeft.cli.predict_flags import RUN, add_predict_flags

@@ -1,7 +1,5 @@
 """The flags of `minipeft compare`."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What `minipeft methods` prints."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import textwrap

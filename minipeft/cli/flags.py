@@ -1,7 +1,5 @@
 """The flags that derive from a table of settings, and the parser that reads them."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Collection, Mapping

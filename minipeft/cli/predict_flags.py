@@ -1,7 +1,5 @@
 """The flags of `minipeft evaluate` and `minipeft predict`."""
 
-from __future__ import annotations
-
 import os
 from argparse import SUPPRESS
 from typing import Any

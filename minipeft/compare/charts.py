@@ -3,8 +3,6 @@
 Colours are CSS variables of the page (light and dark mode); each method also has a marker shape.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -7,8 +7,6 @@
 Each run is a separate process, `minipeft train … --resume`: finished runs are kept, interrupted runs are resumed.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Format a comparison's table: as text for a terminal, as CSV, and as sentences on significant differences."""
 
-from __future__ import annotations
-
 import csv
 import io
 from itertools import groupby

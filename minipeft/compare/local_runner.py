@@ -1,7 +1,5 @@
 """Runs `minipeft` commands on this machine, each in a child process that ends when its parent ends."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The comparison's page: one self-contained HTML file, rendered from page.html.j2."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined

@@ -12,8 +12,6 @@ learning rate and seed may have several values, --lr lora=1e-3,3e-3, and every c
 have one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import product

@@ -4,8 +4,6 @@ FOLDER/plan.json             the run and the flags
 FOLDER/<file>.jsonl          the predictions of <file>; FOLDER/logs/<file>.txt is what its command has said
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from functools import partial

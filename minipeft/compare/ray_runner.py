@@ -5,8 +5,6 @@ fails is not repeated. Two attempts at one command may be alive at once, if a no
 lease of the run's folder lets one of them write.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import socket

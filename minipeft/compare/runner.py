@@ -1,7 +1,5 @@
 """Many `minipeft` commands: what a runner is, which one is used, and the loop that executes them."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -12,8 +12,6 @@ with three seeds, 1 in 126 with five. The standard error of n examples is, of an
 correlation φ, √((1 − φ²) / n), which is that of balanced classes. The larger of the two rows' counts.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import permutations
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A model's name → a local folder: weights/, the Hugging Face cache, a download into it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from minipeft.errors import MinipeftError

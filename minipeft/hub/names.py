@@ -1,7 +1,5 @@
 """The names of models on the Hugging Face hub, and of the files that a checkpoint consists of."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

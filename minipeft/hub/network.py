@@ -3,8 +3,6 @@
 HF_ENDPOINT, HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE are read at each call.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

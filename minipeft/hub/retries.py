@@ -1,7 +1,5 @@
 """Requests to the Hugging Face hub that are repeated after transient errors."""
 
-from __future__ import annotations
-
 import logging
 import random
 import re

@@ -1,7 +1,5 @@
 """An adapter or a merged checkpoint → a model repository of the Hugging Face hub."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A report as files: JSON, a page, and the confusion matrix as text and, with the extra `plot`, as a picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A detailed evaluation: per-class figures, confusion matrix, calibration and the most confident mistakes."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Iterable
 from itertools import islice

@@ -1,7 +1,5 @@
 """Predictions for the test splits of GLUE in the format of its server: one tsv file per split."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

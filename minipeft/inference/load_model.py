@@ -1,7 +1,5 @@
 """Folders that are not runs → what prediction needs: an adapter on its base by name, and a merged checkpoint."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A confusion matrix as a picture. Needs the extra `plot`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

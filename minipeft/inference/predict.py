@@ -1,7 +1,5 @@
 """A run folder → its metrics, predictions and merged checkpoint, in a new process."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

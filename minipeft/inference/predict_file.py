@@ -5,8 +5,6 @@ the output, and in the end the chunk files are joined in order. Each file appear
 at a time holds the folder of the chunk files.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

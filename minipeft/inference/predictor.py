@@ -1,7 +1,5 @@
 """A trained model and what it needs to predict: texts → logits, probabilities, labels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

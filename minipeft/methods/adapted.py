@@ -1,7 +1,5 @@
 """Base of the methods that change linear layers: names of the layers, and merging into the frozen weights."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any, NamedTuple
 

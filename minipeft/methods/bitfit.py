@@ -4,8 +4,6 @@ It adds no module and no parameter: `install` chooses which parameters require a
 (ModernBERT) raises, and peft has no file format for it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from minipeft.errors import MinipeftError

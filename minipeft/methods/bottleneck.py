@@ -1,7 +1,5 @@
 """Bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2020): thin trained layers between the frozen ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """DoRA (Liu et al. 2024): LoRA changes the direction of the rows of a weight, and a trained vector their lengths."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Full fine-tuning: every parameter trains."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from minipeft.model.classifier import SequenceClassifier

@@ -1,7 +1,5 @@
 """Head only: the encoder stays as pretrained, the classification head learns to read it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from minipeft.model.classifier import SequenceClassifier

@@ -1,7 +1,5 @@
 """(IA)³ (Liu et al. 2022): trained vectors scale keys, values and the feed-forward's inner activations."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

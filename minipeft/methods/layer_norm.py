@@ -1,7 +1,5 @@
 """LayerNorm tuning (Zhao et al. 2023): weight and bias of the LayerNorms train, nothing else."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

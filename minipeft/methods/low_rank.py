@@ -5,8 +5,6 @@ would be about 200 small operations of a training step, forward and backward. A 
 Python asks for it. Stacked, they are 12.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """peft's adapter_config.json: what each field says about our layers, and refusing what cannot be done."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Prefix tuning (Li and Liang 2021), on an encoder: in every layer, trained keys and values that all tokens see."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any

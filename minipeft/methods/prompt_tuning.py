@@ -1,7 +1,5 @@
 """Prompt tuning (Lester et al. 2021): trained embeddings before each sequence's own tokens."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any

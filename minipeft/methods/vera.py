@@ -1,7 +1,5 @@
 """VeRA (Kopiczko et al. 2024): one frozen random pair A, B for all layers, and two trained vectors in each."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What prompt and prefix tuning share: virtual tokens before each sequence, which take positions of the table."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The activations of a feed-forward network, by Hugging Face's names (config.json: hidden_act)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

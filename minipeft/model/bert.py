@@ -1,7 +1,5 @@
 """BERT (Devlin et al. 2019): RoBERTa's encoder with positions from 0, two token types and a pooler."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

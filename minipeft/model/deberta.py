@@ -4,8 +4,6 @@ It differs from RoBERTa in the embeddings (words alone), in the scores of the at
 of relative positions that all layers share, and in the head.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

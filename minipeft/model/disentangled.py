@@ -8,8 +8,6 @@ sequences of variable length on CUDA take no such scores, so that every device c
 Shapes: tokens = total_tokens of the batch; heads × head_size = hidden_size; rows = embeddings that the batch needs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

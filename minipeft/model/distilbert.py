@@ -3,8 +3,6 @@
 embeddings → layers (as in roberta.py, but for one dropout) → [CLS] of each sequence → head → logits
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

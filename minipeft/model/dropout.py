@@ -1,7 +1,5 @@
 """Dropout (Srivastava et al. 2014): numbers are set to 0 at random, and the others are scaled up to keep the mean."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 embeddings (embedding_size) → projection to hidden_size → layers → [CLS] of each sequence → head → logits
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

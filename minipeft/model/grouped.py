@@ -11,8 +11,6 @@ matrix products are faster there than torch's fused kernel; for long sequences t
 Shapes: tokens = total_tokens of the batch; slots = tokens and padding of all groups; heads × head_size = hidden_size.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """y = x Wᵀ + b, through the machine's fastest product."""
 
-from __future__ import annotations
-
 from functools import cache, cached_property
 from typing import Any
 

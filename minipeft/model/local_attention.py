@@ -6,8 +6,6 @@ those of the block after, so that time and memory grow with the length, not with
 Shapes: count sequences of a group, heads, length (padded), blocks = length / window.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

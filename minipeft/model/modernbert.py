@@ -5,8 +5,6 @@ It differs from RoBERTa in every part of a layer, and normalizes the input of ea
     x → a = x + attention(LayerNorm(x));  a + W₂ (f(u) ⊙ g),  (u, g) = W₁ LayerNorm(a)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

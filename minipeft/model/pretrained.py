@@ -1,7 +1,5 @@
 """Checkpoints in Hugging Face's format: reading and writing them through the families' tables of names."""
 
-from __future__ import annotations
-
 import logging
 import re
 import zipfile

@@ -10,8 +10,6 @@ ModernBERT, …) subclass what is here and say only what differs.
 Shapes: total_tokens = all tokens of the batch, without padding; num_sequences = its sequences.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any

@@ -3,8 +3,6 @@
 Features i and i + head_size / 2 of a head are a pair, rotated by position · theta^(−2 i / head_size).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """An encoder with a head that reads every token: token classification."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

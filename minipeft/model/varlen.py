@@ -13,8 +13,6 @@ a captured CUDA graph holds for other batches of the same sizes.
 Shapes: tokens = total_tokens of the batch; heads × head_size = hidden_size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Whether the variable-length operators work on a device, by trying them. No release of torch promises them."""
 
-from __future__ import annotations
-
 import logging
 from functools import cache
 

@@ -1,7 +1,5 @@
 """Text for pretraining → blocks of tokens, masked again each time they are used."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice

@@ -12,8 +12,6 @@ to learn. This initialization gives it both; the training that follows is the us
                 compared with the residual
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

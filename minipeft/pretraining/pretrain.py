@@ -5,8 +5,6 @@ token, 10% kept), no next-sentence prediction; AdamW with beta2 0.98, linear war
 masks and dropout are pure functions of (seed, step), so a run that was killed resumes to the same bits.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -1,7 +1,5 @@
 """Complete and check the settings of a pretraining run, before anything is written."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

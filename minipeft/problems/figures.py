@@ -1,7 +1,5 @@
 """The figures of a report: precision, recall and F1 by label, the confusion matrix, and the calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Columns of labels: the names in them, and whether they are classes or numbers."""
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata

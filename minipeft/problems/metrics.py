@@ -1,7 +1,5 @@
 """The registry of metrics, as scikit-learn and scipy compute them: one function and one row each."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Regression: an example has a number, and the loss is the squared error of the head's one output."""
 
-from __future__ import annotations
-
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence

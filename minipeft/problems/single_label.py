@@ -1,7 +1,5 @@
 """Single-label classification: an example has one class, and the loss is the cross-entropy."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

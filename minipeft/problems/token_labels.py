@@ -5,8 +5,6 @@ special tokens, have none (IGNORE_INDEX). Tags that are all O, B-<type> or I-<ty
 whole spans; others are scored word by word.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

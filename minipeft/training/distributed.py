@@ -9,8 +9,6 @@ process, which sends nothing, and torch.distributed is not imported.
 Only rank 0 reads and writes the run's folder; it sends the others what they need. process_group.py starts the group.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Evaluating a model on a split: its logits, and the loss and metrics that they give."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

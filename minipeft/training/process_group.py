@@ -4,8 +4,6 @@ torchrun assigns new ranks after every restart, possibly rank 0 to a node withou
 training are therefore rotated, and nodes need not share a file system.
 """
 
-from __future__ import annotations
-
 import atexit
 import itertools
 import json

@@ -9,8 +9,6 @@ Left out: how a setting is chosen (settings/), how a step is computed (loop.py),
 (run_folder/). With several processes (distributed.py) every process executes this file; only rank 0 writes and prints.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import logging

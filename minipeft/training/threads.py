@@ -5,8 +5,6 @@ down all of them: with one busy process on two cores, two threads train at a fif
 half of it.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """Padding of packed batches to a few shapes, because CUDA graphs and oneDNN kernels are built once per shape."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass

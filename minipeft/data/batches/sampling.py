@@ -1,7 +1,5 @@
 """Examples → batches: which examples a batch has, and the packed batch with their labels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast

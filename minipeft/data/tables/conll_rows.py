@@ -1,7 +1,5 @@
 """CoNLL: a word and its tag per line, and an empty line between two sentences."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any

@@ -1,7 +1,5 @@
 """csv and tsv: a header line, then a row per line."""
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Which files hold the rows: the file or shards of a split, the files of a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

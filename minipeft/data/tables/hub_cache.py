@@ -1,7 +1,5 @@
 """The data sets of the hub in the cache of the `datasets` library, found without importing the library."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

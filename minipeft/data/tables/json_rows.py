@@ -1,7 +1,5 @@
 """jsonl (an object per line) and json (a list of objects)."""
 
-from __future__ import annotations
-
 import codecs
 import re
 from collections.abc import Iterable, Iterator

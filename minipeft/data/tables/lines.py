@@ -1,7 +1,5 @@
 """A file's bytes and lines as a stream: local or remote, compressed or not, a few lines in memory at once."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import io

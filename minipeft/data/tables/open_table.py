@@ -1,7 +1,5 @@
 """The rows of a file as a stream: jsonl, json, csv, tsv, parquet or plain text, a few rows in memory at once."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """A remote file (https://, s3://, hf://, … through fsspec) → a local copy in the cache of `datasets`."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

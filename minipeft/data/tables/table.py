@@ -1,7 +1,5 @@
 """A table: the rows of a file or data set as a stream."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter

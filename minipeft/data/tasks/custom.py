@@ -1,7 +1,5 @@
 """A custom dataset as a task: a file, or a folder with train.csv (or tsv, jsonl, parquet) and further splits."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The splits of a task: where they come from, and their rows as a stream of examples."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice

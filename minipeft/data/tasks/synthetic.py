@@ -13,8 +13,6 @@ All examples of a group are in one split, and no premise or sentence is in both 
 how often each kind of group is generated: only they set the difficulty.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar

@@ -4,8 +4,6 @@ A SentencePiece model is a protocol buffer: fields, each a number and a value. A
 neither `sentencepiece` nor `protobuf` is needed.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from pathlib import Path

@@ -6,8 +6,6 @@ the other families                 [CLS] A [SEP] and    [CLS] A [SEP] B [SEP], t
 `tokenizer_classes.py` reads the files, and `tokenizer_limits.py` bounds what they may cost.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ vocabulary, the merges and the added tokens. For PreTrainedTokenizerFast, or whe
 tokenizer.json is used as it is. This is what transformers 5 does. Other classes are errors.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ The `tokenizers` library runs any pipeline that a file describes: 28 replacement
 and a regular expression can take hours on one line. Neither Ctrl-C nor an exception reaches a process in such a call.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """Deferred reads of a step's loss and gradient norm: reading them at once would make the host wait for the device."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ once. It repeats them on the same memory: each batch is copied into the recorded
 that are never replaced. Dropout differs between replays, because each takes new random numbers from torch's generator.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial

@@ -11,8 +11,6 @@ What is left out: other losses (focal, contrastive, a ranking loss). They need n
 overrides `losses`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -13,8 +13,6 @@ Left out, and why:
 Reference: Loshchilov and Hutter 2019, algorithm 2.
 """
 
-from __future__ import annotations
-
 from inspect import unwrap
 from typing import Any
 

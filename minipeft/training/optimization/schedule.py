@@ -12,8 +12,6 @@ Left out: restarts and schedules of the weight decay. Fine-tuning takes a few ep
 three above in the papers that introduced them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

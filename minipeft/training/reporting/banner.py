@@ -1,7 +1,5 @@
 """What a run prints before and after training: its banner and its last line."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """curves.png: loss, metric and learning rate of a run, epoch by epoch. Needs the extra `plot`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

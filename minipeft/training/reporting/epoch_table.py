@@ -1,7 +1,5 @@
 """What a run prints while it trains: one line per epoch, and warnings about runs that learn nothing."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The model card of a run: adapter/README.md, rendered from model_card.md.j2."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

@@ -1,7 +1,5 @@
 """Trackers on a server: Weights & Biases and MLflow. Each has `add` and `close`, as TensorBoard in trackers.py has."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Mapping

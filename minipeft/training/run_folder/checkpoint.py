@@ -1,7 +1,5 @@
 """The checkpoint of a run, from which --resume continues, and the files that follow from it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

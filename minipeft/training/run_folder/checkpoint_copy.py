@@ -1,7 +1,5 @@
 """--checkpoint-copy: the checkpoints of a run at a second address, such as s3://bucket/run, through fsspec."""
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 from pathlib import Path

@@ -8,8 +8,6 @@ The JSON file is written last: a checkpoint exists when it does. The last two ar
 the steps since the one before. No pickle is read, which could execute code.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

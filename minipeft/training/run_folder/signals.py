@@ -1,7 +1,5 @@
 """Signals that wait until a step is done and the state is saved."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What other programs call our settings, for the error that names the setting that was probably meant."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from minipeft.errors import nearest

@@ -11,8 +11,6 @@ LoRA's learning rate is the same for every family: AdaLoRA's authors train LoRA 
 (Zhang et al. 2023, appendix), and no other family has a published table. Full fine-tuning differs: FULL_LR.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

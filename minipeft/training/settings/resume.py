@@ -1,7 +1,5 @@
 """What a resumed run may change, and what it takes from its config.json: the rule of each row of the table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

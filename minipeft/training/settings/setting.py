@@ -5,8 +5,6 @@ A table is a dataclass whose fields are made by `setting`. The command line make
 that --help is quick. There is no configuration file and no nesting: a setting has a name and a value.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Mapping
