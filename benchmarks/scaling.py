@@ -37,7 +37,7 @@ from machine import clock, describe_machine, product_rates, write_rows
 import minipeft
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.modernbert import ModernBertConfig
+from minipeft.model.families.modernbert import ModernBertConfig
 from minipeft.model.pretrained import cast_frozen
 from minipeft.model.roberta import init_weights
 from minipeft.training.optimization.optimizer import adamw

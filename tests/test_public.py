@@ -207,8 +207,8 @@ def test_no_two_modules_import_each_other() -> None:
 CORE = [
     "data/batches/packing.py",
     "model/roberta.py",
-    "model/attention.py",
-    "model/grouped.py",
+    "model/attention/__init__.py",
+    "model/attention/grouped.py",
     "methods/lora.py",
     "methods/bitfit.py",
     "training/run.py",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minipeft.data.batches.packing import PackedBatch
-from minipeft.model.varlen import Varlen, plan_varlen
+from minipeft.model.attention.varlen import Varlen, plan_varlen
 
 Sequence = tuple[slice, slice, Tensor, Tensor]  # its queries, its keys, the weights P, and D, dropout's factors
 

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from showing import picture, source
 
 import minipeft
-from minipeft.model import attention, grouped, roberta
+from minipeft.model import attention, roberta
+from minipeft.model.attention import grouped
 from minipeft.model.config import EncoderConfig
 from minipeft.pretraining.corpus import mask
 

@@ -11,9 +11,9 @@ from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import check_int
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.virtual_tokens import check_length, check_number, read_fields, write_fields
+from minipeft.model.attention.grouped import Prefix
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.grouped import Prefix
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_choice, check_int
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.virtual_tokens import check_length, check_number, read_fields, write_fields
+from minipeft.model.attention.varlen import prefix_rows, prepend_to_each
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.varlen import prefix_rows, prepend_to_each
 
 INITIALISATIONS = ("random", "vocabulary")
 

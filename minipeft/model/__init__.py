@@ -1,12 +1,13 @@
 """A packed batch → logits: the encoder families, and what a method may ask of an encoder.
 
 Start with roberta.py. It is a whole encoder on one page: embeddings, layers, and a head that reads the first token of
-each sequence. Every other family is one file next to it that says only what differs, and one row in families.py.
+each sequence. Every other family is one file in families/, which says only what differs, and one row in FAMILIES
+(families/__init__.py). attention/ computes attention over packed sequences.
 
 **What a family consists of.** DistilBERT, for example, is BERT without token types, with other names and another head.
 So distilbert.py subclasses `Encoder` and overrides the embeddings, subclasses `ClassificationHead` and overrides its
 forward pass, and has a table of names. `SequenceClassifier` (classifier.py) looks up config.model_type in `FAMILIES`
-and joins the row's encoder and head; `load_pretrained` and `export` (checkpoint.py) translate names by the row's table.
+and joins the row's encoder and head; `load_pretrained` and `export` (pretrained.py) translate names by the row's table.
 
 `Encoder` has five places where a family may differ. Override the ones you need, and inherit the rest:
 

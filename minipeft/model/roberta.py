@@ -3,7 +3,7 @@
     embeddings → layers (post-LayerNorm, as in Vaswani et al. 2017 and BERT) → <s> of each sequence → head → logits
 
 The batch is packed (data/batches/packing.py): no tensor has a padded dimension, and no attention mask exists. What
-attention needs to know is in its plan (attention.py). Decoder, cross-attention, key-value cache and outputs of inner
+attention needs to know is in its plan (attention/). Decoder, cross-attention, key-value cache and outputs of inner
 layers are left out, because classification reads the last hidden states alone. The other families (BERT, DeBERTa,
 ModernBERT, …) subclass what is here and say only what differs.
 
@@ -22,9 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.attention import Plan, attend, plan_attention
+from minipeft.model.attention.grouped import Prefix
 from minipeft.model.config import EncoderConfig
 from minipeft.model.dropout import dropout
-from minipeft.model.grouped import Prefix
 from minipeft.model.linear import linear
 
 # The linear layers that a method may target.

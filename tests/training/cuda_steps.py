@@ -34,7 +34,7 @@ from minipeft import (
 )
 from minipeft.data.tokens.examples import Examples
 from minipeft.methods import method_name
-from minipeft.model import varlen_trial
+from minipeft.model.attention import varlen_trial
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.families import FAMILIES
 from minipeft.model.pretrained import cast_frozen

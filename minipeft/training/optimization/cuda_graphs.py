@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from minipeft.data.batches.buckets import COARSE, pad_to_bucket
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, first_line
+from minipeft.model.attention.varlen import varlen_supports
+from minipeft.model.attention.varlen_trial import varlen_agrees
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of
-from minipeft.model.varlen import varlen_supports
-from minipeft.model.varlen_trial import varlen_agrees
 from minipeft.problems import problem_of
 from minipeft.training.optimization.loss import Loss
 
@@ -35,7 +35,7 @@ Record = Callable[[Compute, Sequence[nn.Parameter]], Compute]
 def check_recordable(config: EncoderConfig, precision: str) -> None:
     """Raise MinipeftError where a graph of one batch would not hold for another, because the host plans the attention.
 
-    The variable-length operators (model/varlen.py) are planned on the device, from the batch that is copied there.
+    The variable-length operators (model/attention/varlen.py) are planned on the device, from the batch copied there.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     head_size, window = config.hidden_size // config.num_attention_heads, getattr(config, "local_attention", None)

@@ -44,10 +44,10 @@ from minipeft import (
 from minipeft.cli.cli import main_train
 from minipeft.data.tasks.synthetic import generate
 from minipeft.methods import METHODS, method_name
-from minipeft.model.deberta import DebertaConfig
-from minipeft.model.disentangled import RelativePlan, attend_disentangled, attend_disentangled_plain, bucket
+from minipeft.model.attention.disentangled import RelativePlan, attend_disentangled, attend_disentangled_plain, bucket
+from minipeft.model.attention.grouped import group_by_length
 from minipeft.model.families import FAMILIES, load_config, tensor_names
-from minipeft.model.grouped import group_by_length
+from minipeft.model.families.deberta import DebertaConfig
 
 SMALL_BUCKETS = {"position_buckets": 8, "max_relative_positions": 32}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

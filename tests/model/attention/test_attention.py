@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from minipeft.model.attention import attend_plain
-from minipeft.model.grouped import (
+from minipeft.model.attention.grouped import (
     LENGTH_STEP,
     LONGEST_BY_BF16_PRODUCTS,
     LONGEST_BY_PRODUCTS,

@@ -6,8 +6,8 @@ from functools import cache
 import torch
 
 from minipeft.errors import first_line
-from minipeft.model.grouped import attend_grouped, group_by_length
-from minipeft.model.varlen import Varlen, attend_varlen
+from minipeft.model.attention.grouped import attend_grouped, group_by_length
+from minipeft.model.attention.varlen import Varlen, attend_varlen
 
 LENGTHS = [5, 1, 9]  # of the sequences that are tried
 NUM_HEADS = 2

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minipeft.data.batches.packing import PackedBatch
-from minipeft.model.grouped import Groups, Prefix, attend_grouped, group_by_length
+from minipeft.model.attention.grouped import Groups, Prefix, attend_grouped, group_by_length
 
 if TYPE_CHECKING:
-    from minipeft.model.varlen import Varlen
+    from minipeft.model.attention.varlen import Varlen
 
 
 def attend_plain(
@@ -94,8 +94,8 @@ def plan_attention(
     """
     device = batch.cu_seqlens.device
     if device.type == "cuda":
-        from minipeft.model.varlen import plan_varlen, varlen_supports  # of no use without CUDA
-        from minipeft.model.varlen_trial import varlen_agrees
+        from minipeft.model.attention.varlen import plan_varlen, varlen_supports  # of no use without CUDA
+        from minipeft.model.attention.varlen_trial import varlen_agrees
 
         supported = varlen_supports(dtype, head_size, window)
         if supported and varlen_agrees(device, dtype, head_size, window is not None, dropout > 0):
@@ -116,6 +116,6 @@ def attend(
     """Compute the same as `attend_plain`, in the way that `plan` is for."""
     if isinstance(plan, Groups):
         return attend_grouped(query, key, value, plan, num_heads, dropout, first_only, prefix)
-    from minipeft.model.varlen import attend_varlen
+    from minipeft.model.attention.varlen import attend_varlen
 
     return attend_varlen(query, key, value, plan, num_heads, dropout, first_only, prefix)

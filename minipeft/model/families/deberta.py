@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from minipeft.data.batches.packing import PackedBatch, to_device
 from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.model.activations import ACTIVATIONS
+from minipeft.model.attention.disentangled import RelativePlan, attend_disentangled, bucket
+from minipeft.model.attention.grouped import Prefix, group_by_length
 from minipeft.model.config import HIDDEN_ACTIVATIONS, EncoderConfig
-from minipeft.model.disentangled import RelativePlan, attend_disentangled, bucket
 from minipeft.model.dropout import dropout
-from minipeft.model.grouped import Prefix, group_by_length
 from minipeft.model.roberta import ClassificationHead, Embedding, Encoder, EncoderLayer, LayerNorm
 
 

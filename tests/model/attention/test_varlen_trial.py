@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from varlen_operators import LIBRARY  # noqa: F401 - registers the operators on the CPU
 
-from minipeft.model import varlen_trial
-from minipeft.model.attention import attend_plain
-from minipeft.model.varlen import Varlen, attend_varlen
-from minipeft.model.varlen_trial import varlen_agrees
+from minipeft.model.attention import attend_plain, varlen_trial
+from minipeft.model.attention.varlen import Varlen, attend_varlen
+from minipeft.model.attention.varlen_trial import varlen_agrees
 
 CPU = torch.device("cpu")
 

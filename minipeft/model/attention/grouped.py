@@ -196,7 +196,7 @@ def attend_grouped(
             k, v = (_prepend(virtual, x) for virtual, x in zip(prefix, (k, v), strict=True))
             mask = None if mask is None else F.pad(mask, (len(prefix[0]), 0))  # 0: every token sees the prefix
         if groups.window is not None and group.longest > groups.window + 1:
-            from minipeft.model.local_attention import attend_window  # ModernBERT alone
+            from minipeft.model.attention.window import attend_window  # ModernBERT alone
 
             output = attend_window(q, k, v, mask, groups.window, dropout)
         else:

@@ -5,7 +5,7 @@
 
 The operators are called directly, because the public ways to them are slower or do less: with nested tensors a call
 takes 9 to 12 ms of Python, and torch.nn.attention.varlen has no dropout and is absent before torch 2.10. No release
-promises the operators either, so `varlen_agrees` (attention.py) tries them before they are used.
+promises the operators either, so `varlen_agrees` (varlen_trial.py) tries them before they are used.
 
 The plan is computed on the device from cu_seqlens. Only sizes come from the host, so no step waits for the device, and
 a captured CUDA graph holds for other batches of the same sizes.

@@ -17,11 +17,11 @@ from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_choice, short_repr
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.attention import Plan, attend, plan_attention
+from minipeft.model.attention.grouped import Groups, Prefix
+from minipeft.model.attention.rotary import angles, rotate
 from minipeft.model.config import HIDDEN_ACTIVATIONS, EncoderConfig
 from minipeft.model.dropout import dropout
-from minipeft.model.grouped import Groups, Prefix
 from minipeft.model.roberta import Embedding, Encoder, EncoderLayer, LayerNorm, Linear
-from minipeft.model.rotary import angles, rotate
 
 
 @dataclass(frozen=True)

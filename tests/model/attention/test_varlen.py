@@ -19,7 +19,7 @@ from minipeft import IA3, BitFit, Full, LoRA, PrefixTuning, PromptTuning, apply,
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.model import roberta
 from minipeft.model.attention import attend, attend_plain
-from minipeft.model.varlen import Varlen, plan_varlen, prefix_rows, prepend_to_each
+from minipeft.model.attention.varlen import Varlen, plan_varlen, prefix_rows, prepend_to_each
 
 RAGGED = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minipeft.model.grouped import Groups, attend_grouped
+from minipeft.model.attention.grouped import Groups, attend_grouped
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def attend_disentangled_plain(
     """Compute each sequence separately, as the equation is written.
 
     Args:
-        query, key, value, lengths, num_heads, dropout, first_only: See `attend_plain` (attention.py).
+        query, key, value, lengths, num_heads, dropout, first_only: See `attend_plain` (__init__.py).
         position_query: (rows, hidden_size), PQ.
         position_key: (rows, hidden_size), PK.
         row_of_distance: See `RelativePlan`.
