@@ -51,6 +51,7 @@ from minipeft.problems.problem import IGNORE_INDEX
 from minipeft.training.optimization.optimizer import adamw, parameter_groups
 
 BATCH, ACCUMULATION = 16, 4
+VOCABULARY = 50_265  # of roberta-base's tokenizer, whose token ids the models of all families get
 IDENTITY = ("family", "task", "method", "mode", "precision", "dropout", "peer_precision", "group_by_length")  # of a row
 # Families whose config class has a base shape as its defaults.
 BASES = ("roberta", "distilbert", "electra", "deberta-v2", "modernbert")
@@ -163,13 +164,15 @@ def products(row: Row, tokens: int, sequences: int, config: EncoderConfig) -> fl
     """Return the floating-point operations of the encoder's matrix products in minipeft, without attention.
 
     A layer of RoBERTa has 12 hidden² weights; the last one computes keys and values (2 hidden²) for every token and the
-    rest for <s> alone. In the backward pass a frozen layer needs one product, for its input's gradient; layers below
-    the first trainable tensor need none.
+    rest for <s> alone, or for every token where each has a label. In the backward pass a frozen layer needs one
+    product, for its input's gradient; layers below the first trainable tensor need none.
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
     gated = "qkv" in family_of(config).linears  # ModernBERT: a gate in the feed-forward network, one layer for q, k, v
     layer = 4 * hidden**2 + (3 if gated else 2) * hidden * config.intermediate_size
     for_all = (3 if gated else 2) * hidden**2  # of the last layer
+    if problem_row(config.problem_type).per_token:
+        for_all = layer
     forward = ((layers - 1) * layer + for_all) * tokens + (layer - for_all) * sequences
     if row.mode == "evaluation" or row.method == "head":
         return 2.0 * forward
@@ -272,7 +275,12 @@ def task_of(name: str, data: str) -> Task:
 
 def write_config(folder: Path, row: Row, task: Task) -> dict[str, Any]:
     """Write config.json of the family's base shape, with the row's dropout, and return its content."""
-    config = FAMILIES[row.family].config(hidden_dropout_prob=row.dropout, attention_probs_dropout_prob=row.dropout)
+    family = FAMILIES[row.family].config
+    config = family(
+        vocab_size=max(VOCABULARY, family().vocab_size),
+        hidden_dropout_prob=row.dropout,
+        attention_probs_dropout_prob=row.dropout,
+    )
     config = config.with_labels(list(task.problem.outputs), task.problem.name)
     architecture = family_of(config).architecture + problem_row(task.problem.name).architecture
     content = config.to_dict() | {"architectures": [architecture]}

@@ -81,13 +81,15 @@ def _umask() -> int:
     return umask
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it."""
+def make_folder(folder: Path, attempts: int = 10) -> None:
+    """Make a folder and those above it; try again where another process has just removed an empty one."""
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             _sync_folder(folder.parent)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and attempts > 1:
+            return make_folder(folder, attempts - 1)
         raise MinipeftError(f"{folder}: cannot be made ({error.strerror or error}); choose another folder") from None
 
 

@@ -82,14 +82,14 @@ class Lease:
             )
 
     def _acquire(self, attempts: int = 10) -> None:
-        """Make the folder and take the lease, once more where another process has just removed the empty folder."""
+        """Make the folder and take the lease; try again where its owner has just released it or removed the folder."""
         make_folder(self.folder)
         beat = self._heartbeat()
         try:
             # A heartbeat that changes is that of a running owner; filelock takes over the lease of any other.
             self._lock.acquire(cancel_check=lambda: self._heartbeat() not in (None, beat))
-        except FileNotFoundError:
-            if attempts == 1:
+        except (FileNotFoundError, Timeout) as error:
+            if attempts == 1 or (isinstance(error, Timeout) and self._lock.owner is not None):
                 raise
             self._acquire(attempts - 1)
 

@@ -25,9 +25,9 @@ def _call(name: str, arguments: Sequence[str] | None) -> int:
         previous = signal.signal(signal.SIGINT, lambda number, frame: os._exit(_say_interrupted()))
     from minipeft.cli import cli
 
-    with suppress(ValueError):
-        signal.signal(signal.SIGINT, previous)
     try:
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, previous)
         status: int = getattr(cli, name)(arguments)
     except KeyboardInterrupt:
         status = _say_interrupted()

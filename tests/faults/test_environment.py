@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, contents, environment
 from hub_server import HubServer
-from runs import Process, assert_same, finish, start, training
+from runs import Process, assert_same, finish, run_here, start, training
 
 from minipeft import load_run, train
 from minipeft.cli.cli import main
@@ -63,8 +63,8 @@ def test_a_clock_set_back_by_an_hour_changes_nothing(
     process = start(tmp_path / "log", training(tiny_checkpoint, small_data, run), PYTHONPATH=path)
     process.wait_until_training()
     os.utime(run / ".owner", (0, 0))  # as the file system of a clock set back would write it
-    second = start(tmp_path / "second", training(tiny_checkpoint, small_data, run, "--resume"))
-    assert second.end() == 2 and "is in use by process" in second.said(), second.said()
+    status, said = run_here(training(tiny_checkpoint, small_data, run, "--resume"))  # at once: the run is a short one
+    assert status == 2 and f"is in use by process {process.process.pid} on " in said[-1], said
     assert process.end() == 0, process.said()
     assert_same(run, unbroken_run)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import time
@@ -36,6 +37,7 @@ from minipeft.model.families import tensor_names
 from minipeft.training import loop
 from minipeft.training.evaluate import evaluate
 from minipeft.training.optimization.schedule import Schedule
+from minipeft.training.run_folder.signals import collect_signals
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 METHODS = [
@@ -222,6 +224,19 @@ def test_a_signal_ends_the_run_after_its_step_is_saved(name: str, checkpoint: Pa
     with pytest.raises(Interrupted, match="interrupted in step 2; continue with") as caught, interrupted_at(2, number):
         run(model, encoded(COUNT), encoded(6, seed=1), tmp_path / "run")
     assert caught.value.signal_number == number and last_step(tmp_path / "run") == 1
+
+
+def test_signals_that_come_twice_save_as_well_and_a_second_interrupt_ends_at_once() -> None:
+    """torchrun, a closed terminal and a process manager send a signal again, or another one, while a step is saved."""
+    for numbers in itertools.product((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), (signal.SIGTERM, signal.SIGHUP)):
+        with collect_signals() as received:
+            for number in numbers:
+                signal.raise_signal(number)
+        assert received == [*numbers]
+    with pytest.raises(KeyboardInterrupt), collect_signals():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_loss_that_is_not_finite_stops_the_step_and_keeps_nothing_of_it(checkpoint: Path, tmp_path: Path) -> None:

@@ -25,14 +25,18 @@ def handle_signals(handler: Callable[[int, Any], object]) -> Iterator[None]:
 
 @contextmanager
 def collect_signals() -> Iterator[list[int]]:
-    """Collect the signals, so that a step ends before the run does; a second signal ends it at once."""
+    """Collect the signals, so that a step ends before the run does; Ctrl-C after another signal ends it at once.
+
+    Two signals of other kinds are one request: a parent and a process manager each send SIGTERM, and a terminal that
+    closes sends SIGHUP to the shell, which sends it again.
+    """
     received: list[int] = []
-    before = {number: handler for number in ENDING if (handler := signal.getsignal(number)) is not None}
+    interrupt = signal.getsignal(signal.SIGINT)
 
     def collect(number: int, frame: Any) -> None:
         received.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        if interrupt is not None:
+            signal.signal(signal.SIGINT, interrupt)
 
     with handle_signals(collect):
         yield received
