@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from minipeft.errors import MinipeftError, check_int
+from minipeft.errors import MinipeftError
 from minipeft.training.settings import checks
 from minipeft.training.settings.setting import check_given, rows, setting
 
@@ -17,18 +17,14 @@ RUNNER = partial(setting, group="runner")
 class RunnerOptions:
     """The flags --runner, --jobs, …; None: not given."""
 
-    runner: str = RUNNER("local", checks.choice("local", "ray"), "local, or ray: on a Ray cluster that shares --output")
-    jobs: int | None = RUNNER(
-        None, check_int, "at once [CPU: by cores and memory; --jobs-per-gpu on each GPU; ray: all]", "N"
+    runner: str = RUNNER(
+        "local", "local, or ray: on a Ray cluster that shares --output", check=checks.choice("local", "ray")
     )
-    jobs_per_gpu: int = RUNNER(1, check_int, "at once on each GPU of this machine", "N")
-    ray_address: str | None = RUNNER(
-        None, checks.text, "of a Ray cluster [RAY_ADDRESS, or a Ray on this machine]", "ADDRESS"
-    )
-    cpus_per_run: float = RUNNER(1.0, checks.above_zero, "CPUs, and threads, of each on Ray", "N")
-    gpus_per_run: float | None = RUNNER(
-        None, checks.not_negative, "GPUs of each on Ray, such as 0.5 [1 if the cluster has any]", "N"
-    )
+    jobs: int | None = RUNNER(None, "at once [CPU: by cores and memory; --jobs-per-gpu on each GPU; ray: all]")
+    jobs_per_gpu: int = RUNNER(1, "at once on each GPU of this machine")
+    ray_address: str | None = RUNNER(None, "of a Ray cluster [RAY_ADDRESS, or a Ray on this machine]", "ADDRESS")
+    cpus_per_run: float = RUNNER(1.0, "CPUs, and threads, of each on Ray", check=checks.above_zero)
+    gpus_per_run: float | None = RUNNER(None, "GPUs of each on Ray, such as 0.5 [1 if the cluster has any]")
 
     @classmethod
     def take_from(cls, flags: dict[str, Any]) -> RunnerOptions:

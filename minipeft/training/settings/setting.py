@@ -8,9 +8,11 @@ that --help is quick. There is no configuration file and no nesting: a setting h
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, Literal
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, check_int
+from minipeft.training.settings import checks
 
 # What a resumed run does with a setting.
 #   equal          not given: the value of the run; given: it must be that value
@@ -19,22 +21,30 @@ from minipeft.errors import MinipeftError
 #   of the call    what is given this time, or the default
 OnResume = Literal["equal", "may grow", "may change", "of the call"]
 REQUIRED: Any = dataclasses.MISSING  # the default of a setting that must be given
+Check = Callable[[str, Any], Any]
+# type → the check of a setting that has no other one, and what stands for its value in --help
+OF_TYPE: dict[str, tuple[Check, str | None]] = {
+    "str": (checks.text, None),
+    "int": (check_int, "N"),
+    "float": (checks.not_negative, "X"),
+    "bool": (checks.boolean, None),
+    "tuple[str, ...]": (checks.texts, None),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One row of a table.
+    """One row of a table; what is not given to `setting` derives from the type.
 
     Attributes:
         name: the keyword of a Python function, and the flag with dashes.
         annotation: the type, as it is written in the table.
         default: the value where none is given; None where something else decides.
-        check: (flag, value) → the value in its right type; raises MinipeftError.
-        group: the heading in --help.
         help: one line, without the default where it is a plain value; {NAME} stands for a default that depends on
             other settings.
         metavar: what stands for the value in --help; None for the name in capitals.
-        several: whether the flag takes several values.
+        group: the heading in --help.
+        check: (flag, value) → the value in its right type; raises MinipeftError.
         alone: the value of a flag that is given without one; None: it needs a value.
         on_resume: what a resumed run does with it.
     """
@@ -42,11 +52,10 @@ class Setting:
     name: str
     annotation: str
     default: Any
-    check: Callable[[str, Any], Any]
-    group: str
     help: str
     metavar: str | None
-    several: bool
+    group: str
+    check: Check
     alone: str | None
     on_resume: OnResume
 
@@ -60,12 +69,13 @@ class Setting:
         """int or float, where the values are numbers only."""
         return {"int": int, "float": float}.get(self.annotation.removesuffix(" | None"))
 
-    def describe(self, found: Mapping[str, str]) -> str:
-        """Return the help with the default in brackets.
+    @property
+    def several(self) -> bool:
+        """Whether the flag takes several values."""
+        return "[" in self.annotation
 
-        Args:
-            found: what stands for each {NAME} in a help text.
-        """
+    def describe(self, found: Mapping[str, str]) -> str:
+        """Return the help with the default in brackets; `found` has what stands for each {NAME}."""
         text = self.help.format(**found)
         if text.endswith("]") or self.default is REQUIRED:
             return text
@@ -76,26 +86,37 @@ class Setting:
 
 def setting(
     default: Any,
-    check: Callable[[str, Any], Any],
     help: str,
     metavar: str | None = None,
     *,
     group: str,
-    several: bool = False,
+    check: Check | None = None,
     alone: str | None = None,
     on_resume: OnResume = "equal",
 ) -> Any:
     """Return a dataclass field that is a row of a table; the arguments are the attributes of `Setting`."""
-    row = {"check": check, "help": help, "metavar": metavar, "group": group, "several": several}
+    row = {"help": help, "metavar": metavar, "group": group, "check": check}
     return dataclasses.field(default=default, metadata={**row, "alone": alone, "on_resume": on_resume})
+
+
+DATA = partial(setting, group="task and data")
+MODEL = partial(setting, group="model")
+METHOD = partial(setting, group="method")
+OPTIM = partial(setting, group="optimization")
+HARDWARE = partial(setting, group="hardware")
+OUTPUT = partial(setting, group="output")
 
 
 def rows(table: type[Any]) -> dict[str, Setting]:
     """Return the rows of a table by name, in their order."""
-    return {
-        field.name: Setting(field.name, str(field.type), field.default, **field.metadata)
-        for field in dataclasses.fields(table)
-    }
+    found = {}
+    for field in dataclasses.fields(table):
+        annotation = str(field.type)
+        check, metavar = OF_TYPE.get(annotation.removesuffix(" | None"), (checks.text, None))
+        given = {name: value for name, value in field.metadata.items() if value is not None}
+        row = {"check": check, "metavar": metavar, "alone": None} | given
+        found[field.name] = Setting(field.name, annotation, field.default, **row)
+    return found
 
 
 def check_given(table: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:

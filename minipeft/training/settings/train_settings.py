@@ -11,16 +11,26 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from minipeft.data.tasks.task import TASKS
 from minipeft.device import MAX_TOKENS, choose_max_tokens
-from minipeft.errors import MinipeftError, check_float, check_int, check_probability, check_seed
+from minipeft.errors import MinipeftError, check_float, check_probability, check_seed
 from minipeft.methods import METHODS, method_name
 from minipeft.training.optimization.schedule import LR_SCHEDULES
 from minipeft.training.settings import checks, recipes
-from minipeft.training.settings.setting import check_given, describe_settings, rows, setting, signature_of
+from minipeft.training.settings.setting import (
+    DATA,
+    HARDWARE,
+    METHOD,
+    MODEL,
+    OPTIM,
+    OUTPUT,
+    check_given,
+    describe_settings,
+    rows,
+    signature_of,
+)
 
 Keywords = ParamSpec("Keywords")
 Answer = TypeVar("Answer")
@@ -29,156 +39,141 @@ METHOD_NAMES = ", ".join(METHODS)
 METHOD_FLAGS = ("rank", "alpha", "dropout", "targets")  # flags of their own; the other options are --method-options
 EXCLUSIVE = (("epochs", "steps"), ("warmup_steps", "warmup_ratio"))  # settings of which a user gives one
 
-DATA = partial(setting, group="task and data")
-MODEL = partial(setting, group="model")
-METHOD = partial(setting, group="method")
-OPTIMIZATION = partial(setting, group="optimization")
-HARDWARE = partial(setting, group="hardware")
-OUTPUT = partial(setting, group="output")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """What the user asked for; None: not given, and chosen by the task, the method, the model or the device."""
 
-    task: str = DATA(
-        "auto", checks.text, f"{', '.join(TASKS)}, or a name for a custom dataset [auto: rte, or --data's name]"
-    )
-    data: str | Any = DATA(  # to minipeft.train, also rows in memory
+    task: str = DATA("auto", f"{', '.join(TASKS)}, or a name for a custom dataset [auto: rte, or --data's name]")
+    # minipeft.train takes rows in memory too.
+    data: str | Any = DATA(
         "auto",
-        checks.data,
         "a file, folder or address, a data set of the hub (owner/name:config), or GLUE's folder [auto: GLUE]",
+        check=checks.data,
         on_resume="may change",
     )
     long_text: str = DATA(
-        "truncate", checks.choice("truncate", "window"), "over --max-length: truncate, or window to split it"
+        "truncate", "over --max-length: truncate, or window to split it", check=checks.choice("truncate", "window")
     )
-    stride: int | None = DATA(None, checks.whole, "tokens that two windows have in common [--max-length / 4]", "N")
-    window_pooling: str = DATA("mean", checks.choice("mean", "max"), "of a text's windows: mean or max of their logits")
-    text_column: str | None = DATA(None, checks.text, "of a custom dataset: the texts [text]", "COLUMN")
-    pair_column: str | None = DATA(None, checks.text, "of a custom dataset: the second texts [none]", "COLUMN")
-    label_column: str | None = DATA(
-        None, checks.text, "of a custom dataset: the labels, as names or numbers [label]", "COLUMN"
+    stride: int | None = DATA(None, "tokens that two windows have in common [--max-length / 4]", check=checks.whole)
+    window_pooling: str = DATA(
+        "mean", "of a text's windows: mean or max of their logits", check=checks.choice("mean", "max")
     )
-    label_type: str = DATA("auto", checks.text, "of a custom dataset: classes, numbers, multilabel or tokens")
+    text_column: str | None = DATA(None, "of a custom dataset: the texts [text]", "COLUMN")
+    pair_column: str | None = DATA(None, "of a custom dataset: the second texts [none]", "COLUMN")
+    label_column: str | None = DATA(None, "of a custom dataset: the labels, as names or numbers [label]", "COLUMN")
+    label_type: str = DATA("auto", "of a custom dataset: classes, numbers, multilabel or tokens")
     label_separator: str | None = DATA(
-        None, checks.separator, "character between labels, for multilabel [none: the labels are lists]", "C"
+        None, "character between labels, for multilabel [none: the labels are lists]", "C", check=checks.separator
     )
-    threshold: float | str = DATA(0.5, checks.threshold, "probability of a predicted label, or auto, for multilabel")
-    validation: str | Any | None = DATA(  # like data
+    threshold: float | str = DATA(
+        0.5, "probability of a predicted label, or auto, for multilabel", check=checks.threshold
+    )
+    validation: str | Any | None = DATA(
         None,
-        checks.data,
         "of a custom dataset: a file, or a split [10 percent of the rows]",
         "SPLIT",
+        check=checks.data,
         on_resume="may change",
     )
     holdout: float | None = DATA(
-        None, checks.fraction, "of the training split, to choose the best epoch on [none]", "FRACTION"
+        None, "of the training split, to choose the best epoch on [none]", "FRACTION", check=checks.fraction
     )
-    max_length: int | None = DATA(None, check_int, "tokens; longer sequences are truncated [512, or the model's]", "N")
-    train_limit: int | None = DATA(None, check_int, "train on the first N examples [all]", "N")
-    eval_limit: int | None = DATA(None, check_int, "evaluate on the first N examples [all]", "N")
+    max_length: int | None = DATA(None, "tokens; longer sequences are truncated [512, or the model's]")
+    train_limit: int | None = DATA(None, "train on the first N examples [all]")
+    eval_limit: int | None = DATA(None, "evaluate on the first N examples [all]")
 
-    model: str = MODEL("auto", checks.path, "a name or a folder [auto: roberta-base, else the bundled roberta-mini]")
+    model: str = MODEL(
+        "auto", "a name or a folder [auto: roberta-base, else the bundled roberta-mini]", check=checks.path
+    )
     init_adapter: str | None = MODEL(
-        None, checks.path, "start from another run's adapter; a new head for other labels [none]", "RUN"
+        None, "start from another run's adapter; a new head for other labels [none]", "RUN", check=checks.path
     )
 
-    method: str | Any = METHOD("lora", checks.text, METHOD_NAMES)  # to minipeft.train, also LoRA(rank=2), …
-    rank: int | None = METHOD(None, check_int, f"LoRA's rank [{recipes.RANK}]", "N")
-    alpha: float | None = METHOD(None, check_float, f"LoRA's alpha; alpha / rank scales the update [{recipes.ALPHA:g}]")
-    dropout: float | None = METHOD(None, check_probability, f"on LoRA's input [{recipes.DROPOUT:g}]")
-    targets: tuple[str, ...] | None = METHOD(
-        None, checks.texts, "query key value output intermediate ffn_output [query value]", several=True
+    method: str | Any = METHOD("lora", METHOD_NAMES, check=checks.text)  # to minipeft.train, also LoRA(rank=2), …
+    rank: int | None = METHOD(None, f"LoRA's rank [{recipes.RANK}]")
+    alpha: float | None = METHOD(
+        None, f"LoRA's alpha; alpha / rank scales the update [{recipes.ALPHA:g}]", check=check_float
     )
+    dropout: float | None = METHOD(None, f"on LoRA's input [{recipes.DROPOUT:g}]", check=check_probability)
+    targets: tuple[str, ...] | None = METHOD(None, "query key value output intermediate ffn_output [query value]")
     method_options: dict[str, Any] | list[str] | None = METHOD(
-        None, checks.options, "other settings of the method: rslora=true … [none]", "NAME=VALUE", several=True
+        None, "other settings of the method: rslora=true … [none]", "NAME=VALUE", check=checks.options
     )
 
-    epochs: int | None = OPTIMIZATION(None, check_int, "passes over the data [{epochs}]", "N", on_resume="may grow")
-    lr: float | None = OPTIMIZATION(None, checks.not_negative, "peak learning rate [{lr}]")
-    steps: int | None = OPTIMIZATION(
-        None, check_int, "optimizer steps, in place of --epochs [those of the epochs]", "N", on_resume="may grow"
+    epochs: int | None = OPTIM(None, "passes over the data [{epochs}]", on_resume="may grow")
+    lr: float | None = OPTIM(None, "peak learning rate [{lr}]")
+    steps: int | None = OPTIM(None, "optimizer steps, in place of --epochs [those of the epochs]", on_resume="may grow")
+    lr_schedule: str = OPTIM(
+        "linear", "linear, cosine or constant after the warmup", check=checks.choice(*LR_SCHEDULES)
     )
-    lr_schedule: str = OPTIMIZATION(
-        "linear", checks.choice(*LR_SCHEDULES), "linear, cosine or constant after the warmup"
+    batch_size: int = OPTIM(recipes.BATCH_SIZE, "sequences")
+    grad_accum: int = OPTIM(recipes.GRAD_ACCUM, "batches in a step")
+    warmup_steps: int | None = OPTIM(
+        None, f"linear [{recipes.WARMUP_STEPS}; of fewer than 900, 10 percent]", check=checks.whole
     )
-    batch_size: int = OPTIMIZATION(recipes.BATCH_SIZE, check_int, "sequences", "N")
-    grad_accum: int = OPTIMIZATION(recipes.GRAD_ACCUM, check_int, "batches in a step", "N")
-    warmup_steps: int | None = OPTIMIZATION(
-        None, checks.whole, f"linear [{recipes.WARMUP_STEPS}; of fewer than 900, 10 percent]", "N"
+    warmup_ratio: float | None = OPTIM(
+        None, "warmup as a fraction of the steps [--warmup-steps]", check=checks.below_one
     )
-    warmup_ratio: float | None = OPTIMIZATION(
-        None, checks.below_one, "warmup as a fraction of the steps [--warmup-steps]", "X"
+    weight_decay: float = OPTIM(recipes.WEIGHT_DECAY, "AdamW's, on matrices")
+    beta1: float = OPTIM(recipes.BETA1, "AdamW's", check=checks.below_one)
+    beta2: float = OPTIM(recipes.BETA2, "AdamW's", check=checks.below_one)
+    epsilon: float = OPTIM(recipes.EPSILON, "AdamW's", check=checks.above_zero)
+    max_grad_norm: float = OPTIM(recipes.MAX_GRAD_NORM, "0: no clipping")
+    class_weights: str | list[str] | dict[str, float] | None = OPTIM(
+        None, "balanced, or NAME=WEIGHT … for the loss [all 1]", "NAME=WEIGHT", check=checks.class_weights
     )
-    weight_decay: float = OPTIMIZATION(recipes.WEIGHT_DECAY, checks.not_negative, "AdamW's, on matrices")
-    beta1: float = OPTIMIZATION(recipes.BETA1, checks.below_one, "AdamW's", "X")
-    beta2: float = OPTIMIZATION(recipes.BETA2, checks.below_one, "AdamW's", "X")
-    epsilon: float = OPTIMIZATION(recipes.EPSILON, checks.above_zero, "AdamW's", "X")
-    max_grad_norm: float = OPTIMIZATION(recipes.MAX_GRAD_NORM, checks.not_negative, "0: no clipping")
-    class_weights: str | list[str] | dict[str, float] | None = OPTIMIZATION(
-        None, checks.class_weights, "balanced, or NAME=WEIGHT … for the loss [all 1]", "NAME=WEIGHT", several=True
-    )
-    label_smoothing: float = OPTIMIZATION(0.0, checks.below_one, "of the targets, towards all classes", "X")
-    select_by: str | None = OPTIMIZATION(
-        None, checks.text, "a metric, or eval_loss, to choose the best epoch [the task's first]", "METRIC"
-    )
-    patience: int | None = OPTIMIZATION(
-        None, check_int, "stop after so many without a better --select-by [none]", "EPOCHS"
-    )
-    eval_every: int | None = OPTIMIZATION(
-        None, check_int, "evaluate within epochs too [only at the end of each]", "STEPS"
-    )
-    seed: int = OPTIMIZATION(42, check_seed, "of the head, LoRA's A, the order and dropout")
+    label_smoothing: float = OPTIM(0.0, "of the targets, towards all classes", check=checks.below_one)
+    select_by: str | None = OPTIM(None, "a metric, or eval_loss, to choose the best epoch [the task's first]", "METRIC")
+    patience: int | None = OPTIM(None, "stop after so many without a better --select-by [none]", "EPOCHS")
+    eval_every: int | None = OPTIM(None, "evaluate within epochs too [only at the end of each]", "STEPS")
+    seed: int = OPTIM(42, "of the head, LoRA's A, the order and dropout", check=check_seed)
 
-    device: str = HARDWARE("auto", checks.text, "auto, cpu, cuda, cuda:1 … or mps", on_resume="of the call")
+    device: str = HARDWARE("auto", "auto, cpu, cuda, cuda:1 … or mps", on_resume="of the call")
     precision: str = HARDWARE(
         "auto",
-        checks.choice("auto", "fp32", "bf16"),
         "auto, fp32 or bf16 [auto: bf16 where that is faster, else fp32]",
+        check=checks.choice("auto", "fp32", "bf16"),
     )
     max_tokens: int | None = HARDWARE(
-        None, check_int, "tokens of a batch; bounds the memory [{max_tokens}]", "N", on_resume="may change"
+        None, "tokens of a batch; bounds the memory [{max_tokens}]", on_resume="may change"
     )
     threads: int | None = HARDWARE(
-        None, check_int, "CPU threads [OMP_NUM_THREADS, or the cores that are free]", "N", on_resume="of the call"
+        None, "CPU threads [OMP_NUM_THREADS, or the cores that are free]", on_resume="of the call"
     )
-    compile: bool = HARDWARE(
-        False, checks.boolean, "let torch.compile fuse the small operations", on_resume="of the call"
-    )
+    compile: bool = HARDWARE(False, "let torch.compile fuse the small operations", on_resume="of the call")
     activation_checkpointing: bool = HARDWARE(
-        False, checks.boolean, "compute layers twice: less memory, more time", on_resume="of the call"
+        False, "compute layers twice: less memory, more time", on_resume="of the call"
     )
     cuda_graphs: str = HARDWARE(
         "off",
-        checks.on_off,
         "record and replay a batch's CUDA operations: on, off, or auto where possible",
+        check=checks.on_off,
         alone="on",
         on_resume="of the call",
     )
-    group_timeout: float = HARDWARE(
-        recipes.GROUP_TIMEOUT, checks.not_negative, "minutes until a lost node counts", on_resume="of the call"
-    )
+    group_timeout: float = HARDWARE(recipes.GROUP_TIMEOUT, "minutes until a lost node counts", on_resume="of the call")
 
     output: str | None = OUTPUT(
-        None, checks.output, "folder of the run [runs/<task>-<method>…]", "DIR", on_resume="of the call"
+        None, "folder of the run [runs/<task>-<method>…]", "DIR", check=checks.output, on_resume="of the call"
     )
-    checkpoint_minutes: float = OUTPUT(
-        recipes.CHECKPOINT_MINUTES, checks.not_negative, "between two", on_resume="may change"
-    )
+    checkpoint_minutes: float = OUTPUT(recipes.CHECKPOINT_MINUTES, "between two", on_resume="may change")
     checkpoint_copy: str | None = OUTPUT(
-        None, checks.path, "address to copy each checkpoint to, such as s3://bucket/run", "URL", on_resume="may change"
-    )
-    resume: bool = OUTPUT(False, checks.boolean, "continue from the run's last checkpoint", on_resume="of the call")
-    report_to: tuple[str, ...] | None = OUTPUT(
         None,
-        checks.trackers,
-        "tensorboard, wandb, mlflow or none [tensorboard, if there]",
-        "TRACKER",
-        several=True,
+        "address to copy each checkpoint to, such as s3://bucket/run",
+        "URL",
+        check=checks.path,
         on_resume="may change",
     )
-    quiet: bool = OUTPUT(False, checks.boolean, "no banner and no progress bars", on_resume="of the call")
+    resume: bool = OUTPUT(False, "continue from the run's last checkpoint", on_resume="of the call")
+    report_to: tuple[str, ...] | None = OUTPUT(
+        None,
+        "tensorboard, wandb, mlflow or none [tensorboard, if there]",
+        "TRACKER",
+        check=checks.trackers,
+        on_resume="may change",
+    )
+    quiet: bool = OUTPUT(False, "no banner and no progress bars", on_resume="of the call")
 
 
 def recipe_defaults(
