@@ -9,34 +9,41 @@ from typing import TYPE_CHECKING, Any
 from minipeft.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from minipeft.adapters.adapter import load_adapter
-    from minipeft.adapters.adapter_set import AdapterSet
-    from minipeft.adapters.merging import export, merge, unmerge
-    from minipeft.adapters.save import save_adapter
-    from minipeft.data.batches.packing import PackedBatch, pack
-    from minipeft.data.tokens.tokenizer import Tokenizer, load_tokenizer
-    from minipeft.errors import MinipeftError
-    from minipeft.inference.estimator import Classifier
-    from minipeft.inference.predict import load_run
-    from minipeft.methods import apply, count_parameters
-    from minipeft.methods.adalora import AdaLoRA
-    from minipeft.methods.bitfit import BitFit
-    from minipeft.methods.bottleneck import Houlsby, Pfeiffer
-    from minipeft.methods.dora import DoRA
-    from minipeft.methods.full import Full
-    from minipeft.methods.head import Head
-    from minipeft.methods.ia3 import IA3
-    from minipeft.methods.layer_norm import LayerNormTuning
-    from minipeft.methods.lora import LoRA, LoRALinear
-    from minipeft.methods.prefix_tuning import PrefixTuning
-    from minipeft.methods.prompt_tuning import PromptTuning
-    from minipeft.methods.vera import VeRA
-    from minipeft.model.classifier import SequenceClassifier
-    from minipeft.model.config import EncoderConfig
-    from minipeft.model.pretrained import load_pretrained
-    from minipeft.model.token_classifier import TokenClassifier
-    from minipeft.training.result import Result
-    from minipeft.training.run import train
+    from minipeft.adapters.adapter import load_adapter as load_adapter
+    from minipeft.adapters.adapter_set import AdapterSet as AdapterSet
+    from minipeft.adapters.merging import export as export
+    from minipeft.adapters.merging import merge as merge
+    from minipeft.adapters.merging import unmerge as unmerge
+    from minipeft.adapters.save import save_adapter as save_adapter
+    from minipeft.data.batches.packing import PackedBatch as PackedBatch
+    from minipeft.data.batches.packing import pack as pack
+    from minipeft.data.tokens.tokenizer import Tokenizer as Tokenizer
+    from minipeft.data.tokens.tokenizer import load_tokenizer as load_tokenizer
+    from minipeft.errors import MinipeftError as MinipeftError
+    from minipeft.inference.estimator import Classifier as Classifier
+    from minipeft.inference.predict import load_run as load_run
+    from minipeft.methods import apply as apply
+    from minipeft.methods import count_parameters as count_parameters
+    from minipeft.methods.adalora import AdaLoRA as AdaLoRA
+    from minipeft.methods.bitfit import BitFit as BitFit
+    from minipeft.methods.bottleneck import Houlsby as Houlsby
+    from minipeft.methods.bottleneck import Pfeiffer as Pfeiffer
+    from minipeft.methods.dora import DoRA as DoRA
+    from minipeft.methods.full import Full as Full
+    from minipeft.methods.head import Head as Head
+    from minipeft.methods.ia3 import IA3 as IA3
+    from minipeft.methods.layer_norm import LayerNormTuning as LayerNormTuning
+    from minipeft.methods.lora import LoRA as LoRA
+    from minipeft.methods.lora import LoRALinear as LoRALinear
+    from minipeft.methods.prefix_tuning import PrefixTuning as PrefixTuning
+    from minipeft.methods.prompt_tuning import PromptTuning as PromptTuning
+    from minipeft.methods.vera import VeRA as VeRA
+    from minipeft.model.classifier import SequenceClassifier as SequenceClassifier
+    from minipeft.model.config import EncoderConfig as EncoderConfig
+    from minipeft.model.pretrained import load_pretrained as load_pretrained
+    from minipeft.model.token_classifier import TokenClassifier as TokenClassifier
+    from minipeft.training.result import Result as Result
+    from minipeft.training.run import train as train
 
 _HOMES = {
     "minipeft.adapters.adapter": ("load_adapter",),
@@ -68,43 +75,7 @@ _HOMES = {
     "minipeft.training.result": ("Result",),
     "minipeft.training.run": ("train",),
 }
-__all__ = [
-    "IA3",
-    "AdaLoRA",
-    "AdapterSet",
-    "BitFit",
-    "Classifier",
-    "DoRA",
-    "EncoderConfig",
-    "Full",
-    "Head",
-    "Houlsby",
-    "LayerNormTuning",
-    "LoRA",
-    "LoRALinear",
-    "MinipeftError",
-    "PackedBatch",
-    "Pfeiffer",
-    "PrefixTuning",
-    "PromptTuning",
-    "Result",
-    "SequenceClassifier",
-    "TokenClassifier",
-    "Tokenizer",
-    "VeRA",
-    "apply",
-    "count_parameters",
-    "export",
-    "load_adapter",
-    "load_pretrained",
-    "load_run",
-    "load_tokenizer",
-    "merge",
-    "pack",
-    "save_adapter",
-    "train",
-    "unmerge",
-]
+__all__ = sorted(name for names in _HOMES.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:
@@ -115,4 +86,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__
