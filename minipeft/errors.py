@@ -4,7 +4,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -123,6 +123,18 @@ def public_address(text: str) -> str:
         return f"{match[1]}{match[3]}{punctuation}"
 
     return ADDRESS.sub(without_secrets, text)
+
+
+def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as files may hold them: without the secrets that an address may have."""
+
+    def public(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [public(one) for one in value]
+        return public_address(value) if isinstance(value, str) else value
+
+    may_hold_addresses = ("data", "source", "validation", "checkpoint_copy")
+    return {name: public(value) if name in may_hold_addresses else value for name, value in settings.items()}
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -19,11 +19,10 @@ from minipeft.compare.plan import NUMBERS, Plan, Run, changed_flags, make_plan
 from minipeft.compare.runner import execute, make_runner
 from minipeft.compare.runner_options import RunnerOptions
 from minipeft.compare.table import comparison_table
-from minipeft.data.tables.remote import public_settings
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Task
 from minipeft.device import choose_device, choose_precision
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, public_settings
 from minipeft.files import FORMAT, check_output, make_folder, read_json, user_path, write_json, write_text
 from minipeft.hub.hub import resolve_model
 from minipeft.lease import Lease

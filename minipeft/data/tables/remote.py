@@ -7,12 +7,11 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minipeft.errors import MinipeftError, first_line, printable, public_address
+from minipeft.errors import MinipeftError, first_line, printable
 from minipeft.files import make_folder
 from minipeft.hub.network import datasets_offline_variable
 
@@ -27,19 +26,6 @@ VERSION_FIELDS = ("size", "ETag", "etag", "Last-Modified", "LastModified", "blob
 def is_remote(path: str) -> bool:
     """Whether a path is an address such as https://host/file.csv."""
     return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
-
-
-def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as files may hold them: without the secrets that an address may have."""
-    may_hold_addresses = ("data", "source", "validation", "checkpoint_copy")
-    addresses = {name: settings[name] for name in may_hold_addresses if name in settings}
-    return {**settings, **{name: _public(value) for name, value in addresses.items()}}
-
-
-def _public(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_public(one) for one in value]
-    return public_address(value) if isinstance(value, str) else value
 
 
 @lru_cache

@@ -16,7 +16,7 @@ from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.errors import MinipeftError, nearest
 from minipeft.files import check_output
 from minipeft.hub.hub import resolve_model
-from minipeft.methods import changed_options, get_method, method_name
+from minipeft.methods import get_method, method_name
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import load_config
 from minipeft.problems import PROBLEMS
@@ -38,20 +38,13 @@ FREE_OF_ADAPTER = ("dropout", "lr_ratio")
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a task's splits come from.
-
-    Attributes:
-        task: its columns, labels and metrics.
-        source: for `read_chunks`.
-        description: for people; so is `columns`, the columns that are read.
-        warnings: what may be a mistake, one line each.
-    """
+    """Where a task's splits come from."""
 
     task: Task
-    source: str
+    source: str  # for `read_chunks`
     description: str
-    columns: str
-    warnings: tuple[str, ...]
+    columns: str  # a description of those that are read
+    warnings: tuple[str, ...] = ()  # what may be a mistake, one line each
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,7 @@ def choose_source(settings: TrainSettings, task: Task, custom: CustomData | None
     if custom is not None:
         return DataSource(task, custom.source, custom.describe(), custom.describe_columns(), custom.warnings)
     source, description = choose_data(task, settings.data)
-    return DataSource(task, source, description, f"{' and '.join(task.columns)}, labels from {task.label_column}", ())
+    return DataSource(task, source, description, f"{' and '.join(task.columns)}, labels from {task.label_column}")
 
 
 def choose_model(name_or_dir: str) -> Checkpoint:
@@ -127,15 +120,15 @@ def choose_method(settings: TrainSettings, initial: Any = None) -> Any:
         MinipeftError: for an option that the method does not have.
     """
     config = get_method(settings.method)
-    fields = {field.name for field in dataclasses.fields(config)}
+    fields = [field.name for field in dataclasses.fields(config)]
     flags = {name: getattr(settings, name) for name in METHOD_FLAGS if getattr(settings, name) is not None}
     options = checks.options("--method-options", settings.method_options or {})
     for name, value in flags.items():
         if name not in fields:
             raise MinipeftError(f"--{name} {value!r} has no meaning for {settings.method}. Leave it out.")
+    known = [name for name in fields if name not in METHOD_FLAGS]
     for name in options:
-        if name not in fields or name in METHOD_FLAGS:
-            known = [field.name for field in dataclasses.fields(config) if field.name not in METHOD_FLAGS]
+        if name not in known:
             raise MinipeftError(
                 f"--method-options: {settings.method} has no {name!r}{nearest(name, known)}. "
                 f"Its options are: {', '.join(known) or 'none'}."
@@ -157,23 +150,20 @@ def choose_method(settings: TrainSettings, initial: Any = None) -> Any:
     return method
 
 
-def non_default_options(method: Any) -> dict[str, Any]:
-    """Return a method's options that have no flag of their own, where they are not the default."""
-    return {name: value for name, value in changed_options(method).items() if name not in METHOD_FLAGS}
-
-
 def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe, max_tokens: int) -> Schedule:
     """Return what the loop computes; the training rows are counted where the settings depend on their number."""
     sequences_per_step = settings.batch_size * settings.grad_accum
     epochs, warmup_steps = settings.epochs or defaults.epochs, settings.warmup_steps
     if settings.steps is not None or warmup_steps is None:
-        steps_per_epoch = max(1, count_steps(1, count_examples(settings, data), sequences_per_step))
+        count, strata = training_strata(data.task, data.source, settings.train_limit)
+        if settings.holdout is not None:
+            count -= int(draw_mask(count, strata, settings.holdout, settings.seed).sum())
+        steps_per_epoch = max(1, count_steps(1, count, sequences_per_step))
         epochs = epochs if settings.steps is None else -(-settings.steps // steps_per_epoch)
         steps = settings.steps or epochs * steps_per_epoch
-        if warmup_steps is None and settings.warmup_ratio is not None:
-            warmup_steps = math.ceil(settings.warmup_ratio * steps)  # as the Trainer of transformers rounds
-        elif warmup_steps is None:
-            warmup_steps = default_warmup(steps)
+        if warmup_steps is None:
+            ratio = settings.warmup_ratio  # rounded as in the Trainer of transformers
+            warmup_steps = default_warmup(steps) if ratio is None else math.ceil(ratio * steps)
     return Schedule(
         epochs=epochs,
         lr=defaults.lr if settings.lr is None else settings.lr,
@@ -182,7 +172,7 @@ def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe,
         sequences_per_step=sequences_per_step,
         max_tokens=max_tokens,
         seed=settings.seed,
-        select_by=choose_selection_metric(settings, data.task),
+        select_by=selection_metric(settings.select_by or data.task.metrics[0], bool(settings.holdout)),
         lr_schedule=settings.lr_schedule,
         betas=(settings.beta1, settings.beta2),
         epsilon=settings.epsilon,
@@ -191,19 +181,6 @@ def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe,
         eval_every=settings.eval_every or 0,
         patience=settings.patience or 0,
     )
-
-
-def count_examples(settings: TrainSettings, data: DataSource) -> int:
-    """Return how many examples are trained on: those of the training split that are not held out."""
-    count, strata = training_strata(data.task, data.source, settings.train_limit)
-    if settings.holdout is None:
-        return count
-    return count - int(draw_mask(count, strata, settings.holdout, settings.seed).sum())
-
-
-def choose_selection_metric(settings: TrainSettings, task: Task) -> str:
-    """Return the name of the figure that chooses the best epoch: of the held-out examples where there are any."""
-    return selection_metric(settings.select_by or task.metrics[0], bool(settings.holdout))
 
 
 def choose_max_length(wanted: int | None, method: Any, longest: int) -> int:
@@ -222,13 +199,9 @@ def choose_output(settings: TrainSettings, task: Task, method: Any) -> Path:
     Raises:
         MinipeftError: for a folder that cannot take this run.
     """
-    if settings.output is not None:
-        folder = Path(settings.output)
-    else:
-        rank = f"-r{method.rank}" if hasattr(method, "rank") else ""
-        folder = numbered_folder(
-            Path("runs") / f"{task.name}-{settings.method}{rank}-seed{settings.seed}", settings.resume
-        )
+    rank = f"-r{method.rank}" if hasattr(method, "rank") else ""
+    name = f"{task.name}-{settings.method}{rank}-seed{settings.seed}"
+    folder = Path(settings.output) if settings.output else numbered_folder(Path("runs") / name, settings.resume)
     check_output(folder, "config.json", "run", settings.resume)
     return folder
 

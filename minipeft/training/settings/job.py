@@ -19,9 +19,10 @@ from minipeft.device import (
     choose_precision,
     warn_of_slow_bf16,
 )
-from minipeft.errors import MinipeftError, under_torchrun
+from minipeft.errors import MinipeftError, public_settings, under_torchrun
 from minipeft.files import user_path
 from minipeft.hub.names import model_name
+from minipeft.methods import changed_options
 from minipeft.model.families import family_of
 from minipeft.problems import PROBLEMS
 from minipeft.training.distributed import SINGLE_PROCESS, Processes
@@ -39,7 +40,6 @@ from minipeft.training.settings.choices import (
     choose_schedule,
     choose_source,
     find_task,
-    non_default_options,
 )
 from minipeft.training.settings.recipes import recipe
 from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, check_windows
@@ -52,25 +52,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A run, complete: no setting is left to be chosen.
+    """A run, complete: no setting is left to be chosen."""
 
-    Attributes:
-        settings: what the user asked for, with every choice made; None only where a setting has no effect.
-        data: the task, and where its splits come from.
-        model: the pretrained model on this machine.
-        method: the method's config.
-        initial_adapters: the adapter that the run is initialized from, if any.
-        schedule: what the loop computes.
-        max_length: tokens of a sequence at most.
-        output: the run's folder.
-        processes: those that train together.
-    """
-
-    settings: TrainSettings
+    settings: TrainSettings  # with every choice made; None only where a setting has no effect
     data: DataSource
     model: Checkpoint
-    method: Any
-    initial_adapters: tuple[Adapter, ...]
+    method: Any  # its config
+    initial_adapters: tuple[Adapter, ...]  # the one that the run is initialized from, if any
     schedule: Schedule
     max_length: int
     output: Path
@@ -88,10 +76,8 @@ class Job:
     @property
     def config(self) -> dict[str, Any]:
         """The content of config.json: every setting, complete, in the types that JSON has, and the task's labels."""
-        found = {"source": self.data.source, "labels": self.task.labels}
-        from minipeft.data.tables.remote import public_settings
-
-        return dict(json.loads(json.dumps(public_settings(dataclasses.asdict(self.settings) | found))))
+        settings = dataclasses.asdict(self.settings) | {"source": self.data.source, "labels": self.task.labels}
+        return dict(json.loads(json.dumps(public_settings(settings))))
 
     def check_same_settings(self) -> str:
         """Raise where a resumed run would change; return what the learning rate does where it is extended, or ""."""
@@ -149,14 +135,16 @@ def resolve(given: Mapping[str, Any]) -> Job:
     hidden_size, model_type = model.config.hidden_size, model.config.model_type
     defaults = recipe(None if custom else task.name, settings.method, hidden_size, model_type)
     warn_of_slow_bf16(precision, device)
-    max_tokens = settings.max_tokens or _max_tokens_of_all(processes, device, precision, model.config)
+    saved_per_token = family_of(model.config).saved_per_token * hidden_size * model.config.num_hidden_layers
+    fits = choose_max_tokens(device, precision, hidden_size, saved_per_token)  # on the device of this process
+    max_tokens = settings.max_tokens or -processes.all_reduce_max(-fits)
     schedule = choose_schedule(settings, data, defaults, max_tokens)
     max_length = choose_max_length(settings.max_length, method, model.config.max_length)
     complete = dataclasses.replace(
         settings,
         **_settings_of_task(settings, data.task),
         **{name: getattr(method, name) for name in METHOD_FLAGS if hasattr(method, name)},
-        method_options=non_default_options(method),
+        method_options={name: value for name, value in changed_options(method).items() if name not in METHOD_FLAGS},
         model=_model_to_reload(settings.model, model.folder),
         init_adapter=str(adapters[0].folder.resolve()) if adapters else None,
         epochs=schedule.epochs,
@@ -165,7 +153,7 @@ def resolve(given: Mapping[str, Any]) -> Job:
         warmup_steps=schedule.warmup_steps,
         max_tokens=max_tokens,
         max_length=max_length,
-        stride=_stride(settings, max_length),
+        stride=max_length // 4 if settings.long_text == "window" and settings.stride is None else settings.stride,
         device=device,
         precision=precision,
         cuda_graphs=choose_cuda_graphs(settings, device, precision, model.config),
@@ -215,19 +203,6 @@ def _settings_of_task(settings: TrainSettings, task: Task) -> dict[str, Any]:
         "label_type": PROBLEMS[task.problem.name].label_type,
         "validation": str(files["validation"]) if "validation" in files else None,
     }
-
-
-def _max_tokens_of_all(processes: Processes, device: str, precision: str, config: EncoderConfig) -> int:
-    """Return the tokens of a batch that fit on the device of every process."""
-    saved = family_of(config).saved_per_token * config.hidden_size * config.num_hidden_layers
-    return -processes.all_reduce_max(-choose_max_tokens(device, precision, config.hidden_size, saved))
-
-
-def _stride(settings: TrainSettings, max_length: int) -> int | None:
-    """Return the tokens that two windows have in common; None where long texts are truncated."""
-    if settings.long_text == "truncate":
-        return None
-    return max_length // 4 if settings.stride is None else settings.stride
 
 
 def _model_to_reload(wanted: str, folder: Path) -> str:
