@@ -51,15 +51,20 @@ def test_every_public_name_appears_in_a_walkthrough() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of_stem)
-def test_a_page_ends_with_three_exercises_and_their_solutions(page: Path) -> None:
-    exercises = page.read_text(encoding="utf-8").partition("\n# ## Exercises\n")[2]
-    assert re.findall(r"^# (\d)\. \*\*(.*?)\.\*\*", exercises, re.MULTILINE) == [
-        ("1", "Compute"),
-        ("2", "Change the code"),
-        ("3", "Explain"),
-    ]
-    assert re.findall(r"^# ### Solution (\d)$", exercises, re.MULTILINE) == ["1", "2", "3"]
-    assert exercises.count("assert ") >= 2, "a solution is executed"
+def test_a_notebook_ends_with_three_exercises_that_check_and_their_collapsed_solutions(
+    page: Path, notebooks: ModuleType
+) -> None:
+    assert f"python walkthroughs/check.py {int(page.stem[:2])}`" in page.read_text(encoding="utf-8")
+    cells = notebooks.of_script(page).cells[-9:]
+    assert [cell.cell_type for cell in cells] == ["markdown", "code", "markdown"] * 3
+    for number, (name, title) in enumerate(
+        (("compute", "Compute"), ("change", "Change the code"), ("explain", "Explain"))
+    ):
+        question, stub, solution = (cell.source for cell in cells[3 * number : 3 * number + 3])
+        assert question.startswith(f"### {number + 1}. {title}\n\n")
+        assert f"def {name}(" in stub and "return ...\n" in stub and stub.endswith(f", {name})")
+        assert solution.startswith(f"<details><summary>Solution {number + 1}</summary>\n\n")
+        assert solution.endswith("</details>") and (name == "explain" or "```python\ndef " in solution)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of_stem)

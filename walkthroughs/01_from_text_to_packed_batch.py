@@ -414,42 +414,6 @@ assert sorted(index for part in parts for index in part) == list(range(32))
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Compute.** A batch has sequences of 10, 20, 30 and 100 tokens. How many slots does the padded batch have, how
-#    many does the packed batch have, and what is their ratio?
-# 2. **Change the code.** Write `unpack(batch)`, which returns the token ids of each sequence as a list of lists.
-# 3. **Explain.** `split_by_tokens` sorts the sequences of one optimizer step by length. Why does this change nothing,
-#    although sorting the whole training set by length would?
-#
-# Try them before you open the solutions.
-
-# %% [markdown]
-# ### Solution 1
-#
-# Padded: 4 rows as wide as the longest, $4 \cdot 100 = 400$ slots. Packed: $10 + 20 + 30 + 100 = 160$. The ratio is
-# 2.5, the longest divided by the mean length of 40.
-
-# %%
-four = [10, 20, 30, 100]
-packed = minipeft.pack([[5] * length for length in four], config=config)
-print(len(four) * max(four), "slots padded,", packed.total_tokens, "packed")
-assert packed.total_tokens == sum(four) and len(four) * max(four) / packed.total_tokens == max(four) / (sum(four) / 4)
-
-# %% [markdown]
-# ### Solution 2
-#
-# Cut the ids where the lengths say so.
-
-
-# %%
-def unpack(batch: minipeft.PackedBatch) -> list[list[int]]:
-    return [ids.tolist() for ids in batch.input_ids.split(batch.lengths)]
-
-
-assert unpack(batch) == token_ids
-
-# %% [markdown]
-# ### Solution 3
-#
-# The gradient of a step is a sum over its sequences, and a sum does not depend on the order of its terms. Sorting the
-# whole training set changes *which* sequences are in a step: short texts would be trained with short texts, and the
-# steps would no longer be random samples of the data.
+# The notebook has three exercises here, each with a check and a collapsed solution. In a clone the same exercises are
+# in `exercises/01_from_text_to_packed_batch.py`: write your answers there, then run
+# `python walkthroughs/check.py 1`. It says what is right and gives hints. The solutions are in `solutions/`.

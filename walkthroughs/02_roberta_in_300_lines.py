@@ -10,7 +10,6 @@
 # architecture of roberta-base and is only smaller.
 
 # %%
-import dataclasses
 import importlib.util
 import inspect
 import math
@@ -381,51 +380,6 @@ else:
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Compute.** How many parameters does one layer of roberta-base have? ($h = 768$, the feed-forward part is $4h$
-#    wide.)
-# 2. **Change the code.** Leave out the division by $\sqrt d$ in the head computed by hand. Are the weights spread over
-#    more tokens or over fewer? Measure it by the entropy $-\sum_j w_j \log w_j$, the mean over the rows.
-# 3. **Explain.** A programmer forgets to restart `position_ids` in each sequence of a packed batch. Which sequences get
-#    other logits?
-#
-# Try them before you open the solutions.
-
-# %% [markdown]
-# ### Solution 1
-#
-# Four square layers $4(h^2 + h)$, the feed-forward part $4h^2 + 4h$ and $4h^2 + h$, and two LayerNorms with $2h$ each.
-
-# %%
-h = base.hidden_size
-by_formula = 4 * (h * h + h) + (4 * h * h + 4 * h) + (4 * h * h + h) + 2 * 2 * h
-with torch.device("meta"):
-    one_layer = roberta.EncoderLayer(base)
-print(f"{by_formula:,} parameters")
-assert by_formula == sum(parameter.numel() for parameter in one_layer.parameters())
-
-# %% [markdown]
-# ### Solution 2
-#
-# Larger scores make a softmax sharper: the weights are spread over fewer tokens.
-
-
-# %%
-def entropy(weights: torch.Tensor) -> float:
-    return float(-(weights * weights.clamp_min(1e-30).log()).sum(dim=1).mean())
-
-
-undivided = torch.softmax(q @ k.T, dim=1)
-print(f"entropy with the division {entropy(weights):.2f}, without it {entropy(undivided):.2f}")
-assert entropy(undivided) < entropy(weights)
-
-# %% [markdown]
-# ### Solution 3
-#
-# All sequences but the first: the first one starts at the right position, and each later one gets the positions that
-# come after its predecessor.
-
-# %%
-running = dataclasses.replace(several, position_ids=torch.arange(several.total_tokens) + config.position_offset)
-difference = (model(several) - model(running)).abs().amax(dim=1)
-print("largest difference of a logit in each sequence:", [f"{value:.1e}" for value in difference.tolist()])
-assert difference[0] < 1e-6 and (difference[1:] > 1e-3).all()
+# The notebook has three exercises here, each with a check and a collapsed solution. In a clone the same exercises are
+# in `exercises/02_roberta_in_300_lines.py`: write your answers there, then run
+# `python walkthroughs/check.py 2`. It says what is right and gives hints. The solutions are in `solutions/`.

@@ -409,56 +409,6 @@ assert torch.allclose(apart, together, atol=1e-4) and torch.equal(apart, again)
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Compute.** At which rank does LoRA on a square layer of 768 features have as many parameters as the layer's
-#    weight?
-# 2. **Change the code.** Start with $A = 0$ and a random $B$. Does training still start from the pretrained function,
-#    and which of the two has a gradient in the first step?
-# 3. **Explain.** An adapter was trained with alpha 16 and rank 8, and a program loads it with alpha 32. What does the
-#    model compute?
-#
-# Try them before you open the solutions.
-
-# %% [markdown]
-# ### Solution 1
-#
-# $r (768 + 768) = 768^2$ gives $r = 384$, half of the width.
-
-# %%
-width = 768
-same = next(rank for rank in range(1, width + 1) if rank * 2 * width == width**2)
-wide_layer = LoRALinear(Linear(width, width).requires_grad_(False), same, alpha=16)
-print("rank", same)
-assert wide_layer.lora_A.numel() + wide_layer.lora_B.numel() == wide_layer.weight.numel()
-
-# %% [markdown]
-# ### Solution 2
-#
-# Yes: $BA$ is 0 in both cases. Now the gradient of $B$ is 0, because it has the factor $A$, and $A$ moves first.
-
-# %%
-torch.manual_seed(0)
-layer = LoRALinear(Linear(m, n).requires_grad_(False), 3, alpha=6)
-torch.nn.init.zeros_(layer.lora_A)
-torch.nn.init.normal_(layer.lora_B)
-X = torch.randn(tokens, m)
-assert torch.equal(layer(X), Linear.forward(layer, X))
-of_a, of_b = torch.autograd.grad(layer(X).square().mean(), (layer.lora_A, layer.lora_B))
-print(f"first step: size of the gradient of A {float(of_a.norm()):.4f}, of B {float(of_b.norm()):.4f}")
-assert of_a.norm() > 0 and of_b.norm() == 0
-
-# %% [markdown]
-# ### Solution 3
-#
-# The scale $s = \alpha / r$ is 4 instead of 2, so that the change of every adapted weight is twice the trained one. The
-# shapes fit and no error is raised: alpha is part of an adapter, which is why `adapter_config.json` stores it.
-
-# %%
-frozen = Linear(m, n).requires_grad_(False)
-small, large = LoRALinear(frozen, 8, alpha=16), LoRALinear(frozen, 8, alpha=32)
-torch.nn.init.normal_(small.lora_B)
-with torch.no_grad():
-    large.lora_A.copy_(small.lora_A)
-    large.lora_B.copy_(small.lora_B)
-    changes = [layer.merged_weight() - frozen.weight for layer in (small, large)]
-print("ratio of the changes:", round(float(changes[1].norm() / changes[0].norm()), 4))
-assert torch.allclose(changes[1], 2 * changes[0], atol=1e-5)
+# The notebook has three exercises here, each with a check and a collapsed solution. In a clone the same exercises are
+# in `exercises/03_lora.py`: write your answers there, then run
+# `python walkthroughs/check.py 3`. It says what is right and gives hints. The solutions are in `solutions/`.

@@ -340,42 +340,6 @@ print(adapter.method, minipeft.count_parameters(adapter))
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Compute.** How many biases does BitFit train in roberta-large ($h = 1024$, 24 layers)?
-# 2. **Change the code.** Freeze the key biases after `minipeft.apply`. How many parameters of roberta-mini are left?
-# 3. **Explain.** Training the biases of both `value` and `output` does not give the model more functions than training
-#    that of `output` alone. Why?
-#
-# Try them before you open the solutions.
-
-# %% [markdown]
-# ### Solution 1
-#
-# $11 h$ in each layer and $h$ for the embeddings: $11 \cdot 1024 \cdot 24 + 1024 = 271{,}360$.
-
-# %%
-large = minipeft.EncoderConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
-with torch.device("meta"):
-    in_large = minipeft.count_parameters(minipeft.apply(minipeft.SequenceClassifier(large), minipeft.BitFit()))
-print(f"{in_large.method:,} biases")
-assert in_large.method == 11 * 1024 * 24 + 1024
-
-# %% [markdown]
-# ### Solution 2
-#
-# `count_parameters` counts what has `requires_grad`. The key biases are $h$ numbers in each layer.
-
-# %%
-model = minipeft.apply(minipeft.load_pretrained("roberta-mini"), minipeft.BitFit())
-with_keys = minipeft.count_parameters(model).method
-for layer in model.encoder.layers:
-    layer.key.bias.requires_grad_(False)
-without_keys = minipeft.count_parameters(model).method
-print(f"{with_keys:,} biases, {without_keys:,} without those of the keys")
-assert with_keys - without_keys == in_vain
-
-# %% [markdown]
-# ### Solution 3
-#
-# The weights of attention sum to 1, so a value bias $b_v$ adds $b_v$ to the result of attention for every token.
-# `output` then makes $W_o b_v + b_o$ of both biases. Its own bias can be that vector already: `through_value` and
-# `through_output` above are equal.
+# The notebook has three exercises here, each with a check and a collapsed solution. In a clone the same exercises are
+# in `exercises/04_bitfit.py`: write your answers there, then run
+# `python walkthroughs/check.py 4`. It says what is right and gives hints. The solutions are in `solutions/`.

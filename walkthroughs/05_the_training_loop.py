@@ -28,7 +28,7 @@ from minipeft.data.tasks.synthetic import generate
 from minipeft.device import MAX_TOKENS
 from minipeft.training import loop
 from minipeft.training.optimization.optimizer import adamw, parameter_groups, set_learning_rate
-from minipeft.training.optimization.schedule import LR_SCHEDULES, linear_schedule
+from minipeft.training.optimization.schedule import linear_schedule
 from minipeft.training.run_folder import checkpoint
 from minipeft.training.settings.recipes import BATCH_SIZE, GRAD_ACCUM, LORA_RECIPES, default_warmup
 
@@ -588,60 +588,6 @@ for wrong in ({"output": str(output)}, {"output": str(output), "lr": -1.0}, {"ta
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Compute.** RTE has 2,490 training examples. How many optimizer steps are 25 epochs of 16 x 4 sequences, and what
-#    is the factor on the learning rate at step 500 with 100 warmup steps?
-# 2. **Change the code.** Write a cosine schedule with the arguments of `linear_schedule`: warmup as before, then half a
-#    cosine from 1 to 0. Where is it above the linear one? Compare it with the package's, `--lr-schedule cosine`.
-# 3. **Explain.** `--batch-size 8 --grad-accum 8` does not fit into memory. May you use `--batch-size 4 --grad-accum 16`
-#    without choosing another learning rate?
-#
-# Try them before you open the solutions.
-
-# %% [markdown]
-# ### Solution 1
-#
-# $\lceil 2490 / 64 \rceil = 39$ steps in an epoch, 975 in all. After the warmup the factor falls in a straight line to
-# 0 at step 975: $(975 - 500) / (975 - 100) = 0.543$.
-
-# %%
-steps_of_rte = 25 * math.ceil(2490 / 64)
-print(f"{steps_of_rte} steps, factor {linear_schedule(500, 100, steps_of_rte):.3f}")
-assert steps_of_rte == 975 and math.isclose(linear_schedule(500, 100, 975), 475 / 875)
-
-# %% [markdown]
-# ### Solution 2
-#
-# It is above the linear schedule in the first half after the warmup, and below it in the second. The package's is the
-# same in a run's own steps; beyond them, where a run was extended, it stays at 0.
-
-
-# %%
-def half_a_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    if step < warmup_steps:
-        return step / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
-
-
-for step in (0, 50, 100, 300, 537, 775, 975):
-    print(f"step {step:3}: cosine {half_a_cosine(step, 100, 975):.3f}, linear {linear_schedule(step, 100, 975):.3f}")
-assert half_a_cosine(300, 100, 975) > linear_schedule(300, 100, 975)
-assert half_a_cosine(775, 100, 975) < linear_schedule(775, 100, 975)
-assert all(math.isclose(half_a_cosine(t, 100, 975), LR_SCHEDULES["cosine"](t, 100, 975)) for t in range(976))
-
-# %% [markdown]
-# ### Solution 3
-#
-# You may: both take 64 sequences in a step, and the gradient is the same sum, divided by 64, whichever way it is cut
-# up. But in minipeft it would not help. Both are the same run, because `split_by_tokens` forms the batches, and it
-# looks at the budget of tokens only. What bounds the memory is `--max-tokens`: pass a smaller one, with the same
-# learning rate.
-
-# %%
-halves = gradient_of([range(16), range(16, 32)], lambda part: 1 / 32)
-quarters = gradient_of([range(start, start + 8) for start in range(0, 32, 8)], lambda part: 1 / 32)
-print(f"relative difference: {float((halves - quarters).norm() / halves.norm()):.1e}")
-assert (halves - quarters).norm() < 1e-4 * halves.norm()
-for budget in (MAX_TOKENS["cpu"], MAX_TOKENS["cpu"] // 2):
-    largest = max(sum(lengths[i] for i in part) for part in split_by_tokens(range(32), lengths, budget))
-    print(f"--max-tokens {budget}: at most {largest} tokens in a batch")
-    assert largest <= budget
+# The notebook has three exercises here, each with a check and a collapsed solution. In a clone the same exercises are
+# in `exercises/05_the_training_loop.py`: write your answers there, then run
+# `python walkthroughs/check.py 5`. It says what is right and gives hints. The solutions are in `solutions/`.

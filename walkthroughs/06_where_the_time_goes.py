@@ -539,47 +539,6 @@ print(f"here its rate is {machine / rates['large: 768 x 768 by 768 x 768']:.2f} 
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Compute.** How many operations does roberta-base's `intermediate` layer (768 to 3,072 features) take for 512
-#    tokens?
-# 2. **Change the code.** Put LoRA of rank 8 on all six linear layers. How many forward passes does a training step
-#    cost?
-# 3. **Explain.** In the table, BitFit trains fewer parameters than LoRA, and takes more operations. Why?
-#
-# Try them before you open the solutions.
-
-# %% [markdown]
-# ### Solution 1
-#
-# $2mkn = 2 \cdot 512 \cdot 768 \cdot 3072$, about 2.4 billion.
-
-# %%
-x, weight = torch.randn(512, 768), torch.randn(3072, 768)
-operations = counted(lambda: F.linear(x, weight))
-print(f"{operations:,}")
-assert operations == 2 * 512 * 768 * 3072
-
-# %% [markdown]
-# ### Solution 2
-#
-# A little more than with query and value alone: the additional products are thin.
-
-# %%
-everywhere = ("query", "key", "value", "output", "intermediate", "ffn_output")
-model = pretrained(minipeft.LoRA(rank=8, targets=everywhere))
-by_formula = training_operations(config, batch.lengths, rank=8, targets=everywhere).total()
-print(f"{by_formula / forward_only:.2f} forward passes; with query and value {cost['LoRA']:.2f}")
-assert by_formula == counted(lambda: loss_of(model).backward())
-assert cost["LoRA"] < by_formula / forward_only < cost["full"]
-
-# %% [markdown]
-# ### Solution 3
-#
-# BitFit trains a bias in the embeddings, below the first layer. So the gradient has to pass through every frozen layer
-# down to the bottom. With LoRA nothing below the first layer's query and value trains, and the first layer's products
-# need no gradient of their input.
-
-# %%
-assert cost["BitFit"] > cost["LoRA"]
-assert minipeft.count_parameters(pretrained(minipeft.BitFit())).method < (
-    minipeft.count_parameters(pretrained(minipeft.LoRA(rank=8))).method
-)
+# The notebook has three exercises here, each with a check and a collapsed solution. In a clone the same exercises are
+# in `exercises/06_where_the_time_goes.py`: write your answers there, then run
+# `python walkthroughs/check.py 6`. It says what is right and gives hints. The solutions are in `solutions/`.

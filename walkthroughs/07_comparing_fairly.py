@@ -517,42 +517,6 @@ assert began_with.parts[0] == parent.name
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Compute.** What is one standard error of an accuracy of 0.9 on 408 rows, and how many rows give one of 0.005?
-# 2. **Change the code.** Drop the first condition of the rule: call two methods significantly different if their
-#    medians of three seeds differ by more than one standard error. How often is that said of equal methods, where
-#    the seeds scatter as widely as the rows?
-# 3. **Explain.** A paper tries 12 learning rates for its method and 3 for the baseline, and reports the best of each on
-#    the validation rows. What is wrong?
-#
-# Try them before you open the solutions.
-
-# %% [markdown]
-# ### Solution 1
-#
-# $\sqrt{0.9 \cdot 0.1 / 408} = 0.0149$, and $n = 0.09 / 0.005^2 = 3600$.
-
-# %%
-print(f"{rule.standard_error('accuracy', 0.9, 408):.4f}; {0.9 * 0.1 / 0.005**2:,.0f} rows")
-assert math.isclose(rule.standard_error("accuracy", 0.9, 3600), 0.005)
-
-# %% [markdown]
-# ### Solution 2
-#
-# Several times as often as with both conditions.
-
-# %%
-one, other = rng.standard_normal((2, 20_000, 3))
-by_medians = np.mean(np.abs(np.median(one, axis=1) - np.median(other, axis=1)) > 1)
-print(f"by the medians alone: {by_medians:.3f}; by both conditions: {false[3, 1.0]:.3f}")
-assert by_medians > 2 * false[3, 1.0]
-
-# %% [markdown]
-# ### Solution 3
-#
-# The best of 12 noisy figures is larger than the best of 3, even if all learning rates are equally good. The method
-# gets more of this than the baseline does. In standard deviations of the noise:
-
-# %%
-best_of_12, best_of_3 = (rng.standard_normal((20_000, tries)).max(axis=1).mean() for tries in (12, 3))
-print(f"expected best of 12: {best_of_12:.2f}, of 3: {best_of_3:.2f}")
-assert best_of_12 > best_of_3 + 0.5
+# The notebook has three exercises here, each with a check and a collapsed solution. In a clone the same exercises are
+# in `exercises/07_comparing_fairly.py`: write your answers there, then run
+# `python walkthroughs/check.py 7`. It says what is right and gives hints. The solutions are in `solutions/`.

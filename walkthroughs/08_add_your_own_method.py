@@ -159,46 +159,6 @@ assert minipeft.count_parameters(result.model).method == config.num_hidden_layer
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Compute.** How many parameters does `Diagonal()` train in roberta-base?
-# 2. **Change the code.** Start $d$ at random numbers with standard deviation 0.02. Which assertion of this page fails?
-# 3. **Explain.** Why does `merged_weight` compute in float32, although the frozen weights may be bfloat16?
-#
-# Try them before you open the solutions.
-
-# %% [markdown]
-# ### Solution 1
-#
-# Query and value in 12 layers with 768 numbers each: $2 \cdot 12 \cdot 768 = 18{,}432$.
-
-# %%
-with torch.device("meta"):
-    base = minipeft.apply(minipeft.SequenceClassifier(minipeft.EncoderConfig()), Diagonal())
-print(f"{minipeft.count_parameters(base).method:,} parameters")
-assert minipeft.count_parameters(base).method == 2 * 12 * 768
-
-# %% [markdown]
-# ### Solution 2
-#
-# The first one of the first test: the adapted layer does not start from the pretrained function any more.
-
-
-# %%
-class RandomDiagonalLinear(DiagonalLinear):
-    def __init__(self, frozen: Linear) -> None:
-        super().__init__(frozen)
-        nn.init.normal_(self.diagonal, std=0.02)
-
-
-layer = RandomDiagonalLinear(Linear(6, 6))
-assert not torch.equal(layer(x), Linear.forward(layer, x))
-
-# %% [markdown]
-# ### Solution 3
-#
-# A bfloat16 number has eight significant bits. A small change that is added to a weight in bfloat16 can be lost
-# completely. In float32 it is added exactly enough, and rounded once at the end.
-
-# %%
-weight, change = torch.tensor(1.0), torch.tensor(0.003)
-print("in bfloat16:", float(weight.bfloat16() + change.bfloat16()), " in float32:", float(weight + change))
-assert weight.bfloat16() + change.bfloat16() == 1 and weight + change != 1
+# The notebook has three exercises here, each with a check and a collapsed solution. In a clone the same exercises are
+# in `exercises/08_add_your_own_method.py`: write your answers there, then run
+# `python walkthroughs/check.py 8`. It says what is right and gives hints. The solutions are in `solutions/`.

@@ -6,6 +6,7 @@ writes every one. `stale` says which these are; the tests call it.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
@@ -18,10 +19,11 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
-from showing import fingerprint  # noqa: E402 - a script next to this one
+from check import NAMES  # noqa: E402 - scripts next to this one
+from showing import fingerprint  # noqa: E402
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
-HIDDEN, FOLDED, SOLUTION = "remove-input", "hide-input", "hide-cell"  # MyST-NB's tags
+HIDDEN, FOLDED = "remove-input", "hide-input"  # MyST-NB's tags
 
 
 def main(arguments: list[str]) -> None:
@@ -46,23 +48,61 @@ def of_script(page: Path) -> Any:
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
-        "minipeft": {"script": fingerprint(page.read_text(encoding="utf-8"))},
+        "minipeft": {"script": fingerprint(written_text(page))},
     }
     notebook.nbformat, notebook.nbformat_minor = 4, 5
-    solutions = False
+    notebook.cells += exercise_cells(page)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
         cell["metadata"] = {}
-        solutions = solutions or "### Solution" in cell.source
-        if cell.cell_type == "code" and solutions:
-            cell["metadata"] = {"tags": [SOLUTION]}
-        elif cell.cell_type == "code":
+        if cell.cell_type == "code":
             called = set(re.findall(r"^(\w+)\(", cell.source, re.MULTILINE))
             if not re.sub(r"^(source|piece)\((.|\n)*?\)$", "", cell.source, flags=re.MULTILINE).strip():
                 cell["metadata"] = {"tags": [HIDDEN]}
             elif "picture" in called:
                 cell["metadata"] = {"tags": [FOLDED]}
     return notebook
+
+
+def written_text(page: Path) -> str:
+    """Return the text of a script, its exercises and its solutions."""
+    files = (page, *(FOLDER / folder / page.name for folder in ("exercises", "solutions")))
+    return "".join(path.read_text(encoding="utf-8") for path in files if path.is_file())
+
+
+def exercise_cells(page: Path) -> list[Any]:
+    """Return the cells of a page's exercises: the question, the stub with its check, and the solution, collapsed."""
+    from nbformat.v4 import new_code_cell, new_markdown_cell
+
+    if not (FOLDER / "exercises" / page.name).is_file():
+        return []
+    stubs, solutions = (functions_of(FOLDER / folder / page.name) for folder in ("exercises", "solutions"))
+    cells = []
+    for number, (name, title) in enumerate(NAMES.items(), start=1):
+        question, stub = stubs[name]
+        explanation, solution = solutions[name]
+        code = f"{stub}\n\n\ncheck_answer({int(page.stem[:2])}, {name})"
+        if number == 1:
+            code = f"from check import check_answer\n\n\n{code}"
+        cells += [new_markdown_cell(f"### {number}. {title}\n\n{question}"), new_code_cell(code)]
+        folded = f"{explanation}\n\n```python\n{solution}\n```" if name != "explain" else explanation
+        cells.append(new_markdown_cell(f"<details><summary>Solution {number}</summary>\n\n{folded}\n\n</details>"))
+    return cells
+
+
+def functions_of(path: Path) -> dict[str, tuple[str, str]]:
+    """Return the docstring and the code without it of each function of a file."""
+    text = path.read_text(encoding="utf-8")
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef) and (docstring := ast.get_docstring(node)):
+            lines = text.splitlines()
+            head, body = (
+                lines[node.lineno - 1 : node.body[0].lineno - 1],
+                lines[node.body[1].lineno - 1 : node.end_lineno],
+            )
+            found[node.name] = (docstring, "\n".join(head + body))
+    return found
 
 
 def executed(page: Path) -> Any:
@@ -116,7 +156,7 @@ def stale(page: Path) -> str:
     if not path.is_file():
         return f"{path.name} is not there"
     recorded = nbformat.read(path, as_version=4).metadata["minipeft"]
-    if recorded["script"] != fingerprint(page.read_text(encoding="utf-8")):
+    if recorded["script"] != fingerprint(written_text(page)):
         return f"{page.name} has changed since"
     for name, code in recorded["quoted"].items():
         try:
