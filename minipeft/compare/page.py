@@ -3,9 +3,8 @@
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
-from minipeft.compare.charts import against_parameters, against_rank, curves, marker, seed_strip
+from minipeft.compare.charts import against_parameters, against_rank, curves, seed_strip
 from minipeft.compare.formatting import (
     describe_differences,
     describe_learning_rates,
@@ -44,7 +43,6 @@ def render_page(table: Table) -> str:
         against_parameters=against_parameters,
         against_rank=against_rank,
         curves=curves,
-        marker=marker,
         describe_differences=describe_differences,
         describe_learning_rates=describe_learning_rates,
         describe_spread=describe_spread,
@@ -82,10 +80,10 @@ def _method_name(row: Table) -> str:
 
 
 def _cells(task: Table, row: Table, style: int) -> list[Any]:
-    """Return the cells of a row, in the order of the headings; a dict is a spread over the seeds."""
+    """Return the cells of a row, in the order of the headings: texts, spreads over the seeds, and a Chart."""
     return [
         row["best"],
-        Markup(seed_strip(task, row, style)),
+        seed_strip(task, row, style),
         *([row["last"]] if task["epochs"] > 1 else []),
         *(f"{row['others'][name]:.3f}" if name in row["others"] else "" for name in task["others"]),
         f"{row['parameters']['method']:,}",
