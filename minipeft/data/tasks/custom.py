@@ -13,7 +13,7 @@ from minipeft.data.tables.lines import stem_of
 from minipeft.data.tables.memory import PLACE, MemoryData
 from minipeft.data.tables.remote import is_remote
 from minipeft.data.tables.table import Table
-from minipeft.data.tasks.draw import VALIDATION_FRACTION, ValidationDraw
+from minipeft.data.tasks.draw import VALIDATION_FRACTION
 from minipeft.data.tasks.task import TASKS, Task
 from minipeft.errors import MinipeftError, check_choice, format_names, printable, short_repr
 from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_row, problem_type_of
@@ -139,7 +139,7 @@ def inspect_custom_data(
         )
     custom = _task(name, columns, found.problem, label, files, (found.rows, found.strata))
     warnings += found.warnings
-    if custom.draw is not None and not custom.draw.mask.any():
+    if custom.validation_rows is not None and not custom.validation_rows.any():
         raise MinipeftError(
             f"{files['train']}: no class has two rows, of which one could be for validation; "
             "add rows, or name a validation file by --validation"
@@ -245,8 +245,7 @@ def _task(
     rows: tuple[int, Sequence[int] | Array | None] | None = None,
 ) -> Task:
     """Return the task; `rows` are the number of training rows and the class of each, if they have been read."""
-    draw = None if "validation" in files else ValidationDraw(files["train"], label, problem, rows)
-    return Task(name, columns, problem, label_column=label, files=tuple(files.items()), draw=draw, train_rows=rows)
+    return Task(name, columns, problem, label_column=label, files=tuple(files.items()), train_rows=rows)
 
 
 def _files(source: str, validation: str | None, names: tuple[str, ...]) -> dict[str, str]:

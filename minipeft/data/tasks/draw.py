@@ -1,53 +1,16 @@
 """Random orders and random parts of examples: epochs, validation splits, held-out examples."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from minipeft.problems.metrics import Array
-from minipeft.problems.problem import Problem
-
-if TYPE_CHECKING:
-    from minipeft.data.tables.memory import MemorySplit
 
 # The validation split of custom data without a validation file, as a fraction of the training file. Its seed does not
 # depend on --seed, so that the metrics of several seeds can be compared.
 VALIDATION_FRACTION, VALIDATION_SEED = 0.1, 0
-
-
-@dataclass
-class ValidationDraw:
-    """The rows of a custom dataset's training file that are drawn for validation.
-
-    Attributes:
-        file: The training file.
-        label_column: Its column of labels.
-        problem: What a label is.
-        rows: The number of rows, and the class of each; None until the labels have been read.
-    """
-
-    file: str | MemorySplit
-    label_column: str
-    problem: Problem
-    rows: tuple[int, Sequence[int] | Array | None] | None = field(default=None, compare=False, repr=False)
-
-    @cached_property
-    def mask(self) -> Array:
-        """True for the drawn rows; the labels are read if they have not been."""
-        if self.rows is None:
-            from minipeft.data.tables.hub_rows import open_split
-
-            values = open_split(self.file).read_labelled([self.label_column])
-            targets = self.problem.store(self.problem.read(value, place) for place, (value,) in values)
-            self.rows = len(targets), self.problem.strata(targets)
-        return draw_mask(*self.rows, VALIDATION_FRACTION, VALIDATION_SEED)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:

@@ -93,8 +93,8 @@ def read_chunks(
 def _read_rows(task: Task, split: str, source: str, limit: int | None, labelled: bool = True) -> Iterator[Row]:
     remedy = f"{task.name} needs {', '.join(task.columns)} and {task.label_column}"
     examples = read_examples(task, _table(task, split, source), task.columns, remedy, labelled)
-    if task.draw is not None and split in ("train", task.validation):
-        mask = task.draw.mask == (split == task.validation)
+    if split in ("train", task.validation) and task.validation_rows is not None:
+        mask = task.validation_rows == (split == task.validation)
         examples = (row for row, chosen in zip(examples, mask.tolist(), strict=True) if chosen)
     return islice(examples, limit)
 
@@ -107,10 +107,15 @@ def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[
         source: The source, from `choose_data`.
         limit: Number of rows to read; None for all.
     """
-    if task.train_rows is not None:
-        count, strata = task.train_rows
-        rest = np.ones(count, dtype=bool) if task.draw is None else ~task.draw.mask
-        return len(rest[rest][:limit]), None if strata is None else strata[rest][:limit]
+    if task.train_rows is None:
+        return read_strata(task, source, limit)
+    count, strata = task.train_rows
+    rest = np.ones(count, dtype=bool) if task.validation_rows is None else ~task.validation_rows
+    return len(rest[rest][:limit]), None if strata is None else strata[rest][:limit]
+
+
+def read_strata(task: Task, source: str, limit: int | None = None) -> tuple[int, Array | None]:
+    """Read the training labels; return their number, and the class of each where draws are stratified."""
     table = _table(task, "train", source)
     table.require([task.label_column], f"{task.name} needs it")
     rows = islice(table.read_labelled([task.label_column]), limit)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipeft.errors import MinipeftError, nearest
 from minipeft.problems import problem_class
 
 if TYPE_CHECKING:
-    from minipeft.data.tasks.draw import ValidationDraw
+    from minipeft.problems.metrics import Array
     from minipeft.problems.problem import Problem
 
 
@@ -30,7 +31,6 @@ class Task:
         also: Further validation splits to evaluate: (prefix of their metrics, split).
         label_column: Column of the labels.
         files: Custom data only: (split, file or MemorySplit).
-        draw: Custom data without a validation file: the rows of the training file that are the validation split.
         train_rows: Custom data only: the number of rows of the training file, and the class of each where draws are
             stratified, if they have been read.
     """
@@ -43,7 +43,6 @@ class Task:
     also: tuple[tuple[str, str], ...] = ()
     label_column: str = "label"
     files: tuple[tuple[str, Any], ...] = ()
-    draw: ValidationDraw | None = None
     train_rows: tuple[int, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +55,20 @@ class Task:
             return self
         self.problem.check_metric(name)
         return replace(self, metrics=(*self.metrics, name))
+
+    @cached_property
+    def validation_rows(self) -> Array | None:
+        """True for each row of the training file that is drawn for validation; None if nothing is drawn.
+
+        The labels of custom data without a validation file are read, unless `train_rows` has them.
+        """
+        if not self.is_custom or "validation" in dict(self.files):
+            return None
+        from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_mask
+        from minipeft.data.tasks.splits import read_strata
+
+        count, strata = self.train_rows or read_strata(self, source="")
+        return draw_mask(count, strata, VALIDATION_FRACTION, VALIDATION_SEED)
 
     @property
     def is_custom(self) -> bool:

@@ -254,11 +254,11 @@ def test_the_rows_that_are_drawn_do_not_depend_on_who_reads_the_labels(tmp_path:
     rows: list[dict[str, Any]] = [{"text": f"text {n}", "label": n % 7, "score": n / 8} for n in range(90)]
     path = write(tmp_path / "a.jsonl", [row | {"tags": ["x"] * (row["label"] == 3) + ["y"]} for row in rows])
     for column, label_type in (("label", "auto"), ("score", "numbers"), ("tags", "multilabel")):
-        draw = inspect(path, label_column=column, label_type=label_type).task.draw
-        assert draw is not None and draw.rows is not None
-        later = replace(draw, rows=None)
-        assert draw.mask.tolist() == later.mask.tolist() and 8 <= draw.mask.sum() <= 10
-        assert (later.rows is not None) and later.rows[0] == draw.rows[0] == 90
+        task = inspect(path, label_column=column, label_type=label_type).task
+        assert task.train_rows is not None and task.validation_rows is not None
+        later = replace(task, train_rows=None).validation_rows
+        assert later is not None and task.validation_rows.tolist() == later.tolist()
+        assert 8 <= later.sum() <= 10 and len(later) == task.train_rows[0] == 90
 
 
 def test_the_drawn_validation_split_is_stratified(tmp_path: Path) -> None:
