@@ -33,13 +33,7 @@ def split_by_tokens(indices: Sequence[int], lengths: Sequence[int] | Array, max_
 
 
 def pack_examples(examples: Encoded, indices: list[int], config: PackingConfig) -> PackedBatch:
-    """Return the sequences at `indices`, packed with their labels; the windows of an example share its weight.
-
-    Args:
-        examples: The tokenized split.
-        indices: Indices of sequences.
-        config: The model's config.
-    """
+    """Return the sequences at `indices`, packed with their labels; the windows of an example share its weight."""
     windows, labels, problem = examples.windows, examples.split.labels, examples.split.task.problem
     if problem_row(problem.name).per_token:
         targets: Any = cast("Any", windows).token_labels(indices, examples.lengths, labels)
@@ -49,4 +43,4 @@ def pack_examples(examples: Encoded, indices: list[int], config: PackingConfig) 
     batch = pack(examples.sequences.take(indices), targets, config=config)
     if windows is None:
         return batch
-    return replace(batch, weights=torch.from_numpy(1 / windows.counts()[owners]).float())
+    return replace(batch, weights=torch.from_numpy(1 / windows.counts[owners]).float())

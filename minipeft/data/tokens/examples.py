@@ -147,11 +147,11 @@ def encode_split(
 
     def tables() -> Iterator[TokenTable]:
         for chunk in chunks:
-            table, windows = _encode(task, tokenizer, chunk.texts, chunk.pairs, max_length, long_texts)
-            _check_fits(table, tokenizer, config)
-            labels.extend(chunk.labels if windows is None else windows.known_labels(chunk.labels))
-            parts.extend([] if windows is None else [windows])
-            yield table
+            encoded = encode_texts(task, chunk.texts, chunk.pairs, tokenizer, max_length, long_texts)
+            _check_fits(encoded.sequences, tokenizer, config)
+            labels.extend(chunk.labels if encoded.windows is None else encoded.windows.known_labels(chunk.labels))
+            parts.extend([] if encoded.windows is None else [encoded.windows])
+            yield encoded.sequences
 
     sequences = TokenTable.from_chunks(tables(), with_types=config.type_vocab_size > 1)
     return Encoded(Split(task, [], None, labels), sequences, parts[0].concatenate(parts) if parts else None)
@@ -159,7 +159,7 @@ def encode_split(
 
 def encode_texts(
     task: Task,
-    texts: list[str],
+    texts: list[Any],
     pairs: list[str] | None,
     tokenizer: Tokenizer,
     max_length: int,
@@ -167,29 +167,18 @@ def encode_texts(
     labels: Sequence[Any] = (),
 ) -> Encoded:
     """Tokenize texts in memory, with or without labels."""
-    table, windows = _encode(task, tokenizer, texts, pairs, max_length, long_texts)
-    return Encoded(Split(task, [], None, labels), table, windows)
-
-
-def _encode(
-    task: Task,
-    tokenizer: Tokenizer,
-    texts: list[Any],
-    pairs: list[str] | None,
-    max_length: int,
-    long_texts: LongTexts | None,
-) -> tuple[TokenTable, Windows | None]:
-    """Return the sequences of texts, and which of them are the windows of which text, if there are windows."""
+    split = Split(task, [], None, labels)
     if problem_row(task.problem.name).per_token:
         from minipeft.data.tokens.words import encode_words
 
-        return encode_words(tokenizer, texts, max_length, long_texts)
+        return Encoded(split, *encode_words(tokenizer, texts, max_length, long_texts))
     if long_texts is None:
-        return TokenTable.from_sequences(tokenizer.encode_full(texts, pairs, max_length)), None
-    from minipeft.data.tokens.long_texts import encode_windows
+        return Encoded(split, TokenTable.from_sequences(tokenizer.encode_full(texts, pairs, max_length)))
+    from minipeft.data.tokens.long_texts import Windows, encode_windows
 
-    windows = encode_windows(tokenizer, texts, pairs, max_length, long_texts.stride)
-    return TokenTable.from_sequences(chain.from_iterable(windows)), long_texts.windows(list(map(len, windows)))
+    sequences = encode_windows(tokenizer, texts, pairs, max_length, long_texts.stride)
+    windows = Windows(long_texts.pooling, np.array(list(map(len, sequences)), dtype=np.int64))
+    return Encoded(split, TokenTable.from_sequences(chain.from_iterable(sequences)), windows)
 
 
 def _check_fits(table: TokenTable, tokenizer: Tokenizer, config: VocabularyConfig) -> None:

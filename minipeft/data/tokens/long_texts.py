@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +12,11 @@ import torch
 from tokenizers import Encoding
 from torch import Tensor
 
+from minipeft.data.tokens.token_table import Array, ranges, starts_of
 from minipeft.data.tokens.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
 
 POOLINGS = {"mean": "mean", "max": "amax"}  # of Tensor.scatter_reduce
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -38,58 +38,47 @@ class LongTexts:
             return None
         return cls(settings["stride"], settings["window_pooling"])
 
-    def windows(self, counts: Sequence[int]) -> Windows:
-        """Return the windows of examples; `counts` has the number of windows of each example."""
-        return Windows.of_counts(counts, self.pooling)
-
 
 @dataclass(frozen=True)
 class Windows:
-    """Which sequences are the windows of which example.
+    """Which sequences are the windows of which example; the windows of an example lie one after the other.
 
     Attributes:
-        starts: (num_examples + 1,), int64; the windows of example i are the sequences starts[i] to starts[i + 1].
         pooling: One of POOLINGS.
+        counts: (num_examples,), int64, windows of each example.
     """
 
-    starts: Array
     pooling: str
-
-    @classmethod
-    def of_counts(cls, counts: Sequence[int] | Array, pooling: str) -> Windows:
-        """Return the windows of examples; `counts` has the number of windows of each example."""
-        return cls(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), pooling)
-
-    def __len__(self) -> int:
-        """The number of examples."""
-        return len(self.starts) - 1
-
-    def sequences(self, examples: Sequence[int] | Array) -> Array:
-        """Return the indices of the windows of examples, in their order."""
-        return np.concatenate([np.arange(self.starts[example], self.starts[example + 1]) for example in examples])
-
-    def counts(self) -> Array:
-        """Return the number of windows of each example."""
-        return np.diff(self.starts)
-
-    @cached_property
-    def owners(self) -> Array:
-        """The example of each sequence."""
-        return np.repeat(np.arange(len(self)), self.counts())
-
-    @property
-    def num_outputs(self) -> int:
-        """The rows of logits before they are pooled: one for each sequence."""
-        return int(self.starts[-1])
-
-    def outputs(self, sequences: Sequence[int], lengths: Array) -> tuple[Any, Any]:
-        """Return which outputs of a batch of sequences count, and their rows of logits."""
-        return slice(len(sequences)), sequences
+    counts: Array
 
     @classmethod
     def concatenate(cls, parts: Sequence[Any]) -> Windows:
         """Return the windows of chunks of examples as one."""
-        return cls.of_counts(np.concatenate([part.counts() for part in parts]), parts[0].pooling)
+        names = [field.name for field in fields(cls) if field.name != "pooling"]
+        return cls(parts[0].pooling, *(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.counts)
+
+    def sequences(self, examples: Sequence[int] | Array) -> Array:
+        """Return the indices of the windows of examples, in their order."""
+        chosen = np.asarray(examples, dtype=np.int64)
+        return ranges(starts_of(self.counts)[chosen], self.counts[chosen])
+
+    @cached_property
+    def owners(self) -> Array:
+        """The example of each sequence."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    @property
+    def num_outputs(self) -> int:
+        """The rows of logits before they are pooled: one for each sequence."""
+        return len(self.owners)
+
+    def outputs(self, sequences: Sequence[int], lengths: Array) -> tuple[Any, Any]:
+        """Return which outputs of a batch of sequences count, and their rows of logits."""
+        return slice(len(sequences)), sequences
 
     def known_labels(self, labels: Sequence[Any]) -> Sequence[Any]:
         """Return the labels of the examples that have a loss."""
@@ -97,7 +86,7 @@ class Windows:
 
     def subset(self, examples: Array) -> Windows:
         """Return the windows of some examples."""
-        return Windows.of_counts(self.counts()[examples], self.pooling)
+        return Windows(self.pooling, self.counts[examples])
 
     def pool(self, logits: Tensor) -> Tensor:
         """Return the mean or the maximum of the logits of each example's windows.
@@ -139,19 +128,14 @@ def encode_windows(
         strategies = {"longest_first": long}
     else:
         tokenizer.tokenizer.no_truncation()
-        lengths = [
-            [
-                len(one.ids)
-                for one in tokenizer.tokenizer.encode_batch([side[n] for n in long], add_special_tokens=False)
-            ]
-            for side in (texts, pairs)
-        ]
+        sides = [[side[number] for number in long] for side in (texts, pairs)]
+        encoded = [tokenizer.tokenizer.encode_batch(side, add_special_tokens=False) for side in sides]
         strategies = {"only_first": [], "only_second": []}
-        for number, first, second in zip(long, *lengths, strict=True):
-            if min(first, second) > room // 2:
+        for number, first, second in zip(long, *encoded, strict=True):
+            if min(len(first), len(second)) > room // 2:
                 tokenizer.truncated += 1
             else:
-                strategies["only_first" if first > second else "only_second"].append(number)
+                strategies["only_first" if len(first) > len(second) else "only_second"].append(number)
     for strategy, numbers in strategies.items():
         tokenizer.tokenizer.enable_truncation(max_length, stride=stride, strategy=strategy, direction=tokenizer.side)
         inputs: list[Any] = [texts[n] if pairs is None else (texts[n], pairs[n]) for n in numbers]

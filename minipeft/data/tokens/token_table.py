@@ -44,16 +44,13 @@ class TokenTable:
         types = None
         if any(row_types is not None and any(row_types) for _, row_types in rows):
             types = _concatenate([np.asarray(t or [0] * len(row)) for (_, t), row in zip(rows, ids, strict=True)])
-        return cls(_concatenate(ids), types, _starts(lengths), lengths)
+        return cls(_concatenate(ids), types, starts_of(lengths), lengths)
 
     @classmethod
     def from_chunks(cls, chunks: Iterable[TokenTable], with_types: bool) -> TokenTable:
         """Return the sequences of all chunks as one table, memory-mapped from unnamed temporary files.
 
         The operating system can drop the pages of the files when memory is short: 16 bytes per sequence stay.
-
-        Raises:
-            MinipeftError: if the temporary files cannot be written.
         """
         lengths = [np.zeros(0, np.int64)]
         try:
@@ -66,7 +63,7 @@ class TokenTable:
                     lengths.append(chunk.lengths)
                 all_lengths = np.concatenate(lengths)
                 mapped_types = _memory_map(types, np.int8) if with_types else None
-                return cls(_memory_map(ids, np.int32), mapped_types, _starts(all_lengths), all_lengths)
+                return cls(_memory_map(ids, np.int32), mapped_types, starts_of(all_lengths), all_lengths)
         except OSError as error:
             raise MinipeftError(
                 f"{tempfile.gettempdir()}: no room for the tokens ({error.strerror or error}). "
@@ -87,9 +84,19 @@ class TokenTable:
 
     def concatenate(self) -> tuple[Array, Array | None]:
         """Return the sequences end to end: their token ids and token types, (total_tokens,), int64."""
-        slices = [slice(a, b) for a, b in zip(self.starts.tolist(), (self.starts + self.lengths).tolist(), strict=True)]
-        types = None if self.types is None else _concatenate([self.types[s] for s in slices])
-        return _concatenate([self.ids[s] for s in slices]), types
+        tokens = ranges(self.starts, self.lengths)
+        types = None if self.types is None else self.types[tokens].astype(np.int64)
+        return self.ids[tokens].astype(np.int64), types
+
+
+def starts_of(lengths: Array) -> Array:
+    """Return where each of several sequences starts that lie end to end."""
+    return np.cumsum(lengths) - lengths
+
+
+def ranges(starts: Array, lengths: Array) -> Array:
+    """Return the numbers starts[i] to starts[i] + lengths[i] - 1 for each i, end to end."""
+    return np.arange(lengths.sum()) + np.repeat(starts - starts_of(lengths), lengths)
 
 
 def _integers(ids: Any, number: int) -> Array:
@@ -105,10 +112,6 @@ def _integers(ids: Any, number: int) -> Array:
 
 def _concatenate(rows: list[Array]) -> Array:
     return np.concatenate([np.zeros(0, np.int64), *rows], dtype=np.int64, casting="unsafe")
-
-
-def _starts(lengths: Array) -> Array:
-    return np.cumsum(lengths) - lengths
 
 
 def _memory_map(file: IO[bytes], dtype: type[np.generic]) -> Array:

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from minipeft.data.tokens.long_texts import LongTexts, Windows
-from minipeft.data.tokens.token_table import TokenTable
+from minipeft.data.tokens.token_table import Array, TokenTable, ranges, starts_of
 from minipeft.data.tokens.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.problems.problem import IGNORE_INDEX
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -30,46 +28,43 @@ class WordWindows(Windows):
 
     Attributes:
         word_counts: (num_examples,), words of each example.
+        piece_counts: (num_sequences,), first tokens of words in each sequence.
         tokens: (num_pieces,), the position in its sequence of the first token of a word.
         words: (num_pieces,), the number of that word in its example.
-        piece_starts: (num_sequences + 1,); sequence i has the pieces piece_starts[i] to piece_starts[i + 1].
     """
 
     word_counts: Array
+    piece_counts: Array
     tokens: Array
     words: Array
-    piece_starts: Array
-
-    @cached_property
-    def word_starts(self) -> Array:
-        """The number of the first word of each example among the words of all."""
-        return np.concatenate([[0], np.cumsum(self.word_counts)])
 
     @cached_property
     def rows(self) -> Array:
         """The number of the word of each piece among the words of all examples."""
-        return np.repeat(self.word_starts[self.owners], np.diff(self.piece_starts)) + self.words
+        return np.repeat(starts_of(self.word_counts)[self.owners], self.piece_counts) + self.words
 
     @property
     def num_outputs(self) -> int:
         """The rows of logits: the words of all examples."""
-        return int(self.word_starts[-1])
+        return int(self.word_counts.sum())
+
+    def pieces(self, sequences: Sequence[int] | Array) -> Array:
+        """Return the indices of the pieces of sequences, in their order."""
+        return ranges(starts_of(self.piece_counts)[sequences], self.piece_counts[sequences])
 
     def outputs(self, sequences: Sequence[int], lengths: Array) -> tuple[Array, Array]:
         """Return the tokens of a batch of sequences that stand for words, and the rows of these words."""
-        chosen = lengths[sequences]
-        begins = np.cumsum(chosen) - chosen
-        pieces = [np.arange(self.piece_starts[one], self.piece_starts[one + 1]) for one in sequences]
-        found = np.concatenate([np.zeros(0, np.int64), *pieces])
-        return np.repeat(begins, [len(one) for one in pieces]) + self.tokens[found], self.rows[found]
+        pieces = self.pieces(sequences)
+        starts = np.repeat(starts_of(lengths[sequences]), self.piece_counts[sequences])
+        return starts + self.tokens[pieces], self.rows[pieces]
 
     def token_labels(self, sequences: Sequence[int], lengths: Array, labels: Sequence[Any]) -> list[list[int]]:
         """Return a label for each token of sequences: that of its word for a first token, else IGNORE_INDEX."""
         found = []
-        for one in sequences:
-            row = np.full(lengths[one], IGNORE_INDEX)
-            pieces = slice(self.piece_starts[one], self.piece_starts[one + 1])
-            row[self.tokens[pieces]] = np.asarray(labels[self.owners[one]], dtype=np.int64)[self.words[pieces]]
+        for sequence in sequences:
+            row = np.full(lengths[sequence], IGNORE_INDEX)
+            pieces = self.pieces([sequence])
+            row[self.tokens[pieces]] = np.asarray(labels[self.owners[sequence]], dtype=np.int64)[self.words[pieces]]
             found.append(row.tolist())
         return found
 
@@ -85,29 +80,14 @@ class WordWindows(Windows):
             return []
         flat = np.full(self.num_outputs, IGNORE_INDEX)
         flat[self.rows] = np.fromiter(chain.from_iterable(labels), dtype=np.int64)[self.rows]
-        return [tuple(part.tolist()) for part in np.split(flat, self.word_starts[1:-1])]
+        return [tuple(part.tolist()) for part in np.split(flat, np.cumsum(self.word_counts)[:-1])]
 
     def subset(self, examples: Array) -> WordWindows:
         """Return the windows of some examples."""
         sequences = self.sequences(examples)
-        pieces = [slice(self.piece_starts[one], self.piece_starts[one + 1]) for one in sequences]
-        tokens, words = (np.concatenate([values[one] for one in pieces]) for values in (self.tokens, self.words))
-        starts = np.concatenate([[0], np.cumsum(np.diff(self.piece_starts)[sequences])])
-        of_sequences = np.concatenate([[0], np.cumsum(self.counts()[examples])])
-        return WordWindows(of_sequences, self.pooling, self.word_counts[examples], tokens, words, starts)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[WordWindows]) -> WordWindows:
-        """Return the windows of chunks of examples as one."""
-
-        def joined(starts: list[Array]) -> Array:
-            return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(one) for one in starts]))])
-
-        counts, tokens, words = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("word_counts", "tokens", "words")
-        )
-        starts, piece_starts = (joined([getattr(part, name) for part in parts]) for name in ("starts", "piece_starts"))
-        return cls(starts, parts[0].pooling, counts, tokens, words, piece_starts)
+        pieces = self.pieces(sequences)
+        counts = self.counts[examples], self.word_counts[examples], self.piece_counts[sequences]
+        return WordWindows(self.pooling, *counts, self.tokens[pieces], self.words[pieces])
 
 
 def encode_words(
@@ -125,7 +105,7 @@ def encode_words(
             f"--stride {stride} is not below the {room} tokens of text in a sequence. Choose a smaller one."
         )
     sequences: list[list[int]] = []
-    counts, tokens, words, pieces = [], [], [], [0]
+    counts, piece_counts, tokens, words = [], [], [], []
     for encoding in tokenizer.encode_words(rows):
         owners = encoding.word_ids
         firsts = [place for place, word in enumerate(owners) if place == 0 or word != owners[place - 1]]
@@ -138,10 +118,9 @@ def encode_words(
             chosen = firsts[bisect_left(firsts, labelled) : bisect_left(firsts, end)]
             tokens += [place - begin + len(before) for place in chosen]
             words += [owners[place] for place in chosen]
-            pieces.append(len(tokens))
-    starts, word_counts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), np.array([len(row) for row in rows])
-    places, owners_of, piece_starts = (np.array(values, dtype=np.int64) for values in (tokens, words, pieces))
-    word_windows = WordWindows(starts, "mean", word_counts, places, owners_of, piece_starts)
+            piece_counts.append(len(chosen))
+    columns = (counts, [len(row) for row in rows], piece_counts, tokens, words)
+    word_windows = WordWindows("mean", *(np.array(values, dtype=np.int64) for values in columns))
     return TokenTable.from_sequences(sequences), word_windows
 
 

@@ -97,7 +97,7 @@ def test_a_stride_that_leaves_no_room_is_refused(tiny_checkpoint: Path) -> None:
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_pooling_is_that_of_numpy(pooling: str) -> None:
     logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
-    pooled = Windows.of_counts([2, 1, 4], pooling).pool(logits).numpy()
+    pooled = Windows(pooling, np.array([2, 1, 4])).pool(logits).numpy()
     reduce = {"mean": np.mean, "max": np.max}[pooling]
     expected = np.stack([reduce(part, axis=0) for part in np.split(logits.numpy(), [2, 3])])
     np.testing.assert_allclose(pooled, expected, rtol=1e-6)

@@ -57,7 +57,7 @@ def test_ids_and_first_tokens_are_those_of_transformers(kind: str, tmp_path: Pat
             assert table[number].tolist() == expected["input_ids"], row
             owners = expected.word_ids()
             firsts = [place for place, word in enumerate(owners) if word is not None and word not in owners[:place]]
-            pieces = slice(windows.piece_starts[number], windows.piece_starts[number + 1])
+            pieces = windows.pieces([number])
             assert windows.tokens[pieces].tolist() == firsts
             assert windows.words[pieces].tolist() == [owners[place] for place in firsts]
     assert tokenizer.truncated == sum(len(theirs(row, is_split_into_words=True)["input_ids"]) > 12 for row in ROWS)
@@ -92,7 +92,7 @@ def test_every_word_of_a_long_row_has_one_row_of_logits(tmp_path: Path) -> None:
     assert [flat[place] for place in places] == [[*labels[0], *labels[1]][number] for number in numbers]
     assert sum(label != IGNORE_INDEX for label in flat) == 50
     second = windows.subset(np.array([1]))
-    last = np.arange(len(second.piece_starts) - 1)
+    last = np.arange(len(second.piece_counts))
     assert second.outputs(last, table.lengths[-len(last) :])[1].tolist() == [0, 1, 2, 3, 4] and len(second) == 1
     with pytest.raises(MinipeftError, match=r"--stride 14 is not below the 14 tokens of text in a sequence"):
         encode_words(tokenizer, rows, 16, LongTexts(14, "mean"))
