@@ -100,22 +100,11 @@ def _read_rows(task: Task, split: str, source: str, limit: int | None, labelled:
 
 
 def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[int, Array | None]:
-    """Return the number of training examples, and the class of each where draws are stratified.
-
-    Args:
-        task: The task.
-        source: The source, from `choose_data`.
-        limit: Number of rows to read; None for all.
-    """
-    if task.train_rows is None:
-        return read_strata(task, source, limit)
-    count, strata = task.train_rows
-    rest = np.ones(count, dtype=bool) if task.validation_rows is None else ~task.validation_rows
-    return len(rest[rest][:limit]), None if strata is None else strata[rest][:limit]
-
-
-def read_strata(task: Task, source: str, limit: int | None = None) -> tuple[int, Array | None]:
-    """Read the training labels; return their number, and the class of each where draws are stratified."""
+    """Return the number of training examples, and the class of each where draws are stratified."""
+    if task.train_rows is not None:
+        count, strata = task.train_rows
+        rest = np.ones(count, dtype=bool) if task.validation_rows is None else ~task.validation_rows
+        return len(rest[rest][:limit]), None if strata is None else strata[rest][:limit]
     table = _table(task, "train", source)
     table.require([task.label_column], f"{task.name} needs it")
     rows = islice(table.read_labelled([task.label_column]), limit)

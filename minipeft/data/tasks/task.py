@@ -64,10 +64,15 @@ class Task:
         """
         if not self.is_custom or "validation" in dict(self.files):
             return None
+        from minipeft.data.tables.hub_rows import open_split
         from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_mask
-        from minipeft.data.tasks.splits import read_strata
 
-        count, strata = self.train_rows or read_strata(self, source="")
+        if self.train_rows is None:
+            labels = open_split(dict(self.files)["train"]).read_labelled([self.label_column])
+            targets = self.problem.store(self.problem.read(label, place) for place, (label,) in labels)
+            count, strata = len(targets), self.problem.strata(targets)
+        else:
+            count, strata = self.train_rows
         return draw_mask(count, strata, VALIDATION_FRACTION, VALIDATION_SEED)
 
     @property
