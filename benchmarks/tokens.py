@@ -3,20 +3,22 @@
     python benchmarks/tokens.py --data ../shared/tokens/wnut17 --label-column ner_tags --model FOLDER --method lora
 
 Both train on the same rows with the same settings: AdamW, linear decay after the same warmup, batches of 16 sequences,
-dropout on. The peer pads each batch to its longest sequence and computes its metrics with the same function. Each run
-prints a line; the last one has the mean and the standard error of both, and their difference.
+dropout on. The peer pads each batch to its longest sequence and computes its metrics with the same function. Each seed
+prints a line, and with `--output FILE` adds its row to a JSON file (machine.py), so that a measurement can be taken in
+parts; `python docs/tables.py` writes the mean and the standard error over the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe_machine, write_rows
 from peft import LoraConfig, TaskType, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForTokenClassification, get_linear_schedule_with_warmup
@@ -33,6 +35,7 @@ from minipeft.problems.problem import IGNORE_INDEX
 from minipeft.training.optimization.optimizer import parameter_groups
 
 BATCH = 16
+SETTINGS = ("data", "model", "method", "epochs", "lr", "max_length", "train_limit", "eval_limit")
 
 
 def padded(examples: Encoded, chosen: list[int], config: Any) -> dict[str, torch.Tensor]:
@@ -117,6 +120,7 @@ def main() -> None:
     flag("--data", required=True)
     flag("--label-column", default="ner_tags")
     flag("--model", default="roberta-mini")
+    flag("--name", help="name of the model in the results, where --model is a folder")
     flag("--method", default="lora", choices=["lora", "full"])
     flag("--epochs", type=int, default=10)
     flag("--lr", type=float, default=1e-3)
@@ -124,6 +128,7 @@ def main() -> None:
     flag("--max-length", type=int, default=128)
     flag("--train-limit", type=int)
     flag("--eval-limit", type=int)
+    flag("--output", help="JSON file to which a row per seed is added")
     wanted = parser.parse_args()
     columns: dict[str, Any] = dict.fromkeys(("text_column", "pair_column", "validation"))
     data = inspect_custom_data("auto", wanted.data, label_type="tokens", label_column=wanted.label_column, **columns)
@@ -133,19 +138,19 @@ def main() -> None:
         encode_split(data.task, read_chunks(data.task, split, data.source, limit), tokenizer, wanted.max_length, config)
         for split, limit in (("train", wanted.train_limit), ("validation", wanted.eval_limit))
     )
-    values: dict[str, list[float]] = {"minipeft": [], "peer": []}
+    row: dict[str, Any] = {name: getattr(wanted, name) for name in SETTINGS}
+    row |= {"data": Path(wanted.data).name, "model": wanted.name or wanted.model, "metric": data.task.metrics[0]}
     for seed in wanted.seeds:
-        values["minipeft"].append(train_ours(wanted, seed))
-        values["peer"].append(train_peer(wanted, seed, train, validation))
-        print(json.dumps({"seed": seed, **{name: found[-1] for name, found in values.items()}}), flush=True)
-    summary = {
-        name: {
-            "mean": statistics.mean(found),
-            "standard_error": statistics.stdev(found) / len(found) ** 0.5 if len(found) > 1 else None,
-        }
-        for name, found in values.items()
-    }
-    print(json.dumps({"metric": data.task.metrics[0], "model": wanted.model, "method": wanted.method, **summary}))
+        start = time.perf_counter()
+        row |= {"seed": seed, "minipeft": train_ours(wanted, seed)}
+        middle = time.perf_counter()
+        row |= {"peer": train_peer(wanted, seed, train, validation)}
+        row["seconds"] = {"minipeft": middle - start, "peer": time.perf_counter() - middle}
+        print(json.dumps(row), flush=True)
+        if wanted.output:
+            machine = describe_machine("cpu")
+            machine["command"] = machine["command"].replace("--data GLUE", f"--data {row['data']}")
+            write_rows(Path(wanted.output), machine, [row], (*SETTINGS, "seed"))
 
 
 if __name__ == "__main__":

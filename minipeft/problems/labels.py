@@ -32,7 +32,9 @@ def class_name(value: Any, place: str) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)
     if isinstance(value, (list, tuple)):
-        raise MinipeftError(f"{place}: label {short_repr(value)} is a list. Pass --label-type multilabel.")
+        raise MinipeftError(
+            f"{place}: label {short_repr(value)} is a list. Pass --label-type multilabel, or tokens for a tag per word."
+        )
     raise MinipeftError(
         f"{place}: label {short_repr(value)} is neither a name of up to {LONGEST_NAME:,} characters nor a number; "
         "fix or remove the row"

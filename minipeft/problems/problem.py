@@ -126,7 +126,8 @@ class Problem:
         """Return a row's text."""
         if not isinstance(value, str):
             what = "null" if value is None else short_repr(value)
-            raise MinipeftError(f"{place}: {column} is {what}, not a text; fix or remove the row")
+            words = " Lists of words are for --label-type tokens." if isinstance(value, (list, tuple)) else ""
+            raise MinipeftError(f"{place}: {column} is {what}, not a text.{words} Fix or remove the row.")
         if not is_unicode(value):
             raise MinipeftError(
                 f"{place}: {column} is {short_repr(value)}, not valid Unicode (half a character); fix or remove the row"
@@ -249,13 +250,13 @@ class Problem:
             MinipeftError: for an unknown metric, and for the metric of a class that does not exist.
         """
         metric, label = find_metric(name)
-        if metric is not None and metric.of_class and self.labels:
-            check_choice(f"class of --select-by {name.partition(':')[0]}:CLASS", label, self.labels)
         if name == "f1" and len(self.labels) != 2:
             raise MinipeftError("--select-by f1 is for two classes. Choose macro_f1, or f1:CLASS with a class.")
         offered = [key + "CLASS" * row.of_class for key, row in METRICS.items() if self.name in row.problems]
         if metric is None or self.name not in metric.problems:
             check_choice("--select-by", name, ["eval_loss", *offered])
+        if metric is not None and metric.of_class and self.labels:
+            check_choice(f"class of --select-by {name.partition(':')[0]}:CLASS", label, self.labels)
 
     def decide(self, logits: Tensor) -> Array:
         """Return the predictions in the form that metrics take: the most probable class of each example."""

@@ -193,6 +193,26 @@ def test_markup_in_names_does_not_reach_the_page(tiny_checkpoint: Path, tmp_path
         assert "<img src=x" not in page.read_text() and "<b>model" not in page.read_text()
 
 
+def test_markup_in_labels_is_text_in_tensorboard_and_in_the_model_card(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A metric's name has the class in it: it is the tag of its values, whatever it looks like, and no file's name."""
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    markup, place = "<img src=x onerror=alert(1)>", "../../<b>|a"
+    rows = [{"text": f"text {number}", "label": (markup, place)[number % 2]} for number in range(40)]
+    flags = {"epochs": 1, "device": "cpu", "precision": "fp32", "quiet": True, "method": "head"}
+    for label in (markup, place):
+        run = tmp_path / "runs" / str(len(label))
+        train(data=rows, model=str(tiny_checkpoint), select_by=f"f1:{label}", output=str(run), **flags)
+        events = accumulators.EventAccumulator(str(run / "tensorboard"))
+        events.Reload()
+        (value,) = events.Scalars(f"f1:{label}")
+        (row,) = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+        assert value.value == pytest.approx(row[f"f1:{label}"])
+        assert [path.name[:20] for path in (run / "tensorboard").iterdir()] == ["events.out.tfevents."]
+        tables = (run / "adapter" / "README.md").read_text().split("---\n", 2)[2]
+        assert "<img" not in tables and "<b>" not in tables and "&lt;img src=x" in tables and "&lt;b&gt;\\|a" in tables
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
 def test_a_thousand_labels(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Multi-label with 1,000 labels: trained, saved, read again and predicted."""
     rows = [

@@ -1,5 +1,6 @@
 """The model card of a run: adapter/README.md, rendered from model_card.md.j2."""
 
+import html
 import json
 import re
 from typing import Any
@@ -67,5 +68,5 @@ def make_card(job: Job, content: dict[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text in one cell of a table."""
-    return printable(re.sub(r"\s+", " ", text)).replace("|", "\\|")
+    """Text in one cell of a table; markup in a label stays text."""
+    return html.escape(printable(re.sub(r"\s+", " ", text)), quote=False).replace("|", "\\|")
