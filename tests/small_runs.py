@@ -23,7 +23,7 @@ from minipeft.training import loop
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.progress import Progress
-from minipeft.training.run_folder.checkpoint_files import list_checkpoints, read_content, read_tensors
+from minipeft.training.run_folder.checkpoint_files import list_checkpoints, read_last_checkpoint
 
 SMALL = {
     "epochs": 2,
@@ -67,8 +67,8 @@ def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 def state(folder: Path) -> dict[str, Any]:
     """The last complete checkpoint of a run: its JSON file, its weights and its optimizer's state."""
-    content, _ = read_content(folder, whole=True)
-    return content | {kind: read_tensors(folder, kind, content["step"]) for kind in ("weights", "optimizer")}
+    content, weights, optimizer = read_last_checkpoint(folder)
+    return content | {"weights": weights, "optimizer": optimizer}
 
 
 def last_step(folder: Path) -> int:

@@ -14,7 +14,6 @@ from minipeft.training.distributed import CONFIG_ONLY, NOTHING, SINGLE_PROCESS, 
 from minipeft.training.progress import Progress, best_epoch
 from minipeft.training.run_folder.checkpoint_files import (
     changing_tensors,
-    check_tensors,
     has_checkpoint,
     load_state,
     load_weights,
@@ -43,10 +42,9 @@ def save_checkpoint(
     select_by: str,
     copy_to: str | None = None,
 ) -> None:
-    """Write the trained tensors, the optimizer's state and the progress.
+    """Write the trained tensors, the optimizer's state and the progress; `copy_to` is the address of a copy.
 
-    The weights of the best evaluation so far stay, from which adapter/ can be written again. `copy_to` is the address
-    of a copy.
+    The weights of the best evaluation so far stay, from which adapter/ can be written again.
     """
     content = {"step": progress.step, "progress": vars(progress)}
     best_step = best_epoch(progress.history, select_by)["step"] if progress.history else -1
@@ -86,12 +84,8 @@ def publish(folder: Path, model: SequenceClassifier, progress: Progress, task: T
 
 
 def _save_adapter(folder: Path, model: SequenceClassifier, best: dict[str, Any], task: Task) -> None:
-    details = {
-        "task": task.name,
-        "columns": list(task.columns),
-        "metric": task.metrics[0],
-        "score": best[task.metrics[0]],
-    }
+    metric = task.metrics[0]
+    details = {"task": task.name, "columns": list(task.columns), "metric": metric, "score": best[metric]}
     details |= task.problem.with_details(best).details()
     save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
 
@@ -110,8 +104,7 @@ def complete_epoch(folder: Path, model: SequenceClassifier, progress: Progress, 
         adapter = f"the adapter is epoch {best['epoch']}'s"
         if _adapter_epoch(folder / "adapter", model) != best["epoch"]:
             current = {name: tensor.clone() for name, tensor in changing_tensors(model).items()}
-            check_tensors(folder, read_content(folder)[0], "weights", best["step"])
-            load_weights(model, read_tensors(folder, "weights", best["step"]))
+            load_weights(model, read_tensors(folder, read_content(folder), "weights", best["step"]))
             _save_adapter(folder, model, best, task)
             load_weights(model, current)
         write_lines(folder / "metrics.jsonl", progress.history)
@@ -137,9 +130,8 @@ def describe_checkpoint(folder: Path) -> str:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """Return the fields of the last complete checkpoint's Progress."""
-    progress: dict[str, Any] = read_content(folder)[0]["progress"]
-    return progress
+    """Return the fields of the last readable checkpoint's Progress."""
+    return dict(read_content(folder)["progress"])
 
 
 def _current_epoch(progress: dict[str, Any]) -> int:

@@ -11,9 +11,10 @@ the steps since the one before. No pickle is read, which could execute code.
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,6 +36,7 @@ FOLDER = "checkpoint"
 KEPT = 2  # checkpoints
 Content = dict[str, Any]
 Tensors = dict[str, Tensor]
+Found = TypeVar("Found")
 logger = logging.getLogger("minipeft")
 
 
@@ -47,17 +49,17 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint, and remove files that neither it nor the one before needs.
 
-    Args:
-        folder: the run's folder.
-        content: what the JSON file holds, in addition to the hashes. Its "step" names the files.
-        model: its trainable parameters and buffers are the weights.
-        optimizer: that of the model.
-        best_step: the step whose weights are kept, if it is an earlier one.
+    "step" in the content names the files; the weights of an earlier `best_step` are kept.
     """
     make_folder(folder / FOLDER)
     earlier = {name: digest for path in list_checkpoints(folder) for name, digest in _files_of(path).items()}
     files = {name: earlier[name] for name in earlier if name.startswith(f"step-{best_step:08d}.weights")}
-    kinds = {"weights": changing_tensors(model), "optimizer": _optimizer_tensors(model, optimizer)}
+    of_optimizer = {  # by name, such as exp_avg.head.dense.weight
+        f"{key}.{name}": tensor
+        for name, parameter in model.named_parameters()
+        for key, tensor in optimizer.state.get(parameter, {}).items()
+    }
+    kinds = {"weights": changing_tensors(model), "optimizer": of_optimizer}
     for kind, tensors in kinds.items():
         path = _path(folder, content["step"], f"{kind}.safetensors")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -80,24 +82,40 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(list_checkpoints(folder))
 
 
-def read_content(folder: Path, whole: bool = False) -> tuple[Content, dict[Path, str]]:
-    """Return the content of the newest readable checkpoint, and why each newer one cannot be read.
+def read_content(folder: Path) -> Content:
+    """Return the content of the newest readable checkpoint."""
+    return _read_newest(folder, lambda content: content)[0]
 
-    Args:
-        folder: the run's folder.
-        whole: check the files of tensors too.
+
+def read_last_checkpoint(folder: Path) -> tuple[Content, Tensors, Tensors]:
+    """Return the content, the weights and the optimizer's state of the newest complete checkpoint.
+
+    A newer, damaged one is reported and removed: the steps since the complete one are repeated.
+    """
+
+    def read(content: Content) -> tuple[Content, Tensors, Tensors]:
+        weights, state = (read_tensors(folder, content, kind, content["step"]) for kind in ("weights", "optimizer"))
+        return content, weights, state
+
+    found, damaged = _read_newest(folder, read)
+    for path, reason in damaged.items():
+        logger.warning("%s is damaged (%s): continuing from step %d", path, reason, found[0]["step"])
+        path.unlink()
+    return found
+
+
+def _read_newest(folder: Path, read: Callable[[Content], Found]) -> tuple[Found, dict[Path, str]]:
+    """Return what `read` makes of the newest checkpoint that is not damaged, and what is wrong with each newer one.
 
     Raises:
-        MinipeftError: where none can be read, and for a checkpoint of a newer format.
+        MinipeftError: where all are damaged, and for a checkpoint of a newer format.
     """
     damaged: dict[Path, str] = {}
     for path in list_checkpoints(folder):
         try:
             content = _read_json(path)
             check_format(path, content)
-            for kind in ("weights", "optimizer") if whole else ():
-                check_tensors(folder, content, kind, content["step"])
-            return content, damaged
+            return read(content), damaged
         except DamagedError as error:
             damaged[path] = str(error)
     path, reason = next(iter(damaged.items()), (folder / FOLDER, "it has no files"))
@@ -106,8 +124,8 @@ def read_content(folder: Path, whole: bool = False) -> tuple[Content, dict[Path,
     )
 
 
-def check_tensors(folder: Path, content: Content, kind: str, step: int) -> None:
-    """Raise DamagedError unless a file of tensors has the SHA-256 that a checkpoint's content names."""
+def read_tensors(folder: Path, content: Content, kind: str, step: int) -> Tensors:
+    """Return the "weights" or the "optimizer" tensors of a step; raise DamagedError without the SHA-256 in content."""
     path = _path(folder, step, f"{kind}.safetensors")
     try:
         whole = sha256(path) == content["files"].get(path.name)
@@ -115,40 +133,20 @@ def check_tensors(folder: Path, content: Content, kind: str, step: int) -> None:
         raise DamagedError(f"{path}: {first_line(error)}") from None
     if not whole:
         raise DamagedError(f"{path} does not have its SHA-256")
-
-
-def read_tensors(folder: Path, kind: str, step: int) -> Tensors:
-    """Return the "weights" or the "optimizer" tensors of a step, which have been checked."""
-    return load_file(_path(folder, step, f"{kind}.safetensors"))
-
-
-def read_last_checkpoint(folder: Path) -> tuple[Content, Tensors, Tensors]:
-    """Return the content, the weights and the optimizer's state of the newest complete checkpoint.
-
-    A newer, damaged one is reported and removed: the steps since the complete one are repeated.
-    """
-    content, damaged = read_content(folder, whole=True)
-    for path, reason in damaged.items():
-        logger.warning("%s is damaged (%s): continuing from step %d", path, reason, content["step"])
-        path.unlink()
-    weights, state = (read_tensors(folder, kind, content["step"]) for kind in ("weights", "optimizer"))
-    return content, weights, state
+    return load_file(path)
 
 
 def load_state(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, weights: Tensors, state: Tensors
 ) -> None:
     """Load the tensors of a checkpoint in `folder` into model and optimizer; the optimizer's settings stay."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    by_name: dict[str, Tensors] = {}
-    for name, tensor in state.items():
-        key, _, parameter = name.partition(".")
-        by_name.setdefault(parameter, {})[key] = tensor
+    parameters = dict(model.named_parameters())
     try:
         load_weights(model, weights)
-        by_index = {i: by_name[names[p]] for i, p in enumerate(parameters) if names[p] in by_name}
-        optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
+        for name, tensor in state.items():
+            key, _, of_parameter = name.partition(".")
+            parameter = parameters[of_parameter]
+            optimizer.state[parameter][key] = tensor.to(parameter.device)
     except (KeyError, RuntimeError) as error:  # a tensor that the model does not have, or that has another shape
         raise MinipeftError(
             f"{folder}: the checkpoint does not fit the model ({first_line(error)}). Resume with the same model."
@@ -169,12 +167,6 @@ def changing_tensors(model: nn.Module) -> Tensors:
     """Return the tensors that a step changes: the trainable parameters, and a method's buffers."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {**parameters, **dict(model.named_buffers())}
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    """Return the optimizer's state by name, such as exp_avg.head.dense.weight."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {f"{key}.{names[p]}": value for p, state in optimizer.state.items() for key, value in state.items()}
 
 
 def _path(folder: Path, step: int, ending: str) -> Path:
