@@ -45,7 +45,7 @@ from minipeft.pretraining.pretrain_checks import HELD_OUT_EVERY, RECORD, complet
 from minipeft.pretraining.pretrain_settings import PretrainSettings
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import linear_schedule
-from minipeft.training.reporting.epoch_table import disable_bar
+from minipeft.training.reporting.console import disable_bar
 from minipeft.training.run_folder.checkpoint_files import (
     has_checkpoint,
     load_state,

@@ -39,7 +39,7 @@ from minipeft.training.optimization.loss import Loss
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.progress import Progress, best_epoch
-from minipeft.training.reporting.epoch_table import EpochTable, disable_bar, warn_about_predictions
+from minipeft.training.reporting.console import EpochTable, disable_bar, warn_about_predictions
 from minipeft.training.reporting.trackers import Events
 from minipeft.training.run_folder.checkpoint import (
     complete_epoch,

@@ -34,7 +34,7 @@ from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.pretrained import cast_frozen, load_for_training
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.progress import HOLDOUT, Progress, best_epoch
-from minipeft.training.reporting.banner import print_banner, print_result
+from minipeft.training.reporting.console import print_banner, print_result
 from minipeft.training.reporting.model_card import CARD, make_card
 from minipeft.training.result import Result
 from minipeft.training.run_folder.checkpoint import describe_checkpoint

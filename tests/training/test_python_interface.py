@@ -18,7 +18,7 @@ import pytest
 
 from minipeft import MinipeftError, Result, load_run, train
 from minipeft.cli.flags import add_train_flags
-from minipeft.training.reporting.epoch_table import disable_bar
+from minipeft.training.reporting.console import disable_bar
 from minipeft.training.settings.train_settings import TrainSettings
 
 SMALL: dict[str, Any] = {"method": "head", "epochs": 1, "precision": "fp32", "device": "cpu", "quiet": True}

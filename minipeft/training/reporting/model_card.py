@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from minipeft.errors import printable
 from minipeft.hub.names import base_name
 from minipeft.methods import METHODS
-from minipeft.training.reporting.banner import describe_method
+from minipeft.training.reporting.console import describe_method
 from minipeft.training.settings.job import Job
 
 CARD = "README.md"

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from minipeft.errors import MinipeftError, check_choice, first_line
+from minipeft.errors import first_line
 from minipeft.files import check_ownership, make_folder
 
 logger = logging.getLogger("minipeft")
@@ -72,18 +73,15 @@ class Events:
     def __init__(self, folder: Path, names: Sequence[str] | None, first_step: int, wanted: bool = True) -> None:
         """Start nothing yet; with `wanted` False, as on every rank but 0, nothing is reported."""
         if names is None:
-            names = ("tensorboard",) if _is_installed("tensorboard") else ()
-        self.folder, self.first_step = folder, first_step
-        self.names = [name for name in names if name in TRACKERS] if wanted else []
+            names = ("tensorboard",) if is_installed("tensorboard") else ()
+        self.folder, self.first_step, self.names = folder, first_step, names if wanted else ()
         self.trackers: dict[str, Any] = {}
         self.checked_at = -math.inf
 
     def __enter__(self) -> Events:
         for name in self.names:
-            try:
+            with self._first_error_logged(name):
                 self.trackers[name] = resolve_name(TRACKERS[name])(self.folder, self.first_step)
-            except Exception as error:  # a tracker lets through the errors of every layer below it
-                self._give_up(name, error)
         return self
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -96,43 +94,25 @@ class Events:
             check_ownership(self.folder / "tensorboard")
             self.checked_at = time.monotonic()
         for name, tracker in list(self.trackers.items()):
-            try:
+            with self._first_error_logged(name):
                 tracker.add(step, metrics)
-            except Exception as error:
-                self._give_up(name, error)
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         for name, tracker in list(self.trackers.items()):
-            try:
+            with self._first_error_logged(name):
                 tracker.close(finished=kind is None)
-            except Exception as failure:
-                self._give_up(name, failure)
 
-    def _give_up(self, name: str, error: Exception) -> None:
-        self.trackers.pop(name, None)
-        logger.warning(
-            "%s: cannot report to %s (%s); it gets no more of this run", self.folder, name, first_line(error)
-        )
-
-
-def check_trackers(flag: str, value: Any) -> tuple[str, ...]:
-    """Return the names of trackers; () for "none".
-
-    Raises:
-        MinipeftError: for an unknown name, and for a tracker that is not installed.
-    """
-    names = (value,) if isinstance(value, str) else tuple(value)
-    for name in names:
-        check_choice(flag, name, (*TRACKERS, "none"))
-        if name != "none" and not _is_installed(name):
-            raise MinipeftError(f"{flag} {name}: it is not installed. Run pip install {name}, or leave it out.")
-    if "none" in names and len(names) > 1:
-        other = next(name for name in names if name != "none")
-        raise MinipeftError(f"{flag} none has no meaning together with {other}. Leave one out.")
-    return tuple(name for name in dict.fromkeys(names) if name != "none")
+    @contextmanager
+    def _first_error_logged(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a tracker lets through the errors of every layer below it
+            self.trackers.pop(name, None)
+            reason = first_line(error)
+            logger.warning("%s: cannot report to %s (%s); it gets no more of this run", self.folder, name, reason)
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
     """Whether a package can be imported; it is not imported here."""
     try:
         return find_spec(name) is not None

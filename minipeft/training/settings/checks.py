@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, short_repr
-from minipeft.training.reporting.trackers import check_trackers
+from minipeft.training.reporting.trackers import TRACKERS, is_installed
 
 if TYPE_CHECKING:
     from minipeft.data.tables.memory import MemoryData
@@ -154,5 +154,14 @@ def options(flag: str, value: Any) -> dict[str, Any]:
     return table
 
 
-def trackers(flag: str, value: Any) -> Sequence[str]:
-    return check_trackers(flag, texts(flag, value))
+def trackers(flag: str, value: Any) -> tuple[str, ...]:
+    """Return the names of trackers that are installed; () for "none"."""
+    names = dict.fromkeys(texts(flag, value))
+    for name in names:
+        check_choice(flag, name, (*TRACKERS, "none"))
+        if name != "none" and not is_installed(name):
+            raise MinipeftError(f"{flag} {name}: it is not installed. Run pip install {name}, or leave it out.")
+    named = tuple(name for name in names if name != "none")
+    if "none" in names and named:
+        raise MinipeftError(f"{flag} none has no meaning together with {named[0]}. Leave one out.")
+    return named

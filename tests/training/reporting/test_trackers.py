@@ -16,7 +16,8 @@ from minipeft import MinipeftError, train
 from minipeft.cli.cli import main
 from minipeft.lease import Lease
 from minipeft.training.reporting.tracker_services import BUFFERED_SECONDS
-from minipeft.training.reporting.trackers import Events, check_trackers
+from minipeft.training.reporting.trackers import Events
+from minipeft.training.settings import checks
 
 SETTINGS: dict[str, Any] = {
     **{"task": "sst2", "method": "head", "epochs": 2, "batch_size": 8, "grad_accum": 1},
@@ -146,7 +147,7 @@ def test_a_tracker_that_fails_in_the_middle_is_reported_once_and_ends_no_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("minipeft.training.reporting.tracker_services.WandB", Failing)
-    monkeypatch.setattr("minipeft.training.reporting.trackers._is_installed", lambda name: True)
+    monkeypatch.setattr("minipeft.training.settings.checks.is_installed", lambda name: True)
     given = {"model": str(tiny_checkpoint), "data": str(small_data), "output": str(tmp_path / "run")}
     assert train(report_to=["wandb", "tensorboard"], **SETTINGS, **given).content["best"]
     warnings = [record.message for record in caplog.records if "cannot report" in record.message]
@@ -184,7 +185,7 @@ def test_none_turns_tensorboard_off_and_other_ranks_report_nothing(tmp_path: Pat
         with Events(tmp_path / "run", names, 1, wanted) as events:
             events.add(1, {"loss": 1.0})
     assert not (tmp_path / "run").exists()
-    assert check_trackers("--report-to", "none") == ()
+    assert checks.trackers("--report-to", "none") == ()
 
 
 def test_a_tracker_that_is_not_installed_or_not_known_is_one_line_before_training(
@@ -207,9 +208,10 @@ def test_a_tracker_that_is_not_installed_or_not_known_is_one_line_before_trainin
 def test_no_tracker_is_imported_unless_it_is_named() -> None:
     done = run_command(
         "-c",
-        "import sys, minipeft.training.run; from minipeft.training.reporting.trackers import Events, check_trackers\n"
+        "import sys, minipeft.training.run; from minipeft.training.reporting.trackers import Events\n"
+        "from minipeft.training.settings import checks\n"
         "from pathlib import Path\n"
-        "assert check_trackers('--report-to', ['tensorboard']) == ('tensorboard',)\n"
+        "assert checks.trackers('--report-to', ['tensorboard']) == ('tensorboard',)\n"
         "with Events(Path('.'), ('tensorboard',), 1): pass\n"
         "assert not {'wandb', 'mlflow', 'tensorboard'} & set(sys.modules)",
     )
