@@ -104,5 +104,7 @@ def run_on_node(folder: Path, command: Command, threads: int, cwd: str, token: s
             time.sleep(POLL_INTERVAL)
     finally:
         child.stdin.close()
-        child.wait()
+        while child.poll() is None:
+            with suppress(KeyboardInterrupt):  # a terminal's Ctrl-C comes in addition to the cancellation
+                child.wait()
     return error_of(folder, command.name, child.returncode)

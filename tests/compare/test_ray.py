@@ -232,20 +232,20 @@ def test_a_run_whose_node_is_lost_resumes_on_another(
 def test_a_run_whose_node_is_lost_continues_on_another_and_its_frozen_process_never_writes(
     cluster: Any, flags: list[str], local: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """The process and its parent stand still from before their node is removed until the run has finished elsewhere.
+    """The process stands still from before its node is lost until the run has finished elsewhere.
 
-    tests/training/run_folder/test_lease.py holds the same without Ray.
+    Its parent ends with the node: Ray would wait for minutes for one that stands still too. So the process has to end
+    when it wakes up. It says so, or names the new owner; tests/test_lease.py has the second without Ray.
     """
     if not request.config.getoption("--faults-full"):
-        pytest.skip("its end depends on the moment at which the process is frozen: --faults-full runs it")
+        pytest.skip("a long case: --faults-full runs it")
     folder = tmp_path / "comparison"
     process = driver(cluster, flags, folder)
     wait_until(lambda: checkpoints(folder), process)
     run = checkpoints(folder)[0].parent.parent
     frozen, worker, node = freeze(cluster, folder, run)
-    os.kill(worker, signal.SIGSTOP)
     try:
-        with removed(cluster, node):
+        with removed(cluster, node, worker):
             _, said = process.communicate(timeout=300)
             assert process.returncode == 2 and "1 of 3 runs failed" in said, said
             before = contents(run)
@@ -253,13 +253,12 @@ def test_a_run_whose_node_is_lost_continues_on_another_and_its_frozen_process_ne
             os.kill(frozen, signal.SIGCONT)
             wait_until(lambda: state_of(frozen) in ENDED)
             log = (folder / "logs" / f"{run.name}.txt").read_text(errors="replace")
-            assert "has taken the run over, while this process stood still. Nothing was written" in log, log
+            assert re.search("has taken the run over, while this process stood still|minipeft: interrupted", log), log
             assert contents(run) == before
             assert_same_comparison(folder, local)
     finally:
-        for pid in (worker, frozen):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(frozen, signal.SIGKILL)
 
 
 def test_ctrl_c_ends_a_ray_on_this_machine_and_the_comparison_resumes(

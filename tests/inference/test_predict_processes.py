@@ -17,6 +17,7 @@ from conftest import REPOSITORY, environment, refused
 
 from minipeft.cli.cli import main
 from minipeft.data.tasks.splits import CHUNK_ROWS
+from minipeft.inference import predict_file
 from minipeft.inference.predict import LoadedRun, load_run
 
 
@@ -167,6 +168,31 @@ def test_a_killed_worker_ends_the_job_without_a_result_and_a_second_one_works(
     else:
         assert main(["predict", str(small_runs["sst2"]), "--input", str(many), "--output", str(output)]) == 0
     assert output.read_bytes() == whole
+
+
+def test_a_rank_without_a_heartbeat_is_waited_for_no_longer_than_the_limit(
+    small_runs: dict[str, Path],
+    single: LoadedRun,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rank 1 of 2 is on a machine that was lost; the limit is 60 s, here 1 s."""
+    monkeypatch.setattr(predict_file, "LONGEST_SILENCE", 1.0)
+    texts = [f"word {row}" for row in range(CHUNK_ROWS + 3)]
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
+    flags = ["predict", str(small_runs["sst2"]), "--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "out")]
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert main(flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.endswith(
+        "000000001.jsonl: rank 1 has ended without these predictions. Run the same command again: it continues."
+    )
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(flags) == 0
+    assert [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()] == single.predict(texts)
 
 
 def test_several_processes_need_files(
