@@ -107,7 +107,7 @@ def _train(wanted: dict[str, Any]) -> None:
 
 
 def _evaluate(wanted: dict[str, Any]) -> None:
-    from minipeft.inference.evaluation_files import check_report_folder, describe_metrics, describe_report, write_report
+    from minipeft.inference.evaluation_files import check_report_folder, describe_report, write_report
     from minipeft.inference.evaluation_report import report_file, report_split
     from minipeft.inference.predict import load_run
 
@@ -119,17 +119,14 @@ def _evaluate(wanted: dict[str, Any]) -> None:
     if folder is not None:
         check_report_folder(folder)
     run = load_run(wanted.pop("run"), wanted.pop("device"), pairs="pair_column" in wanted)
-    report = None
-    if folder is None:
-        metrics = run.evaluate(**wanted) if path is None else run.evaluate_file(path, **wanted)
-    else:
-        report = report_split(run, **wanted) if path is None else report_file(run, path, **wanted)
-        metrics = report["metrics"]
+    as_table = sys.stdout.isatty() and not as_json
+    if folder is None and not as_table:
+        print(json.dumps(run.evaluate(**wanted) if path is None else run.evaluate_file(path, **wanted)))
+        return
+    report = report_split(run, **wanted) if path is None else report_file(run, path, **wanted)
+    if folder is not None:
         print(f"{folder}: {', '.join(file.name for file in write_report(report, folder))}", file=sys.stderr)
-    if sys.stdout.isatty() and not as_json:
-        print(describe_metrics(metrics) if report is None else describe_report(report), end="")
-    else:
-        print(json.dumps(metrics))
+    print(describe_report(report) if as_table else json.dumps(report["metrics"]) + "\n", end="")
 
 
 def _predict(wanted: dict[str, Any]) -> None:

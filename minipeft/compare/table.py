@@ -22,9 +22,10 @@ from minipeft.compare.plan import Plan, Run
 from minipeft.errors import MinipeftError
 from minipeft.files import FORMAT, read_json, read_json_lines
 from minipeft.methods import METHODS
+from minipeft.training.progress import CONSTANT
 
 MIN_SEEDS = 3  # for a significant difference
-NOT_METRICS = ("epoch", "step", "train_loss", "learning_rate", "seconds", "samples_per_second")
+NOT_METRICS = (CONSTANT, "epoch", "step", "train_loss", "learning_rate", "seconds", "samples_per_second")
 RULE = (
     "Two rows are significantly different if every seed of the one is above every seed of the other, with three seeds "
     "or more each, and their medians differ by more than one standard error of the validation split."

@@ -41,6 +41,7 @@ class MultiLabel(Problem):
     name: ClassVar[str] = "multi_label_classification"
     plural: ClassVar[str] = "labels"
     default_metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "average_precision")
+    unbalanced_metric: ClassVar[str] = "macro_f1"
     loss_settings: ClassVar[tuple[str, ...]] = ("class_weights",)
     ignored: ClassVar[float] = math.nan
 

@@ -62,6 +62,7 @@ class Problem:
     name: ClassVar[str]  # transformers' problem_type
     plural: ClassVar[str]  # what messages call the labels
     default_metrics: ClassVar[tuple[str, ...]]  # see `metrics`
+    unbalanced_metric: ClassVar[str] = ""  # selects the best epoch where classes are weighted, or one prevails
     columns: ClassVar[tuple[str, str]] = ("text", "label")  # of a custom dataset, where no others are named
     loss_settings: ClassVar[tuple[str, ...]] = ()  # those of LossSettings that have a meaning
     ignored: ClassVar[float] = IGNORE_INDEX  # the target of a dummy sequence, which has no loss
@@ -208,6 +209,15 @@ class Problem:
     def baseline(self, targets: Sequence[Any]) -> tuple[float, float | None]:
         """Return the loss and the accuracy of the best constant prediction; None where it has no accuracy."""
         raise NotImplementedError
+
+    def describe_baseline(self, targets: Sequence[Any]) -> str:
+        """Return the accuracy of the best constant prediction in words; "" where it has none."""
+        _, accuracy = self.baseline(targets)
+        return "" if accuracy is None else f"the majority class alone has accuracy {accuracy:.4f}"
+
+    def initial_bias(self, targets: Sequence[Any]) -> float:
+        """Return the bias that the outputs of a new head start with."""
+        return 0.0
 
     # -- evaluation --
 

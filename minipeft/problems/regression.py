@@ -71,6 +71,14 @@ class Regression(Problem):
         """The mean has the variance as its loss."""
         return float(np.var(np.asarray(targets, dtype=np.float64))), None
 
+    def describe_baseline(self, targets: Sequence[float]) -> str:
+        """The standard deviation of the labels is the error of their mean."""
+        return f"the mean of the labels alone has rmse {math.sqrt(self.baseline(targets)[0]):.4f}"
+
+    def initial_bias(self, targets: Sequence[float]) -> float:
+        """The mean: otherwise the first steps learn nothing else where the labels are far from 0."""
+        return float(np.mean(targets))
+
     def decide(self, logits: Tensor) -> Array:
         return logits[:, 0].numpy()
 

@@ -27,6 +27,7 @@ class SingleLabel(Problem):
     name: ClassVar[str] = "single_label_classification"
     plural: ClassVar[str] = "classes"
     default_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+    unbalanced_metric: ClassVar[str] = "macro_f1"
     loss_settings: ClassVar[tuple[str, ...]] = ("class_weights", "label_smoothing")
 
     @classmethod

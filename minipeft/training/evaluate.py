@@ -12,7 +12,7 @@ from minipeft.data.tokens.examples import Encoded, Examples
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.distributed import SINGLE_PROCESS, Processes
 from minipeft.training.optimization.async_scalars import HostCopy
-from minipeft.training.progress import HOLDOUT
+from minipeft.training.progress import CONSTANT, HOLDOUT
 
 
 @torch.inference_mode()
@@ -61,6 +61,9 @@ def evaluate_all(
     task, chooser = examples.validation.split.task, f"{HOLDOUT}_" if HOLDOUT in examples.others else ""
     problem = task.problem.tune(logits[chooser], splits[chooser].split.labels)
     figures = problem.figures()
+    labels = splits[""].split.labels
+    if len(problem.count(labels)) > 1 and problem.describe_constant(logits[""]):
+        figures[CONSTANT] = 1.0
     for prefix, split in splits.items():
         values = problem.score(logits[prefix], split.split.labels, task.metrics)
         figures |= {f"{prefix}{name}": value for name, value in values.items()}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 HOLDOUT = "holdout"  # the prefix of the figures of held-out examples
+CONSTANT = "constant_prediction"  # 1 in the row of an evaluation that predicts one class for every validation example
 
 
 @dataclass
@@ -56,10 +57,13 @@ def selection_metric(select_by: str, holdout: bool) -> str:
 
 
 def best_epoch(history: list[dict[str, Any]], select_by: str) -> dict[str, Any]:
-    """Return the row of the first epoch with the best value of a figure: the largest, or for an error the smallest."""
+    """Return the row of the first epoch with the best value of a figure: the largest, or for an error the smallest.
+
+    An epoch whose validation predictions are all of one class is the best only where every epoch's are.
+    """
     from minipeft.problems.metrics import find_metric  # it imports NumPy, which --help does without
 
     metric, _ = find_metric(select_by.removeprefix(f"{HOLDOUT}_"))
     largest_is_best = metric.largest_is_best if metric else not select_by.endswith("loss")
     sign = 1 if largest_is_best else -1
-    return max(history, key=lambda row: sign * row[select_by])
+    return max(history, key=lambda row: (CONSTANT not in row, sign * row[select_by]))

@@ -14,14 +14,16 @@ import hashlib
 import logging
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from minipeft.data.tasks.duplicates import Hashes, check_duplicates
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tokens.examples import Examples, encode_split, hold_out
 from minipeft.data.tokens.tokenizer import load_tokenizer
@@ -72,7 +74,7 @@ def train(**settings: Any) -> Result:
     with hold_folder(job):
         # The data come first: an invalid row raises before the weights are loaded.
         examples = load_examples(job)
-        model = build_model(job)
+        model = build_model(job, examples.train.split.labels)
         folder = open_run(job, examples, model)
         # Balanced class weights depend on the labels, so the loss is made when the examples are known.
         loss = job.loss.make_loss(examples.train.split.labels, job.task.problem, job.settings.device)
@@ -123,23 +125,31 @@ def load_examples(job: Job) -> Examples:
         from minipeft.data.tokens.long_texts import LongTexts
 
         long_texts = LongTexts.of(job.config)
-    encoded = {}
+    encoded, hashes = {}, dict[str, Hashes]()
     # "also" are further validation splits, such as MNLI's mismatched one: evaluated, but never used to choose.
     for name, split in {"train": "train", "validation": task.validation, **dict(task.also)}.items():
         limit = settings.train_limit if name == "train" else settings.eval_limit
-        chunks = read_chunks(task, split, job.data.source, limit)  # a stream: the texts are never all in memory
+        hashes[name] = Hashes()
+        # A stream: the texts are never all in memory.
+        chunks = hashes[name].read(read_chunks(task, split, job.data.source, limit))
         encoded[name] = encode_split(task, chunks, tokenizer, job.max_length, job.model.config, long_texts)
     train, validation = encoded.pop("train"), encoded.pop("validation")
+    kept, warnings = check_duplicates(task, job.data.source, hashes, settings.drop_duplicates)
+    if not kept.all():
+        train = train.subset(kept)
     if settings.holdout is not None:
-        train, encoded[HOLDOUT] = hold_out(train, settings.holdout, settings.seed)
-    return Examples(train, validation, encoded, tokenizer.truncated)
+        texts = np.asarray(hashes["train"].texts)[kept]
+        train, encoded[HOLDOUT] = hold_out(train, settings.holdout, settings.seed, texts)
+    return Examples(train, validation, encoded, tokenizer.truncated, warnings)
 
 
-def build_model(job: Job) -> SequenceClassifier:
+def build_model(job: Job, targets: Sequence[Any]) -> SequenceClassifier:
     """Load the pretrained weights, install the method, and move the model to the job's device."""
     settings = job.settings
     torch.manual_seed(settings.seed)  # the new head and LoRA's A are drawn from here on, in this order
     model = load_for_training(job.model.folder, job.task.problem.outputs, job.task.problem.name)
+    if "head.out_proj.bias" in model.new_tensors:
+        torch.nn.init.constant_(model.get_parameter("head.out_proj.bias"), job.task.problem.initial_bias(targets))
     apply(model, job.method)  # freezes the encoder; the method's parameters and the head are trainable
     for adapter in job.initial_adapters:
         from minipeft.adapters.adapter import initialize_from_adapter

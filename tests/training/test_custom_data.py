@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import contents, details_of, run_command
 from sklearn.metrics import f1_score
@@ -17,6 +18,8 @@ from sklearn.metrics import f1_score
 from minipeft import MinipeftError, load_run, train
 from minipeft.cli.cli import main
 from minipeft.training.progress import best_epoch
+from minipeft.training.settings.job import resolve
+from minipeft.training.settings.train_settings import read_settings
 
 SMALL: dict[str, Any] = {
     "epochs": 2,
@@ -208,6 +211,40 @@ def test_numbers_are_learned_and_predicted_as_a_score(tiny_checkpoint: Path, tmp
     assert list(run.predict(["great"], ["film"])[0]) == ["score"]
 
 
+def test_a_regression_starts_at_the_mean_of_its_labels(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"text": ["a word " * (1 + n % 7) for n in range(40)], "label": [100.5 + n for n in range(40)]}
+    settings = SMALL | {"epochs": 1, "lr": 0.0, "quiet": False}
+    result = train(data=data, validation=data, model=str(tiny_checkpoint), output=str(tmp_path / "run"), **settings)
+    assert result.model.get_parameter("head.out_proj.bias").item() == pytest.approx(120.0)
+    assert f"the mean of the labels alone has rmse {np.std(data['label']):.4f}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spam", "settings", "select_by"),
+    [
+        (3, {}, "accuracy"),
+        (1, {}, "macro_f1"),
+        (1, {"select_by": "accuracy"}, "accuracy"),
+        (3, {"class_weights": "balanced"}, "macro_f1"),
+        (3, {"class_weights": "balanced", "holdout": 0.2, "select_by": "auroc"}, "auroc"),
+    ],
+)
+@pytest.mark.parametrize("drawn", [True, False])
+def test_rare_classes_are_selected_by_macro_f1(
+    drawn: bool, spam: int, settings: dict[str, Any], select_by: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    data = {
+        "text": [f"text {n}" for n in range(100)],
+        "label": ["spam" if n % 10 < spam else "ham" for n in range(100)],
+    }
+    given = settings | ({} if drawn else {"validation": data})
+    job = resolve(read_settings({"data": data, "model": str(tiny_checkpoint), "output": str(tmp_path)} | given))
+    assert job.config["select_by"] == select_by and select_by in job.task.metrics
+    assert job.schedule.select_by == ("holdout_" if "holdout" in settings else "") + select_by
+
+
 def test_a_run_without_an_output_is_called_after_the_file(
     reviews: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,7 +318,7 @@ print(json.dumps([drawn, opened]))
         shutil.copy(reviews, tmp_path / name)
     done = run_command("-c", script)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [{"reviews.csv": 3}, {"train.csv": 2, "dev.csv": 2}]
+    assert json.loads(done.stdout) == [{"reviews.csv": 3}, {"train.csv": 2, "dev.csv": 4}]  # a leak is read again
 
 
 # -- TensorBoard --

@@ -30,7 +30,7 @@ from minipeft.model.pretrained import save_checkpoint
 from minipeft.model.roberta import init_weights
 from minipeft.training import loop
 from minipeft.training.evaluate import predict_logits
-from minipeft.training.progress import best_epoch
+from minipeft.training.progress import CONSTANT, best_epoch
 
 METRICS_FIELDS = [
     "epoch",
@@ -81,7 +81,7 @@ def test_every_method_leaves_a_whole_run_of_real_data(
         *(f"checkpoint/step-0000000{step}.{kind}" for step in (3, 6) for kind in CHECKPOINT_FILES),
     }
     history, content = rows(folder), json.loads((folder / "result.json").read_text())
-    assert [list(row) for row in history] == [METRICS_FIELDS] * 2
+    assert [[name for name in row if name != CONSTANT] for row in history] == [METRICS_FIELDS] * 2
     assert [(row["epoch"], row["step"]) for row in history] == [(1, 3), (2, 6)]
     assert content == result.content and set(content) == RESULT_FIELDS
     assert (content["task"], content["method"], content["metric"]) == (task, method, "accuracy")
@@ -351,6 +351,13 @@ def test_the_best_epoch_is_the_first_with_the_best_value_of_the_figure(select_by
         for number, (accuracy, loss, f1) in enumerate(figures, 1)
     ]
     assert best_epoch(history, select_by)["epoch"] == epoch
+
+
+def test_an_epoch_that_predicts_one_class_is_the_best_only_if_all_do() -> None:
+    history = [{"epoch": epoch, "accuracy": value, CONSTANT: 1.0} for epoch, value in ((1, 0.95), (2, 0.95))]
+    assert best_epoch(history, "accuracy")["epoch"] == 1
+    history += [{"epoch": 3, "accuracy": 0.6}, {"epoch": 4, "accuracy": 0.7}]
+    assert best_epoch(history, "accuracy")["epoch"] == 4
 
 
 def test_select_by_chooses_the_adapter_and_the_result(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:

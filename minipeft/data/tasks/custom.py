@@ -1,6 +1,7 @@
 """A custom dataset as a task: a file, or a folder with train.csv (or tsv, jsonl, parquet) and further splits."""
 
 import re
+from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from minipeft.data.tables.memory import PLACE, MemoryData
 from minipeft.data.tables.remote import is_remote
 from minipeft.data.tables.table import Table
 from minipeft.data.tasks.draw import VALIDATION_FRACTION
+from minipeft.data.tasks.duplicates import hash_texts
 from minipeft.data.tasks.task import TASKS, Task
 from minipeft.errors import MinipeftError, check_choice, format_names, printable, short_repr
 from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_row, problem_type_of
@@ -131,17 +133,19 @@ def inspect_custom_data(
                 raise opened.missing(column, f"{flag} names another")
     unread = tuple(column for column in table.columns if column not in flags)
     warnings = _column_warnings(table, columns, unread)
-    found = kind.find(table, label, label_type, of_labels)
-    if "validation" not in files and found.rows < FEWEST_ROWS:
+    texts = array("q")  # the hash of each row's text
+    drawn = "validation" not in files
+    found = kind.find(hash_texts(table, columns, label, texts) if drawn else table, label, label_type, of_labels)
+    if drawn and found.rows < FEWEST_ROWS:
         raise MinipeftError(
             f"{files['train']}: {found.rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "
             "add rows, or name a validation file by --validation"
         )
-    custom = _task(name, columns, found.problem, label, files, (found.rows, found.strata))
+    custom = _task(name, columns, found.problem, label, files, (found.rows, found.strata, texts))
     warnings += found.warnings
-    if custom.validation_rows is not None and not custom.validation_rows.any():
+    if custom.validation_rows is not None and len(set(custom.validation_rows.tolist())) < 2:
         raise MinipeftError(
-            f"{files['train']}: no class has two rows, of which one could be for validation; "
+            f"{files['train']}: no class has two rows with different texts, of which one could be for validation; "
             "add rows, or name a validation file by --validation"
         )
     if (
@@ -242,9 +246,9 @@ def _task(
     problem: Problem,
     label: str,
     files: dict[str, Any],
-    rows: tuple[int, Sequence[int] | Array | None] | None = None,
+    rows: tuple[int, Sequence[int] | Array | None, Sequence[int]] | None = None,
 ) -> Task:
-    """Return the task; `rows` are the number of training rows and the class of each, if they have been read."""
+    """Return the task; `rows` are its `train_rows`."""
     return Task(name, columns, problem, label_column=label, files=tuple(files.items()), train_rows=rows)
 
 

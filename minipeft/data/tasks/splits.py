@@ -102,7 +102,7 @@ def _read_rows(task: Task, split: str, source: str, limit: int | None, labelled:
 def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[int, Array | None]:
     """Return the number of training examples, and the class of each where draws are stratified."""
     if task.train_rows is not None:
-        count, strata = task.train_rows
+        count, strata, _ = task.train_rows
         rest = np.ones(count, dtype=bool) if task.validation_rows is None else ~task.validation_rows
         return len(rest[rest][:limit]), None if strata is None else strata[rest][:limit]
     table = _table(task, "train", source)
@@ -111,6 +111,14 @@ def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[
     targets = task.problem.store(_read_target(task, value, place) for place, (value,) in rows)
     strata = task.problem.strata(targets)
     return len(targets), None if strata is None else np.asarray(strata)
+
+
+def validation_targets(task: Task, limit: int | None = None) -> Any:
+    """Return the classes of a custom dataset's validation rows."""
+    if task.train_rows is not None and task.validation_rows is not None:  # the training file has been read
+        return np.asarray(task.train_rows[1])[task.validation_rows][:limit].tolist()
+    rows = _table(task, task.validation, "").read_labelled([task.label_column])
+    return task.problem.store(_read_target(task, value, place) for place, (value,) in islice(rows, limit))
 
 
 def _table(task: Task, split: str, source: str) -> Table:

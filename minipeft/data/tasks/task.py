@@ -5,6 +5,7 @@ A custom dataset is a Task as well, built by custom.py with the columns and labe
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -31,8 +32,8 @@ class Task:
         also: Further validation splits to evaluate: (prefix of their metrics, split).
         label_column: Column of the labels.
         files: Custom data only: (split, file or MemorySplit).
-        train_rows: Custom data only: the number of rows of the training file, and the class of each where draws are
-            stratified, if they have been read.
+        train_rows: Custom data only: the number of rows of the training file, the class of each where draws are
+            stratified, and the hash of each text, if they have been read.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Task:
     also: tuple[tuple[str, str], ...] = ()
     label_column: str = "label"
     files: tuple[tuple[str, Any], ...] = ()
-    train_rows: tuple[int, Any] | None = field(default=None, compare=False, repr=False)
+    train_rows: tuple[int, Any, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.metrics:
@@ -60,20 +61,23 @@ class Task:
     def validation_rows(self) -> Array | None:
         """True for each row of the training file that is drawn for validation; None if nothing is drawn.
 
-        The labels of custom data without a validation file are read, unless `train_rows` has them.
+        Rows with one text are all drawn or none of them. They are read, unless `train_rows` has what is needed of them.
         """
         if not self.is_custom or "validation" in dict(self.files):
             return None
         from minipeft.data.tables.hub_rows import open_split
-        from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_mask
+        from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_mask, first_occurrences
+        from minipeft.data.tasks.duplicates import hash_texts
 
         if self.train_rows is None:
-            labels = open_split(dict(self.files)["train"]).read_labelled([self.label_column])
+            texts = array("q")
+            table = hash_texts(open_split(dict(self.files)["train"]), self.columns, self.label_column, texts)
+            labels = table.read_labelled([self.label_column])
             targets = self.problem.store(self.problem.read(label, place) for place, (label,) in labels)
             count, strata = len(targets), self.problem.strata(targets)
         else:
-            count, strata = self.train_rows
-        return draw_mask(count, strata, VALIDATION_FRACTION, VALIDATION_SEED)
+            count, strata, texts = self.train_rows
+        return draw_mask(count, strata, VALIDATION_FRACTION, VALIDATION_SEED)[first_occurrences(texts)]
 
     @property
     def is_custom(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from minipeft.data.tasks.draw import draw_mask
+from minipeft.data.tasks.draw import draw_mask, first_occurrences
 from minipeft.data.tasks.task import Split, Task
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.data.tokens.tokenizer import Tokenizer
@@ -101,24 +101,30 @@ class Examples:
         validation: Examples that are evaluated after every epoch.
         others: Further examples to evaluate, by the prefix of their metrics: "holdout", "mismatched".
         truncated: Number of texts that were longer than the maximum length.
+        warnings: What may be a mistake in the examples, one line each.
     """
 
     train: Encoded
     validation: Encoded
     others: Mapping[str, Encoded] = field(default_factory=dict)
     truncated: int = 0
+    warnings: tuple[str, ...] = ()
 
 
-def hold_out(examples: Encoded, fraction: float, seed: int) -> tuple[Encoded, Encoded]:
+def hold_out(
+    examples: Encoded, fraction: float, seed: int, texts: Sequence[int] | np.ndarray[Any, Any] | None = None
+) -> tuple[Encoded, Encoded]:
     """Split examples at random into those to train on and a `fraction` held out; a function of the seed.
 
-    The split is stratified by class where an example has one class.
+    The split is stratified by class where an example has one class. Examples with one hash in `texts` stay together.
 
     Raises:
         MinipeftError: where one of the two would be empty.
     """
     strata = examples.split.task.problem.strata(examples.split.labels)
     mask = draw_mask(len(examples), strata, fraction, seed)
+    if texts is not None:
+        mask = mask[first_occurrences(texts)]
     if not 0 < round(len(examples) * fraction) < len(examples) or mask.all() or not mask.any():
         raise MinipeftError(
             f"--holdout {fraction:g} of {len(examples)} training examples is {'all' if fraction > 0.5 else 'none'}. "

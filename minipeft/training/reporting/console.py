@@ -29,13 +29,12 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
     steps = schedule.total_steps(len(examples.train))
     splits = {"training": examples.train, "validation": examples.validation, **examples.others}
     rows = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    _, accuracy = task.problem.baseline(examples.validation.split.labels)
-    majority = "" if accuracy is None else f" (the majority class alone has accuracy {accuracy:.4f})"
+    baseline = task.problem.describe_baseline(examples.validation.split.labels)
     processes = f", {job.processes.size} processes" if job.processes.size > 1 else ""
     lines = [
         f"task    {task.name}: {job.data.columns} ({task.problem.describe(examples.train.split.labels)})",
         f"data    {job.data.description}",
-        f"rows    {rows}{majority}",
+        f"rows    {rows}{f' ({baseline})' if baseline else ''}",
         f"model   {job.model.description}",
         f"method  {describe_method(job.method)}: {parameters.method:,} trainable parameters, "
         f"{parameters.head:,} in the head",
@@ -47,6 +46,8 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
     ]
     if loss := describe_loss(job, examples):
         lines.insert(-1, f"loss    {loss}")
+    if settings.select_by == task.problem.unbalanced_metric:
+        lines.insert(-1, f"best    the epoch with the highest {schedule.select_by} (--select-by names another metric)")
     if not settings.quiet:
         print("\n".join(map(printable, lines)), file=sys.stderr)
     replaced = {"the model": "roberta-base"} if "stand-in" in job.model.description else {}
@@ -65,7 +66,7 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
             steps,
             schedule.lr,
         )
-    for warning in job.data.warnings:
+    for warning in (*job.data.warnings, *examples.warnings):
         logger.warning("%s", warning)
 
 

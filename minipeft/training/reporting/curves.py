@@ -9,8 +9,9 @@ from matplotlib.ticker import MaxNLocator
 
 from minipeft.errors import printable
 from minipeft.files import read_json_lines, write_atomically
+from minipeft.training.progress import CONSTANT
 
-NOT_METRICS = ("epoch", "step", "learning_rate", "seconds", "samples_per_second")
+NOT_METRICS = (CONSTANT, "epoch", "step", "learning_rate", "seconds", "samples_per_second")
 
 
 def draw(folder: Path) -> None:

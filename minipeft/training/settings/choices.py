@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipeft.data.tasks.draw import draw_mask
-from minipeft.data.tasks.splits import choose_data, training_strata
+from minipeft.data.tasks.splits import choose_data, training_strata, validation_targets
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.errors import MinipeftError, nearest
 from minipeft.files import check_output
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from minipeft.data.tasks.custom import CustomData
 
 DEFAULT_MAX_LENGTH = 512  # tokens, where the model takes more
+MAJORITY = 0.8  # of the validation rows: with a larger class the accuracy selects no more
 REPORT = {"rank": RANK, "alpha": ALPHA, "dropout": DROPOUT}  # the defaults of lora and dora
 # Settings of an initial adapter that a run may change: they do not change what the adapter computes.
 FREE_OF_ADAPTER = ("dropout", "lr_ratio")
@@ -181,6 +182,22 @@ def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe,
         eval_every=settings.eval_every or 0,
         patience=settings.patience or 0,
     )
+
+
+def choose_select_by(settings: TrainSettings, task: Task) -> str:
+    """Return --select-by; the default is the task's first metric, or one that counts each class alike.
+
+    The latter holds where the classes are weighted, or one of them has over 80 percent of a custom dataset's validation
+    rows: the accuracy would prefer an epoch that predicts this class only.
+    """
+    if settings.select_by is not None or task.metrics[0] != task.problem.default_metrics[0]:
+        return settings.select_by or task.metrics[0]
+    metric = task.problem.unbalanced_metric
+    unbalanced = bool(metric and settings.class_weights)
+    if "accuracy" in task.metrics and task.is_custom and not unbalanced:
+        _, majority = task.problem.baseline(validation_targets(task, settings.eval_limit))
+        unbalanced = majority is not None and majority > MAJORITY
+    return metric if unbalanced else task.metrics[0]
 
 
 def choose_max_length(wanted: int | None, method: Any, longest: int) -> int:

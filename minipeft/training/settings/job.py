@@ -38,6 +38,7 @@ from minipeft.training.settings.choices import (
     choose_model,
     choose_output,
     choose_schedule,
+    choose_select_by,
     choose_source,
     find_task,
 )
@@ -123,11 +124,10 @@ def resolve(given: Mapping[str, Any]) -> Job:
 
     if settings.resume and settings.output is not None:
         settings = continued(Path(settings.output))
-    task, custom, method, adapters = _find(settings, processes)
+    settings, task, custom, method, adapters = _find(settings, processes)
     output = processes.on_rank_zero(lambda: choose_output(settings, task, method))
     if settings.resume and settings.output is None:  # the name of the folder follows from the task and the method
-        settings = continued(output)
-        task, custom, method, adapters = _find(settings, processes)
+        settings, task, custom, method, adapters = _find(continued(output), processes)
 
     model = processes.once_per_node(lambda: choose_model(settings.model))
     data = processes.once_per_node(lambda: choose_source(settings, task, custom))
@@ -164,8 +164,10 @@ def resolve(given: Mapping[str, Any]) -> Job:
     return job
 
 
-def _find(settings: TrainSettings, processes: Processes) -> tuple[Task, CustomData | None, Any, tuple[Adapter, ...]]:
-    """Return the task, and the method with the adapter that it is initialized from, if any."""
+def _find(
+    settings: TrainSettings, processes: Processes
+) -> tuple[TrainSettings, Task, CustomData | None, Any, tuple[Adapter, ...]]:
+    """Return the settings with --select-by, the task, and the method with the adapter that it is initialized from."""
 
     def method_of(adapters: tuple[Adapter, ...]) -> Any:
         check_windows(settings)
@@ -184,15 +186,14 @@ def _find(settings: TrainSettings, processes: Processes) -> tuple[Task, CustomDa
         method = processes.on_rank_zero(lambda: method_of(adapters))
     loss = LossSettings(settings.class_weights or "", settings.label_smoothing)
     processes.on_rank_zero(lambda: loss.check(task))
-    if settings.select_by is not None:
-        select_by = settings.select_by
-        task = processes.on_rank_zero(lambda: task.with_metric(select_by))
-    return task, custom, method, adapters
+    select_by = processes.once_per_node(lambda: choose_select_by(settings, task))
+    task = processes.on_rank_zero(lambda: task.with_metric(select_by))
+    return dataclasses.replace(settings, select_by=select_by), task, custom, method, adapters
 
 
 def _settings_of_task(settings: TrainSettings, task: Task) -> dict[str, Any]:
     """Return the settings that describe the task and its data, complete."""
-    content = {"task": task.name, "data": str(settings.data), "select_by": settings.select_by or task.metrics[0]}
+    content = {"task": task.name, "data": str(settings.data)}
     if not task.is_custom:
         return content
     files = dict(task.files)

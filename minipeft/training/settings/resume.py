@@ -17,6 +17,7 @@ from minipeft.training.settings.train_settings import EXCLUSIVE, TrainSettings
 
 ROWS = rows(TrainSettings)
 FREE_TO_CHANGE = tuple(name for name, row in ROWS.items() if row.on_resume in ("may change", "of the call"))
+ADDED_SETTINGS = ("drop_duplicates",)  # since format 1 began
 # Settings that others depend on: they are compared before anything is read.
 ANCHORS = ("task", "method", "data", "text_column", "pair_column", "label_column", "label_type")
 
@@ -24,11 +25,14 @@ ANCHORS = ("task", "method", "data", "text_column", "pair_column", "label_column
 def read_run(folder: Path) -> dict[str, Any]:
     """Return the content of a run's config.json, empty for a new run.
 
+    Settings that the version which wrote it did not have are at their defaults.
+
     Raises:
-        MinipeftError: for a config.json without one of the settings.
+        MinipeftError: for a config.json without one of the other settings.
     """
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
+    config = config and {name: ROWS[name].default for name in ADDED_SETTINGS} | config
     if config and (missing := [name for name in (*ROWS, "source", "labels") if name not in config]):
         raise MinipeftError(
             f"{path}: the setting {missing[0]} is missing. Another version wrote the file: choose another --output."

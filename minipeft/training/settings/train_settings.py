@@ -79,6 +79,9 @@ class TrainSettings:
     holdout: float | None = DATA(
         None, "of the training split, to choose the best epoch on [none]", "FRACTION", check=checks.fraction
     )
+    drop_duplicates: bool = DATA(
+        False, "leave out training rows whose text occurs in an earlier row, or in another split"
+    )
     max_length: int | None = DATA(None, "tokens; longer sequences are truncated [512, or the model's]")
     train_limit: int | None = DATA(None, "train on the first N examples [all]")
     eval_limit: int | None = DATA(None, "evaluate on the first N examples [all]")

@@ -375,13 +375,13 @@ def test_equal_numbers_are_one_class_in_every_format(ending: str, tmp_path: Path
 
 def test_names_that_differ_in_white_space_or_case_give_a_warning_with_their_counts(tmp_path: Path) -> None:
     names = ["pos"] * 12 + ["pos "] * 3 + ["neg"] * 9 + ["Neg"] * 2
-    data = inspect(write(tmp_path / "a.jsonl", [{"text": "a film", "label": name} for name in names]))
+    data = inspect(write(tmp_path / "a.jsonl", [{"text": f"film {n}", "label": name} for n, name in enumerate(names)]))
     assert data.task.labels == ("Neg", "neg", "pos", "pos ")
     assert f"{tmp_path / 'a.jsonl'}: the label 'pos' (12 rows) and 'pos ' (3 rows) differ in white space" in str(
         data.warnings
     )
     assert "'Neg' (2 rows) and 'neg' (9 rows)" in str(data.warnings)
-    rows = [{"text": "a film", "label": [name, "x"]} for name in names]
+    rows = [{"text": f"film {n}", "label": [name, "x"]} for n, name in enumerate(names)]
     data = inspect(write(tmp_path / "b.jsonl", rows), label_type="multilabel")
     assert "'pos' (12 rows) and 'pos ' (3 rows)" in str(data.warnings)
 
@@ -447,7 +447,7 @@ def test_a_label_that_is_no_declared_class_is_named(kind: str, wrong: Any, tmp_p
 )
 def test_numbers_as_europeans_export_them_are_named(labels: list[str], message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("text;label\n" + "".join(f"a film;{labels[number % 3]}\n" for number in range(30)))
+    path.write_text("text;label\n" + "".join(f"film {number};{labels[number % 3]}\n" for number in range(30)))
     with pytest.raises(MinipeftError, match=message):
         inspect(path)
     assert len(inspect(path, label_type="classes").task.labels) == 3
