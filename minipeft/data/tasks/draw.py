@@ -37,12 +37,6 @@ def draw_mask(count: int, strata: Sequence[int] | Array | None, fraction: float,
     return mask
 
 
-def first_occurrences(texts: Sequence[int] | Array) -> Array:
-    """Return for each example the index of the first one with its text, (num_examples,)."""
-    _, first, groups = np.unique(np.asarray(texts), return_index=True, return_inverse=True)
-    return first[groups]
-
-
 def stratified_quotas(counts: Sequence[int] | Array, fraction: float) -> Array:
     """Return how many examples of each class `draw_mask` selects.
 

@@ -6,29 +6,19 @@ not be in memory. Left out: near duplicates.
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 
-from minipeft.data.tables.table import Table
-from minipeft.data.tasks.draw import first_occurrences
+from minipeft.data.tasks.equal_texts import first_occurrences, text_hash
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import MinipeftError, printable, short_repr
 from minipeft.problems.metrics import Array
-
-
-def text_hash(text: Any, pair: Any = None) -> int:
-    """Return a hash of a text (or a list of words) and its pair; equal texts have one hash within a process."""
-    return hash((_fold(text), None if pair is None else _fold(pair)))
-
-
-def _fold(text: Any) -> str:
-    return " ".join((text if isinstance(text, str) else " ".join(map(str, text or ()))).casefold().split())
 
 
 @dataclass
@@ -44,21 +34,6 @@ class Hashes:
             self.texts.extend(map(text_hash, chunk.texts, chunk.pairs or repeat(None)))
             self.labels.extend(map(hash, chunk.labels))
             yield chunk
-
-
-def hash_texts(table: Table, columns: Sequence[str], label_column: str, hashes: "array[int]") -> Table:
-    """Return the same table; whenever the label of a row is read, the hash of its text is appended to `hashes`."""
-
-    def read(names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
-        if tuple(names) != (label_column,):
-            yield from table.read(names)
-            return
-        for place, (label, *texts) in table.read([label_column, *columns]):
-            if label is not None or label_column not in table.classes:  # the others are no examples
-                hashes.append(text_hash(*texts))
-            yield place, [label]
-
-    return replace(table, read=read)
 
 
 def is_duplicate(splits: Mapping[str, Hashes]) -> Array:

@@ -66,8 +66,8 @@ class Task:
         if not self.is_custom or "validation" in dict(self.files):
             return None
         from minipeft.data.tables.hub_rows import open_split
-        from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_mask, first_occurrences
-        from minipeft.data.tasks.duplicates import hash_texts
+        from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_mask
+        from minipeft.data.tasks.equal_texts import first_occurrences, hash_texts
 
         if self.train_rows is None:
             texts = array("q")
