@@ -32,7 +32,6 @@ from minipeft.problems.token_labels import TokenLabels
 
 LENGTHS = (7, 1, 40, 3, 65)
 NAMES = [f"tag {number}" for number in range(5)]
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
 
 
 def tokens(logits: torch.Tensor, lengths: tuple[int, ...] = LENGTHS) -> torch.Tensor:
@@ -111,14 +110,23 @@ def test_a_prompt_has_no_logits(tmp_path: Path) -> None:
     assert logits.shape == (sum(LENGTHS), 5) and largest(logits, alone) < 1e-5
 
 
-def peft_model(folder: Path) -> Any:
-    config = LoraConfig(task_type=TaskType.TOKEN_CLS, r=4, lora_alpha=8, target_modules=["query", "value"])
+TARGETS = {  # the layers of query and value by their names in transformers
+    "distilbert": ["q_lin", "v_lin"],
+    "deberta-v2": ["query_proj", "value_proj"],
+    "modernbert": ["Wqkv"],
+}
+
+
+def peft_model(folder: Path, model_type: str, **settings: Any) -> Any:
+    targets = TARGETS.get(model_type, ["query", "value"])
+    config = LoraConfig(task_type=TaskType.TOKEN_CLS, r=4, lora_alpha=8, target_modules=targets, **settings)
     return get_peft_model(AutoModelForTokenClassification.from_pretrained(folder, num_labels=5), config)
 
 
-def test_an_adapter_of_pefts_opens_and_ours_opens_there(tmp_path: Path) -> None:
-    reference_of("roberta").save_pretrained(tmp_path / "base")
-    theirs = peft_model(tmp_path / "base").eval()
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_an_adapter_of_pefts_opens_and_ours_opens_there(model_type: str, tmp_path: Path) -> None:
+    reference_of(model_type).save_pretrained(tmp_path / "base")
+    theirs = peft_model(tmp_path / "base", model_type).eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if "lora_B" in name or "modules_to_save" in name:
@@ -126,24 +134,28 @@ def test_an_adapter_of_pefts_opens_and_ours_opens_there(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "theirs")
     ids = ragged(LENGTHS)
     model = load_adapter(load_pretrained(tmp_path / "base", 5), tmp_path / "theirs").eval()
+    padding = model.config.pad_token_id
     with torch.no_grad():
-        expected = tokens(theirs(**padded(ids)).logits)
+        expected = tokens(theirs(**padded(ids, padding)).logits)
         assert largest(model(pack(ids, config=model.config)), expected) < 1e-5
         save_adapter(model, tmp_path / "ours")
         base = AutoModelForTokenClassification.from_pretrained(tmp_path / "base", num_labels=5)
         again = PeftModel.from_pretrained(base, tmp_path / "ours").eval()
-        assert largest(tokens(again(**padded(ids)).logits), expected) < 1e-5
+        assert largest(tokens(again(**padded(ids, padding)).logits), expected) < 1e-5
     assert json.loads((tmp_path / "ours" / "adapter_config.json").read_text())["task_type"] == "TOKEN_CLS"
-    reference_model("roberta", 5).save_pretrained(tmp_path / "sequences")
+    reference_model(model_type, 5).save_pretrained(tmp_path / "sequences")
     with pytest.raises(MinipeftError, match="Load the model with problem_type='token_classification'"):
         load_adapter(load_pretrained(tmp_path / "sequences", 5), tmp_path / "theirs")
 
 
-def test_twenty_lora_steps_are_pefts(tmp_path: Path) -> None:
-    reference_of("roberta", **NO_DROPOUT).save_pretrained(tmp_path / "base")
-    wrapped = peft_model(tmp_path / "base").train()
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_twenty_lora_steps_are_pefts(model_type: str, tmp_path: Path) -> None:
+    """Both stay in the mode of evaluation, which has no dropout. ModernBERT's head has a layer that peft freezes."""
+    reference_of(model_type).save_pretrained(tmp_path / "base")
+    whole_head = {"modules_to_save": ["head"]} if model_type == "modernbert" else {}
+    wrapped = peft_model(tmp_path / "base", model_type, **whole_head).eval()
     wrapped.save_pretrained(tmp_path / "start")
-    model = load_adapter(load_pretrained(tmp_path / "base", 5), tmp_path / "start").train()
+    model = load_adapter(load_pretrained(tmp_path / "base", 5), tmp_path / "start").eval()
     problem = TokenLabels(tuple(NAMES))
     optimizers = [
         torch.optim.AdamW([p for p in one.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
@@ -156,7 +168,7 @@ def test_twenty_lora_steps_are_pefts(tmp_path: Path) -> None:
         batch = pack(ids, labels, config=model.config)
         assert batch.labels is not None
         loss = problem.losses(model(batch), batch.labels).sum() / problem.total_weight(labels)
-        reference = wrapped(**padded(ids), labels=rows).loss
+        reference = wrapped(**padded(ids, model.config.pad_token_id), labels=rows).loss
         assert abs(loss.item() - reference.item()) < 1e-4, step
         for optimizer, value in zip(optimizers, (loss, reference), strict=True):
             value.backward()
