@@ -41,7 +41,7 @@ from minipeft.data.tokens.examples import encode_split
 from minipeft.device import choose_device, peak_memory
 from minipeft.model.attention import attend, attend_plain, plan_attention
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.families import FAMILIES, load_config
+from minipeft.model.families import get_family, load_config
 from minipeft.model.pretrained import cast_frozen
 from minipeft.training.optimization.cuda_graphs import StepGraphs
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
@@ -69,7 +69,7 @@ def move(model: SequenceClassifier, device: str) -> SequenceClassifier:
 def parity(device: str, steps: int = 50) -> Iterator[dict[str, Any]]:
     """Yield, per family and precision, the largest difference of a logit and of a loss between device and CPU."""
     for family, (precision, dtype) in itertools.product(peer.BASES, DTYPES.items()):
-        config = FAMILIES[family].config(model_type=family, **SMALL)
+        config = get_family(family).config(model_type=family, **SMALL)
         torch.manual_seed(0)
         ids = [torch.randint(3, config.vocab_size, (length,)).tolist() for length in LENGTHS]
         batch = pack(ids, torch.arange(len(ids)) % 2, config=config)
@@ -106,7 +106,7 @@ def _losses(model: SequenceClassifier, batch: Any, steps: int) -> Iterator[torch
 
 def attention(device: str, heads: int = 12, head_size: int = 64) -> Iterator[dict[str, Any]]:
     """Yield the largest difference between the planned and the plain attention, by precision, window and queries."""
-    config = FAMILIES["roberta"].config()
+    config = get_family("roberta").config()
     batch = pack([[5] * length for length in LENGTHS], config=config).to(device)
     for (precision, dtype), window, first_only in itertools.product(DTYPES.items(), (None, 64), (False, True)):
         torch.manual_seed(0)

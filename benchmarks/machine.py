@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from minipeft.model.linear import linear
+from minipeft.model.layers import linear
 
 INSTRUCTION_SETS = {  # our name → the name in /proc/cpuinfo
     "AVX2": "avx2",

@@ -45,7 +45,7 @@ from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.data.tokens.examples import Encoded, encode_split
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
 from minipeft.model.config import EncoderConfig
-from minipeft.model.families import FAMILIES, family_of, load_config
+from minipeft.model.families import family_of, get_family, load_config
 from minipeft.problems import problem_row
 from minipeft.problems.problem import IGNORE_INDEX
 from minipeft.training.optimization.optimizer import adamw, parameter_groups
@@ -275,7 +275,7 @@ def task_of(name: str, data: str) -> Task:
 
 def write_config(folder: Path, row: Row, task: Task) -> dict[str, Any]:
     """Write config.json of the family's base shape, with the row's dropout, and return its content."""
-    family = FAMILIES[row.family].config
+    family = get_family(row.family).config
     config = family(
         vocab_size=max(VOCABULARY, family().vocab_size),
         hidden_dropout_prob=row.dropout,

@@ -38,8 +38,8 @@ import minipeft
 from minipeft.device import choose_device, choose_max_tokens, peak_memory
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.families.modernbert import ModernBertConfig
+from minipeft.model.layers import init_weights
 from minipeft.model.pretrained import cast_frozen
-from minipeft.model.roberta import init_weights
 from minipeft.training.optimization.optimizer import adamw
 
 LONG_TEXTS = [(2048, False), (2048, True), (8192, False), (8192, True)]  # tokens, activation checkpointing

@@ -160,8 +160,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from minipeft.data.tasks.synthetic import generate
     from minipeft.data.tokens.tokenizer import train_tokenizer
     from minipeft.model.config import EncoderConfig
+    from minipeft.model.language_model import MaskedLanguageModel
+    from minipeft.model.layers import init_weights
     from minipeft.model.pretrained import save_checkpoint
-    from minipeft.model.roberta import MaskedLanguageModel, init_weights
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"
     train_tokenizer([*generate("rte", "train")["sentence1"], *generate("sst2", "train")["sentence"]], 500, folder)

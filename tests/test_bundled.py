@@ -12,7 +12,8 @@ import torch
 from conftest import REPOSITORY, environment
 
 from minipeft import load_tokenizer, pack
-from minipeft.model.pretrained import load_language_model, load_pretrained
+from minipeft.model.language_model import load_language_model
+from minipeft.model.pretrained import load_pretrained
 
 FOLDER = REPOSITORY / "weights" / "roberta-mini"
 SENTENCES = ["A small dog sleeps.", "Nobody SAW it, but 12 people – at least – heard: « ça va ? » 🙂", "yes"]

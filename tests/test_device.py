@@ -11,7 +11,7 @@ import torch
 from minipeft import device
 from minipeft.device import choose_device, choose_max_tokens, choose_precision, peak_memory
 from minipeft.errors import MinipeftError
-from minipeft.model.families import FAMILIES
+from minipeft.model.families import get_family
 
 PEAK = "from minipeft.device import peak_memory; print(peak_memory('cpu'))"
 
@@ -100,8 +100,8 @@ GIB = 1 << 30
 def test_the_tokens_of_a_batch_fit_into_half_of_the_free_memory_of_a_gpu(
     family: str, config: dict[str, int], precision: str, measured: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shape = FAMILIES[family].config(model_type=family, **config)
-    saved = FAMILIES[family].saved_per_token * shape.hidden_size * shape.num_hidden_layers
+    shape = get_family(family).config(model_type=family, **config)
+    saved = get_family(family).saved_per_token * shape.hidden_size * shape.num_hidden_layers
     for free in (4 * GIB, 12 * GIB, 80 * GIB):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
         tokens = choose_max_tokens("cuda:0", precision, shape.hidden_size, saved)

@@ -17,7 +17,7 @@ from showing import picture, source
 
 import minipeft
 from minipeft.methods.lora import LoRALinear
-from minipeft.model.roberta import Linear
+from minipeft.model.layers import Linear
 
 tokenizer = minipeft.load_tokenizer("roberta-mini")
 

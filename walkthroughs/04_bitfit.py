@@ -21,7 +21,8 @@ from showing import picture, source
 import minipeft
 from minipeft.methods import bitfit
 from minipeft.model.attention import attend_plain
-from minipeft.model.roberta import LINEAR_NAMES, Linear
+from minipeft.model.families import LINEAR_NAMES
+from minipeft.model.layers import Linear
 
 torch.manual_seed(0)
 tokenizer = minipeft.load_tokenizer("roberta-mini")

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import minipeft
 from minipeft.data.tasks.synthetic import generate
 from minipeft.methods.lora import LoRALinear
-from minipeft.model import linear as ours
+from minipeft.model import layers as ours
 from minipeft.model.attention.grouped import group_by_length
 from minipeft.model.roberta import Encoder, EncoderLayer
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate

@@ -31,7 +31,8 @@ from minipeft.compare import table as rule
 from minipeft.compare.formatting import describe_differences, format_text, join_names
 from minipeft.data.tasks.draw import epoch_order
 from minipeft.data.tasks.synthetic import generate
-from minipeft.model.roberta import ClassificationHead, init_weights
+from minipeft.model.layers import init_weights
+from minipeft.model.roberta import ClassificationHead
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 
 torch.set_num_threads(1)

@@ -25,7 +25,7 @@ import minipeft
 from minipeft.methods import METHODS, MethodEntry
 from minipeft.methods.adapted import AdaptedLinear, check_targets, target_modules_of
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.roberta import Linear
+from minipeft.model.layers import Linear
 
 # %% [markdown]
 # ## The settings

@@ -17,8 +17,8 @@ from minipeft.methods.peft_format import read_pattern
 from minipeft.model.classifier import SequenceClassifier, new_classifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of
+from minipeft.model.layers import Linear
 from minipeft.model.pretrained import check_tensor
-from minipeft.model.roberta import Linear
 from minipeft.problems import problem_row
 
 logger = logging.getLogger("minipeft")

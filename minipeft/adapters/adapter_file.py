@@ -15,7 +15,6 @@ from minipeft.methods import METHODS, MethodEntry
 from minipeft.methods.peft_format import WITHOUT_EFFECT, check_fields
 from minipeft.model.config import EncoderConfig, check_distinct
 from minipeft.model.families import family_of
-from minipeft.model.pretrained import read_pickled
 from minipeft.problems import PROBLEMS, problem_row, token_problem_type
 
 PICKLE = "adapter_model.bin"
@@ -90,6 +89,8 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors, and the details that minipeft writes; older versions of peft write adapter_model.bin."""
     path = folder / WEIGHTS
     if not path.exists() and (folder / PICKLE).is_file():
+        from minipeft.model.weight_files import read_pickled
+
         return read_pickled(folder / PICKLE), {}
     try:
         with safe_open(path, framework="pt") as file:

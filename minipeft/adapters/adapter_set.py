@@ -21,7 +21,7 @@ from minipeft.methods.lora import LoRA, LoRALinear
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig, generic_labels
 from minipeft.model.families import family_of
-from minipeft.model.roberta import Linear
+from minipeft.model.layers import Linear
 
 
 @dataclass

@@ -20,7 +20,8 @@ from minipeft.methods import METHODS, method_name
 from minipeft.methods.adapted import AdaptedLinear, adapted_layers
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.families import family_of, name_table, tensor_names
+from minipeft.model.families import family_of
+from minipeft.model.pretrained import name_table, tensor_names
 from minipeft.problems import problem_row
 
 PREFIX = "base_model.model."

@@ -22,7 +22,7 @@ def describe_methods(name: str | None = None) -> str:
 
 def _describe_method(name: str, explained: bool) -> list[str]:
     from minipeft.methods import METHODS
-    from minipeft.model.families import FAMILIES
+    from minipeft.model.families import FAMILIES, get_family
     from minipeft.training.settings.choices import choose_method
     from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings
 
@@ -38,7 +38,7 @@ def _describe_method(name: str, explained: bool) -> list[str]:
         for written in [_written(getattr(method, field.name))]
     ]
     peft = f"reads and writes its adapters ({row.peft_type})" if row.peft_type else "does not have it"
-    without = [family for family, of in FAMILIES.items() if name in of.unsupported]
+    without = [model_type for model_type in FAMILIES if name in get_family(model_type).unsupported]
     facts = {
         "formula": formula.removesuffix(".").removesuffix(f"({row.paper})").rstrip(),
         "options": " ".join(options) or "none",

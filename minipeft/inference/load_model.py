@@ -17,8 +17,8 @@ from minipeft.hub.hub import resolve_model
 from minipeft.hub.names import name_in_path
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig, generic_labels, label_order
-from minipeft.model.families import load_config, tensor_names
-from minipeft.model.pretrained import cast_frozen, load_pretrained, reorder_labels
+from minipeft.model.families import load_config
+from minipeft.model.pretrained import cast_frozen, load_pretrained, reorder_labels, tensor_names
 from minipeft.problems import PROBLEMS, problem_of
 from minipeft.training.settings.choices import choose_max_length
 

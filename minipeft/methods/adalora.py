@@ -24,8 +24,8 @@ from minipeft.methods.low_rank import SharedCasts
 from minipeft.methods.peft_format import PeftFormat, check_fields, linear_modules, read_targets, write_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.families import family_of
-from minipeft.model.roberta import LINEAR_NAMES, Linear
+from minipeft.model.families import LINEAR_NAMES, family_of
+from minipeft.model.layers import Linear
 
 
 @dataclass(frozen=True)

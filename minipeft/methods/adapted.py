@@ -8,18 +8,8 @@ from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, check_choice
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.families import FAMILIES, family_of, modules_named
-from minipeft.model.roberta import Linear
-
-# Every name of a linear layer that some family has, and what each family's names in transformers mean.
-LINEAR_NAMES = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.linears))
-ALIASES = {
-    alias: ours
-    for family in FAMILIES.values()
-    for ours, module in family.linears.items()
-    for alias in (family.names[module].rpartition("{i}.")[2], family.names[module].rpartition(".")[2])
-    if alias not in ("dense", "Wo")  # the end of several paths
-}
+from minipeft.model.families import FAMILIES, LINEAR_NAMES, family_of, get_family
+from minipeft.model.layers import Linear
 
 
 class AdaptedLinear(Linear):
@@ -75,12 +65,24 @@ def check_targets(targets: Any) -> tuple[str, ...]:
     if not isinstance(targets, (tuple, list)):
         raise MinipeftError(f"targets {targets!r} is not a list of names; name some of {', '.join(LINEAR_NAMES)}")
     names = [name for target in targets for name in str(target).split(",")]
-    names = list(dict.fromkeys(ALIASES.get(name, name) for name in names))
+    if not set(names) <= set(LINEAR_NAMES):
+        names = [_linear_name(name) for name in names]
     if not names:
         raise MinipeftError(f"no targets; name some of {', '.join(LINEAR_NAMES)}")
-    for name in names:
-        check_choice("target", name, LINEAR_NAMES)
-    return tuple(names)
+    return tuple(dict.fromkeys(names))
+
+
+def _linear_name(name: str) -> str:
+    """Return our name of a linear layer of any family, for ours or for the end of its path in transformers."""
+    names = dict.fromkeys(LINEAR_NAMES)
+    for family in map(get_family, FAMILIES):
+        names |= dict.fromkeys(family.linears)
+        for ours, module in family.linears.items():
+            path = family.names[module].rpartition("{i}.")[2]  # "attention.q_lin", which ends in "q_lin"
+            if name in (path, path.rpartition(".")[2]) and name not in ("dense", "Wo"):  # the ends of several paths
+                return ours
+    check_choice("target", name, names)
+    return name
 
 
 def targets_of(model: SequenceClassifier, targets: tuple[str, ...]) -> tuple[str, ...]:
@@ -132,16 +134,16 @@ def check_rank(rank: int, module: TargetModule) -> None:
         )
 
 
-# The head is trained by every method; "score" is peft's name for the heads of other models.
-HEADS = {"score", "pooler"}.union(*(family.head_modules for family in FAMILIES.values()))
-
-
 def check_modules(modules: Any) -> tuple[str, ...]:
     """Return modules_to_save as a tuple of names, without the head, which is always trained."""
     modules = (modules,) if isinstance(modules, str) else modules or ()
     if not isinstance(modules, (tuple, list)) or not all(isinstance(name, str) for name in modules):
         raise MinipeftError(f"modules_to_save {modules!r} is not a list of names; LayerNorm is one")
-    return tuple(dict.fromkeys(name for name in modules if name not in HEADS))
+    if not modules:
+        return ()
+    # "score" and "pooler" are peft's names for the heads of other models.
+    heads = {"score", "pooler"}.union(*(get_family(model_type).head_modules for model_type in FAMILIES))
+    return tuple(dict.fromkeys(name for name in modules if name not in heads))
 
 
 def train_modules(model: SequenceClassifier, modules: tuple[str, ...], adapted: Collection[str]) -> None:
@@ -156,8 +158,9 @@ def train_modules(model: SequenceClassifier, modules: tuple[str, ...], adapted: 
         MinipeftError: before anything is changed, for a name that fits no module or fits one of `adapted`.
     """
     found = []
+    paths = family_of(model.config).encoder_paths(model.config)
     for suffix in modules:
-        names = modules_named(suffix, model.config)
+        names = [ours for ours, theirs in paths.items() if f".{theirs}".endswith(f".{suffix}")]
         if not names:
             raise MinipeftError(
                 f"modules_to_save names {suffix!r}, which is not a module of the encoder; LayerNorm is one"

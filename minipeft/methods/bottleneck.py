@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from minipeft.errors import check_choice, check_int
 from minipeft.methods.adapted import AdaptedLinear, target_modules_of
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.roberta import LayerNorm, Linear
+from minipeft.model.layers import LayerNorm, Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}
 

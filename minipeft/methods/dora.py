@@ -10,7 +10,7 @@ from minipeft.methods.lora import KNOWN, LoRA, LoRALinear, install_low_rank, low
 from minipeft.methods.peft_format import PeftFormat, check_fields
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.roberta import Linear
+from minipeft.model.layers import Linear
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from minipeft.methods.peft_format import (
 )
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.roberta import Linear
+from minipeft.model.layers import Linear
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from minipeft.errors import MinipeftError, check_choice
 from minipeft.methods.peft_format import PeftFormat, Targets, check_fields, in_every_layer, match_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.families import FAMILIES, LAYER_NORMS, family_of
+from minipeft.model.families import FAMILIES, LAYER_NORMS, family_of, get_family
 
 # Every name of a LayerNorm that some family has.
-NAMES = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.layer_norms))
+NAMES = tuple(dict.fromkeys(name for family in map(get_family, FAMILIES) for name in family.layer_norms))
 
 
 @dataclass(frozen=True)

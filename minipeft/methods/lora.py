@@ -41,9 +41,8 @@ from minipeft.methods.peft_format import (
 )
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.dropout import dropout
 from minipeft.model.families import family_of
-from minipeft.model.roberta import Linear
+from minipeft.model.layers import Linear, dropout
 
 INITIALISATIONS = ("kaiming", "gaussian", "pissa")
 BIASES = ("none", "all", "lora_only")

@@ -2,7 +2,6 @@
 
 import logging
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, check_int, first_line, format_names, is_rank_zero, short_repr
-from minipeft.files import parse_json, read_small, write_atomically, write_json
+from minipeft.errors import MinipeftError, check_int, first_line, format_names, is_rank_zero
+from minipeft.files import write_atomically, write_json
 from minipeft.model.classifier import SequenceClassifier, new_classifier
 from minipeft.model.config import EncoderConfig, generic_labels, label_order
-from minipeft.model.families import family_of, load_config, tensor_names
-from minipeft.model.roberta import MaskedLanguageModel, init_weights
+from minipeft.model.families import family_of, load_config
+from minipeft.model.layers import init_weights
 from minipeft.problems import problem_row
 
 logger = logging.getLogger("minipeft")
@@ -81,23 +80,9 @@ def reorder_labels(model: SequenceClassifier, order: list[int]) -> SequenceClass
 def _load_classifier(folder: Path, config: EncoderConfig, reuse_head: bool) -> SequenceClassifier:
     with torch.device("meta"):
         model = new_classifier(config)
-    model = _fill(model, config, folder, reuse_head and config.has_own_head)
+    model = fill_from_checkpoint(model, config, folder, reuse_head and config.has_own_head)
     model.folder = folder
     return model
-
-
-def load_language_model(folder: Path) -> MaskedLanguageModel:
-    """Load a checkpoint with its masked-language-model head; a missing head is initialized, and a log line says so."""
-    config = load_config(folder)
-    family = family_of(config)
-    if not family.language_model or config.hidden_act != "gelu":
-        raise MinipeftError(
-            f"{folder}: model_type {config.model_type} with hidden_act {config.hidden_act} cannot be pretrained here; "
-            "use a RoBERTa or BERT with gelu"
-        )
-    with torch.device("meta"):
-        model = MaskedLanguageModel(config)
-    return _fill(model, config, folder)
 
 
 def cast_frozen(model: SequenceClassifier, dtype: torch.dtype) -> SequenceClassifier:
@@ -114,14 +99,12 @@ def cast_frozen(model: SequenceClassifier, dtype: torch.dtype) -> SequenceClassi
     return model
 
 
-def save_checkpoint(
-    model: SequenceClassifier | MaskedLanguageModel, folder: Path, dtype: torch.dtype = torch.float32
-) -> None:
+def save_checkpoint(model: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write config.json and model.safetensors as transformers reads them; `folder` must exist."""
     config = model.config
     tensors = model.state_dict()
     of_labels = problem_row(config.problem_type, config.num_labels).architecture
-    kind = "ForMaskedLM" if isinstance(model, MaskedLanguageModel) else of_labels
+    kind = of_labels if isinstance(model, SequenceClassifier) else "ForMaskedLM"
     architectures = [family_of(config).architecture + kind]
     content = {"architectures": architectures, "dtype": str(dtype).removeprefix("torch.")}
     write_json(folder / "config.json", config.to_dict() | content)
@@ -129,7 +112,7 @@ def save_checkpoint(
     write_atomically(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
 
 
-def _fill(model: Any, config: EncoderConfig, folder: Path, reuse_head: bool = True) -> Any:
+def fill_from_checkpoint(model: Any, config: EncoderConfig, folder: Path, reuse_head: bool = True) -> Any:
     """Give a model on the meta device the folder's tensors, and new values for the parts of its head that it lacks.
 
     Without `reuse_head` a classification head in the file is not used. `model.new_tensors` names what is new.
@@ -220,61 +203,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         MinipeftError: for missing or damaged files, and for a pickle that holds more than tensors.
     """
-    for name, read in (("model.safetensors", _read_safetensors), ("pytorch_model.bin", read_pickled)):
-        if (folder / name).is_file():
-            return read(folder / name)
-        if (index := folder / f"{name}.index.json").is_file():
-            tensors: dict[str, Tensor] = {}
-            for shard in _shards(index):
-                tensors |= read(shard)
-            return tensors
-    raise MinipeftError(
-        f"{folder}: no weights (model.safetensors or pytorch_model.bin, or their shards with an index). "
-        "Put them there or name another folder"
-    )
+    if (folder / "model.safetensors").is_file():
+        return _read_safetensors(folder / "model.safetensors")
+    from minipeft.model.weight_files import read_shards_or_pickle
 
-
-def _shards(index: Path) -> list[Path]:
-    """Return the files that an index names."""
-    try:
-        names = sorted(set(parse_json(read_small(index))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MinipeftError(f"{index}: no weight_map in it ({first_line(error)}); fetch the checkpoint again") from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise MinipeftError(f"{index}: shard {name!r} is not a plain file name; fetch the checkpoint again")
-        if not (index.parent / name).is_file():
-            raise MinipeftError(f"{index.parent}: shard {name} is missing; fetch the checkpoint again")
-    return [index.parent / name for name in names]
-
-
-def read_pickled(path: Path) -> dict[str, Tensor]:
-    """Read a file of torch.save that holds tensors only; nothing else in it is unpickled."""
-    try:
-        _check_uncompressed(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
-        raise MinipeftError(
-            f"{path}: not readable as tensors alone ({first_line(error)}); use a checkpoint in safetensors"
-        ) from None
-    if not isinstance(content, dict):
-        raise MinipeftError(f"{path}: holds no table of tensors; use a checkpoint in safetensors")
-    # An entry that is not a tensor, such as a module's _extra_state, is never used; the empty tensor keeps its name.
-    tensors = {str(name): value if isinstance(value, Tensor) else torch.empty(0) for name, value in content.items()}
-    for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise MinipeftError(
-                f"{path}: {short_repr(name)} claims more numbers than the file holds; use a checkpoint in safetensors"
-            )
-    return tensors
-
-
-def _check_uncompressed(path: Path) -> None:
-    """torch never compresses what it saves; what would grow on reading may grow beyond the memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                raise ValueError("it is compressed")
+    return read_shards_or_pickle(folder, _read_safetensors)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -290,3 +223,26 @@ def _plain_name(name: str, prefix: str) -> str:
     """Hugging Face's name without prefix; gamma and beta are what old checkpoints call LayerNorm's two."""
     name = name.removeprefix(prefix)
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]], name)
+
+
+def name_table(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
+    """Our module's name → transformers', for every module of a classifier or language model in a checkpoint."""
+    family = family_of(config)
+    table = {f"encoder.{ours}": theirs for ours, theirs in family.encoder_paths(config).items()}
+    if hasattr(model, "head"):
+        return table | {f"head.{ours}": theirs for ours, theirs in family.head_names.items()}
+    return table | family.language_model
+
+
+def tensor_names(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
+    """Our tensor's name → transformers', for the tensors of a checkpoint; a method's own are not among them."""
+    names = {}
+    for ours, theirs in name_table(model, config).items():
+        if ours == "bias":  # the language model's output bias is a tensor, not a module
+            names[ours] = theirs
+        else:
+            module = model.get_submodule(ours)
+            for leaf in ("weight", "bias"):
+                if getattr(module, leaf, None) is not None:
+                    names[f"{ours}.{leaf}"] = f"{theirs}.{leaf}"
+    return names

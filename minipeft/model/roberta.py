@@ -15,44 +15,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minipeft.data.batches.packing import PackedBatch
-from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.attention import Plan, attend, plan_attention
 from minipeft.model.attention.grouped import Prefix
 from minipeft.model.config import EncoderConfig
-from minipeft.model.dropout import dropout
-from minipeft.model.linear import linear
-
-# The linear layers that a method may target.
-LINEAR_NAMES = ("query", "key", "value", "output", "intermediate", "ffn_output")
-
-
-class Linear(nn.Linear):
-    """y = x Wᵀ + b, in x's dtype: frozen weights are stored in it, trained ones (float32) are cast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Not by torch.autocast, which looks up a dtype for every operation and computes LayerNorm in float32.
-        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-
-
-class LayerNorm(nn.LayerNorm):
-    """y = (x − mean) / √(variance + eps) · weight + bias, in x's dtype (Ba et al. 2016)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
-
-
-class Embedding(nn.Embedding):
-    """nn.Embedding that draws no numbers on the meta device, because torch would import torch._dynamo (1 s) for it."""
-
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            super().reset_parameters()
+from minipeft.model.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout
 
 
 class EncoderLayer(nn.Module):
@@ -63,7 +33,7 @@ class EncoderLayer(nn.Module):
         hidden, inner = config.hidden_size, config.intermediate_size
         self.config = config
         self.activation = ACTIVATIONS[config.hidden_act]
-        # Methods find layers by these names, which are the same in every family (LINEAR_NAMES).
+        # Methods find linear layers by these names, which are the same in most families.
         self.query = Linear(hidden, hidden)
         self.key = Linear(hidden, hidden)
         self.value = Linear(hidden, hidden)
@@ -204,34 +174,3 @@ class ClassificationHead(nn.Module):
         x = dropout(x.float(), self.dropout_prob, self.training)
         x = torch.tanh(self.dense(x))
         return self.out_proj(dropout(x, self.dropout_prob, self.training))
-
-
-class MaskedLanguageModel(nn.Module):
-    """Encoder and language-model head: E LayerNorm(gelu(dense(x))) + bias, where E is the word embeddings."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
-        self.dense = Linear(config.hidden_size, config.hidden_size)
-        self.layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, batch: PackedBatch, masked: Tensor | None = None) -> Tensor:
-        """Return the logits at the token indices `masked`, or at every token: (tokens, vocab_size), float32."""
-        x = self.encoder(batch)
-        if masked is not None:  # the product with E is the largest of all, and most tokens have no loss
-            x = x.index_select(0, masked)
-        x = self.layer_norm(F.gelu(self.dense(x)))
-        return F.linear(x, self.encoder.word_embeddings.weight.to(x.dtype), self.bias.to(x.dtype)).float()
-
-
-def init_weights(module: nn.Module, std: float) -> None:
-    """Initialize as BERT does: weights normal with `std`, biases 0, LayerNorm 1 and 0."""
-    for part in module.modules():
-        if isinstance(part, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(part.weight, std=std)
-        elif isinstance(part, nn.LayerNorm):
-            nn.init.ones_(part.weight)
-        if isinstance(part, (nn.Linear, nn.LayerNorm)) and part.bias is not None:
-            nn.init.zeros_(part.bias)

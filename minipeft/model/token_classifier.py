@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.dropout import dropout
-from minipeft.model.roberta import Linear
+from minipeft.model.layers import Linear, dropout
 
 
 class TokenClassifier(SequenceClassifier):

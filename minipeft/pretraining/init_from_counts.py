@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minipeft.model.roberta import EncoderLayer, MaskedLanguageModel
+from minipeft.model.language_model import MaskedLanguageModel
+from minipeft.model.roberta import EncoderLayer
 
 WINDOW = 5  # tokens on each side; a token at distance d counts 1 / d
 COUNTED_TOKENS = 12_000_000

@@ -42,7 +42,7 @@ from minipeft import (
 from minipeft.adapters.adapter_file import read_adapter
 from minipeft.methods.lora import KNOWN
 from minipeft.methods.peft_format import WITHOUT_EFFECT
-from minipeft.model.roberta import LINEAR_NAMES
+from minipeft.model.families import LINEAR_NAMES
 
 State = dict[str, Tensor]
 LENGTHS = (7, 1, 40, 3)

@@ -92,8 +92,8 @@ def _run() -> Path:
     from minipeft import train
     from minipeft.data.tokens.tokenizer import train_tokenizer
     from minipeft.model.config import EncoderConfig
+    from minipeft.model.language_model import MaskedLanguageModel
     from minipeft.model.pretrained import save_checkpoint
-    from minipeft.model.roberta import MaskedLanguageModel
 
     folder = Path(tempfile.mkdtemp())
     train_tokenizer(["some text of a few words", "another text"], 300, folder / "base")

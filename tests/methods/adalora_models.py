@@ -17,7 +17,7 @@ from minipeft import (
     load_pretrained,
 )
 from minipeft.methods.adalora import AdaLoRALinear
-from minipeft.model.families import name_table, tensor_names
+from minipeft.model.pretrained import name_table, tensor_names
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 THREE = ("lora_A", "lora_E", "lora_B")

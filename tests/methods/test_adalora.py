@@ -43,7 +43,8 @@ from minipeft.data.tokens.examples import Encoded, Examples
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.errors import Interrupted
 from minipeft.methods.adalora import AdaLoRALinear, after_step, budget, penalty
-from minipeft.model.roberta import LINEAR_NAMES, Linear
+from minipeft.model.families import LINEAR_NAMES
+from minipeft.model.layers import Linear
 from minipeft.training.loop import RunFolder, Schedule, train_loop
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import linear_schedule

@@ -34,7 +34,7 @@ from minipeft import (
 )
 from minipeft.methods.adalora import KNOWN, after_step, penalty
 from minipeft.methods.peft_format import WITHOUT_EFFECT
-from minipeft.model.roberta import LINEAR_NAMES
+from minipeft.model.families import LINEAR_NAMES
 
 
 @pytest.mark.parametrize("targets", [LINEAR_NAMES, ("ffn_output",), ("query", "output")], ids=str)

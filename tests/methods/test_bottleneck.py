@@ -31,8 +31,8 @@ from minipeft import (
     save_adapter,
 )
 from minipeft.methods.bottleneck import ACTIVATIONS, Bottleneck
-from minipeft.model.families import tensor_names
-from minipeft.model.roberta import LayerNorm
+from minipeft.model.layers import LayerNorm
+from minipeft.model.pretrained import tensor_names
 
 SIZE = 5
 WEIGHTS = "adapter_model.safetensors"

@@ -25,7 +25,8 @@ from minipeft import (
     unmerge,
 )
 from minipeft.methods.ia3 import IA3Linear
-from minipeft.model.roberta import LINEAR_NAMES, Linear
+from minipeft.model.families import LINEAR_NAMES
+from minipeft.model.layers import Linear
 from minipeft.training.optimization.optimizer import parameter_groups
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

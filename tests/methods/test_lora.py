@@ -30,8 +30,9 @@ from minipeft import (
 )
 from minipeft.data.tasks.splits import read_split
 from minipeft.data.tasks.task import get_task
-from minipeft.model.families import name_table, tensor_names
-from minipeft.model.roberta import LINEAR_NAMES, Linear
+from minipeft.model.families import LINEAR_NAMES
+from minipeft.model.layers import Linear
+from minipeft.model.pretrained import name_table, tensor_names
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import linear_schedule
 

@@ -25,7 +25,7 @@ from minipeft import (
     save_adapter,
     unmerge,
 )
-from minipeft.model.roberta import LINEAR_NAMES
+from minipeft.model.families import LINEAR_NAMES
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 
 LENGTHS = (7, 1, 40, 3, 21)
@@ -211,7 +211,7 @@ def test_dora_keeps_the_lengths_of_rows_apart_from_their_direction(checkpoint: P
 def test_rslora_divides_by_the_root_of_the_rank() -> None:
     assert LoRA(16, 8).rslora is False
     from minipeft import LoRALinear
-    from minipeft.model.roberta import Linear
+    from minipeft.model.layers import Linear
 
     assert LoRALinear(Linear(4, 4), rank=16, alpha=8).scaling == 0.5
     assert LoRALinear(Linear(4, 4), rank=16, alpha=8, rslora=True).scaling == 2.0

@@ -34,7 +34,7 @@ from minipeft import (
     save_adapter,
 )
 from minipeft.methods import METHODS, get_method, method_name
-from minipeft.model.roberta import LINEAR_NAMES
+from minipeft.model.families import LINEAR_NAMES
 
 CLOSE = [Houlsby(size=4), Pfeiffer(size=4)]  # these start close to the pretrained function: see their own tests
 VIRTUAL = [PromptTuning(3), PrefixTuning(3)]  # these are seen from the start

@@ -28,7 +28,8 @@ from minipeft import (
     unmerge,
 )
 from minipeft.methods.vera import Projections, VeRALinear
-from minipeft.model.roberta import LINEAR_NAMES, Linear
+from minipeft.model.families import LINEAR_NAMES
+from minipeft.model.layers import Linear
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 METHODS = [VeRA(rank=6), VeRA(rank=5, seed=7, targets=LINEAR_NAMES), VeRA(rank=70, targets=("output", "ffn_output"))]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 
-from minipeft.model.dropout import dropout
+from minipeft.model.layers import dropout
 
 PROBABILITIES = [0.01, 0.1, 0.25, 0.5, 0.9]
 

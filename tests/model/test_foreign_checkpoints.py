@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from minipeft import MinipeftError, load_pretrained, load_run, pack
 from minipeft.model.config import EncoderConfig, label_order
-from minipeft.model.families import FAMILIES, load_config
+from minipeft.model.families import FAMILIES, get_family, load_config
 from minipeft.model.pretrained import load_for_training
 
 LENGTHS = (7, 1, 30, 3)
@@ -138,7 +138,7 @@ def test_published_files_with_further_tensors_load(
     model_type: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     reference = made(model_type, "SequenceClassification", tmp_path)
-    prefix = FAMILIES[model_type].prefix
+    prefix = get_family(model_type).prefix
     extra = {
         f"{prefix}embeddings.word_embeddings._weight": torch.zeros(300, 16),
         f"{prefix}embeddings.position_ids": torch.arange(64)[None],

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from minipeft import BitFit, Full, LoRA, apply, load_pretrained, pack
-from minipeft.model import linear as module
-from minipeft.model.linear import linear, uses_onednn
+from minipeft.model import layers as module
+from minipeft.model.layers import linear, uses_onednn
 
 HAS_ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 

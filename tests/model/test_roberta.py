@@ -14,8 +14,8 @@ from torch import Tensor
 
 from minipeft import BitFit, Full, apply, load_pretrained, pack
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.families import tensor_names
-from minipeft.model.pretrained import load_language_model
+from minipeft.model.language_model import load_language_model
+from minipeft.model.pretrained import tensor_names
 
 LENGTHS = (7, 1, 40, 3, 129, 7, 2, 64)
 FAMILIES = ("roberta", "xlm-roberta", "camembert", "bert")

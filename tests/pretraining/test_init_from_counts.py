@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from minipeft import EncoderConfig, pack
-from minipeft.model.roberta import MaskedLanguageModel, init_weights
+from minipeft.model.language_model import MaskedLanguageModel
+from minipeft.model.layers import init_weights
 from minipeft.pretraining.init_from_counts import NEIGHBOUR_LAYERS, init_from_counts, word_vectors
 
 CONFIG = EncoderConfig(

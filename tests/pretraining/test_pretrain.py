@@ -27,7 +27,7 @@ from minipeft import MinipeftError, load_pretrained, load_tokenizer, pack
 from minipeft.data.tasks.synthetic import generate
 from minipeft.lease import Lease
 from minipeft.model.config import EncoderConfig
-from minipeft.model.pretrained import load_language_model
+from minipeft.model.language_model import load_language_model
 from minipeft.pretraining.pretrain import TokenizedText, mask, pretrain
 from minipeft.pretraining.pretrain_settings import PretrainSettings
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint

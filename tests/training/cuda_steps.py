@@ -36,7 +36,7 @@ from minipeft.data.tokens.examples import Examples
 from minipeft.methods import method_name
 from minipeft.model.attention import varlen_trial
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.families import FAMILIES
+from minipeft.model.families import get_family
 from minipeft.model.pretrained import cast_frozen
 from minipeft.model.roberta import EncoderLayer
 from minipeft.training import loop
@@ -100,7 +100,7 @@ def steps(
     fields = SHAPE | {"num_hidden_layers": layers}
     if family == "modernbert":
         fields |= {"pad_token_id": 0, "local_attention": 8}
-    config = FAMILIES[family].config(**fields)
+    config = get_family(family).config(**fields)
     with fake_cuda(capability) as fake:
         with _disable_current_modes():
             torch.manual_seed(0)
@@ -173,7 +173,7 @@ CASES = [
     for family in ("roberta", "deberta-v2", "modernbert")
     for method in METHODS
     for dtype in (BF16, FP32)
-    if not FAMILIES[family].unsupported.get(method_name(method)) and (family, method) != ("modernbert", BitFit())
+    if not get_family(family).unsupported.get(method_name(method)) and (family, method) != ("modernbert", BitFit())
 ]
 
 

@@ -33,7 +33,7 @@ from minipeft import (
 )
 from minipeft.data.tasks.draw import epoch_order
 from minipeft.errors import Interrupted
-from minipeft.model.families import tensor_names
+from minipeft.model.pretrained import tensor_names
 from minipeft.training import loop
 from minipeft.training.evaluate import evaluate
 from minipeft.training.optimization.schedule import Schedule

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minipeft.data.batches.buckets import round_up
 from minipeft.data.batches.packing import to_device
-from minipeft.model.dropout import dropout
+from minipeft.model.layers import dropout
 
 # Keys and values (num_virtual_tokens, hidden_size) that all tokens attend to, in addition to their sequence's.
 Prefix = tuple[Tensor, Tensor]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minipeft.model.dropout import dropout
+from minipeft.model.layers import dropout
 
 HIDDEN = -1e30  # added to a score that must not count; finite, since a padded query may see padding alone
 

@@ -1,7 +1,8 @@
-"""The registry of encoder families: one row each, with the table of names between ours and transformers'.
+"""The registry of encoder families, and RoBERTa's row.
 
-A row names its classes; their file is imported when a model of the family is made, so that a run on RoBERTa imports no
-other family. `minipeft/model/__init__.py` explains what a family consists of and how to add one.
+The rows of the other families stand in their files, with their tables of names. A file is imported when its family is
+used, so that a run on RoBERTa imports no other family. `minipeft/model/__init__.py` explains what a family consists of
+and how to add one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from minipeft.model.roberta import Encoder
 
+# The linear layers that a method may target in RoBERTa and in most other families.
+LINEAR_NAMES = ("query", "key", "value", "output", "intermediate", "ffn_output")
 # Which LayerNorm → our module in the encoder; {i} is a layer's number.
 LAYER_NORMS = {
     "embeddings": "layer_norm",
@@ -65,6 +68,7 @@ class Family:
         projections: Linear layers from embedding_size to hidden_size, which exist where the two differ.
         aliases: Names of linear layers that mean another one here: {"query": "qkv"}.
         unsupported: A method's registry name, or "--cuda-graphs" → the reason why it is not possible here.
+        reads_tokens: Whether the head of sequences reads tokens as well, so that token classification has the same one.
         language_model: Our module in MaskedLanguageModel → transformers' path; empty if it cannot be pretrained.
     """
 
@@ -83,6 +87,7 @@ class Family:
     projections: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     unsupported: dict[str, str] = field(default_factory=dict)
+    reads_tokens: bool = False
     language_model: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -141,136 +146,38 @@ ROBERTA = Family(
     language_model={"dense": "lm_head.dense", "layer_norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
 )
 XLM_ROBERTA = replace(ROBERTA, defaults=ROBERTA.defaults | {"vocab_size": 30522})
-BERT = Family(
-    architecture="Bert",
-    prefix="bert.",
-    names=BERT_NAMES,
-    head_names={"dense": "bert.pooler.dense", "out_proj": "classifier"},
-    head_modules=("pooler", "classifier"),
-    head_class="families.bert:BertHead",
-    defaults=XLM_ROBERTA.defaults | {"pad_token_id": 0},
-    language_model={
-        "dense": "cls.predictions.transform.dense",
-        "layer_norm": "cls.predictions.transform.LayerNorm",
-        "bias": "cls.predictions.bias",
-    },
-)
-DISTILBERT = Family(
-    architecture="DistilBert",
-    prefix="distilbert.",
-    names={
-        "word_embeddings": "embeddings.word_embeddings",
-        "position_embeddings": "embeddings.position_embeddings",
-        "layer_norm": "embeddings.LayerNorm",
-        "layers.{i}.query": "transformer.layer.{i}.attention.q_lin",
-        "layers.{i}.key": "transformer.layer.{i}.attention.k_lin",
-        "layers.{i}.value": "transformer.layer.{i}.attention.v_lin",
-        "layers.{i}.output": "transformer.layer.{i}.attention.out_lin",
-        "layers.{i}.attention_layer_norm": "transformer.layer.{i}.sa_layer_norm",
-        "layers.{i}.intermediate": "transformer.layer.{i}.ffn.lin1",
-        "layers.{i}.ffn_output": "transformer.layer.{i}.ffn.lin2",
-        "layers.{i}.output_layer_norm": "transformer.layer.{i}.output_layer_norm",
-    },
-    head_names={"dense": "pre_classifier", "out_proj": "classifier"},
-    head_modules=("pre_classifier", "classifier"),
-    config_class="families.distilbert:DistilBertConfig",
-    encoder_class="families.distilbert:DistilBertEncoder",
-    head_class="families.distilbert:DistilBertHead",
-)
-ELECTRA = Family(
-    architecture="Electra",
-    prefix="electra.",
-    names=BERT_NAMES | {"embeddings_project": "embeddings_project"},
-    head_names={"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
-    head_modules=("classifier",),
-    config_class="families.electra:ElectraConfig",
-    encoder_class="families.electra:ElectraEncoder",
-    head_class="families.electra:ElectraHead",
-    projections=("embeddings_project",),
-)
-DEBERTA = Family(
-    architecture="DebertaV2",
-    prefix="deberta.",
-    names={
-        "word_embeddings": "embeddings.word_embeddings",
-        "layer_norm": "embeddings.LayerNorm",
-        "relative_embeddings": "encoder.rel_embeddings",
-        "relative_layer_norm": "encoder.LayerNorm",
-        **{ours: theirs for ours, theirs in BERT_NAMES.items() if "{i}" in ours},
-        "layers.{i}.query": "encoder.layer.{i}.attention.self.query_proj",
-        "layers.{i}.key": "encoder.layer.{i}.attention.self.key_proj",
-        "layers.{i}.value": "encoder.layer.{i}.attention.self.value_proj",
-    },
-    head_names={"dense": "pooler.dense", "out_proj": "classifier"},
-    head_modules=("pooler", "classifier"),
-    config_class="families.deberta:DebertaConfig",
-    encoder_class="families.deberta:DebertaEncoder",
-    head_class="families.deberta:DebertaHead",
-    defaults={"hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24, "intermediate_size": 6144},
-    layer_norms=LAYER_NORMS | {"relative": "relative_layer_norm"},
-    saved_per_token=28.0,
-    unsupported={
-        "prefix_tuning": "its attention needs a position for each key, which a prefix does not have",
-        "--cuda-graphs": "the host plans the attention of each batch",
-    },
-)
-MODERNBERT = Family(
-    architecture="ModernBert",
-    prefix="model.",
-    names={
-        "word_embeddings": "embeddings.tok_embeddings",
-        "layer_norm": "embeddings.norm",
-        "layers.{i}.attention_layer_norm": "layers.{i}.attn_norm",
-        "layers.{i}.qkv": "layers.{i}.attn.Wqkv",
-        "layers.{i}.output": "layers.{i}.attn.Wo",
-        "layers.{i}.output_layer_norm": "layers.{i}.mlp_norm",
-        "layers.{i}.intermediate": "layers.{i}.mlp.Wi",
-        "layers.{i}.ffn_output": "layers.{i}.mlp.Wo",
-        "final_layer_norm": "final_norm",
-    },
-    head_names={"dense": "head.dense", "norm": "head.norm", "out_proj": "classifier"},
-    head_modules=("head", "classifier"),
-    config_class="families.modernbert:ModernBertConfig",
-    encoder_class="families.modernbert:ModernBertEncoder",
-    head_class="families.modernbert:ModernBertHead",
-    layer_norms=LAYER_NORMS | {"final": "final_layer_norm"},
-    absent=("layers.0.attention_layer_norm",),
-    aliases={"query": "qkv", "key": "qkv", "value": "qkv"},
-    unsupported={
-        "pfeiffer": "its layers normalize their input, so that there is no LayerNorm after the residual sum",
-        "prefix_tuning": "its attention rotates each key by its position, which a prefix does not have",
-    },
-)
 
-FAMILIES: dict[str, Family] = {
-    "roberta": ROBERTA,
-    "xlm-roberta": XLM_ROBERTA,
-    "camembert": XLM_ROBERTA,
-    "bert": BERT,
-    "distilbert": DISTILBERT,
-    "electra": ELECTRA,
-    "deberta-v2": DEBERTA,
-    "modernbert": MODERNBERT,
+# model_type → where its row is defined, in minipeft.model.
+FAMILIES = {
+    "roberta": "families:ROBERTA",
+    "xlm-roberta": "families:XLM_ROBERTA",
+    "camembert": "families:XLM_ROBERTA",
+    "bert": "families.bert:BERT",
+    "distilbert": "families.distilbert:DISTILBERT",
+    "electra": "families.electra:ELECTRA",
+    "deberta-v2": "families.deberta:DEBERTA",
+    "modernbert": "families.modernbert:MODERNBERT",
 }
 
 
-def family_of(config: EncoderConfig) -> Family:
-    """Return the row of a config's family, with the head that its kind of labels needs.
+def get_family(model_type: Any) -> Family:
+    """Return the row of a model_type, and import its file.
 
     Raises:
         MinipeftError: for a model_type that the registry lacks.
     """
-    family = _family(config.model_type)
-    if not problem_row(config.problem_type, config.num_labels).per_token or family is MODERNBERT:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise MinipeftError(f"model_type {short_repr(model_type)} is not supported; one of {', '.join(FAMILIES)} is")
+    return cast(Family, resolve_name(f"minipeft.model.{FAMILIES[model_type]}"))
+
+
+def family_of(config: EncoderConfig) -> Family:
+    """Return the row of a config's family, with the head that its kind of labels needs."""
+    family = get_family(config.model_type)
+    if family.reads_tokens or not problem_row(config.problem_type, config.num_labels).per_token:
         return family
     names, head_class = {"out_proj": "classifier"}, "token_classifier:TokenHead"
     return replace(family, head_names=names, head_modules=("classifier",), head_class=head_class)
-
-
-def _family(model_type: Any) -> Family:
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise MinipeftError(f"model_type {short_repr(model_type)} is not supported; one of {', '.join(FAMILIES)} is")
-    return FAMILIES[model_type]
 
 
 def load_config(folder: Path) -> EncoderConfig:
@@ -294,38 +201,9 @@ def load_config(folder: Path) -> EncoderConfig:
     if "model_type" not in content:
         raise MinipeftError(f"{path}: no model_type; one of {', '.join(FAMILIES)} is needed")
     try:
-        family = _family(content["model_type"])
+        family = get_family(content["model_type"])
         return family.config.from_dict(content, family.defaults)
     except (TypeError, ValueError, AttributeError) as error:
         raise MinipeftError(f"{path}: {first_line(error)}; fetch the checkpoint again") from None
     except MinipeftError as error:
         raise MinipeftError(f"{path}: {error}") from None
-
-
-def modules_named(suffix: str, config: EncoderConfig) -> list[str]:
-    """Our modules in the encoder whose path in transformers ends in `suffix`, which is how peft names modules."""
-    paths = family_of(config).encoder_paths(config)
-    return [ours for ours, theirs in paths.items() if f".{theirs}".endswith(f".{suffix}")]
-
-
-def name_table(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
-    """Our module's name → transformers', for every module of a classifier or language model in a checkpoint."""
-    family = family_of(config)
-    table = {f"encoder.{ours}": theirs for ours, theirs in family.encoder_paths(config).items()}
-    if hasattr(model, "head"):
-        return table | {f"head.{ours}": theirs for ours, theirs in family.head_names.items()}
-    return table | family.language_model
-
-
-def tensor_names(model: nn.Module, config: EncoderConfig) -> dict[str, str]:
-    """Our tensor's name → transformers', for the tensors of a checkpoint; a method's own are not among them."""
-    names = {}
-    for ours, theirs in name_table(model, config).items():
-        if ours == "bias":  # the language model's output bias is a tensor, not a module
-            names[ours] = theirs
-        else:
-            module = model.get_submodule(ours)
-            for leaf in ("weight", "bias"):
-                if getattr(module, leaf, None) is not None:
-                    names[f"{ours}.{leaf}"] = f"{theirs}.{leaf}"
-    return names

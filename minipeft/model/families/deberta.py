@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from minipeft.data.batches.packing import PackedBatch, to_device
 from minipeft.errors import MinipeftError, check_choice, short_repr
-from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.attention.disentangled import RelativePlan, attend_disentangled, bucket
 from minipeft.model.attention.grouped import Prefix, group_by_length
 from minipeft.model.config import HIDDEN_ACTIVATIONS, EncoderConfig
-from minipeft.model.dropout import dropout
-from minipeft.model.roberta import ClassificationHead, Embedding, Encoder, EncoderLayer, LayerNorm
+from minipeft.model.families import BERT_NAMES, LAYER_NORMS, Family
+from minipeft.model.layers import ACTIVATIONS, Embedding, LayerNorm, dropout
+from minipeft.model.roberta import ClassificationHead, Encoder, EncoderLayer
 
 
 @dataclass(frozen=True)
@@ -181,3 +181,31 @@ class DebertaHead(ClassificationHead):
         """x: [CLS]'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
         x = self.activation(self.dense(dropout(x.float(), self.pooler_dropout, self.training)))
         return self.out_proj(dropout(x, self.dropout_prob, self.training))
+
+
+DEBERTA = Family(
+    architecture="DebertaV2",
+    prefix="deberta.",
+    names={
+        "word_embeddings": "embeddings.word_embeddings",
+        "layer_norm": "embeddings.LayerNorm",
+        "relative_embeddings": "encoder.rel_embeddings",
+        "relative_layer_norm": "encoder.LayerNorm",
+        **{ours: theirs for ours, theirs in BERT_NAMES.items() if "{i}" in ours},
+        "layers.{i}.query": "encoder.layer.{i}.attention.self.query_proj",
+        "layers.{i}.key": "encoder.layer.{i}.attention.self.key_proj",
+        "layers.{i}.value": "encoder.layer.{i}.attention.self.value_proj",
+    },
+    head_names={"dense": "pooler.dense", "out_proj": "classifier"},
+    head_modules=("pooler", "classifier"),
+    config_class="families.deberta:DebertaConfig",
+    encoder_class="families.deberta:DebertaEncoder",
+    head_class="families.deberta:DebertaHead",
+    defaults={"hidden_size": 1536, "num_hidden_layers": 24, "num_attention_heads": 24, "intermediate_size": 6144},
+    layer_norms=LAYER_NORMS | {"relative": "relative_layer_norm"},
+    saved_per_token=28.0,
+    unsupported={
+        "prefix_tuning": "its attention needs a position for each key, which a prefix does not have",
+        "--cuda-graphs": "the host plans the attention of each batch",
+    },
+)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.model.config import EncoderConfig
-from minipeft.model.dropout import dropout
-from minipeft.model.roberta import ClassificationHead, Embedding, Encoder, EncoderLayer, LayerNorm
+from minipeft.model.families import Family
+from minipeft.model.layers import Embedding, LayerNorm, dropout
+from minipeft.model.roberta import ClassificationHead, Encoder, EncoderLayer
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,27 @@ class DistilBertHead(ClassificationHead):
         """x: [CLS]'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
         x = torch.relu(self.dense(x.float()))
         return self.out_proj(dropout(x, self.dropout_prob, self.training))
+
+
+DISTILBERT = Family(
+    architecture="DistilBert",
+    prefix="distilbert.",
+    names={
+        "word_embeddings": "embeddings.word_embeddings",
+        "position_embeddings": "embeddings.position_embeddings",
+        "layer_norm": "embeddings.LayerNorm",
+        "layers.{i}.query": "transformer.layer.{i}.attention.q_lin",
+        "layers.{i}.key": "transformer.layer.{i}.attention.k_lin",
+        "layers.{i}.value": "transformer.layer.{i}.attention.v_lin",
+        "layers.{i}.output": "transformer.layer.{i}.attention.out_lin",
+        "layers.{i}.attention_layer_norm": "transformer.layer.{i}.sa_layer_norm",
+        "layers.{i}.intermediate": "transformer.layer.{i}.ffn.lin1",
+        "layers.{i}.ffn_output": "transformer.layer.{i}.ffn.lin2",
+        "layers.{i}.output_layer_norm": "transformer.layer.{i}.output_layer_norm",
+    },
+    head_names={"dense": "pre_classifier", "out_proj": "classifier"},
+    head_modules=("pre_classifier", "classifier"),
+    config_class="families.distilbert:DistilBertConfig",
+    encoder_class="families.distilbert:DistilBertEncoder",
+    head_class="families.distilbert:DistilBertHead",
+)

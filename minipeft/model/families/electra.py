@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.model.config import EncoderConfig
-from minipeft.model.dropout import dropout
-from minipeft.model.roberta import ClassificationHead, Encoder, Linear
+from minipeft.model.families import BERT_NAMES, Family
+from minipeft.model.layers import Linear, dropout
+from minipeft.model.roberta import ClassificationHead, Encoder
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,16 @@ class ElectraHead(ClassificationHead):
         x = dropout(x.float(), self.dropout_prob, self.training)
         x = F.gelu(self.dense(x))
         return self.out_proj(dropout(x, self.dropout_prob, self.training))
+
+
+ELECTRA = Family(
+    architecture="Electra",
+    prefix="electra.",
+    names=BERT_NAMES | {"embeddings_project": "embeddings_project"},
+    head_names={"dense": "classifier.dense", "out_proj": "classifier.out_proj"},
+    head_modules=("classifier",),
+    config_class="families.electra:ElectraConfig",
+    encoder_class="families.electra:ElectraEncoder",
+    head_class="families.electra:ElectraHead",
+    projections=("embeddings_project",),
+)

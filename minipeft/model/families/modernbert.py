@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_choice, short_repr
-from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.attention import Plan, attend, plan_attention
 from minipeft.model.attention.grouped import Groups, Prefix
 from minipeft.model.attention.rotary import angles, rotate
 from minipeft.model.config import HIDDEN_ACTIVATIONS, EncoderConfig
-from minipeft.model.dropout import dropout
-from minipeft.model.roberta import Embedding, Encoder, EncoderLayer, LayerNorm, Linear
+from minipeft.model.families import LAYER_NORMS, Family
+from minipeft.model.layers import ACTIVATIONS, Embedding, LayerNorm, Linear, dropout
+from minipeft.model.roberta import Encoder, EncoderLayer
 
 
 @dataclass(frozen=True)
@@ -238,3 +238,33 @@ class ModernBertHead(nn.Module):
         """x: (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
         x = self.norm(self.activation(self.dense(x.float())))
         return self.out_proj(dropout(x, self.dropout_prob, self.training))
+
+
+MODERNBERT = Family(
+    architecture="ModernBert",
+    prefix="model.",
+    names={
+        "word_embeddings": "embeddings.tok_embeddings",
+        "layer_norm": "embeddings.norm",
+        "layers.{i}.attention_layer_norm": "layers.{i}.attn_norm",
+        "layers.{i}.qkv": "layers.{i}.attn.Wqkv",
+        "layers.{i}.output": "layers.{i}.attn.Wo",
+        "layers.{i}.output_layer_norm": "layers.{i}.mlp_norm",
+        "layers.{i}.intermediate": "layers.{i}.mlp.Wi",
+        "layers.{i}.ffn_output": "layers.{i}.mlp.Wo",
+        "final_layer_norm": "final_norm",
+    },
+    head_names={"dense": "head.dense", "norm": "head.norm", "out_proj": "classifier"},
+    head_modules=("head", "classifier"),
+    config_class="families.modernbert:ModernBertConfig",
+    encoder_class="families.modernbert:ModernBertEncoder",
+    head_class="families.modernbert:ModernBertHead",
+    reads_tokens=True,
+    layer_norms=LAYER_NORMS | {"final": "final_layer_norm"},
+    absent=("layers.0.attention_layer_norm",),
+    aliases={"query": "qkv", "key": "qkv", "value": "qkv"},
+    unsupported={
+        "pfeiffer": "its layers normalize their input, so that there is no LayerNorm after the residual sum",
+        "prefix_tuning": "its attention rotates each key by its position, which a prefix does not have",
+    },
+)

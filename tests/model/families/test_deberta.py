@@ -46,8 +46,9 @@ from minipeft.data.tasks.synthetic import generate
 from minipeft.methods import METHODS, method_name
 from minipeft.model.attention.disentangled import RelativePlan, attend_disentangled, attend_disentangled_plain, bucket
 from minipeft.model.attention.grouped import group_by_length
-from minipeft.model.families import FAMILIES, load_config, tensor_names
+from minipeft.model.families import get_family, load_config
 from minipeft.model.families.deberta import DebertaConfig
+from minipeft.model.pretrained import tensor_names
 
 SMALL_BUCKETS = {"position_buckets": 8, "max_relative_positions": 32}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -386,7 +387,7 @@ def test_export_opens_in_transformers(tmp_path: Path) -> None:
         assert largest(model(pack(ids, config=model.config)), theirs(**padded(ids, 0)).logits) < 1e-5
     assert type(theirs).__name__ == "DebertaV2ForSequenceClassification"
     assert (theirs.config.pooler_dropout, theirs.config.cls_dropout) == (0.1, 0.2)
-    assert FAMILIES["deberta-v2"].config is DebertaConfig
+    assert get_family("deberta-v2").config is DebertaConfig
 
 
 # -------------------------------------------------------------------------------------------------------- a whole run

@@ -33,7 +33,8 @@ from minipeft import (
 )
 from minipeft.methods.adapted import LINEAR_NAMES
 from minipeft.model.config import HIDDEN_ACTIVATIONS
-from minipeft.model.families import FAMILIES, load_config, tensor_names
+from minipeft.model.families import FAMILIES, get_family, load_config
+from minipeft.model.pretrained import tensor_names
 
 LENGTHS = (7, 1, 40, 3, 129, 7, 2, 64)
 NEW = ("distilbert", "electra", "modernbert")
@@ -194,7 +195,8 @@ def test_default_targets_are_peft_s(tmp_path: Path) -> None:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as theirs
 
     compared = 0
-    for model_type, row in FAMILIES.items():
+    for model_type in FAMILIES:
+        row = get_family(model_type)
         suffixes = {row.names[row.linears[row.aliases.get(name, name)]] for name in LoRA().targets}
         ours = {path.rpartition(".")[2] for path in suffixes}
         if model_type in theirs:
@@ -345,8 +347,8 @@ def test_dropout_has_the_mean_and_spread_of_transformers(model_type: str, where:
 def test_a_method_that_a_family_cannot_do_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    row = replace(FAMILIES["electra"], unsupported={"pfeiffer": "it has no such place"}, aliases={"value": "query"})
-    monkeypatch.setitem(FAMILIES, "electra", row)
+    row = replace(get_family("electra"), unsupported={"pfeiffer": "it has no such place"}, aliases={"value": "query"})
+    monkeypatch.setattr("minipeft.model.families.electra.ELECTRA", row)
     config = row.config(hidden_size=8, embedding_size=4, num_attention_heads=2, num_hidden_layers=1, vocab_size=9)
     with pytest.raises(MinipeftError, match="pfeiffer does not work with model_type electra: it has no such place"):
         apply(SequenceClassifier(config), Pfeiffer())

@@ -33,7 +33,7 @@ from minipeft import (
 from minipeft.data.batches.sampling import pack_examples
 from minipeft.device import check_cuda_graphs, check_deterministic
 from minipeft.model import roberta
-from minipeft.model.families import FAMILIES
+from minipeft.model.families import get_family
 from minipeft.training import loop
 from minipeft.training.optimization import cuda_graphs as graphs
 from minipeft.training.optimization.cuda_graphs import StepGraphs
@@ -199,7 +199,7 @@ def test_graphs_are_chosen_where_the_attention_is_planned_on_the_device(
     family: str, shape: dict[str, int], precision: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "varlen_agrees", lambda *_: True)
-    config = FAMILIES[family].config(**{"hidden_size": 48, "num_attention_heads": 3, **shape})
+    config = get_family(family).config(**{"hidden_size": 48, "num_attention_heads": 3, **shape})
     assert choose_cuda_graphs(TrainSettings(cuda_graphs="off"), "cuda", precision, config) == "off"
     assert choose_cuda_graphs(TrainSettings(cuda_graphs="auto"), "cpu", precision, config) == "off"
     chosen = choose_cuda_graphs(TrainSettings(cuda_graphs="auto"), "cuda", precision, config)
