@@ -21,10 +21,11 @@ from minipeft.methods.adapted import (
 )
 from minipeft.methods.lora import BIASES, LoRALinear
 from minipeft.methods.low_rank import SharedCasts
-from minipeft.methods.peft_format import PeftFormat, check_fields, linear_modules, read_targets, write_targets
+from minipeft.methods.peft_format import PeftFormat, linear_modules, write_targets
+from minipeft.methods.peft_reading import check_fields, read_targets, target_names
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.families import LINEAR_NAMES, family_of
+from minipeft.model.families import LINEAR_NAMES
 from minipeft.model.layers import Linear
 
 
@@ -279,7 +280,7 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> AdaLoRA:
     """
     check_fields(content, KNOWN)
     targets = read_targets(content, config)
-    names = tuple(name for name in family_of(config).linears if any(target == name for _, target in targets))
+    names = target_names(targets, config)
     if len(targets) != sum(name in names for _, name in linear_modules(config)):
         raise MinipeftError("target_modules names a layer's linear layers here and not there; AdaLoRA takes all layers")
     given = {ours: content[theirs] for theirs, ours in FIELDS.items() if theirs in content}

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minipeft.methods.lora import KNOWN, LoRA, LoRALinear, install_low_rank, low_rank_fields, to_peft
-from minipeft.methods.peft_format import PeftFormat, check_fields
+from minipeft.methods.lora import LoRA, LoRALinear, install_low_rank, to_peft
+from minipeft.methods.peft_format import PeftFormat
+from minipeft.methods.peft_reading import read_lora
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.layers import Linear
@@ -65,8 +66,7 @@ def dora_to_peft(method: DoRA, config: EncoderConfig) -> dict[str, Any]:
 
 def dora_from_peft(content: dict[str, Any], config: EncoderConfig) -> DoRA:
     """The config that peft's LoraConfig fields describe."""
-    check_fields(content, {*KNOWN, "use_dora"})
-    return DoRA(**low_rank_fields(content, config))
+    return DoRA(**read_lora(content, config, "use_dora"))
 
 
 PEFT = PeftFormat(

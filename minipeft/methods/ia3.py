@@ -7,16 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.methods.adapted import AdaptedLinear, check_modules, check_targets, target_modules_of, train_modules
-from minipeft.methods.peft_format import (
-    PeftFormat,
-    check_fields,
-    check_names,
-    in_every_layer,
-    linear_modules,
-    matching,
-    read_targets,
-    write_in_every_layer,
-)
+from minipeft.methods.peft_format import PeftFormat, linear_modules, write_in_every_layer
+from minipeft.methods.peft_reading import check_fields, check_names, in_every_layer, matching, read_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.layers import Linear

@@ -31,17 +31,9 @@ from minipeft.methods.adapted import (
     train_modules,
 )
 from minipeft.methods.low_rank import Factors, SharedCasts, cast_factors
-from minipeft.methods.peft_format import (
-    PeftFormat,
-    check_fields,
-    linear_modules,
-    read_pattern,
-    read_targets,
-    write_targets,
-)
+from minipeft.methods.peft_format import PeftFormat, linear_modules, write_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
-from minipeft.model.families import family_of
 from minipeft.model.layers import Linear, dropout
 
 INITIALISATIONS = ("kaiming", "gaussian", "pissa")
@@ -250,57 +242,11 @@ def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-# Fields of peft's LoraConfig that `from_peft` understands.
-KNOWN = {
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "use_rslora"),
-    *("init_lora_weights", "bias", "rank_pattern", "alpha_pattern"),
-}
-# How A and B may have started; the other ways (olora, loftq, corda, …) change the frozen weights.
-PEFT_INITIALISATIONS = {"gaussian": "gaussian", "pissa": "pissa"} | dict.fromkeys((True, False, None), "kaiming")
-PEFT_INITIALISATIONS |= dict.fromkeys(("eva", "orthogonal"), "kaiming")
-
-
 def from_peft(content: dict[str, Any], config: EncoderConfig) -> LoRA:
-    """The config that peft's LoraConfig fields describe."""
-    check_fields(content, KNOWN)
-    return LoRA(**low_rank_fields(content, config))
+    """Return the config that peft's LoraConfig fields describe."""
+    from minipeft.methods.peft_reading import read_lora
 
-
-def low_rank_fields(content: dict[str, Any], config: EncoderConfig) -> dict[str, Any]:
-    """LoRA's fields, by our names."""
-    start = content.get("init_lora_weights")
-    if start not in PEFT_INITIALISATIONS:
-        raise MinipeftError(f"init_lora_weights {start!r} is not supported; true, gaussian and pissa are")
-    targets = read_targets(content, config)
-    names = tuple(name for name in family_of(config).linears if any(target == name for _, target in targets))
-    rank, alpha = content.get("r", 8), content.get("lora_alpha", 8)
-    by_path = read_pattern(content, "rank_pattern", targets.values(), rank)
-    ranks = {key: by_path[targets[key]] if key in targets else 0 for key in linear_modules(config) if key[1] in names}
-    by_path = read_pattern(content, "alpha_pattern", targets.values(), alpha)
-    alphas = {key: by_path[path] for key, path in targets.items()}
-    return {
-        "rank": rank,
-        "alpha": alpha,
-        "dropout": content.get("lora_dropout", 0.0),
-        "targets": names,
-        "rslora": bool(content.get("use_rslora", False)),
-        "init": PEFT_INITIALISATIONS[start],
-        "rank_pattern": _pattern(ranks, rank),
-        "alpha_pattern": _pattern(alphas, alpha),
-        "bias": content.get("bias", "none"),
-        "modules_to_save": content.get("modules_to_save") or (),
-    }
-
-
-def _pattern(values: dict[tuple[int, str], Any], default: Any) -> dict[str, Any]:
-    """The shortest of our patterns: by target where all layers agree."""
-    pattern: dict[str, Any] = {}
-    for target in dict.fromkeys(target for _, target in values):
-        of_target = {f"{layer}.{name}": value for (layer, name), value in values.items() if name == target}
-        if len(set(of_target.values())) == 1:
-            of_target = dict.fromkeys([target], next(iter(of_target.values())))
-        pattern |= {key: value for key, value in of_target.items() if value != default}
-    return pattern
+    return LoRA(**read_lora(content, config))
 
 
 PEFT = PeftFormat(

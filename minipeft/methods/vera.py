@@ -16,14 +16,8 @@ from minipeft.methods.adapted import (
     train_biases,
     train_modules,
 )
-from minipeft.methods.peft_format import (
-    PeftFormat,
-    check_fields,
-    in_every_layer,
-    linear_modules,
-    read_targets,
-    write_in_every_layer,
-)
+from minipeft.methods.peft_format import PeftFormat, linear_modules, write_in_every_layer
+from minipeft.methods.peft_reading import check_fields, in_every_layer, read_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.layers import Linear, dropout

@@ -5,7 +5,7 @@ from typing import Any
 
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_int
-from minipeft.methods.peft_format import check_fields
+from minipeft.methods.peft_reading import check_fields
 from minipeft.model.config import EncoderConfig
 
 

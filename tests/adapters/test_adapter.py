@@ -40,8 +40,7 @@ from minipeft import (
     unmerge,
 )
 from minipeft.adapters.adapter_file import read_adapter
-from minipeft.methods.lora import KNOWN
-from minipeft.methods.peft_format import WITHOUT_EFFECT
+from minipeft.methods.peft_reading import LORA_FIELDS, WITHOUT_EFFECT
 from minipeft.model.families import LINEAR_NAMES
 
 State = dict[str, Tensor]
@@ -461,8 +460,10 @@ def test_every_field_of_pefts_config_is_either_understood_or_known_to_change_not
         *("layers_pattern", "layer_replication", "lora_bias", "target_parameters", "trainable_token_indices"),
         *("alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config"),
     }
-    assert {field.name for field in dataclasses.fields(LoraConfig)} - KNOWN - WITHOUT_EFFECT - refused == {"use_dora"}
-    assert not refused & (KNOWN | WITHOUT_EFFECT)
+    assert {field.name for field in dataclasses.fields(LoraConfig)} - LORA_FIELDS - WITHOUT_EFFECT - refused == {
+        "use_dora"
+    }
+    assert not refused & (LORA_FIELDS | WITHOUT_EFFECT)
 
 
 def test_a_model_without_a_method_has_no_adapter(checkpoint: Path, tmp_path: Path) -> None:

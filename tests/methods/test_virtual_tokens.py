@@ -356,7 +356,7 @@ def test_every_field_of_pefts_config_is_either_understood_or_known_to_change_not
     from peft import PrefixTuningConfig, PromptTuningConfig
 
     from minipeft.methods import prefix_tuning, prompt_tuning
-    from minipeft.methods.peft_format import WITHOUT_EFFECT
+    from minipeft.methods.peft_reading import WITHOUT_EFFECT
     from minipeft.methods.virtual_tokens import write_fields
 
     prompt = isinstance(method, PromptTuning)
