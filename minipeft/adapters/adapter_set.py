@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minipeft.adapters.adapter import install_adapter
 from minipeft.adapters.adapter_file import read_adapter
 from minipeft.adapters.save import CONFIG
-from minipeft.data.batches.packing import PackedBatch, reorder
+from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_float
 from minipeft.files import user_path
 from minipeft.methods.adapted import target_modules_of
@@ -22,6 +22,7 @@ from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig, generic_labels
 from minipeft.model.families import family_of
 from minipeft.model.layers import Linear
+from minipeft.problems import problem_row
 
 
 @dataclass
@@ -78,11 +79,13 @@ class AdapterSet(nn.Module):
         adapters(batch)                             # all by one
 
     Raises:
-        MinipeftError: for a model that has a method.
+        MinipeftError: for a model that has a method, and for a TokenClassifier.
     """
 
     def __init__(self, model: SequenceClassifier) -> None:
         super().__init__()
+        if problem_row(model.config.problem_type, model.config.num_labels).per_token:
+            raise MinipeftError("AdapterSet: the model classifies tokens. Pass a classifier of sequences")
         if model.method is not None:
             raise MinipeftError(f"the model already has {model.method!r}; give the set a model without a method")
         self.model = model.eval().requires_grad_(False)
@@ -107,6 +110,8 @@ class AdapterSet(nn.Module):
         folder = user_path(folder)
         adapter, own = read_adapter(folder, self.model.config), self.model
         method, config = adapter.method, own.config
+        if problem_row(adapter.problem_type).per_token:
+            raise MinipeftError(f"{folder}: the adapter classifies tokens. Load one that classifies sequences")
         if type(method) is not LoRA or method.bias != "none" or method.modules_to_save:
             raise MinipeftError(f"{folder / CONFIG}: an AdapterSet takes LoRA of A and B alone, not {method!r}")
         state = {key: tensor for key, tensor in own.state_dict(keep_vars=True).items() if ".lora_" not in key}
@@ -220,6 +225,24 @@ class AdapterSet(nn.Module):
     def _check_known(self, name: str) -> None:
         if name not in self.heads:
             raise MinipeftError(f"no adapter {name!r}; loaded: {', '.join(self.heads) or 'none'}")
+
+
+def reorder(batch: PackedBatch, order: Sequence[int]) -> PackedBatch:
+    """Return the batch with its sequences in another order."""
+    starts = torch.tensor([0, *batch.lengths]).cumsum(0)
+    lengths = tuple(batch.lengths[sequence] for sequence in order)
+    tokens = torch.cat([torch.arange(batch.lengths[sequence]) + starts[sequence] for sequence in order])
+    tokens, sequences = tokens.to(batch.input_ids.device), torch.tensor(order, device=batch.input_ids.device)
+    return PackedBatch(
+        batch.input_ids[tokens],
+        batch.position_ids[tokens],
+        None if batch.token_type_ids is None else batch.token_type_ids[tokens],
+        torch.tensor([0, *lengths]).cumsum(0).to(batch.cu_seqlens),
+        batch.max_seqlen,
+        lengths,
+        None if batch.labels is None else batch.labels[sequences],
+        None if batch.weights is None else batch.weights[sequences],
+    )
 
 
 def _new_output(config: EncoderConfig) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from minipeft import (
     pack,
     save_adapter,
 )
-from minipeft.data.batches.packing import reorder
+from minipeft.adapters.adapter_set import reorder
 
 LENGTHS = (7, 1, 40, 3, 21, 7, 1, 12)
 # name → (method, labels)
@@ -189,6 +189,15 @@ def test_what_cannot_be_is_refused_by_name(base: Path, tmp_path: Path) -> None:
     with pytest.raises(MinipeftError, match="without a method"):
         AdapterSet(apply(load_pretrained(base / "roberta"), LoRA()))
     assert adapters(batch, ["plain", None]).shape == (2, 2)  # what was refused has left no trace
+
+
+def test_token_classifiers_are_refused_as_model_and_as_adapter(base: Path, tmp_path: Path) -> None:
+    tokens = load_pretrained(base / "roberta", 3, problem_type="token_classification")
+    with pytest.raises(MinipeftError, match="AdapterSet: the model classifies tokens"):
+        AdapterSet(tokens)
+    save_adapter(apply(tokens, LoRA()), tmp_path / "tags")
+    with pytest.raises(MinipeftError, match="tags: the adapter classifies tokens"):
+        loaded(base).load("tags", tmp_path / "tags")
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.randoms())

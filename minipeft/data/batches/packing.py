@@ -25,6 +25,7 @@ from minipeft.errors import MinipeftError
 from minipeft.problems import problem_class
 
 
+# A protocol and not EncoderConfig, because data/ stands below model/ and does not import it.
 class PackingConfig(Protocol):
     """The fields of a model config that packing reads; EncoderConfig has them."""
 
@@ -88,7 +89,7 @@ class PackedBatch:
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; the host does not wait for a copy from it to CUDA."""
     if device.type == "cuda" and x.device.type == "cpu":
-        # CUDA reads pinned memory by itself. For other memory the host would wait until the device gets to the copy.
+        # CUDA reads pinned memory without the host. From other memory, the host would have to wait for the copy.
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
@@ -117,22 +118,25 @@ def pack(
     """
     if config is None:
         raise MinipeftError("pack needs the model's config: pack(token_ids, labels, config=model.config)")
+    # One table for both kinds of input: training reads its rows from a memory-mapped file, without Python lists.
     table = token_ids if isinstance(token_ids, TokenTable) else TokenTable.from_sequences(token_ids)
     if not len(table):
         raise MinipeftError("a batch needs at least one sequence")
     lengths = tuple(table.lengths.tolist())
     for number, length in enumerate(lengths):
+        # An empty sequence has no first token for the head to read; a long one has no positions left.
         if not 1 <= length <= config.max_length:
             raise MinipeftError(
                 f"sequence {number} has {length} tokens; the model takes 1 to {config.max_length}: set max_length"
             )
-    ids, types = table.concatenate()
+    ids, types = table.concatenate()  # both (total_tokens,)
     _check_ids(ids, table.lengths, config)
     input_ids = torch.from_numpy(ids)  # (total_tokens,)
+    # The cumulative lengths say where each sequence starts and ends. They replace the attention mask.
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)  # (num_sequences + 1,)
     starts = cu_seqlens[:-1].repeat_interleave(torch.tensor(lengths))  # (total_tokens,), of each token's sequence
     # RoBERTa's first position is padding_idx + 1, because its position table has a row for <pad>; other models' is 0.
-    position_ids = torch.arange(len(input_ids)) - starts + config.position_offset
+    position_ids = torch.arange(len(input_ids)) - starts + config.position_offset  # (total_tokens,)
     return PackedBatch(
         input_ids,
         position_ids,
@@ -144,28 +148,11 @@ def pack(
     )
 
 
-def reorder(batch: PackedBatch, order: Sequence[int]) -> PackedBatch:
-    """Return the batch with its sequences in another order."""
-    starts = torch.tensor([0, *batch.lengths]).cumsum(0)
-    lengths = tuple(batch.lengths[sequence] for sequence in order)
-    tokens = torch.cat([torch.arange(batch.lengths[sequence]) + starts[sequence] for sequence in order])
-    tokens, sequences = tokens.to(batch.input_ids.device), torch.tensor(order, device=batch.input_ids.device)
-    return PackedBatch(
-        batch.input_ids[tokens],
-        batch.position_ids[tokens],
-        None if batch.token_type_ids is None else batch.token_type_ids[tokens],
-        torch.tensor([0, *lengths]).cumsum(0).to(batch.cu_seqlens),
-        batch.max_seqlen,
-        lengths,
-        None if batch.labels is None else batch.labels[sequences],
-        None if batch.weights is None else batch.weights[sequences],
-    )
-
-
 def _check_ids(ids: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], config: PackingConfig) -> None:
     """Raise MinipeftError for a token id outside the vocabulary; embedding lookups on CUDA would not name it."""
     if ids.min() >= 0 and ids.max() < config.vocab_size:
         return
+    # Only now, for the message: the first bad token, and the sequence that holds it.
     position = int(np.argmax((ids < 0) | (ids >= config.vocab_size)))
     number = int(np.searchsorted(np.cumsum(lengths), position, side="right"))
     raise MinipeftError(
@@ -176,6 +163,7 @@ def _check_ids(ids: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], config:
 
 def _token_types(types: np.ndarray[Any, Any] | None, config: PackingConfig) -> Tensor | None:
     """Return the type of each token, or None if all are 0 or the model has none."""
+    # With None the encoder adds one row to all tokens, without a lookup and without its backward pass.
     if types is None or config.type_vocab_size <= 1 or not types.any():
         return None
     if types.max() >= config.type_vocab_size:
@@ -183,7 +171,7 @@ def _token_types(types: np.ndarray[Any, Any] | None, config: PackingConfig) -> T
             f"token type {types.max()} lies outside the model's {config.type_vocab_size}; "
             "the tokenizer belongs to another model"
         )
-    return torch.from_numpy(types)
+    return torch.from_numpy(types)  # (total_tokens,)
 
 
 def _labels(labels: Sequence[Any] | None, lengths: Sequence[int], config: PackingConfig) -> Tensor | None:
@@ -191,4 +179,5 @@ def _labels(labels: Sequence[Any] | None, lengths: Sequence[int], config: Packin
         return None
     if len(labels) != len(lengths):
         raise MinipeftError(f"{len(labels)} labels for {len(lengths)} sequences; give one label per sequence")
+    # The dtype and the shape depend on what a label is: a class, a number, a set, or one class per token.
     return problem_class(config.problem_type, config.num_labels).targets(labels, lengths, config.num_labels)
