@@ -35,6 +35,7 @@ class BitFit:
 
     def __post_init__(self) -> None:
         if self.targets is not None:
+            # The class is frozen: a config must not change once a model has it. This is the way to set a field here.
             object.__setattr__(self, "targets", check_targets(self.targets))
 
     def __repr__(self) -> str:
@@ -43,10 +44,12 @@ class BitFit:
 
 def install(model: SequenceClassifier, method: BitFit) -> None:
     """Unfreeze the biases of a frozen model."""
+    # By name and not by module: LayerNorms, linear layers and projections of every family call it "bias".
     for name, parameter in model.encoder.named_parameters():
         *_, module, leaf = name.split(".")  # layers.0.query.bias → query, bias
         if leaf == "bias" and (method.targets is None or module in method.targets):
             parameter.requires_grad_(True)
+    # Without this, the run would train its head alone and report it as BitFit.
     if not any(parameter.requires_grad for parameter in model.encoder.parameters()):
         raise MinipeftError(
             f"BitFit trains biases, but this {model.config.model_type} model has none in its targets. "

@@ -3,9 +3,13 @@
     LoRA         the settings               install      replaces the targets of a frozen model by LoRALinear layers
     LoRALinear   the layer                  PEFT         translates the settings to and from peft's adapter_config.json
 
+Why it works with few parameters: the change of a weight that a task needs has a low rank (Aghajanyan et al. 2021), so
+it fits a product of two thin matrices. Only these need gradients and optimizer states.
+
 Refinements that change no formula are settings: rsLoRA's scaling, PiSSA's initialization, LoRA+'s learning rates, ranks
-by layer. There is no LoRA of embeddings and no quantized base model. One model has one adapter; adapters/adapter_set.py
-runs several at once.
+by layer. There is no LoRA of embeddings, because the paper adapts linear layers alone, and no quantized base model,
+because an encoder of some hundred million parameters fits a GPU as it is. One model has one adapter;
+adapters/adapter_set.py runs several at once.
 """
 
 from __future__ import annotations
@@ -79,6 +83,7 @@ class LoRA:
     modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        # All checks come here, before a checkpoint is loaded. What needs the model's shape is checked by `install`.
         object.__setattr__(self, "rank", check_int("rank", self.rank))
         object.__setattr__(self, "alpha", check_float("alpha", self.alpha))
         check_probability("dropout", self.dropout)
@@ -108,6 +113,7 @@ class LoRA:
 
 
 def _of_pattern(pattern: dict[str, Any], layer: int, target: str, default: Any) -> Any:
+    # From the most specific key to the least; the first that is there counts.
     return next((pattern[key] for key in (f"{layer}.{target}", target, str(layer)) if key in pattern), default)
 
 
@@ -136,28 +142,32 @@ class LoRALinear(AdaptedLinear):
         init: str = "kaiming",
     ) -> None:
         super().__init__(frozen)
+        # Divided by the rank, so that the best learning rate depends less on it (Hu et al. 2021, section 4.1).
         self.scaling = alpha / math.sqrt(rank) if rslora else alpha / rank
         self.dropout = dropout
         self.shared_factors: Factors | None = None  # set by SharedCasts during a forward pass of the encoder
         device = frozen.weight.device
-        # Float32 also for a bfloat16 model: the steps of the optimizer are too small for 8 bits.
+        # Float32 also for a bfloat16 model: the steps of the optimizer are too small for bfloat16's 8 bits.
+        # B is 0, so that B A = 0. If A were 0 as well, neither would ever have a gradient.
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
         if init == "gaussian":
             nn.init.normal_(self.lora_A, std=1 / rank)
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # nn.Linear's own initialization
+        # A model on the meta device has no numbers to decompose; it gets its tensors from an adapter's file.
         if init == "pissa" and device.type != "meta":
             self._init_pissa()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (tokens, in_features) → (tokens, out_features), with the merged weight if the layer is merged."""
-        y = super().forward(x)
+        y = super().forward(x)  # (tokens, out_features)
         if self.is_merged():
             return y
+        # The encoder casts A and B of all layers together; a layer that is called alone casts its own.
         a, b = self.shared_factors or cast_factors([self], x.dtype)[0]  # A and s · Bᵀ
         low = F.linear(dropout(x, self.dropout, self.training), a)  # (tokens, rank)
-        # A and B are applied one after the other: B A would be a matrix as large as W.
+        # x A first, then B: rank · (in + out) products per token, where the matrix B A would need in · out.
         return torch.addmm(y, low, b)
 
     @staticmethod
@@ -167,13 +177,16 @@ class LoRALinear(AdaptedLinear):
 
     def merged_weight(self) -> Tensor:
         """W + s · B A, (out_features, in_features), float32."""
+        # In float32, so that a bfloat16 weight is rounded once, when the sum is stored.
         return self.weight.float() + self.scaling * (self.lora_B @ self.lora_A)
 
     @torch.no_grad()
     def _init_pissa(self) -> None:
         """W = U Σ Vᵀ → s · B A is the first `rank` terms, with √Σ on each side; the frozen weight keeps the others."""
         rank = len(self.lora_A)
+        # u (out_features, k), sigma (k,), v (k, in_features), k = min(out_features, in_features)
         u, sigma, v = torch.linalg.svd(self.weight.float(), full_matrices=False)
+        # A and B both get the square root of each singular value, so that neither is much larger.
         root = (sigma[:rank] / self.scaling).sqrt()
         self.lora_A.copy_(root[:, None] * v[:rank])
         self.lora_B.copy_(u[:, :rank] * root)
@@ -190,18 +203,21 @@ def install(model: SequenceClassifier, method: LoRA) -> None:
 def install_low_rank(model: SequenceClassifier, method: LoRA, kind: type[LoRALinear]) -> None:
     """Replace the targets by layers of `kind`, and unfreeze the biases and modules that `method` names."""
     modules = target_modules_of(model, method.targets)
+    # Every check comes before the first layer is replaced.
     _check_patterns(method, modules)
     adapted = [module for module in modules if method.rank_of(module.layer, module.target)]
     train_modules(model, method.modules_to_save, [module.path for module in adapted])
     for layer, target, path, frozen in adapted:
         rank, alpha = method.rank_of(layer, target), method.alpha_of(layer, target)
         model.encoder.set_submodule(path, kind(frozen, rank, alpha, method.dropout, method.rslora, method.init))
+    # With the default targets, the 24 layers of roberta-base have one shape: their A and B are cast as two tensors.
     model.encoder.low_rank = SharedCasts([part for part in model.modules() if isinstance(part, LoRALinear)])
-    train_biases(model, method.bias)
+    train_biases(model, method.bias)  # last, because "lora_only" looks for the layers that were just installed
 
 
 def _check_patterns(method: LoRA, modules: list[TargetModule]) -> None:
     """Raise for a key without a targeted layer, a rank above the size of a layer, and where no layer is adapted."""
+    # For each targeted layer the three keys that may name it: "11.query", "query", "11".
     keys = [(f"{module.layer}.{module.target}", module.target, str(module.layer)) for module in modules]
     known = {key for names in keys for key in names}
     for name in ("rank_pattern", "alpha_pattern"):
@@ -220,7 +236,8 @@ def _check_patterns(method: LoRA, modules: list[TargetModule]) -> None:
 
 def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
     """peft's LoraConfig fields."""
-    keys = [key for key in linear_modules(config) if key[1] in method.targets]
+    # peft has no rank 0. A layer that the pattern leaves out is not among the targets.
+    keys = [key for key in linear_modules(config) if key[1] in method.targets]  # (layer, target)
     ranks = {key: method.rank_of(*key) for key in keys if method.rank_of(*key)}
     return {
         "r": method.rank,
@@ -244,7 +261,7 @@ def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
 
 def from_peft(content: dict[str, Any], config: EncoderConfig) -> LoRA:
     """Return the config that peft's LoraConfig fields describe."""
-    from minipeft.methods.peft_reading import read_lora
+    from minipeft.methods.peft_reading import read_lora  # training writes adapters and reads none
 
     return LoRA(**read_lora(content, config))
 

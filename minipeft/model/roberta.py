@@ -3,9 +3,9 @@
     embeddings → layers (post-LayerNorm, as in Vaswani et al. 2017 and BERT) → <s> of each sequence → head → logits
 
 The batch is packed (data/batches/packing.py): no tensor has a padded dimension, and no attention mask exists. What
-attention needs to know is in its plan (attention/). Decoder, cross-attention, key-value cache and outputs of inner
-layers are left out, because classification reads the last hidden states alone. The other families (BERT, DeBERTa,
-ModernBERT, …) subclass what is here and say only what differs.
+attention needs to know is in its plan (attention/). Left out: decoder, cross-attention, key-value cache and the outputs
+of inner layers. Classification reads the last hidden states alone. The other families (BERT, DeBERTa, ModernBERT, …)
+subclass what is here and say only what differs; layers.py has the layers that all of them are built of.
 
 Shapes: total_tokens = all tokens of the batch, without padding; num_sequences = its sequences.
 """
@@ -33,7 +33,8 @@ class EncoderLayer(nn.Module):
         hidden, inner = config.hidden_size, config.intermediate_size
         self.config = config
         self.activation = ACTIVATIONS[config.hidden_act]
-        # Methods find linear layers by these names, which are the same in most families.
+        # Methods find linear layers by these names, which are the same in most families. Queries, keys and values have
+        # a layer each, so that a method can adapt one without the others.
         self.query = Linear(hidden, hidden)
         self.key = Linear(hidden, hidden)
         self.value = Linear(hidden, hidden)
@@ -63,9 +64,10 @@ class EncoderLayer(nn.Module):
         attention_dropout = config.attention_probs_dropout_prob if self.training else 0.0
         key, value = self.key(x), self.value(x)  # (total_tokens, hidden_size)
         if first_tokens is not None:
+            # <s> attends to every token, so that keys and values come first. Nothing else of the others is read later.
             x = x.index_select(0, first_tokens)  # (num_sequences, hidden_size)
         attended = attend(
-            self.query(x),
+            self.query(x),  # (total_tokens, hidden_size), or (num_sequences, hidden_size)
             key,
             value,
             plan,
@@ -78,6 +80,7 @@ class EncoderLayer(nn.Module):
 
     def after_attention(self, x: Tensor, attended: Tensor, probability: float) -> Tensor:
         """Compute what follows attention, token by token: x and `attended`, both (…, hidden_size) → the same shape."""
+        # Post-LayerNorm: the sum is normalized, as in the original Transformer. ModernBERT normalizes before.
         x = self.attention_layer_norm(x + dropout(self.output(attended), probability))
         inner = self.activation(self.intermediate(x))  # (…, intermediate_size)
         return self.output_layer_norm(x + dropout(self.ffn_output(inner), probability))
@@ -89,6 +92,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        # Methods, not constructor arguments: a family changes one of them and inherits the others.
         self.add_embeddings(config)
         self.layers = nn.ModuleList(self.make_layer(config, number) for number in range(config.num_hidden_layers))
         # Prompt and prefix tuning: (batch, words, prefixes) → the same three, with virtual tokens for each sequence.
@@ -113,22 +117,25 @@ class Encoder(nn.Module):
 
     def compile_layers(self) -> None:
         """Let torch.compile fuse the operations between a layer's matrix products; the result is the same."""
+        # Not attention: the number and the shapes of its groups change from batch to batch, and so would the program.
         for layer in self.layers:
             assert isinstance(layer, EncoderLayer)
             layer.after_attention = torch.compile(layer.after_attention, dynamic=True)  # type: ignore[method-assign]
 
     def embed(self, words: Tensor, batch: PackedBatch) -> Tensor:
         """Word embeddings (total_tokens, embedding_size) → the first layer's input (total_tokens, hidden_size)."""
-        x = words + self.position_embeddings(batch.position_ids)
+        x = words + self.position_embeddings(batch.position_ids)  # (total_tokens, embedding_size)
         if batch.token_type_ids is None:
             x = x + self.token_type_embeddings.weight[0]  # every token has type 0: one row, no lookup
         else:
             x = x + self.token_type_embeddings(batch.token_type_ids)
+        # A trained table is float32 (Full), and so is the sum until here.
         x = self.layer_norm(x.to(self.dtype))
         return dropout(x, self.config.hidden_dropout_prob, self.training)
 
     def plan(self, batch: PackedBatch, num_virtual_tokens: int) -> Any:
         """Prepare what all layers of one batch share; each layer gets it as its second argument."""
+        # Once per batch and not once per layer: the lengths of the sequences are the same in all of them.
         head_size = self.config.hidden_size // self.config.num_attention_heads
         attention_dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         return plan_attention(batch, self.dtype, head_size, num_virtual_tokens, dropout=attention_dropout)
@@ -143,6 +150,7 @@ class Encoder(nn.Module):
         prefixes: Sequence[Prefix | None] = [None] * len(self.layers)
         if self.virtual_tokens is not None:
             batch, words, prefixes = self.virtual_tokens(batch, words, prefixes)
+        # A prefix adds keys to every sequence, and so changes where each one's keys begin.
         plan = self.plan(batch, 0 if prefixes[0] is None else len(prefixes[0][0]))
         last = len(self.layers) - 1
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
@@ -150,6 +158,7 @@ class Encoder(nn.Module):
         with nullcontext() if self.low_rank is None or recompute else self.low_rank.cast(self.dtype):
             x = self.embed(words, batch)  # (total_tokens, hidden_size)
             for number, layer in enumerate(self.layers):
+                # Only the last layer may drop tokens: the layers before it feed the keys and values of the next one.
                 first_tokens = batch.cu_seqlens[:-1] if first_only and number == last else None
                 inputs = x, plan, first_tokens, prefixes[number]
                 x = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
@@ -165,6 +174,7 @@ class ClassificationHead(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        # Every method trains the head, so it is float32 in every precision.
         self.dense = Linear(config.hidden_size, config.hidden_size)
         self.out_proj = Linear(config.hidden_size, config.num_labels)
         self.dropout_prob = config.head_dropout_prob
@@ -172,5 +182,5 @@ class ClassificationHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: <s>'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
         x = dropout(x.float(), self.dropout_prob, self.training)
-        x = torch.tanh(self.dense(x))
+        x = torch.tanh(self.dense(x))  # (num_sequences, hidden_size)
         return self.out_proj(dropout(x, self.dropout_prob, self.training))

@@ -98,6 +98,7 @@ def train_loop(
     """
     folder, train, task = run_folder.path, examples.train, examples.train.split.task
     device = next(model.parameters()).device
+    # A caller outside `train`, such as a walkthrough, may leave out the loss: it is then the plain one.
     loss_function = loss or Loss(task.problem)
     method = METHODS[method_name(model.method)]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -105,6 +106,7 @@ def train_loop(
     optimizer = adamw(model, schedule.weight_decay, schedule.betas, schedule.epsilon)
     total_steps = schedule.total_steps(len(train))
 
+    # A new run starts from an empty Progress, a resumed one from the checkpoint's. The code below is the same for both.
     progress = restore_checkpoint(folder, model, optimizer, processes)
     resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, progress, task, schedule.select_by))
     save = partial(save_checkpoint, folder, model, optimizer, progress, schedule.select_by, run_folder.checkpoint_copy)
@@ -113,6 +115,7 @@ def train_loop(
     resume = "continue with " + (
         "--resume" if processes.size > 1 else f"minipeft train --resume --output {quote(str(folder))}"
     )
+    # Only rank 0 prints.
     quiet = run_folder.quiet or not processes.is_main_process
     if resumed and not quiet:
         print(resumed, file=sys.stderr)
@@ -124,7 +127,7 @@ def train_loop(
         if progress.step < total_steps:
             table.print_header()
         while progress.step < total_steps and not schedule.out_of_patience(progress.history, len(train)):
-            model.train()
+            model.train()  # evaluation has left it in evaluation mode
             order = epoch_order(len(train), schedule.seed, progress.epoch)
             next_evaluation = schedule.next_evaluation(progress.step, progress.epoch, len(train))
             prev: StepScalars | None = None  # the previous step's, which the host has not read yet
@@ -152,8 +155,10 @@ def train_loop(
                         batch_loss = loss_function(logits, batch) / step_weight
                         batch_loss.backward()
                         step_loss += batch_loss.detach()
+                # Each rank has divided by the weight of the whole step, so the sum is the gradient of the step's loss.
                 gradient_sum.all_reduce(step_loss)
                 norm = clip_grad_norm_(trainable, schedule.max_grad_norm or math.inf)
+                # Loss and norm stay on the device; the host reads them one step later, when they have arrived.
                 scalars = StepScalars(progress.step + 1, learning_rate, step_weight, step_loss, norm)
                 _add_step(prev, progress, events, folder)
 
@@ -184,12 +189,14 @@ def train_loop(
             _add_step(prev, progress, events, folder)  # waits for the device, which is training time
             progress.seconds += time.perf_counter() - start_time
 
+            # Every rank evaluates a share of the examples, and all of them get the metrics.
             logits, metrics = evaluate_all(model, examples, schedule.max_tokens, processes)
             if not math.isfinite(metrics["eval_loss"]):
                 raise MinipeftError(
                     f"step {progress.step}: the validation loss is {metrics['eval_loss']}. Lower --lr "
                     f"({describe_checkpoint(folder)})."
                 )
+            # With --eval-every an evaluation may fall within an epoch, which is then a fraction: 1.25.
             epoch_ended = progress.examples_done == len(train)
             fraction = progress.examples_done / len(train)
             row = {
@@ -209,10 +216,11 @@ def train_loop(
             saved_at = time.monotonic()
             best = best_epoch(progress.history, schedule.select_by) is row
             table.print_row(row, sum(past["seconds"] for past in progress.history), best)
-            if processes.is_main_process:
+            if processes.is_main_process:  # warnings once, not once per rank
                 labels = examples.validation.split.labels
                 cpu.check()
                 warn_about_predictions(logits, row, labels, task, bool(loss_function.class_weights))
+            # A signal that came during the evaluation: the checkpoint above is complete, so the run may end here.
             if reason := processes.all_reduce_max(received[0] if received else 0):
                 raise Interrupted(reason, f"interrupted after epoch {row['epoch']}; {resume}")
         if progress.step < total_steps:

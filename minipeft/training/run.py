@@ -69,6 +69,7 @@ def train(**settings: Any) -> Result:
         MinipeftError: for bad input, before anything is written; and where a loss is not finite or a file cannot be
             written, with the last checkpoint kept.
     """
+    # From here on no setting is None or "auto": later stages read a job and decide nothing.
     job = resolve(read_settings(settings))
     choose_threads(job.settings.threads)
     with hold_folder(job):
@@ -78,6 +79,7 @@ def train(**settings: Any) -> Result:
         folder = open_run(job, examples, model)
         # Balanced class weights depend on the labels, so the loss is made when the examples are known.
         loss = job.loss.make_loss(examples.train.split.labels, job.task.problem, job.settings.device)
+        # Parts that most runs do not use are imported where they are used, here and below: a start takes less time.
         graphs = None
         if job.settings.cuda_graphs == "on":
             from minipeft.training.optimization.cuda_graphs import StepGraphs
@@ -105,7 +107,7 @@ def explain_out_of_memory(job: Job) -> Iterator[None]:
 @contextmanager
 def hold_folder(job: Job) -> Iterator[None]:
     """Take the lease of the run's folder on rank 0: a second process on the folder ends with an error."""
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # only rank 0 enters the lease, and every rank leaves the stack
 
         def take_lease() -> None:
             stack.enter_context(Lease(job.output))
@@ -146,6 +148,7 @@ def load_examples(job: Job) -> Examples:
 def build_model(job: Job, targets: Sequence[Any]) -> SequenceClassifier:
     """Load the pretrained weights, install the method, and move the model to the job's device."""
     settings = job.settings
+    # The same seed on every rank: all start from the same weights, and nothing needs to be broadcast.
     torch.manual_seed(settings.seed)  # the new head and LoRA's A are drawn from here on, in this order
     model = load_for_training(job.model.folder, job.task.problem.outputs, job.task.problem.name)
     if "head.out_proj.bias" in model.new_tensors:
@@ -176,6 +179,7 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
         for parameter in model.parameters():
             weights.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         compared = {name: value for name, value in job.config.items() if name not in PLACES}
+        # Each value is compared by name, so that the error says what differs and on which rank.
         processes.check_same(
             {
                 "the training examples": examples.train.fingerprint,
@@ -205,6 +209,7 @@ def _write_config(job: Job, examples: Examples) -> None:
             raise MinipeftError(
                 f"{folder}: the run has other {name} examples. Pass the same data, or choose another --output."
             )
+    # Files are written under a temporary name and renamed; a killed run leaves such names behind.
     for path in folder.rglob(PARTIAL):
         with suppress(OSError):  # a folder: of another process that is trying to take the lease
             path.unlink()
@@ -212,7 +217,7 @@ def _write_config(job: Job, examples: Examples) -> None:
         (folder / "result.json").unlink(missing_ok=True)
         if (folder / "config.json").is_file() and not quiet:
             print(f"{folder} has no checkpoint yet: the run starts from scratch", file=sys.stderr)
-    if extension:
+    if extension:  # more epochs of a finished run, whose result no longer holds
         (folder / "result.json").unlink(missing_ok=True)
         if not quiet:
             print(extension, file=sys.stderr)
@@ -226,6 +231,7 @@ def write_result(job: Job, examples: Examples, model: SequenceClassifier, progre
     """
     folder, quiet = job.output, job.settings.quiet
     model.eval()
+    # The loop ends with the last epoch's weights; the file in adapter/ is the best epoch's.
     if best_epoch(progress.history, job.schedule.select_by) is not progress.history[-1]:
         from minipeft.adapters.adapter import reload_adapter
         from minipeft.adapters.adapter_file import read_adapter
@@ -270,11 +276,11 @@ def result_content(job: Job, examples: Examples, model: SequenceClassifier, prog
             for name in (*(name for name, _ in task.also), *([HOLDOUT] if settings.holdout else []))
         },
         "parameters": dataclasses.asdict(count_parameters(model)),
-        "train_seconds": seconds,
+        "train_seconds": seconds,  # without evaluations and checkpoints; so is the next
         "samples_per_second": sum(row["samples_per_second"] * row["seconds"] for row in history) / seconds,
         "peak_memory_bytes": peak_memory(settings.device),
         "seed": settings.seed,
-        "versions": {
+        "versions": {  # what can change a figure from one machine to another
             "minipeft": __version__,
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("torch", "tokenizers", "datasets", "safetensors")},
@@ -293,6 +299,6 @@ def _draw_curves(folder: Path) -> None:
     """Draw curves.png, where the extra `plot` is installed."""
     try:
         from minipeft.training.reporting.curves import draw
-    except ImportError:
+    except ImportError:  # matplotlib is an extra: a run without it has every file but the picture
         return
     draw(folder)

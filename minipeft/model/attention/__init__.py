@@ -56,16 +56,20 @@ def attend_plain(
         A tensor of the query's shape.
     """
     outputs = []
+    # A Python loop over sequences, which keeps the code as short as the equation. The fast versions have none.
     query_lengths = [1] * len(lengths) if first_only else list(lengths)
     for q, k, v in zip(query.split(query_lengths), key.split(list(lengths)), value.split(list(lengths)), strict=True):
         if prefix is not None:
+            # Virtual tokens are keys and values without queries: all tokens see them, and they see nothing.
             k, v = (torch.cat([virtual.to(x.dtype), x]) for virtual, x in zip(prefix, (k, v), strict=True))
         q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(0, 1) for x in (q, k, v))  # (heads, length, head_size)
+        # Without the scale, scores would grow with head_size, and softmax would put all weight on one key.
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (heads, 1 or length, length)
         if window is not None:
             distance = torch.arange(q.shape[1])[:, None] - torch.arange(k.shape[1])
             scores = scores.masked_fill(distance.abs().to(scores.device) > window, -math.inf)
-        weights = F.dropout(torch.softmax(scores, dim=-1), dropout)
+        # Dropout on the weights, as in BERT: they no longer sum to 1, but do in expectation.
+        weights = F.dropout(torch.softmax(scores, dim=-1), dropout)  # (heads, 1 or length, length)
         outputs.append((weights @ v).transpose(0, 1).flatten(1))  # (1 or length, hidden_size)
     return torch.cat(outputs)
 
@@ -94,9 +98,11 @@ def plan_attention(
     """
     device = batch.cu_seqlens.device
     if device.type == "cuda":
-        from minipeft.model.attention.varlen import plan_varlen, varlen_supports  # of no use without CUDA
+        # Imported here, because a CPU has no use for them.
+        from minipeft.model.attention.varlen import plan_varlen, varlen_supports
         from minipeft.model.attention.varlen_trial import varlen_agrees
 
+        # No release of torch promises these operators, so they are tried once before the first batch.
         supported = varlen_supports(dtype, head_size, window)
         if supported and varlen_agrees(device, dtype, head_size, window is not None, dropout > 0):
             return plan_varlen(batch, num_virtual_tokens, window)
@@ -114,6 +120,7 @@ def attend(
     prefix: Prefix | None = None,
 ) -> Tensor:
     """Compute the same as `attend_plain`, in the way that `plan` is for."""
+    # The plan has decided already, so that no layer decides again.
     if isinstance(plan, Groups):
         return attend_grouped(query, key, value, plan, num_heads, dropout, first_only, prefix)
     from minipeft.model.attention.varlen import attend_varlen

@@ -99,6 +99,7 @@ def group_by_length(
 
     Everything is computed on the host from `lengths`, and copied to the device at once, so that no step waits for it.
     """
+    # In the order of their lengths, neighbours need little padding between them.
     few_shapes = device.type == "cpu" and dtype == torch.bfloat16
     padded = [round_up(length, LENGTH_STEP) for length in lengths] if few_shapes else lengths
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
@@ -188,7 +189,9 @@ def attend_grouped(
     else:
         queries = in_groups(query)
     outputs = []
+    # A batch of 16 has a few groups, so the loop has a few turns, where one over sequences would have 16.
     for group, q, k, v in zip(groups.groups, queries, keys, values, strict=True):
+        # A view, because the rows were selected in the order (sequence, head, token).
         # (count, heads, 1 or longest, head_size)
         q, k, v = (x.view(group.count, num_heads, -1, head_size) for x in (q, k, v))
         mask = group.mask
@@ -202,6 +205,7 @@ def attend_grouped(
         else:
             output = _attend(q, k, v, mask, dropout, scores)
         outputs.append(output.reshape(-1, query.shape[-1] if first_only else head_size))
+    # The groups' rows lie end to end again; one selection puts them in the order of the batch.
     output = torch.cat(outputs)  # (num_sequences, hidden_size), or (slots · heads, head_size)
     if first_only:
         return _rearrange(output, groups.inverse_order, groups.sequence_order)

@@ -50,6 +50,7 @@ class Loss:
             batch: With labels. Dummy sequences (data/batches/buckets.py) have a loss of 0.
         """
         assert batch.labels is not None
+        # A sum and not a mean: the batches of a step have different sizes, and the caller divides by the whole step's.
         losses = self.problem.losses(logits, batch.labels, self.on_device, self.label_smoothing)  # (num_sequences,)
         # A long text is several sequences (--long-text window), whose weights sum to 1.
         return losses.sum() if batch.weights is None else (losses * batch.weights).sum()
@@ -72,6 +73,7 @@ class LossSettings:
     def check(self, task: Task) -> None:
         """Raise MinipeftError where the task's labels do not allow the settings."""
         problem = task.problem
+        # A setting that a kind of label ignores is an error, not a no-op: the run would not be the one asked for.
         if self.class_weights and "class_weights" not in problem.loss_settings:
             raise MinipeftError(
                 f"--class-weights: the labels of {task.name} are {problem.plural}, not classes. Leave it out."
@@ -81,6 +83,7 @@ class LossSettings:
                 f"--label-smoothing {self.label_smoothing:g} is for single classes, and the labels of {task.name} are "
                 f"{problem.plural}. Leave it out."
             )
+        # "balanced" names no class; its weights come from the counts of the training examples.
         for name in () if self.class_weights in ("", BALANCED) else self.class_weights:
             if name not in problem.numbers:
                 from minipeft.problems.labels import nearest_label
@@ -100,9 +103,11 @@ class LossSettings:
             return ()
         if self.class_weights == BALANCED:
             return problem.balanced_weights(targets)
+        # In the order of the logits; a class that is not named counts once.
         return tuple(float(self.class_weights.get(name, 1.0)) for name in problem.labels)
 
     def make_loss(self, targets: Sequence[Any], problem: Problem, device: str) -> Loss:
         """Return the loss of a run with these training examples."""
         weights = self.weights(targets, problem)
+        # On the device once, here: a tensor made in every step would be a copy in every step.
         return Loss(problem, weights, self.label_smoothing, torch.tensor(weights, device=device) if weights else None)

@@ -30,6 +30,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     Returns:
         One group for each weight decay and learning rate. "lr_ratio" is the group's learning rate over the run's.
     """
+    # Only LoRA and DoRA have an lr_ratio; every other method trains at one rate.
     lora_plus_ratio = getattr(getattr(model, "method", None), "lr_ratio", 1.0)
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -65,11 +66,13 @@ def adamw(
 ) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters; `set_learning_rate` comes before every step."""
     groups = parameter_groups(model, weight_decay)
+    # torch has the fused kernel for these two devices. Elsewhere it updates one parameter after another.
     fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
+    # lr is set before every step; 0 makes a forgotten call visible at once.
     return AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """Set the learning rate of the next step, in each group times its ratio."""
-    for group in optimizer.param_groups:
+    for group in optimizer.param_groups:  # one, two or, with LoRA+, three
         group["lr"] = learning_rate * group["lr_ratio"]

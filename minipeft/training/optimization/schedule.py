@@ -27,6 +27,7 @@ def count_steps(epochs: int, examples: int, sequences_per_step: int) -> int:
 
 def linear_schedule(step: int, warmup_steps: int, total_steps: int) -> float:
     """Return the factor on the learning rate of step `step`, from 0: up to 1 over the warmup, then down to 0."""
+    # At first AdamW knows v from few gradients only. Small steps keep a bad estimate from doing harm.
     if step < warmup_steps:
         return step / warmup_steps
     # The warmup may be as long as the training, and a run that was extended may have passed its old total.
@@ -93,10 +94,12 @@ class Schedule:
 
     def total_steps(self, examples: int) -> int:
         """Return the optimizer steps of the whole training on so many examples."""
+        # --steps counts across epochs and wins over --epochs.
         return self.steps or count_steps(self.epochs, examples, self.sequences_per_step)
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """Return the learning rate of optimizer step `step`, counted from 0."""
+        # A function of the step alone: resuming needs no state of a scheduler.
         return self.lr * LR_SCHEDULES[self.lr_schedule](step, self.warmup_steps, total_steps)
 
     def next_evaluation(self, step: int, epoch: int, examples: int) -> int:
@@ -107,6 +110,7 @@ class Schedule:
             epoch: the current epoch, from 0.
             examples: the number of training examples.
         """
+        # The next of three: the end of training, the end of the epoch, and a multiple of eval_every.
         ends = [self.total_steps(examples), count_steps(epoch + 1, examples, self.sequences_per_step)]
         if self.eval_every:
             ends.append((step // self.eval_every + 1) * self.eval_every)
@@ -116,5 +120,6 @@ class Schedule:
         """Whether the best evaluation is `patience` epochs old or older."""
         if not self.patience or not history:
             return False
+        # In steps, not evaluations: --eval-every must not shorten the patience.
         since = history[-1]["step"] - best_epoch(history, self.select_by)["step"]
         return bool(since >= count_steps(self.patience, examples, self.sequences_per_step))
