@@ -31,7 +31,7 @@ def describe_machine(device: str) -> dict[str, Any]:
     """Return the CPU's name, family, model and instruction sets, the GPU, versions, date, command, fp32 product rates.
 
     "fp32_product_rates" holds operations per second: "torch" for torch's default product, "minipeft" for the product
-    of model/linear.py, which is oneDNN's on the CPU.
+    of model/layers.py, which is oneDNN's on the CPU.
     """
     info = _cpu_info()
     flags = info.get("flags", "").split()
@@ -104,7 +104,7 @@ def write_rows(path: Path, machine: dict[str, Any], rows: list[dict[str, Any]], 
 
 
 def product_rates(dtype: torch.dtype, device: str) -> dict[str, float]:
-    """Return operations per second of a large matrix product, the highest of several, for torch and model/linear.py."""
+    """Return operations per second of a large matrix product, the highest of several, for torch and model/layers.py."""
     x, weight = torch.randn(2048, 768, device=device, dtype=dtype), torch.randn(3072, 768, device=device, dtype=dtype)
     bias, seconds = torch.zeros(3072, device=device, dtype=dtype), {"torch": math.inf, "minipeft": math.inf}
     with torch.no_grad():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import minipeft
 from minipeft.methods import METHODS, MethodEntry
-from minipeft.methods.adapted import AdaptedLinear, check_targets, target_modules_of
+from minipeft.methods.adapted import AdaptedLinear, check_settings, check_targets, target_modules_of
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.layers import Linear
 
@@ -42,7 +42,7 @@ class Diagonal:
     targets: tuple[str, ...] = ("query", "value")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", check_targets(self.targets))
+        check_settings(self, targets=check_targets)
         for target in self.targets:
             if target in ("intermediate", "ffn_output"):
                 raise minipeft.MinipeftError(f"target {target!r} is not square; name query, key, value or output")

@@ -14,6 +14,7 @@ from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
     check_rank,
+    check_settings,
     check_targets,
     target_modules_of,
     train_biases,
@@ -78,7 +79,7 @@ class AdaLoRA:
             object.__setattr__(self, name, check_int(name, getattr(self, name), least))
         if self.target_rank > self.init_rank:
             raise MinipeftError(f"target_rank {self.target_rank} is more than init_rank {self.init_rank}; lower it")
-        object.__setattr__(self, "dropout", check_probability("dropout", self.dropout))
+        check_settings(self, dropout=check_probability, targets=check_targets, modules_to_save=check_modules)
         for name in ("alpha", "beta1", "beta2", "orth_weight"):
             object.__setattr__(self, name, check_float(name, getattr(self, name), least=0))
         if self.alpha == 0:
@@ -86,9 +87,7 @@ class AdaLoRA:
         for name in ("beta1", "beta2"):
             if not 0 < getattr(self, name) < 1:
                 raise MinipeftError(f"{name} {getattr(self, name)!r} is not between 0 and 1")
-        object.__setattr__(self, "targets", check_targets(self.targets))
         check_choice("bias", self.bias, BIASES)
-        object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
         if not isinstance(self.rank_pattern, dict):
             raise MinipeftError(f'rank_pattern {self.rank_pattern!r} is not a table; write it like {{"11.query": 5}}')
         for key, rank in self.rank_pattern.items():

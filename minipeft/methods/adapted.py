@@ -1,6 +1,6 @@
 """Base of the methods that change linear layers: names of the layers, and merging into the frozen weights."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -59,11 +59,17 @@ class AdaptedLinear(Linear):
             self.unmerged = None
 
 
-def check_targets(targets: Any) -> tuple[str, ...]:
+def check_settings(method: Any, **checks: Callable[[str, Any], Any]) -> None:
+    """Set the fields of a frozen config to what their checks, (name, value) → value, return."""
+    for name, check in checks.items():
+        object.__setattr__(method, name, check(name, getattr(method, name)))
+
+
+def check_targets(name: str, targets: Any) -> tuple[str, ...]:
     """Return names of linear layers as a tuple of our names; peft's names and "query,value" are accepted."""
     targets = (targets,) if isinstance(targets, str) else targets
     if not isinstance(targets, (tuple, list)):
-        raise MinipeftError(f"targets {targets!r} is not a list of names; name some of {', '.join(LINEAR_NAMES)}")
+        raise MinipeftError(f"{name} {targets!r} is not a list of names; name some of {', '.join(LINEAR_NAMES)}")
     names = [name for target in targets for name in str(target).split(",")]
     if not set(names) <= set(LINEAR_NAMES):
         names = [_linear_name(name) for name in names]
@@ -134,16 +140,16 @@ def check_rank(rank: int, module: TargetModule) -> None:
         )
 
 
-def check_modules(modules: Any) -> tuple[str, ...]:
+def check_modules(name: str, modules: Any) -> tuple[str, ...]:
     """Return modules_to_save as a tuple of names, without the head, which is always trained."""
     modules = (modules,) if isinstance(modules, str) else modules or ()
-    if not isinstance(modules, (tuple, list)) or not all(isinstance(name, str) for name in modules):
-        raise MinipeftError(f"modules_to_save {modules!r} is not a list of names; LayerNorm is one")
+    if not isinstance(modules, (tuple, list)) or not all(isinstance(module, str) for module in modules):
+        raise MinipeftError(f"{name} {modules!r} is not a list of names; LayerNorm is one")
     if not modules:
         return ()
     # "score" and "pooler" are peft's names for the heads of other models.
     heads = {"score", "pooler"}.union(*(get_family(model_type).head_modules for model_type in FAMILIES))
-    return tuple(dict.fromkeys(name for name in modules if name not in heads))
+    return tuple(dict.fromkeys(module for module in modules if module not in heads))
 
 
 def train_modules(model: SequenceClassifier, modules: tuple[str, ...], adapted: Collection[str]) -> None:

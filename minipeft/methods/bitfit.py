@@ -7,7 +7,7 @@ It adds no module and no parameter: `install` chooses which parameters require a
 from dataclasses import dataclass
 
 from minipeft.errors import MinipeftError
-from minipeft.methods.adapted import check_targets
+from minipeft.methods.adapted import check_settings, check_targets
 from minipeft.model.classifier import SequenceClassifier
 
 
@@ -35,8 +35,7 @@ class BitFit:
 
     def __post_init__(self) -> None:
         if self.targets is not None:
-            # The class is frozen: a config must not change once a model has it. This is the way to set a field here.
-            object.__setattr__(self, "targets", check_targets(self.targets))
+            check_settings(self, targets=check_targets)
 
     def __repr__(self) -> str:
         return f"BitFit(targets={self.targets})" if self.targets else "BitFit()"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.errors import check_choice, check_int
-from minipeft.methods.adapted import AdaptedLinear, target_modules_of
+from minipeft.methods.adapted import AdaptedLinear, check_settings, target_modules_of
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.layers import LayerNorm, Linear
 
@@ -64,7 +64,7 @@ class Pfeiffer:
 
 
 def _check(method: Houlsby | Pfeiffer) -> None:
-    object.__setattr__(method, "size", check_int("size", method.size))
+    check_settings(method, size=check_int)
     check_choice("activation", method.activation, ACTIVATIONS)
 
 

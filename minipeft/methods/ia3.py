@@ -6,7 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minipeft.methods.adapted import AdaptedLinear, check_modules, check_targets, target_modules_of, train_modules
+from minipeft.methods.adapted import (
+    AdaptedLinear,
+    check_modules,
+    check_settings,
+    check_targets,
+    target_modules_of,
+    train_modules,
+)
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_in_every_layer
 from minipeft.methods.peft_reading import check_fields, check_names, in_every_layer, matching, read_targets
 from minipeft.model.classifier import SequenceClassifier
@@ -35,10 +42,9 @@ class IA3:
     modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", check_targets(self.targets))
-        scaled = check_targets(self.feedforward) if self.feedforward else ()
+        check_settings(self, targets=check_targets, modules_to_save=check_modules)
+        scaled = check_targets("feedforward", self.feedforward) if self.feedforward else ()
         object.__setattr__(self, "feedforward", tuple(target for target in self.targets if target in scaled))
-        object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
 
 
 class IA3Linear(AdaptedLinear):

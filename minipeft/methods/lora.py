@@ -29,6 +29,7 @@ from minipeft.methods.adapted import (
     TargetModule,
     check_modules,
     check_rank,
+    check_settings,
     check_targets,
     target_modules_of,
     train_biases,
@@ -84,15 +85,13 @@ class LoRA:
 
     def __post_init__(self) -> None:
         # All checks come here, before a checkpoint is loaded. What needs the model's shape is checked by `install`.
-        object.__setattr__(self, "rank", check_int("rank", self.rank))
-        object.__setattr__(self, "alpha", check_float("alpha", self.alpha))
-        check_probability("dropout", self.dropout)
-        object.__setattr__(self, "targets", check_targets(self.targets))
+        check_settings(self, rank=check_int, alpha=check_float, lr_ratio=check_float, dropout=check_probability)
+        check_settings(self, targets=check_targets, modules_to_save=check_modules)
         if not isinstance(self.rslora, bool):
             raise MinipeftError(f"rslora {self.rslora!r} is neither True nor False")
         check_choice("init", self.init, INITIALISATIONS)
         check_choice("bias", self.bias, BIASES)
-        if check_float("lr_ratio", self.lr_ratio) <= 0:
+        if self.lr_ratio <= 0:
             raise MinipeftError(f"lr_ratio {self.lr_ratio!r} is not above 0; 1 gives A and B the same learning rate")
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), dict):
@@ -101,7 +100,6 @@ class LoRA:
             check_int(f"rank_pattern[{key!r}]", value, least=0)
         for key, alpha in self.alpha_pattern.items():
             check_float(f"alpha_pattern[{key!r}]", alpha)
-        object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
 
     def rank_of(self, layer: int, target: str) -> int:
         """The rank of a target in a layer, counted from 0; 0 where it stays as it is."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import check_int
+from minipeft.methods.adapted import check_settings
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.virtual_tokens import check_length, check_number, read_fields, write_fields
 from minipeft.model.attention.grouped import Prefix
@@ -35,8 +36,7 @@ class PrefixTuning:
     num_virtual_tokens: int = 20
 
     def __post_init__(self) -> None:
-        number = check_int("num_virtual_tokens", self.num_virtual_tokens)
-        object.__setattr__(self, "num_virtual_tokens", number)
+        check_settings(self, num_virtual_tokens=check_int)
 
 
 class LayerPrefixes(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_choice, check_int
+from minipeft.methods.adapted import check_settings
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.virtual_tokens import check_length, check_number, read_fields, write_fields
 from minipeft.model.attention.varlen import prefix_rows, prepend_to_each
@@ -40,8 +41,7 @@ class PromptTuning:
     init: str = "random"
 
     def __post_init__(self) -> None:
-        number = check_int("num_virtual_tokens", self.num_virtual_tokens)
-        object.__setattr__(self, "num_virtual_tokens", number)
+        check_settings(self, num_virtual_tokens=check_int)
         check_choice("init", self.init, INITIALISATIONS)
 
 

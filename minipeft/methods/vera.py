@@ -11,6 +11,7 @@ from minipeft.errors import MinipeftError, check_choice, check_float, check_int,
 from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
+    check_settings,
     check_targets,
     target_modules_of,
     train_biases,
@@ -56,15 +57,11 @@ class VeRA:
     modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rank", check_int("rank", self.rank))
-        object.__setattr__(self, "d_initial", check_float("d_initial", self.d_initial))
-        check_probability("dropout", self.dropout)
-        object.__setattr__(self, "targets", check_targets(self.targets))
-        object.__setattr__(self, "seed", check_seed("seed", self.seed))
+        check_settings(self, rank=check_int, d_initial=check_float, dropout=check_probability, seed=check_seed)
+        check_settings(self, targets=check_targets, modules_to_save=check_modules)
         if not isinstance(self.save_projection, bool):
             raise MinipeftError(f"save_projection {self.save_projection!r} is neither True nor False")
         check_choice("bias", self.bias, BIASES)
-        object.__setattr__(self, "modules_to_save", check_modules(self.modules_to_save))
 
 
 class Projections(nn.Module):

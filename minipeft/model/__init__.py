@@ -1,12 +1,12 @@
 """A packed batch → logits: the encoder families, and what a method may ask of an encoder.
 
 Start with roberta.py. It is a whole encoder on one page: embeddings, layers, and a head that reads the first token of
-each sequence. Every other family is one file in families/, which says only what differs, and one row in FAMILIES
-(families/__init__.py). attention/ computes attention over packed sequences.
+each sequence. Every other family is one file in families/, which says only what differs; FAMILIES
+(families/__init__.py) lists them. attention/ computes attention over packed sequences.
 
 **What a family consists of.** DistilBERT, for example, is BERT without token types, with other names and another head.
 So distilbert.py subclasses `Encoder` and overrides the embeddings, subclasses `ClassificationHead` and overrides its
-forward pass, and has a table of names. `SequenceClassifier` (classifier.py) looks up config.model_type in `FAMILIES`
+activation, and has a table of names. `SequenceClassifier` (classifier.py) looks up config.model_type in `FAMILIES`
 and joins the row's encoder and head; `load_pretrained` and `export` (pretrained.py) translate names by the row's table.
 
 `Encoder` has five places where a family may differ. Override the ones you need, and inherit the rest:
@@ -44,6 +44,6 @@ And where one linear layer does the work of several, `aliases` redirects their n
 aliases={"query": "qkv", "key": "qkv", "value": "qkv"}, LoRA()'s default targets adapt that one layer.
 
 **To add a family:** write its file (a subclass of EncoderConfig where config.json has other fields, the encoder, the
-head, the table of names), add its row to `FAMILIES`, and add its model_type to the tests of tests/model/, which compare
-logits, gradients and training steps with transformers and peft.
+head, the row with the table of names), name the row in `FAMILIES`, and add its model_type to the tests of tests/model/,
+which compare logits, gradients and training steps with transformers and peft.
 """

@@ -10,7 +10,7 @@ subclass what is here and say only what differs; layers.py has the layers that a
 Shapes: total_tokens = all tokens of the batch, without padding; num_sequences = its sequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -170,17 +170,18 @@ class Encoder(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """out_proj(dropout(tanh(dense(dropout(x))))), in float32."""
+    """out_proj(dropout(tanh(dense(dropout(x))))), in float32; families differ in the activation and in the first dropout."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         # Every method trains the head, so it is float32 in every precision.
         self.dense = Linear(config.hidden_size, config.hidden_size)
         self.out_proj = Linear(config.hidden_size, config.num_labels)
-        self.dropout_prob = config.head_dropout_prob
+        self.dropout_prob = self.input_dropout_prob = config.head_dropout_prob
+        self.activation: Callable[[Tensor], Tensor] = torch.tanh
 
     def forward(self, x: Tensor) -> Tensor:
         """x: <s>'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
-        x = dropout(x.float(), self.dropout_prob, self.training)
-        x = torch.tanh(self.dense(x))  # (num_sequences, hidden_size)
+        x = dropout(x.float(), self.input_dropout_prob, self.training)
+        x = self.activation(self.dense(x))  # (num_sequences, hidden_size)
         return self.out_proj(dropout(x, self.dropout_prob, self.training))

@@ -1,20 +1,16 @@
 """BERT (Devlin et al. 2019): RoBERTa's encoder with positions from 0, two token types and a pooler."""
 
-import torch
-from torch import Tensor
-
+from minipeft.model.config import EncoderConfig
 from minipeft.model.families import BERT_NAMES, ROBERTA, Family
-from minipeft.model.layers import dropout
 from minipeft.model.roberta import ClassificationHead
 
 
 class BertHead(ClassificationHead):
     """out_proj(dropout(tanh(dense(x)))), in float32; dense is BERT's pooler."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [CLS]'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
-        x = torch.tanh(self.dense(x.float()))
-        return self.out_proj(dropout(x, self.dropout_prob, self.training))
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config)
+        self.input_dropout_prob = 0.0
 
 
 BERT = Family(

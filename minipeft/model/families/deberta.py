@@ -174,13 +174,8 @@ class DebertaHead(ClassificationHead):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         assert isinstance(config, DebertaConfig)
-        self.pooler_dropout = config.pooler_dropout
+        self.input_dropout_prob = config.pooler_dropout
         self.activation = ACTIVATIONS[config.pooler_hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [CLS]'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
-        x = self.activation(self.dense(dropout(x.float(), self.pooler_dropout, self.training)))
-        return self.out_proj(dropout(x, self.dropout_prob, self.training))
 
 
 DEBERTA = Family(

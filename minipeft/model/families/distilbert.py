@@ -73,10 +73,9 @@ class DistilBertEncoder(Encoder):
 class DistilBertHead(ClassificationHead):
     """out_proj(dropout(relu(dense(x)))), in float32."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [CLS]'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
-        x = torch.relu(self.dense(x.float()))
-        return self.out_proj(dropout(x, self.dropout_prob, self.training))
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config)
+        self.input_dropout_prob, self.activation = 0.0, torch.relu
 
 
 DISTILBERT = Family(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import BERT_NAMES, Family
-from minipeft.model.layers import Linear, dropout
+from minipeft.model.layers import Linear
 from minipeft.model.roberta import ClassificationHead, Encoder
 
 
@@ -55,11 +55,9 @@ class ElectraEncoder(Encoder):
 class ElectraHead(ClassificationHead):
     """out_proj(dropout(gelu(dense(dropout(x))))), in float32."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [CLS]'s hidden states (num_sequences, hidden_size) → logits (num_sequences, num_labels), float32."""
-        x = dropout(x.float(), self.dropout_prob, self.training)
-        x = F.gelu(self.dense(x))
-        return self.out_proj(dropout(x, self.dropout_prob, self.training))
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config)
+        self.activation = F.gelu
 
 
 ELECTRA = Family(
