@@ -170,7 +170,7 @@ class Encoder(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """out_proj(dropout(tanh(dense(dropout(x))))), in float32; families differ in the activation and in the first dropout."""
+    """out_proj(dropout(tanh(dense(dropout(x))))), in float32; families differ in tanh and in the first dropout."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
