@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from minipeft.methods.layer_norm import LayerNormTuning as LayerNormTuning
     from minipeft.methods.lora import LoRA as LoRA
     from minipeft.methods.lora import LoRALinear as LoRALinear
-    from minipeft.methods.prefix_tuning import PrefixTuning as PrefixTuning
-    from minipeft.methods.prompt_tuning import PromptTuning as PromptTuning
     from minipeft.methods.vera import VeRA as VeRA
+    from minipeft.methods.virtual_tokens import PrefixTuning as PrefixTuning
+    from minipeft.methods.virtual_tokens import PromptTuning as PromptTuning
     from minipeft.model.classifier import SequenceClassifier as SequenceClassifier
     from minipeft.model.config import EncoderConfig as EncoderConfig
     from minipeft.model.pretrained import load_pretrained as load_pretrained
@@ -63,9 +63,8 @@ _HOMES = {
     "minipeft.methods.ia3": ("IA3",),
     "minipeft.methods.layer_norm": ("LayerNormTuning",),
     "minipeft.methods.lora": ("LoRA", "LoRALinear"),
-    "minipeft.methods.prefix_tuning": ("PrefixTuning",),
-    "minipeft.methods.prompt_tuning": ("PromptTuning",),
     "minipeft.methods.vera": ("VeRA",),
+    "minipeft.methods.virtual_tokens": ("PrefixTuning", "PromptTuning"),
     "minipeft.model.pretrained": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),
     "minipeft.model.classifier": ("SequenceClassifier",),

@@ -85,10 +85,10 @@ METHODS: dict[str, MethodEntry] = {
     "houlsby": _entry("bottleneck", "Houlsby", "Houlsby et al. 2019, section 2.1", merges=False),
     "pfeiffer": _entry("bottleneck", "Pfeiffer", "Pfeiffer et al. 2020, MAD-X, equation 1", merges=False),
     "prefix_tuning": _entry(
-        "prefix_tuning", "PrefixTuning", "Li and Liang 2021, equation 3", "PREFIX_TUNING", merges=False
+        "virtual_tokens", "PrefixTuning", "Li and Liang 2021, equation 3", "PREFIX_TUNING", merges=False
     ),
     "prompt_tuning": _entry(
-        "prompt_tuning", "PromptTuning", "Lester et al. 2021, section 2", "PROMPT_TUNING", merges=False
+        "virtual_tokens", "PromptTuning", "Lester et al. 2021, section 2", "PROMPT_TUNING", merges=False
     ),
     "head": _entry("head", "Head"),
     "full": _entry("full", "Full", "Devlin et al. 2019, section 3.2"),
