@@ -1,7 +1,8 @@
-"""Prefix tuning (Li and Liang 2021) and prompt tuning (Lester et al. 2021): trained virtual tokens before each sequence.
+"""Prefix tuning (Li and Liang 2021) and prompt tuning (Lester et al. 2021): trained virtual tokens before a sequence.
 
 A prefix is keys and values of every layer, and a prompt is embeddings before a text's own. Both take positions of the
-table. The MLP that the paper of prefix tuning computes the prefix with is left out, as in P-tuning v2 (Liu et al. 2022).
+table. The MLP that the paper of prefix tuning computes the prefix with is left out, as in P-tuning v2 (Liu et al.
+2022).
 """
 
 import dataclasses
