@@ -107,7 +107,7 @@ def adapter_content(model: SequenceClassifier) -> dict[str, Any]:
         "base_model_name_or_path": str(model.folder) if model.folder else None,
         "task_type": problem_row(config.problem_type, config.num_labels).peft_task,
         "inference_mode": True,
-        "modules_to_save": [*family_of(config).head_modules, *content.get("modules_to_save", [])],
+        "modules_to_save": [*family_of(config).head_modules, *getattr(method, "modules_to_save", ())],
     }
 
 

@@ -134,17 +134,17 @@ def _stack(layers: Sequence[AdaLoRALinear], name: str) -> Tensor:
 
 
 def install(model: SequenceClassifier, method: AdaLoRA) -> None:
-    places = target_modules_of(model, method.targets)
-    keys = [f"{place.layer}.{place.target}" for place in places]
+    modules = target_modules_of(model, method.targets)
+    keys = [f"{module.layer}.{module.target}" for module in modules]
     if unknown := [key for key in method.rank_pattern if key not in keys]:
         raise MinipeftError(f"rank_pattern: {unknown[0]!r} fits no target. Write a key like {keys[-1]!r}")
-    for place in places:
-        check_rank(method.init_rank, place)
-    train_modules(model, method.modules_to_save, [place.path for place in places])
+    for module in modules:
+        check_rank(method.init_rank, module)
+    train_modules(model, method.modules_to_save, [module.path for module in modules])
     scaling = method.alpha / (method.init_rank + 1e-5)  # peft's, so that a file gives the same logits here and there
-    for key, place in zip(keys, places, strict=True):
+    for key, module in zip(keys, modules, strict=True):
         rank = method.rank_pattern.get(key, method.init_rank)
-        model.encoder.set_submodule(place.path, AdaLoRALinear(place.linear, rank, scaling, method.dropout))
+        model.encoder.set_submodule(module.path, AdaLoRALinear(module.linear, rank, scaling, method.dropout))
     model.encoder.low_rank = SharedCasts([part for part in model.modules() if isinstance(part, AdaLoRALinear)])
     train_biases(model, method.bias)
 
@@ -254,20 +254,16 @@ KNOWN = {
 
 def to_peft(method: AdaLoRA, config: EncoderConfig) -> dict[str, Any]:
     """peft's AdaLoraConfig fields. The number of steps is the run's, so total_step is the least that peft takes."""
-    paths = {place: path for place, path in linear_modules(config).items() if place[1] in method.targets}
-    kept = {place: method.rank_pattern.get(f"{place[0]}.{place[1]}", method.init_rank) for place in paths}
-    pattern = {
-        f"{paths[place]}.lora_E": [number < rank for number in range(method.init_rank)]
-        for place, rank in kept.items()
-        if rank < method.init_rank
-    }
+    paths = {key: path for key, path in linear_modules(config).items() if key[1] in method.targets}
+    pattern, full = method.rank_pattern, method.init_rank
+    ranks = {path: pattern.get(f"{layer}.{target}", full) for (layer, target), path in paths.items()}
+    kept = {f"{path}.lora_E": [i < rank for i in range(full)] for path, rank in ranks.items() if rank < full}
     return {
         **{theirs: getattr(method, ours) for theirs, ours in FIELDS.items()},
         "total_step": method.tinit + method.tfinal + 1,
         "target_modules": write_targets(config, paths),
-        "rank_pattern": pattern or None,
+        "rank_pattern": kept or None,
         "bias": method.bias,
-        "modules_to_save": list(method.modules_to_save),
         "fan_in_fan_out": False,
     }
 
@@ -285,20 +281,18 @@ def from_peft(content: dict[str, Any], config: EncoderConfig) -> AdaLoRA:
     given = {ours: content[theirs] for theirs, ours in FIELDS.items() if theirs in content}
     given |= {"bias": content.get("bias", "none"), "modules_to_save": content.get("modules_to_save") or ()}
     method = AdaLoRA(**{"alpha": 8, **given, "targets": names})  # 8 is peft's default
-    places = {f"{path}.lora_E": f"{layer}.{target}" for (layer, target), path in targets.items()}
+    names_by_key = {f"{path}.lora_E": f"{layer}.{target}" for (layer, target), path in targets.items()}
     pattern = content.get("rank_pattern") or {}
     if not isinstance(pattern, dict):
         raise MinipeftError(f"rank_pattern {pattern!r} is not a table of module names")
     ranks = {}
     for key, kept in pattern.items():
-        if key not in places:
+        if key not in names_by_key:
             raise MinipeftError(f"rank_pattern names {key!r}, which is not a targeted layer")
-        if not isinstance(kept, list) or len(kept) != method.init_rank or any(type(one) is not bool for one in kept):
-            raise MinipeftError(
-                f"rank_pattern[{key!r}] {kept!r} is not a list of {method.init_rank} times true or false"
-            )
+        if not isinstance(kept, list) or len(kept) != method.init_rank or any(type(flag) is not bool for flag in kept):
+            raise MinipeftError(f"rank_pattern[{key!r}] {kept!r} is not a list of {method.init_rank} booleans")
         if sum(kept) < method.init_rank:
-            ranks[places[key]] = sum(kept)
+            ranks[names_by_key[key]] = sum(kept)
     return replace(method, rank_pattern=ranks)
 
 

@@ -124,8 +124,8 @@ def install(model: SequenceClassifier, method: Houlsby | Pfeiffer) -> None:
             assert isinstance(frozen, LayerNorm)
             layer.output_layer_norm = BottleneckLayerNorm(frozen, method.size, method.activation)
         return
-    for place in target_modules_of(model, ("output", "ffn_output")):
-        model.encoder.set_submodule(place.path, BottleneckLinear(place.linear, method.size, method.activation))
+    for module in target_modules_of(model, ("output", "ffn_output")):
+        model.encoder.set_submodule(module.path, BottleneckLinear(module.linear, method.size, method.activation))
     for part in model.encoder.modules():
         if isinstance(part, LayerNorm):
             part.requires_grad_(True)

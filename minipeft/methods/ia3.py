@@ -89,7 +89,6 @@ def to_peft(method: IA3, config: EncoderConfig) -> dict[str, Any]:
         "target_modules": write_in_every_layer(config, method.targets),
         "feedforward_modules": write_in_every_layer(config, method.feedforward),
         "fan_in_fan_out": False,
-        "modules_to_save": list(method.modules_to_save),
     }
 
 

@@ -246,7 +246,6 @@ def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
         "init_lora_weights": {"kaiming": True}.get(method.init, method.init),
         "bias": method.bias,
         "fan_in_fan_out": False,
-        "modules_to_save": list(method.modules_to_save),
         **{
             name: {write_targets(config, [key])[0]: of(*key) for key in ranks if of(*key) != default}
             for name, of, default in (

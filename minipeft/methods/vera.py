@@ -149,7 +149,6 @@ def to_peft(method: VeRA, config: EncoderConfig) -> dict[str, Any]:
     return {
         **{theirs: getattr(method, ours) for ours, theirs in FIELDS.items()},
         "target_modules": write_in_every_layer(config, method.targets),
-        "modules_to_save": list(method.modules_to_save),
         "fan_in_fan_out": False,
     }
 

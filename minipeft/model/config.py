@@ -160,8 +160,8 @@ class EncoderConfig:
     def has_own_head(self) -> bool:
         """Whether a classification head in the weights is one for this kind of labels, not for choices, for example."""
         other = tuple(row.architecture for row in PROBLEMS.values()) + OTHER_HEADS
-        own = problem_row(self.problem_type, self.num_labels).architecture
-        return not any(name.endswith(other) and not name.endswith(own) for name in self.architectures)
+        architecture = problem_row(self.problem_type, self.num_labels).architecture
+        return not any(name.endswith(other) and not name.endswith(architecture) for name in self.architectures)
 
     @property
     def head_dropout_prob(self) -> float:

@@ -59,8 +59,8 @@ def load_for_training(folder: Path, labels: Sequence[str], problem_type: str) ->
     config = load_config(folder)
     order = None
     if config.label_kind == problem_type:  # the number of a regression has no name to compare
-        one = config.num_labels == len(labels) == 1
-        order = [0] if one else label_order(list(config.id2label.values()), labels)
+        one_number = config.num_labels == len(labels) == 1
+        order = [0] if one_number else label_order(list(config.id2label.values()), labels)
     if order is None:
         return _load_classifier(folder, config.with_labels(list(labels), problem_type), reuse_head=False)
     model = reorder_labels(_load_classifier(folder, config, reuse_head=True), order)

@@ -24,8 +24,8 @@ class TokenClassifier(SequenceClassifier):
         if virtual := (len(x) - batch.total_tokens) // len(batch):
             lengths = batch.cu_seqlens.diff().long()
             sequences = torch.arange(1, len(batch) + 1, device=x.device)
-            before = torch.repeat_interleave(sequences, lengths, output_size=batch.total_tokens) * virtual
-            x = x.index_select(0, torch.arange(batch.total_tokens, device=x.device) + before)
+            offsets = torch.repeat_interleave(sequences, lengths, output_size=batch.total_tokens) * virtual
+            x = x.index_select(0, torch.arange(batch.total_tokens, device=x.device) + offsets)
         return self.head(x)
 
 

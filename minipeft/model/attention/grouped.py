@@ -107,21 +107,24 @@ def group_by_length(
     if few_shapes:
         runs = [part for run in runs for part in _powers_of_two(run)]
 
-    sequence_order = torch.tensor(order)  # (num_sequences,), as are the next three
-    longest = torch.tensor([padded[run[-1]] for run in runs for _ in run])
+    sequence_order = torch.tensor(order)  # (num_sequences,), as are the next four
+    length = torch.tensor(lengths)[sequence_order]
+    longest = torch.tensor([padded[run[-1]] for run in runs for _ in run])  # of each sequence's group
     first_token = torch.tensor([0, *lengths]).cumsum(0)[sequence_order]
     first_slot = longest.cumsum(0) - longest
-    of_sequence = torch.tensor(lengths)[sequence_order].repeat_interleave(longest)  # (slots,), the length of each one's
-    longest, first_token, first_slot = (x.repeat_interleave(longest) for x in (longest, first_token, first_slot))
-    offset = torch.arange(len(longest)) - first_slot
-    is_token = offset < of_sequence
-    token_of_slot = first_token + offset * is_token
+    # From one row per sequence to one per slot: (slots,).
+    by_sequence = length, longest, first_token, first_slot
+    length, longest, first_token, first_slot = (x.repeat_interleave(longest) for x in by_sequence)
+    offset = torch.arange(len(longest)) - first_slot  # of each slot in its sequence
+    is_token = offset < length
+    token_of_slot = first_token + offset * is_token  # the first token at padding
     slot_of_token = torch.empty(sum(lengths), dtype=torch.int64)
     slot_of_token[token_of_slot[is_token]] = is_token.nonzero().flatten()
 
     indices = [token_of_slot, slot_of_token, sequence_order, torch.argsort(sequence_order), first_slot, longest]
-    together = to_device(torch.cat([*indices, ~is_token]), device)
-    token_of_slot, slot_of_token, sequence_order, inverse_order, first_slot, longest, is_padding = together.split(
+    # One copy to the device instead of seven.
+    copied = to_device(torch.cat([*indices, ~is_token]), device)
+    token_of_slot, slot_of_token, sequence_order, inverse_order, first_slot, longest, is_padding = copied.split(
         [*map(len, indices), len(is_token)]
     )
     mask = torch.zeros(len(is_token), dtype=dtype, device=device).masked_fill_(is_padding.bool(), -math.inf)
@@ -129,11 +132,11 @@ def group_by_length(
     for run in runs:
         count, longest_of_run = len(run), padded[run[-1]]
         slots = slice(start, start + count * longest_of_run)
-        of_run = None
+        group_mask = None
         if lengths[run[0]] < longest_of_run:  # the shortest is the first
             # A tensor of its own, because the fused CUDA kernel reads masks in aligned blocks.
-            of_run = mask[slots].view(count, 1, 1, longest_of_run).clone()
-        groups.append(Group(start, count, longest_of_run, of_run))
+            group_mask = mask[slots].view(count, 1, 1, longest_of_run).clone()
+        groups.append(Group(start, count, longest_of_run, group_mask))
         start = slots.stop
     return Groups(
         tuple(groups), token_of_slot, slot_of_token, sequence_order, inverse_order, first_slot, longest, window

@@ -33,8 +33,8 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: 
         near = slice(0, window + 1)
         return _attend(q, k[:, :, near], v[:, :, near], None if mask is None else mask[..., near], probability)
     if length <= 3 * window:
-        places = torch.arange(length, device=q.device)
-        band = _hidden((places[:, None] - places).abs() > window, q)
+        positions = torch.arange(length, device=q.device)
+        band = _hidden((positions[:, None] - positions).abs() > window, q)
         return _attend(q, k, v, band if mask is None else band + mask, probability)
     return _attend_blocks(q, k, v, mask, window, probability)
 
@@ -63,11 +63,11 @@ def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window:
     queries, keys, values = in_blocks(q, 0), in_blocks(k, 1), in_blocks(v, 1)
     shifts = [slice(shift, shift + blocks) for shift in range(3)]  # the block before, the same one, the block after
     scores = torch.cat([queries @ keys[:, :, near].transpose(-1, -2) for near in shifts], dim=-1)
-    places = torch.arange(window, device=q.device)
-    band = _hidden((places[:, None] + window - torch.arange(3 * window, device=q.device)).abs() > window, q)
+    positions = torch.arange(window, device=q.device)
+    band = _hidden((positions[:, None] + window - torch.arange(3 * window, device=q.device)).abs() > window, q)
     padding = q.new_zeros(1, 1, length, 1) if mask is None else mask.transpose(-1, -2)  # (count or 1, 1, length, 1)
     padding = F.pad(padding, (0, 0, window, window + more), value=HIDDEN).squeeze(-1)
     padding = padding.unfold(-1, 3 * window, window).unsqueeze(-2)  # (count or 1, 1, blocks, 1, 3 · window)
     weights = dropout(torch.softmax(scores + (band + padding), dim=-1), probability).chunk(3, dim=-1)
-    before, same, after = (part @ values[:, :, near] for part, near in zip(weights, shifts, strict=True))
-    return (before + same + after).flatten(2, 3)[:, :, :length]
+    previous, same, following = (part @ values[:, :, near] for part, near in zip(weights, shifts, strict=True))
+    return (previous + same + following).flatten(2, 3)[:, :, :length]

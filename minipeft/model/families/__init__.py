@@ -118,13 +118,13 @@ class Family:
         A projection counts to layer 0.
         """
         paths = self.encoder_paths(config)
-        places = {}
+        found = {}
         for layer in range(config.num_hidden_layers):
             for target, template in self.linears.items():
                 ours = template.replace("{i}", str(layer))
                 if ours in paths and ("{i}" in template or layer == 0):
-                    places[layer, target] = ours, paths[ours]
-        return places
+                    found[layer, target] = ours, paths[ours]
+        return found
 
     def encoder_paths(self, config: EncoderConfig) -> dict[str, str]:
         """Our module in the encoder → transformers' full path, for every layer."""

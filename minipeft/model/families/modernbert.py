@@ -203,11 +203,11 @@ class ModernBertEncoder(Encoder):
             nearby: Plan = replace(everywhere, window=window)
         else:
             nearby = plan_attention(batch, self.dtype, head_size, window=window, dropout=attention_dropout)
-        of_global, of_local = (
+        global_angles, local_angles = (
             angles(batch.position_ids, head_size, theta, self.dtype)
             for theta in (config.global_rope_theta, config.local_rope_theta)
         )
-        return LayerPlan(everywhere, *of_global), LayerPlan(nearby, *of_local)
+        return LayerPlan(everywhere, *global_angles), LayerPlan(nearby, *local_angles)
 
     def forward(self, batch: PackedBatch, first_only: bool = False) -> Tensor:
         """Return the normalized hidden states; see `Encoder.forward`."""
