@@ -127,9 +127,9 @@ def test_a_pruned_adapter_of_peft_loads_with_its_ranks_and_opens_in_peft_again(
     [
         ({"rank_pattern": {"x.lora_E": [True] * 3}}, "rank_pattern names 'x.lora_E'"),
         ({"rank_pattern": [1]}, r"rank_pattern \[1\]"),
-        ({"rank_pattern": {"roberta.encoder.layer.0.attention.self.query.lora_E": [True]}}, "3 times true or false"),
-        ({"rank_pattern": {"roberta.encoder.layer.0.attention.self.query.lora_E": [1, 1, 0]}}, "3 times true or false"),
-        ({"rank_pattern": {"roberta.encoder.layer.0.attention.self.query.lora_E": 2}}, "3 times true or false"),
+        ({"rank_pattern": {"roberta.encoder.layer.0.attention.self.query.lora_E": [True]}}, "a list of 3 booleans"),
+        ({"rank_pattern": {"roberta.encoder.layer.0.attention.self.query.lora_E": [1, 1, 0]}}, "a list of 3 booleans"),
+        ({"rank_pattern": {"roberta.encoder.layer.0.attention.self.query.lora_E": 2}}, "a list of 3 booleans"),
         ({"init_r": 0}, "init_rank 0"),
         ({"init_r": 4, "rank_pattern": None}, "has shape"),
         ({"rank_pattern": None}, "has shape"),
