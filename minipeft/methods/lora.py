@@ -102,11 +102,11 @@ class LoRA:
             check_float(f"alpha_pattern[{key!r}]", alpha)
 
     def rank_of(self, layer: int, target: str) -> int:
-        """The rank of a target in a layer, counted from 0; 0 where it stays as it is."""
+        """Return the rank of a target in layer `layer`, counted from 0; with rank 0 the layer is not adapted."""
         return _of_pattern(self.rank_pattern, layer, target, self.rank)
 
     def alpha_of(self, layer: int, target: str) -> float:
-        """The alpha of a target in a layer, counted from 0."""
+        """Return the alpha of a target in layer `layer`."""
         return _of_pattern(self.alpha_pattern, layer, target, self.alpha)
 
 
@@ -170,11 +170,11 @@ class LoRALinear(AdaptedLinear):
 
     @staticmethod
     def stack_a(layers: Sequence[LoRALinear]) -> Tensor:
-        """A of layers of one shape: (layers, rank, in_features)."""
+        """Return A of layers of one shape: (layers, rank, in_features)."""
         return torch.stack([layer.lora_A for layer in layers])
 
     def merged_weight(self) -> Tensor:
-        """W + s · B A, (out_features, in_features), float32."""
+        """Return W + s · B A, (out_features, in_features), float32."""
         # In float32, so that a bfloat16 weight is rounded once, when the sum is stored.
         return self.weight.float() + self.scaling * (self.lora_B @ self.lora_A)
 
@@ -233,7 +233,7 @@ def _check_patterns(method: LoRA, modules: list[TargetModule]) -> None:
 
 
 def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
-    """peft's LoraConfig fields."""
+    """Return the fields of peft's LoraConfig."""
     # peft has no rank 0. A layer that the pattern leaves out is not among the targets.
     keys = [key for key in linear_modules(config) if key[1] in method.targets]  # (layer, target)
     ranks = {key: method.rank_of(*key) for key in keys if method.rank_of(*key)}

@@ -95,9 +95,9 @@ class Encoder(nn.Module):
         # Methods, not constructor arguments: a family changes one of them and inherits the others.
         self.add_embeddings(config)
         self.layers = nn.ModuleList(self.make_layer(config, number) for number in range(config.num_hidden_layers))
-        # Prompt and prefix tuning: (batch, words, prefixes) → the same three, with virtual tokens for each sequence.
+        # Set by prompt and prefix tuning: (batch, words, prefixes) → the same three, with virtual tokens added.
         self.virtual_tokens: nn.Module | None = None
-        # LoRA and AdaLoRA: casts their matrices of all layers together (methods/low_rank.py).
+        # Set by LoRA and AdaLoRA: casts A and B of all layers together (methods/low_rank.py).
         self.low_rank: Any = None
         self.dtype = torch.float32  # of the activations and of the frozen weights
         # Save only the input of each layer, and recompute the layer in the backward pass with the same dropout: less

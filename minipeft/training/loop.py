@@ -90,7 +90,7 @@ def train_loop(
 
     The loss of a step is the mean over its examples (see `Loss`). How the examples are divided into batches and among
     processes, and whether `graphs` computes them, changes only the time. A checkpoint is saved after every evaluation,
-    and between two when `checkpoint_minutes` have passed; a run that its folder holds continues from the last one.
+    and between two when `checkpoint_minutes` have passed. If the folder holds a checkpoint, training continues from it.
 
     Raises:
         MinipeftError: when the loss is not finite.
@@ -112,9 +112,9 @@ def train_loop(
     save = partial(save_checkpoint, folder, model, optimizer, progress, schedule.select_by, run_folder.checkpoint_copy)
     publish_epoch = partial(publish, folder, model, progress, task, schedule.select_by)
 
-    resume = "continue with " + (
-        "--resume" if processes.size > 1 else f"minipeft train --resume --output {quote(str(folder))}"
-    )
+    # With several processes the launcher's command is unknown here, so the message names the flag alone.
+    command = f"minipeft train --resume --output {quote(str(folder))}" if processes.size == 1 else "--resume"
+    resume = f"continue with {command}"
     # Only rank 0 prints.
     quiet = run_folder.quiet or not processes.is_main_process
     if resumed and not quiet:
@@ -127,7 +127,7 @@ def train_loop(
         if progress.step < total_steps:
             table.print_header()
         while progress.step < total_steps and not schedule.out_of_patience(progress.history, len(train)):
-            model.train()  # evaluation has left it in evaluation mode
+            model.train()  # `load_pretrained` returns it in evaluation mode
             order = epoch_order(len(train), schedule.seed, progress.epoch)
             next_evaluation = schedule.next_evaluation(progress.step, progress.epoch, len(train))
             prev: StepScalars | None = None  # the previous step's, which the host has not read yet
@@ -162,7 +162,7 @@ def train_loop(
                 scalars = StepScalars(progress.step + 1, learning_rate, step_weight, step_loss, norm)
                 _add_step(prev, progress, events, folder)
 
-                # All ranks have to agree on a checkpoint, whose clocks differ and of which one may have got a signal.
+                # The clocks of the ranks differ, and a signal may reach one rank only: they agree on a checkpoint here.
                 due = time.monotonic() - saved_at >= 60 * run_folder.checkpoint_minutes
                 # 0: no checkpoint; 1: one is due; above: the number of a signal, plus 1.
                 reason = processes.all_reduce_max(received[0] + 1 if received else int(due))

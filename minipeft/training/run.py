@@ -92,7 +92,7 @@ def train(**settings: Any) -> Result:
 
 @contextmanager
 def explain_out_of_memory(job: Job) -> Iterator[None]:
-    """Convert torch's error for a full GPU, which one rank alone may meet; the last checkpoint is kept."""
+    """Convert torch's out-of-memory error, which may occur on one rank only; the last checkpoint is kept."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -157,9 +157,9 @@ def build_model(job: Job, targets: Sequence[Any]) -> SequenceClassifier:
     for adapter in job.initial_adapters:
         from minipeft.adapters.adapter import initialize_from_adapter
 
-        taken = initialize_from_adapter(model, adapter)
+        message = initialize_from_adapter(model, adapter)
         if job.processes.is_main_process and not settings.quiet:
-            print(taken, file=sys.stderr)
+            print(message, file=sys.stderr)
     # bf16 is for the frozen weights and the activations: trainable parameters stay float32, because AdamW's small
     # updates would be rounded away.
     cast_frozen(model, torch.bfloat16 if settings.precision == "bf16" else torch.float32).to(settings.device)
@@ -199,7 +199,7 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
 
 
 def _write_config(job: Job, examples: Examples) -> None:
-    """Make the folder a run's, without the temporary files of a killed run, or the result of a run that is extended."""
+    """Write config.json, and remove the temporary files of a killed run and the result of a run that is extended."""
     folder, quiet, extension = job.output, job.settings.quiet, job.check_same_settings()
     # The data may have moved since the run was started, but the examples must be the same.
     fingerprints = {"training": examples.train.fingerprint, "validation": examples.validation.fingerprint}

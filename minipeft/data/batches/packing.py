@@ -54,8 +54,8 @@ class PackedBatch:
         cu_seqlens: (num_sequences + 1,), int32; sequence i is tokens cu_seqlens[i] to cu_seqlens[i + 1].
         max_seqlen: Length of the longest sequence, in tokens.
         lengths: Length of each sequence in tokens, on the host, so that no step waits for the device.
-        labels: What the loss of the model's kind of labels takes: (num_sequences,), int64, or float32 for regression;
-            (num_sequences, num_labels), float32, 0 or 1, for multi-label; or None.
+        labels: The targets of the loss, or None: (num_sequences,), int64, or float32 for regression;
+            (num_sequences, num_labels), float32, 0 or 1, for multi-label; (total_tokens,), int64, for tokens.
         weights: (num_sequences,), float32: factors on the losses of the sequences; None for 1.
     """
 

@@ -119,7 +119,7 @@ def attend(
     first_only: bool = False,
     prefix: Prefix | None = None,
 ) -> Tensor:
-    """Compute the same as `attend_plain`, in the way that `plan` is for."""
+    """Compute the same as `attend_plain`, in groups or with the variable-length operators, as planned."""
     # The plan has decided already, so that no layer decides again.
     if isinstance(plan, Groups):
         return attend_grouped(query, key, value, plan, num_heads, dropout, first_only, prefix)

@@ -28,11 +28,11 @@ BALANCED = "balanced"
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of a run; without weights and smoothing it is the plain loss, which evaluation has always.
+    """The loss of a run; without weights and smoothing it is the plain loss, which evaluation always uses.
 
     Attributes:
         problem: What a label is.
-        class_weights: Of each class, or of the positive term of each label; empty for 1.
+        class_weights: The weight of each class, or of the positive term of each label; empty if all are 1.
         label_smoothing: This fraction of the target is distributed evenly over the classes.
         on_device: `class_weights` as a tensor on the model's device, so that no step copies them there.
     """
@@ -65,7 +65,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """--class-weights and --label-smoothing: "balanced" or the weights by name; classes without one have 1."""
+    """--class-weights, "balanced" or weights by class name (others have 1), and --label-smoothing."""
 
     class_weights: Any = ""  # a string, or a mapping
     label_smoothing: float = 0.0

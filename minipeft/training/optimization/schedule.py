@@ -1,4 +1,4 @@
-"""What a training computes: the learning rate of a step, and the steps after which it evaluates and ends.
+"""The schedule of a training: the learning rate of each step, and the steps at which it evaluates and ends.
 
 Everything here is a function of the step number, without state: a resumed run continues on the same curve, and a
 logged learning rate can be recomputed. With w warmup steps, T steps in all and the peak rate lr,
