@@ -31,7 +31,8 @@ from minipeft.model.layers import Linear
 # ## The settings
 #
 # They print as their constructor. They are checked once, when they are created, and an invalid value raises an error of
-# one line. `check_targets` knows the names of the linear layers and takes peft's names for them too.
+# one line: `check_settings` sets each field to what its check returns. `check_targets` knows the names of the linear
+# layers, and takes peft's names for them too.
 
 
 # %%

@@ -105,13 +105,13 @@ class ParameterCount:
 
 
 def get_method(name: str) -> type[Any]:
-    """A method's config class; an unknown name raises with the valid ones."""
+    """Return a method's config class; an unknown name raises MinipeftError with the valid ones."""
     check_choice("method", name, METHODS)
     return METHODS[name].config
 
 
 def method_name(method: Any) -> str:
-    """The registry's name of a method's config."""
+    """Return the registry's name of a method's config."""
     for name, entry in METHODS.items():
         if (type(method).__module__, type(method).__name__) == (entry.module, entry.config_name):
             return name
@@ -120,7 +120,7 @@ def method_name(method: Any) -> str:
 
 
 def changed_options(method: Any) -> dict[str, Any]:
-    """The settings of a method's config that are not its defaults."""
+    """Return the settings of a method's config that are not its defaults."""
     default = type(method)()
     values = {field.name: getattr(method, field.name) for field in fields(method)}
     return {name: value for name, value in values.items() if value != getattr(default, name)}

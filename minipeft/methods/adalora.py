@@ -129,7 +129,7 @@ class AdaLoRALinear(LoRALinear):
 
 
 def _stack(layers: Sequence[AdaLoRALinear], name: str) -> Tensor:
-    """A parameter or buffer of layers of one shape, as (layers, …)."""
+    """Stack a parameter or buffer of layers of one shape: (layers, …)."""
     return torch.stack([getattr(layer, name) for layer in layers])
 
 
@@ -150,7 +150,7 @@ def install(model: SequenceClassifier, method: AdaLoRA) -> None:
 
 
 def penalty(model: SequenceClassifier) -> Tensor:
-    """orth_weight · the mean over layers, and over P and Q, of ‖Pᵀ P − 1‖ and ‖Q Qᵀ − 1‖    (equation 4)
+    """Return orth_weight · the mean over layers, and over P and Q, of ‖Pᵀ P − 1‖ and ‖Q Qᵀ − 1‖    (equation 4)
 
     The paper sums the squares of these norms; this is what peft does.
     """
@@ -253,7 +253,7 @@ KNOWN = {
 
 
 def to_peft(method: AdaLoRA, config: EncoderConfig) -> dict[str, Any]:
-    """peft's AdaLoraConfig fields. The number of steps is the run's, so total_step is the least that peft takes."""
+    """Return the fields of peft's AdaLoraConfig; total_step is the least that peft takes, as the run counts its own."""
     paths = {key: path for key, path in linear_modules(config).items() if key[1] in method.targets}
     pattern, full = method.rank_pattern, method.init_rank
     ranks = {path: pattern.get(f"{layer}.{target}", full) for (layer, target), path in paths.items()}
@@ -269,7 +269,7 @@ def to_peft(method: AdaLoRA, config: EncoderConfig) -> dict[str, Any]:
 
 
 def from_peft(content: dict[str, Any], config: EncoderConfig) -> AdaLoRA:
-    """The config that peft's AdaLoraConfig fields describe.
+    """Return the config that peft's AdaLoraConfig fields describe.
 
     rank_pattern has, for each layer that was pruned, which singular values were kept: peft saves these alone.
     """

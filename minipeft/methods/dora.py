@@ -47,7 +47,7 @@ class DoRALinear(LoRALinear):
         return (super().forward(x) - bias) * scale + bias
 
     def merged_weight(self) -> Tensor:
-        """m / ‖V‖ ⊙ V."""
+        """Return m / ‖V‖ ⊙ V."""
         return (self.lora_magnitude_vector / self._lengths())[:, None] * super().merged_weight()
 
     @torch.no_grad()
@@ -60,12 +60,12 @@ def install(model: SequenceClassifier, method: DoRA) -> None:
 
 
 def dora_to_peft(method: DoRA, config: EncoderConfig) -> dict[str, Any]:
-    """peft's LoraConfig fields."""
+    """Return the fields of peft's LoraConfig."""
     return to_peft(method, config) | {"use_dora": True}
 
 
 def dora_from_peft(content: dict[str, Any], config: EncoderConfig) -> DoRA:
-    """The config that peft's LoraConfig fields describe."""
+    """Return the config that peft's LoraConfig fields describe."""
     return DoRA(**read_lora(content, config, "use_dora"))
 
 

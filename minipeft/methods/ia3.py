@@ -67,7 +67,7 @@ class IA3Linear(AdaptedLinear):
         return super().forward(x * scale) if self.scales_input else super().forward(x) * scale
 
     def merged_weight(self) -> Tensor:
-        """W with its columns, or its rows, scaled."""
+        """Return W with its columns, or its rows, scaled."""
         return self.weight.float() * self.ia3_l
 
     def merged_bias(self) -> Tensor | None:
@@ -84,7 +84,7 @@ def install(model: SequenceClassifier, method: IA3) -> None:
 
 
 def to_peft(method: IA3, config: EncoderConfig) -> dict[str, Any]:
-    """peft's IA3Config fields."""
+    """Return the fields of peft's IA3Config."""
     return {
         "target_modules": write_in_every_layer(config, method.targets),
         "feedforward_modules": write_in_every_layer(config, method.feedforward),
@@ -93,7 +93,7 @@ def to_peft(method: IA3, config: EncoderConfig) -> dict[str, Any]:
 
 
 def from_peft(content: dict[str, Any], config: EncoderConfig) -> IA3:
-    """The config that peft's IA3Config fields describe."""
+    """Return the config that peft's IA3Config fields describe."""
     check_fields(content, {"target_modules", "exclude_modules", "feedforward_modules", "init_ia3_weights"})
     found = read_targets(content, config)
     feedforward = content.get("feedforward_modules")

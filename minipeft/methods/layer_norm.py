@@ -61,7 +61,7 @@ def _paths(config: EncoderConfig) -> Targets:
 
 
 def to_peft(method: LayerNormTuning, config: EncoderConfig) -> dict[str, Any]:
-    """peft's LNTuningConfig fields; "output.LayerNorm" alone would name the ones after attention too."""
+    """Return the fields of peft's LNTuningConfig; "output.LayerNorm" alone would name the ones after attention too."""
     every = _paths(config)
     paths = [path for (_, name), path in every.items() if name in method.layer_norms]
     all_of_them = len(paths) == len(every) and all(path.endswith(".LayerNorm") for path in paths)
@@ -69,7 +69,7 @@ def to_peft(method: LayerNormTuning, config: EncoderConfig) -> dict[str, Any]:
 
 
 def from_peft(content: dict[str, Any], config: EncoderConfig) -> LayerNormTuning:
-    """The config that peft's LNTuningConfig fields describe."""
+    """Return the config that peft's LNTuningConfig fields describe."""
     check_fields(content, {"target_modules", "exclude_modules"})
     paths = _paths(config)
     return LayerNormTuning(in_every_layer(match_targets(content, paths, "LayerNorm"), paths))

@@ -40,7 +40,7 @@ class PeftFormat:
 
 
 def write_targets(config: EncoderConfig, targets: Collection[tuple[int, str]]) -> list[str]:
-    """peft's target_modules for (layer, target) pairs: a suffix where all layers have the target, else one a layer."""
+    """Return peft's target_modules: a suffix of a target that all layers have, else one path per layer."""
     names = []
     family = family_of(config)
     every = linear_modules(config)
@@ -60,10 +60,10 @@ def write_targets(config: EncoderConfig, targets: Collection[tuple[int, str]]) -
 
 
 def write_in_every_layer(config: EncoderConfig, targets: Collection[str]) -> list[str]:
-    """peft's target_modules for targets that every layer has."""
+    """Return peft's target_modules for targets that every layer has."""
     return write_targets(config, [place for place in linear_modules(config) if place[1] in targets])
 
 
 def linear_modules(config: EncoderConfig) -> Targets:
-    """Every linear layer of the encoder."""
+    """Return every linear layer of the encoder."""
     return {place: theirs for place, (_, theirs) in family_of(config).linear_paths(config).items()}

@@ -34,14 +34,14 @@ MOST_NAMES, LONGEST_PATTERN = 10_000, 10_000  # names in a field; characters of 
 
 
 def check_fields(content: dict[str, Any], known: Collection[str]) -> None:
-    """Refuse a field that is set and that nothing here understands: it might change the mathematics."""
+    """Raise for a field that is set and not known: it might change the mathematics."""
     for name, value in content.items():
         if value not in (None, False, "", "none", [], {}) and name not in WITHOUT_EFFECT and name not in known:
             raise MinipeftError(f"{name} {short_repr(value)} is not supported; an adapter without it is")
 
 
 def read_targets(content: dict[str, Any], config: EncoderConfig) -> Targets:
-    """The linear layers that peft's target_modules name."""
+    """Return the linear layers that peft's target_modules name."""
     family = family_of(config)
     # peft's "all-linear" names the head's layers too, and leaves them out where modules_to_save has them.
     head = (*family.head_names.values(), *family.head_modules, "score")
@@ -55,7 +55,7 @@ def target_names(targets: Targets, config: EncoderConfig) -> tuple[str, ...]:
 
 
 def match_targets(content: dict[str, Any], every: Targets, kind: str, ignored: Collection[str] = ()) -> Targets:
-    """Those of `every` that peft's target_modules name: a list of suffixes, or one regular expression.
+    """Return those of `every` that peft's target_modules name: a list of suffixes, or one regular expression.
 
     A name that fits neither one of them nor one of the paths `ignored` raises MinipeftError.
     """
@@ -85,7 +85,7 @@ def match_targets(content: dict[str, Any], every: Targets, kind: str, ignored: C
 
 
 def in_every_layer(found: Targets, every: Targets, field_name: str = "target_modules") -> tuple[str, ...]:
-    """The targets found, for a method that takes each in every layer or in none; one in some raises MinipeftError."""
+    """Return the targets found; raise for one that is in some layers only, as a method may take all or none."""
     targets = {target for _, target in found}
     for layer, target in every:
         if target in targets and (layer, target) not in found:

@@ -106,12 +106,12 @@ class VeRALinear(AdaptedLinear):
         return y + F.linear(low, b.to(x.dtype)) * self.vera_lambda_b.to(x.dtype)
 
     def merged_weight(self) -> Tensor:
-        """W + Λ_b B Λ_d A."""
+        """Return W + Λ_b B Λ_d A."""
         a, b = self._slices()
         return self.weight.float() + self.vera_lambda_b[:, None] * (b @ (self.vera_lambda_d[:, None] * a))
 
     def _slices(self) -> tuple[Tensor, Tensor]:
-        """A (rank, in_features) and B (out_features, rank) of this layer."""
+        """Return A (rank, in_features) and B (out_features, rank) of this layer."""
         (projections,) = self.shared
         return projections.vera_A[:, : self.in_features], projections.vera_B[: self.out_features]
 
@@ -145,7 +145,7 @@ FIELDS = {
 
 
 def to_peft(method: VeRA, config: EncoderConfig) -> dict[str, Any]:
-    """peft's VeraConfig fields."""
+    """Return the fields of peft's VeraConfig."""
     return {
         **{theirs: getattr(method, ours) for ours, theirs in FIELDS.items()},
         "target_modules": write_in_every_layer(config, method.targets),
@@ -154,7 +154,7 @@ def to_peft(method: VeRA, config: EncoderConfig) -> dict[str, Any]:
 
 
 def from_peft(content: dict[str, Any], config: EncoderConfig) -> VeRA:
-    """The config that peft's VeraConfig fields describe."""
+    """Return the config that peft's VeraConfig fields describe."""
     known = {*FIELDS.values(), "target_modules", "exclude_modules", "layers_to_transform", "init_weights"}
     check_fields(content, known)
     targets = in_every_layer(read_targets(content, config), linear_modules(config))

@@ -92,7 +92,7 @@ class LayerPrefixes(nn.Module):
         self.config = config
 
     def forward(self, batch: PackedBatch, words: Tensor, prefixes: Any) -> tuple[PackedBatch, Tensor, list[Prefix]]:
-        """The batch, its positions moved on, and a pair (num_virtual_tokens, hidden_size) for each layer."""
+        """Return the batch, its positions moved on, and a pair (num_virtual_tokens, hidden_size) for each layer."""
         number = len(self.prompt_embeddings)
         _check_length(batch, number, self.config)
         batch = dataclasses.replace(batch, position_ids=batch.position_ids + number)
@@ -109,7 +109,7 @@ class Prompt(nn.Module):
         self.config = config
 
     def forward(self, batch: PackedBatch, words: Tensor, prefixes: Any) -> tuple[PackedBatch, Tensor, Any]:
-        """The longer batch and its embeddings (total_tokens + num_sequences · num_virtual_tokens, hidden_size)."""
+        """Return the longer batch and its embeddings (tokens + num_sequences · num_virtual_tokens, hidden_size)."""
         number = len(self.prompt_embeddings)
         _check_length(batch, number, self.config)
         no_words = batch.input_ids.new_zeros(number)  # virtual tokens have no id; nothing looks these up
