@@ -13,7 +13,7 @@ from minipeft.adapters.save import CONFIG, PREFIX, WEIGHTS, adapter_tensors
 from minipeft.errors import MinipeftError, first_line, short_repr
 from minipeft.files import user_path
 from minipeft.methods import METHODS, apply, method_name
-from minipeft.methods.peft_reading import read_pattern
+from minipeft.methods.peft_format.reading import read_pattern
 from minipeft.model.classifier import SequenceClassifier, new_classifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of

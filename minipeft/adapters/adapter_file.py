@@ -12,7 +12,7 @@ from minipeft.adapters.save import CONFIG, WEIGHTS, base_model_fields, peft_type
 from minipeft.errors import MinipeftError, check_choice, check_float, first_line, short_repr
 from minipeft.files import check_format, parse_json, read_json
 from minipeft.methods import METHODS, MethodEntry
-from minipeft.methods.peft_reading import WITHOUT_EFFECT, check_fields
+from minipeft.methods.peft_format.reading import WITHOUT_EFFECT, check_fields
 from minipeft.model.config import EncoderConfig, check_distinct
 from minipeft.model.families import family_of
 from minipeft.problems import PROBLEMS, problem_row, token_problem_type

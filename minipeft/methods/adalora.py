@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_probability
 from minipeft.methods.adapted import (
     AdaptedLinear,
+    SharedCasts,
     check_modules,
     check_rank,
     check_settings,
@@ -21,9 +22,8 @@ from minipeft.methods.adapted import (
     train_modules,
 )
 from minipeft.methods.lora import BIASES, LoRALinear
-from minipeft.methods.low_rank import SharedCasts
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_targets
-from minipeft.methods.peft_reading import check_fields, read_targets, target_names
+from minipeft.methods.peft_format.reading import check_fields, read_targets, target_names
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import LINEAR_NAMES

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from minipeft.methods.lora import LoRA, LoRALinear, install_low_rank, to_peft
 from minipeft.methods.peft_format import PeftFormat
-from minipeft.methods.peft_reading import read_lora
+from minipeft.methods.peft_format.reading import read_lora
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.layers import Linear

@@ -5,7 +5,7 @@ from typing import Any
 
 from minipeft.errors import MinipeftError, check_choice
 from minipeft.methods.peft_format import PeftFormat, Targets
-from minipeft.methods.peft_reading import check_fields, in_every_layer, match_targets
+from minipeft.methods.peft_format.reading import check_fields, in_every_layer, match_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import FAMILIES, LAYER_NORMS, family_of, get_family

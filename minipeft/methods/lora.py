@@ -26,7 +26,10 @@ from torch import Tensor, nn
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_probability
 from minipeft.methods.adapted import (
     AdaptedLinear,
+    Factors,
+    SharedCasts,
     TargetModule,
+    cast_factors,
     check_modules,
     check_rank,
     check_settings,
@@ -35,7 +38,6 @@ from minipeft.methods.adapted import (
     train_biases,
     train_modules,
 )
-from minipeft.methods.low_rank import Factors, SharedCasts, cast_factors
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
@@ -258,7 +260,7 @@ def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
 
 def from_peft(content: dict[str, Any], config: EncoderConfig) -> LoRA:
     """Return the config that peft's LoraConfig fields describe."""
-    from minipeft.methods.peft_reading import read_lora  # training writes adapters and reads none
+    from minipeft.methods.peft_format.reading import read_lora  # training writes adapters and reads none
 
     return LoRA(**read_lora(content, config))
 

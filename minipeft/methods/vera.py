@@ -18,7 +18,7 @@ from minipeft.methods.adapted import (
     train_modules,
 )
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_in_every_layer
-from minipeft.methods.peft_reading import check_fields, in_every_layer, read_targets
+from minipeft.methods.peft_format.reading import check_fields, in_every_layer, read_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.layers import Linear, dropout

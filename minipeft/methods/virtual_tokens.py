@@ -17,7 +17,7 @@ from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_choice, check_int
 from minipeft.methods.adapted import check_settings
 from minipeft.methods.peft_format import PeftFormat
-from minipeft.methods.peft_reading import check_fields
+from minipeft.methods.peft_format.reading import check_fields
 from minipeft.model.attention.grouped import Prefix
 from minipeft.model.attention.varlen import prefix_rows, prepend_to_each
 from minipeft.model.classifier import SequenceClassifier

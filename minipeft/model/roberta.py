@@ -97,7 +97,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(self.make_layer(config, number) for number in range(config.num_hidden_layers))
         # Set by prompt and prefix tuning: (batch, words, prefixes) → the same three, with virtual tokens added.
         self.virtual_tokens: nn.Module | None = None
-        # Set by LoRA and AdaLoRA: casts A and B of all layers together (methods/low_rank.py).
+        # Set by LoRA and AdaLoRA: casts A and B of all layers together (methods/adapted.py).
         self.low_rank: Any = None
         self.dtype = torch.float32  # of the activations and of the frozen weights
         # Save only the input of each layer, and recompute the layer in the backward pass with the same dropout: less

@@ -40,7 +40,7 @@ from minipeft import (
     unmerge,
 )
 from minipeft.adapters.adapter_file import read_adapter
-from minipeft.methods.peft_reading import LORA_FIELDS, WITHOUT_EFFECT
+from minipeft.methods.peft_format.reading import LORA_FIELDS, WITHOUT_EFFECT
 from minipeft.model.families import LINEAR_NAMES
 
 State = dict[str, Tensor]

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from minipeft import AdapterSet, MinipeftError, load_adapter, load_pretrained, load_run, merge, pack, train
 from minipeft.adapters.adapter_file import read_adapter
 from minipeft.cli.cli import main
-from minipeft.methods.peft_reading import matching
+from minipeft.methods.peft_format.reading import matching
 
 LENGTHS = (7, 1, 20, 3)
 QUERY = {"distilbert": "q_lin", "deberta-v2": "query_proj", "modernbert": "Wqkv"}

@@ -33,7 +33,7 @@ from minipeft import (
     unmerge,
 )
 from minipeft.methods.adalora import KNOWN, after_step, penalty
-from minipeft.methods.peft_reading import WITHOUT_EFFECT
+from minipeft.methods.peft_format.reading import WITHOUT_EFFECT
 from minipeft.model.families import LINEAR_NAMES
 
 

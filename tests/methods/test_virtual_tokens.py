@@ -355,7 +355,7 @@ def test_every_field_of_pefts_config_is_either_understood_or_known_to_change_not
 
     from peft import PrefixTuningConfig, PromptTuningConfig
 
-    from minipeft.methods.peft_reading import WITHOUT_EFFECT
+    from minipeft.methods.peft_format.reading import WITHOUT_EFFECT
     from minipeft.methods.virtual_tokens import PREFIX_FIELDS, PROMPT_FIELDS, shape_fields
 
     prompt = isinstance(method, PromptTuning)

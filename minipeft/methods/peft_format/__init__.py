@@ -1,6 +1,6 @@
 """How peft stores a method: the fields of adapter_config.json that a method writes.
 
-peft_reading.py reads them; training imports this file alone.
+reading.py reads them; training imports this file alone.
 """
 
 from collections.abc import Callable, Collection
