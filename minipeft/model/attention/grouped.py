@@ -43,7 +43,7 @@ LENGTH_STEP = 16
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences of near-equal length, attended together as (count, longest) slots from `start` on."""
+    """Sequences of near-equal length: a small padded batch of (count, longest) slots, from slot `start` on."""
 
     start: int
     count: int
@@ -53,7 +53,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Groups:
-    """The slots of all groups, and which token each of them holds.
+    """The slots of all groups, and which token each slot holds.
 
     Attributes:
         token_of_slot: (slots,), int64; padding repeats the first token of its sequence, and is masked.
@@ -99,9 +99,9 @@ def group_by_length(
 
     Everything is computed on the host from `lengths`, and copied to the device at once, so that no step waits for it.
     """
-    # In the order of their lengths, neighbours need little padding between them.
     few_shapes = device.type == "cpu" and dtype == torch.bfloat16
     padded = [round_up(length, LENGTH_STEP) for length in lengths] if few_shapes else lengths
+    # In the order of their lengths, neighbours differ little and share a group with little padding.
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     runs = _runs(order, padded)
     if few_shapes:
@@ -144,10 +144,11 @@ def group_by_length(
 
 
 def _runs(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Sequences in the order of their lengths → runs of near-equal length."""
+    """Divide sequences, in the order of their lengths, into runs of near-equal length."""
     runs: list[list[int]] = []
     tokens = 0
     for sequence in order:
+        # If this sequence joined the last run, every sequence of the run would be padded to its length.
         slots = (len(runs[-1]) + 1) * lengths[sequence] if runs else 0
         if not runs or (slots - tokens - lengths[sequence]) > PADDING_BOUND * slots:
             runs.append([])
@@ -158,7 +159,7 @@ def _runs(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _powers_of_two(run: list[int]) -> Iterator[list[int]]:
-    """The run in parts of 1, 2, 4, 8, … sequences, the largest first."""
+    """Divide a run into parts of 1, 2, 4, 8, … sequences, the largest first."""
     while run:
         size = 1 << (len(run).bit_length() - 1)
         yield run[:size]
