@@ -239,22 +239,19 @@ def to_peft(method: LoRA, config: EncoderConfig) -> dict[str, Any]:
     # peft has no rank 0. A layer that the pattern leaves out is not among the targets.
     keys = [key for key in linear_modules(config) if key[1] in method.targets]  # (layer, target)
     ranks = {key: method.rank_of(*key) for key in keys if method.rank_of(*key)}
+    alphas = {key: method.alpha_of(*key) for key in ranks}
+    paths = {key: write_targets(config, [key])[0] for key in ranks}
     return {
         "r": method.rank,
         "lora_alpha": method.alpha,
         "lora_dropout": method.dropout,
         "target_modules": write_targets(config, ranks),
         "use_rslora": method.rslora,
-        "init_lora_weights": {"kaiming": True}.get(method.init, method.init),
+        "init_lora_weights": True if method.init == "kaiming" else method.init,
         "bias": method.bias,
         "fan_in_fan_out": False,
-        **{
-            name: {write_targets(config, [key])[0]: of(*key) for key in ranks if of(*key) != default}
-            for name, of, default in (
-                ("rank_pattern", method.rank_of, method.rank),
-                ("alpha_pattern", method.alpha_of, method.alpha),
-            )
-        },
+        "rank_pattern": {paths[key]: rank for key, rank in ranks.items() if rank != method.rank},
+        "alpha_pattern": {paths[key]: alpha for key, alpha in alphas.items() if alpha != method.alpha},
     }
 
 
