@@ -2,14 +2,20 @@
 
     python benchmarks/peer.py --data ../shared/glue --tokenizer ../shared/tokenizers/roberta-base
 
-Both libraries take steps alternately (A B A B) after a warm-up step. Each row prints the throughput of both in
-samples/s, the speedup (median, minimum and maximum over the pairs of steps), and the FLOP utilization: minipeft's
-FLOP/s divided by those of the faster of two large matrix products. The peer pads each batch of 16 to its longest
-sequence, as the Trainer does; `--group-by-length` sorts the sequences of a step, as the Trainer's option of that name.
+Both libraries take steps alternately (A B A B) after a warm-up step. The peer is measured at its best and as it is by
+default, one row each:
+
+grouped   the Trainer's `train_sampling_strategy="group_by_length"`: 50 batches of 16 are drawn and sorted by length
+random    batches of 16 in random order, each padded to its longest sequence
+
+Both rows take the fastest of its attentions (eager, and sdpa where the family has it) in the warm-up step, and where
+minipeft computes in bf16 the faster of fp32 and bf16 autocast. minipeft takes the same sequences in the same steps.
+Each row prints the throughput of both in samples/s, the speedup (median, minimum and maximum over the pairs of steps),
+and the FLOP utilization: minipeft's FLOP/s divided by those of the faster of two large matrix products. The precisions
+are by default fp32, and bf16 where the device is fast in it.
 `--memory` also measures the peak memory of three steps of each library in a separate process: resident memory on the
 CPU, allocated memory on CUDA. A Markdown table is printed last. The weights are random, in roberta-base's shape: they
-do not affect the time. `--family` takes another family's base shape. The peer runs with eager attention and with sdpa,
-where the family has it, in the warm-up step; the faster one is measured. Token ids and lengths are always those of the
+do not affect the time. `--family` takes another family's base shape. Token ids and lengths are always those of the
 tokenizer given. A task that is not GLUE's is a folder of token classification:
 
     python benchmarks/peer.py --data ../shared/tokens --tasks wnut17 --tokenizer ../shared/tokenizers/roberta-base
@@ -28,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +50,7 @@ from minipeft.data.tasks.custom import inspect_custom_data
 from minipeft.data.tasks.splits import read_chunks, read_split
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.data.tokens.examples import Encoded, encode_split
-from minipeft.device import choose_device, choose_max_tokens, peak_memory
+from minipeft.device import choose_device, choose_max_tokens, has_fast_bf16, peak_memory
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of, get_family, load_config
 from minipeft.problems import problem_row
@@ -51,6 +58,8 @@ from minipeft.problems.problem import IGNORE_INDEX
 from minipeft.training.optimization.optimizer import adamw, parameter_groups
 
 BATCH, ACCUMULATION = 16, 4
+STEP = BATCH * ACCUMULATION  # sequences
+MEGABATCH = 50 * BATCH  # sequences that the Trainer sorts at once where it groups by length
 VOCABULARY = 50_265  # of roberta-base's tokenizer, whose token ids the models of all families get
 IDENTITY = ("family", "task", "method", "mode", "precision", "dropout", "peer_precision", "group_by_length")  # of a row
 # Families whose config class has a base shape as its defaults.
@@ -125,7 +134,7 @@ def peer(
     def step(examples: Encoded, indices: list[int]) -> None:
         if wanted.group_by_length:
             indices = sorted(indices, key=examples.lengths.tolist().__getitem__, reverse=True)
-        size = BATCH if row.mode == "training" else BATCH * ACCUMULATION
+        size = BATCH if row.mode == "training" else STEP
         with torch.set_grad_enabled(row.mode == "training"):
             for start in range(0, len(indices), size):
                 chosen = indices[start : start + size]
@@ -182,42 +191,74 @@ def products(row: Row, tokens: int, sequences: int, config: EncoderConfig) -> fl
     return 2.0 * (2 * forward - below)
 
 
-def measure(wanted: argparse.Namespace, folder: Path, row: Row, rounds: int) -> dict[str, Any]:
-    """Measure one row: steps of both libraries, alternately."""
+def measure(wanted: argparse.Namespace, folder: Path, row: Row, batches: str, rounds: int) -> dict[str, Any]:
+    """Measure one row: steps of both libraries, alternately, with the peer's batches "grouped" or "random"."""
     task = task_of(row.task, wanted.data)
     write_config(folder, row, task)
     config = load_config(folder)
     split = "train" if row.mode == "training" else task.validation
     tokenizer = minipeft.load_tokenizer(wanted.tokenizer)
-    size = BATCH * ACCUMULATION
-    examples = encode_split(task, read_chunks(task, split, wanted.data, size * (rounds + 1)), tokenizer, 512, config)
-    peers = peers_of(folder, wanted, row)
-    warm_up = {name: timed(wanted, step, examples, range(size)) for name, step in peers.items()}
-    attention = min(warm_up, key=warm_up.__getitem__)
-    steps = {"peer": peers[attention], "minipeft": ours(folder, wanted, row)}
-    del peers
+    count = max(MEGABATCH, STEP * (rounds + 1))
+    examples = encode_split(task, read_chunks(task, split, wanted.data, count), tokenizer, 512, config)
+    chosen = choose_steps(examples.lengths.tolist(), batches, rounds + 1)
+    of_peer = argparse.Namespace(**vars(wanted) | {"group_by_length": batches == "grouped"})
+    precision, attention, peer_step = fastest_peer(folder, of_peer, row, examples, chosen[0])
+    steps = {"peer": peer_step, "minipeft": ours(folder, wanted, row)}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    tokens = []
-    for number in range(rounds + 1):
-        indices = range(number * size, min(len(examples), (number + 1) * size))
-        tokens.append(sum(examples.lengths[index] for index in indices))
+    for indices in chosen:
         for name, step in steps.items():
             seconds[name].append(timed(wanted, step, examples, indices))
     ratios = [a / b for a, b in zip(seconds["peer"][1:], seconds["minipeft"][1:], strict=True)]  # the first warms up
     rate = product_rates(torch.bfloat16 if row.precision == "bf16" else torch.float32, wanted.device)
-    done = products(row, sum(tokens[1:]), size * rounds, config)
-    speed = {name: size * rounds / sum(times[1:]) for name, times in seconds.items()}
+    sequences = sum(len(indices) for indices in chosen[1:])
+    tokens = int(sum(examples.lengths[index] for indices in chosen[1:] for index in indices))
+    speed = {name: sequences / sum(times[1:]) for name, times in seconds.items()}
     return {
         **dataclasses.asdict(row),
-        "peer_precision": wanted.peer_precision,
+        "peer_precision": precision,
         "peer_attention": attention,
-        "group_by_length": wanted.group_by_length,
+        "group_by_length": batches == "grouped",
         "samples_per_second": speed,
-        "tokens_per_second": {name: sum(tokens[1:]) / sum(times[1:]) for name, times in seconds.items()},
+        "tokens_per_second": {name: tokens / sum(times[1:]) for name, times in seconds.items()},
         "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
         "product_rate": rate,
-        "fraction_of_product_rate": done / sum(seconds["minipeft"][1:]) / max(rate.values()),
+        "fraction_of_product_rate": products(row, tokens, sequences, config)
+        / sum(seconds["minipeft"][1:])
+        / max(rate.values()),
     }
+
+
+def choose_steps(lengths: list[int], batches: str, steps: int) -> list[list[int]]:
+    """Return the examples of each step.
+
+    Args:
+        lengths: of the examples, in the order of the data.
+        batches: "random" takes them in that order. "grouped" sorts the first MEGABATCH of them by length, the longest
+            first, as the Trainer's sampler, and takes steps at equal distances, so that long and short ones are there.
+        steps: number of steps.
+    """
+    order = list(range(min(len(lengths), max(MEGABATCH, STEP * steps))))
+    if batches == "grouped":
+        order = sorted(order[:MEGABATCH], key=lengths.__getitem__, reverse=True)
+    every = [order[start : start + STEP] for start in range(0, len(order), STEP)]
+    every = [indices for indices in every if len(indices) == STEP] or every
+    if batches == "random":
+        return [every[number % len(every)] for number in range(steps)]
+    places = [(2 * number + 1) * len(every) // (2 * (steps - 1)) for number in range(steps - 1)]
+    return [every[len(every) // 2], *(every[place] for place in places)]  # the first step warms up
+
+
+def fastest_peer(
+    folder: Path, wanted: argparse.Namespace, row: Row, examples: Encoded, indices: list[int]
+) -> tuple[str, str, Callable[[Encoded, list[int]], None]]:
+    """Return precision, attention and step of the peer's fastest setting, each tried in one step after a small one."""
+    tried = []
+    for precision in wanted.peer_precisions or (("fp32", "bf16") if row.precision == "bf16" else ("fp32",)):
+        with_precision = argparse.Namespace(**vars(wanted) | {"peer_precision": precision})
+        for attention, step in peers_of(folder, with_precision, row).items():
+            step(examples, indices[:BATCH])
+            tried.append((timed(wanted, step, examples, indices), precision, attention, step))
+    return min(tried, key=lambda entry: entry[0])[1:]
 
 
 def peers_of(folder: Path, wanted: argparse.Namespace, row: Row) -> dict[str, Callable[[Encoded, list[int]], None]]:
@@ -233,20 +274,20 @@ def peers_of(folder: Path, wanted: argparse.Namespace, row: Row) -> dict[str, Ca
 
 
 def timed(
-    wanted: argparse.Namespace, step: Callable[[Encoded, list[int]], None], examples: Encoded, chosen: range
+    wanted: argparse.Namespace, step: Callable[[Encoded, list[int]], None], examples: Encoded, chosen: list[int]
 ) -> float:
     """Take a step on the examples at the indices `chosen`, and return its seconds."""
     start = clock(wanted.device)
-    step(examples, list(chosen))
+    step(examples, chosen)
     return clock(wanted.device) - start
 
 
-def memory_of(wanted: argparse.Namespace, folder: Path, row: Row, side: str) -> int:
-    """Return the peak memory in bytes of a separate process that takes three steps of one library."""
+def memory_of(wanted: argparse.Namespace, folder: Path, row: Row, side: str, measured: dict[str, Any]) -> int:
+    """Return the peak memory in bytes of a separate process that takes three steps of one library, as `measured`."""
     arguments = [sys.executable, __file__, "--data", wanted.data, "--tokenizer", wanted.tokenizer, "--memory-of", side]
-    arguments += ["--peer-precision", wanted.peer_precision]
+    arguments += ["--peer-precisions", measured["peer_precision"], "--peer-attention", measured["peer_attention"]]
     arguments += ["--max-tokens", str(wanted.max_tokens)] if wanted.max_tokens else []
-    arguments += ["--group-by-length"] if wanted.group_by_length else []
+    arguments += ["--batches", "grouped" if measured["group_by_length"] else "random"]
     arguments += ["--folder", str(folder), "--row", json.dumps(dataclasses.asdict(row)), "--device", wanted.device]
     printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
     return int(printed.splitlines()[-1])
@@ -256,11 +297,13 @@ def report_memory(wanted: argparse.Namespace) -> None:
     """Print the peak memory of three steps; `memory_of` executes this in a subprocess."""
     row, folder = Row(**json.loads(wanted.row)), Path(wanted.folder)
     tokenizer, config = minipeft.load_tokenizer(wanted.tokenizer), load_config(folder)
-    rows = read_split(task_of(row.task, wanted.data), "train", wanted.data, 3 * BATCH * ACCUMULATION)
+    rows = read_split(task_of(row.task, wanted.data), "train", wanted.data, 3 * STEP)
     examples = encode_split(rows.task, [rows], tokenizer, 512, config)
-    step = (peer if wanted.memory_of == "peer" else ours)(folder, wanted, row)
-    for start in range(0, len(examples), BATCH * ACCUMULATION):
-        step(examples, list(range(start, start + BATCH * ACCUMULATION)))
+    wanted.peer_precision, wanted.group_by_length = wanted.peer_precisions[0], wanted.batches == ["grouped"]
+    ours_or_peer = partial(peer, attention=wanted.peer_attention) if wanted.memory_of == "peer" else ours
+    step = ours_or_peer(folder, wanted, row)
+    for start in range(0, len(examples), STEP):
+        step(examples, list(range(start, start + STEP)))
     print(peak_memory(wanted.device))
 
 
@@ -297,25 +340,27 @@ def main() -> None:
     flag("--tasks", nargs="+", default=["rte", "sst2"])
     flag("--methods", nargs="+", default=list(METHODS))
     flag("--modes", nargs="+", default=["training", "evaluation"])
-    flag("--precisions", nargs="+", default=["fp32", "bf16"])
+    flag("--precisions", nargs="+", help="minipeft's [fp32, and bf16 where the device is fast in it]")
     flag("--dropouts", nargs="+", type=float, default=[0.0, 0.1])
-    flag("--peer-precision", default="fp32", help="fp32, or bf16 through autocast")
-    flag("--group-by-length", action="store_true")
-    flag("--rounds", type=int, default=5, help="steps of 64 sequences per row and library")
+    flag("--peer-precisions", nargs="+", help="the peer's: fp32, or bf16 through autocast [the faster; fp32 for fp32]")
+    flag("--batches", nargs="+", default=["grouped", "random"], choices=["grouped", "random"], help="the peer's [both]")
+    flag("--rounds", type=int, default=3, help="steps of 64 sequences per row and library")
     flag("--memory", action="store_true", help="also measure the peak memory of each library, in separate processes")
     flag("--device", default="auto")
     flag("--max-tokens", type=int)
     flag("--output", help="JSON file to which the rows are added")
     flag("--memory-of", help=argparse.SUPPRESS)
+    flag("--peer-attention", help=argparse.SUPPRESS)
     flag("--folder", help=argparse.SUPPRESS)
     flag("--row", help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     wanted.device = choose_device(wanted.device)
+    wanted.precisions = wanted.precisions or ["fp32", *(["bf16"] if has_fast_bf16(wanted.device) else [])]
     if wanted.memory_of:
         return report_memory(wanted)
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    rows = []
+    rows, machine = [], describe_machine(wanted.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shape = Row(wanted.family, "", "", "", "", 0.0)
@@ -324,27 +369,32 @@ def main() -> None:
         kinds = itertools.product(
             [wanted.family], wanted.tasks, wanted.methods, wanted.modes, wanted.precisions, wanted.dropouts
         )
-        for row in itertools.starmap(Row, kinds):
+        for row, batches in itertools.product(list(itertools.starmap(Row, kinds)), wanted.batches):
             if row.mode == "evaluation" and row.dropout:
                 continue  # dropout is inactive in evaluation
-            result = measure(wanted, folder, row, wanted.rounds)
+            result = measure(wanted, folder, row, batches, wanted.rounds)
             if wanted.memory and row.mode == "training":
                 result["peak_memory_bytes"] = {
-                    side: memory_of(wanted, folder, row, side) for side in ("peer", "minipeft")
+                    side: memory_of(wanted, folder, row, side, result) for side in ("peer", "minipeft")
                 }
             rows.append(result)
             ratio = result["ratio"]
             print(
                 f"{row.family} {row.task:5} {row.method:7} {row.mode:10} {row.precision} dropout {row.dropout:<4} "
-                f"peer {result['samples_per_second']['peer']:7.2f}/s  "
+                f"peer {result['samples_per_second']['peer']:7.2f}/s ({peer_of(result)})  "
                 f"minipeft {result['samples_per_second']['minipeft']:7.2f}/s  "
                 f"speedup {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})  "
                 f"{result['fraction_of_product_rate']:.2f} FLOP utilization  {result.get('peak_memory_bytes', '')}",
                 flush=True,
             )
+            if wanted.output:  # at once, so that a later row that fails takes nothing away
+                write_rows(Path(wanted.output), machine, [result], IDENTITY)
     print("\n" + table(rows))
-    if wanted.output:
-        write_rows(Path(wanted.output), describe_machine(wanted.device), rows, IDENTITY)
+
+
+def peer_of(row: dict[str, Any]) -> str:
+    """Return the peer's settings of a measured row."""
+    return f"{row['peer_precision']}, {row['peer_attention']}, {'grouped' if row['group_by_length'] else 'random'}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -361,7 +411,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         dropout = f", dropout {row['dropout']:g}" if row["mode"] == "training" else ""
         lines.append(
             f"| {row['family']}, {row['task']}, {row['method']}, {row['mode']}, {row['precision']}{dropout} "
-            f"| {speed['peer']:.2f} ({row['peer_precision']}, {row['peer_attention']}) | {speed['minipeft']:.2f} "
+            f"| {speed['peer']:.2f} ({peer_of(row)}) | {speed['minipeft']:.2f} "
             f"| {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) "
             f"| {row['fraction_of_product_rate']:.2f} | {peak} |"
         )

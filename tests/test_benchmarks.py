@@ -82,3 +82,16 @@ def test_the_gpu_benchmark_measures_training_steps_and_a_whole_run(tiny_checkpoi
     assert run["seconds"] > 0 and run["name"] == "RTE, LoRA, 1 epochs"
     for row in gpu.attention("cpu"):  # in fp32 the difference is that of the order of the sums
         assert row["difference"] < (1e-5 if row["precision"] == "fp32" else 0.05), row
+
+
+def test_the_peer_is_measured_with_grouped_batches_of_all_lengths_and_with_random_ones() -> None:
+    lengths = [(7 * number) % 101 + 3 for number in range(1000)]
+    random = gpu.peer.choose_steps(lengths, "random", 3)
+    assert random == [list(range(64 * step, 64 * step + 64)) for step in range(3)]
+    warm_up, *grouped = gpu.peer.choose_steps(lengths, "grouped", 4)
+    assert len(grouped) == 3 and all(len(indices) == 64 for indices in [warm_up, *grouped])
+    padded = [max(lengths[index] for index in indices) for indices in grouped]
+    assert padded == sorted(padded, reverse=True) and padded[0] > 80 and padded[-1] < 40
+    for indices in grouped:  # the sequences of a batch are nearly equally long
+        assert max(lengths[index] for index in indices) - min(lengths[index] for index in indices) < 15
+    assert gpu.peer.choose_steps(lengths[:40], "grouped", 2)[1]  # less than a step
