@@ -1,0 +1,134 @@
+"""The table of docs/ablations.md: its rows, their commands, and the sentence that each row teaches."""
+
+import shlex
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from report_tables import dates, entries, markdown
+
+TRAIN_ROWS, VALIDATION_ROWS = 20_000, 872
+COMMON = f"--task sst2 --train-limit {TRAIN_ROWS} --max-length 128 --threads 1"
+LORA = "--method lora --alpha 16 --dropout 0.0"
+RATE, EPOCHS, PRECISION, WARMUP = "--lr 1e-3", "--epochs 1", "--precision fp32", "--warmup-steps 30"
+REFERENCE, BAG_OF_WORDS = "LoRA, rank 8", "bag of words, logistic regression"
+MODEL = "all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: the question that it answers, and the flags that differ from the reference's; none is the baseline."""
+
+    part: str
+    name: str
+    question: str
+    flags: str
+
+    def all_flags(self) -> str:
+        """Return the flags of train.py, with the reference's for those that the row leaves out."""
+        rest = [flag for flag in (RATE, EPOCHS, PRECISION, WARMUP) if f"{flag.split()[0]} " not in f"{self.flags} "]
+        return " ".join([COMMON, self.flags, *rest])
+
+    def command(self) -> str:
+        if not self.flags:
+            return f'python benchmarks/ablations.py --data GLUE --only "{self.name}"'
+        return shlex.join(f"python train.py --data GLUE --model {MODEL} {self.all_flags()} --seed 42".split())
+
+
+ROWS = (
+    Row("baseline", BAG_OF_WORDS, "What do word counts give without an encoder?", ""),
+    Row("method", "frozen features", "What do the pretrained features give, with a trained head?", "--method head"),
+    Row(
+        "method",
+        "last layer only",
+        "How much does adapting the last layer add?",
+        f"{LORA} --rank 8 --method-options rank_pattern={{{','.join(f'%{layer}%:0' for layer in range(5))}}}".replace(
+            "%", '"'
+        ),
+    ),
+    *(
+        Row("rank", f"LoRA, rank {rank}", f"Is rank {rank} different from rank 8?", f"{LORA} --rank {rank}")
+        for rank in (1, 2, 8, 64)
+    ),
+    Row(
+        "method",
+        "LoRA, all linear layers",
+        "Do more adapted layers help?",
+        f"{LORA} --rank 8 --targets query key value output intermediate ffn_output",
+    ),
+    Row("method", "BitFit", "Are biases enough?", "--method bitfit"),
+    Row("method", "full fine-tuning", "What do all weights add?", "--method full --lr 1e-4"),
+    Row("precision", "bf16", "Does bf16 cost accuracy?", f"{LORA} --rank 8 --precision bf16"),
+    Row("learning rate", "learning rate x 0.3", "Is a lower rate as good?", f"{LORA} --rank 8 --lr 3e-4"),
+    Row("learning rate", "learning rate x 3", "Is a higher rate as good?", f"{LORA} --rank 8 --lr 3e-3"),
+    Row("warmup", "no warmup", "Does warmup matter?", f"{LORA} --rank 8 --warmup-steps 0"),
+)
+
+
+def close_to_reference(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the names of the rows whose first seed is within two standard errors of the reference's."""
+    first = {row["name"]: row["last"]["value"] for row in rows if row["seed"] == 42}
+    reference = first.get(REFERENCE)
+    if reference is None:
+        return []
+    error = standard_error(reference)
+    return [name for name, value in first.items() if name != REFERENCE and abs(value - reference) < 2 * error]
+
+
+def standard_error(accuracy: float) -> float:
+    """Return the standard error of the difference of two accuracies on the validation split, as if it were two."""
+    return float((2 * accuracy * (1 - accuracy) / VALIDATION_ROWS) ** 0.5)
+
+
+def lesson(name: str, values: list[float], reference: list[float]) -> str:
+    """Return what a row teaches: its difference from the reference, and whether it is two standard errors or more."""
+    if name == REFERENCE:
+        return "This is the reference of the other rows."
+    if not reference:
+        return "The reference has not been run."
+    difference = statistics.mean(values) - statistics.mean(reference)
+    error = standard_error(statistics.mean(reference))
+    if abs(difference) < 2 * error:
+        return f"Not distinguishable from the reference: {difference:+.3f}, within two standard errors."
+    direction = "Better" if difference > 0 else "Worse"
+    return f"{direction} than the reference by {abs(difference):.3f}, more than two standard errors."
+
+
+def ablations() -> str:
+    """One line a row: the accuracy of its seeds, seconds, what was learned; rows that were not run say so."""
+    content = entries("ablations")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in content.values():
+        for row in entry["rows"]:
+            found.setdefault(row["name"], []).append(row)
+    reference = [row["last"]["value"] for row in found.get(REFERENCE, [])]
+    lines = []
+    for row in ROWS:
+        rows = found.get(row.name, [])
+        values = [entry["last"]["value"] for entry in rows]
+        learned = f"{row.question} {lesson(row.name, values, reference) if rows else 'Not run.'}"
+        parameters = rows[0]["parameters"] if rows else None
+        lines.append(
+            [
+                row.name,
+                f"{parameters['method']:,}" if parameters else "",
+                ", ".join(f"{value:.3f}" for value in values) or "not run",
+                f"{rows[0]['train_seconds']:.0f}" if rows else "",
+                learned,
+            ]
+        )
+    columns = ["row", "trainable parameters", "accuracy, seeds 42, 1, 2", "seconds, seed 42", "what was learned"]
+    text = markdown(columns, [False, True, False, True, False], lines)
+    for machine, entry in content.items():
+        text += f"\nRun on {machine}; {dates(entry['rows'])}; other work shared the cores.\n"
+    return text
+
+
+def ablation_commands() -> str:
+    """The command of each row."""
+    return "```bash\n" + "\n".join(f"{row.command()}  # {row.name}" for row in ROWS) + "\n```\n"
+
+
+def tables() -> dict[str, Callable[[], str]]:
+    return {"ablations": ablations, "ablation-commands": ablation_commands}
