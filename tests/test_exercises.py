@@ -57,6 +57,11 @@ def sums_of_rows(q: torch.Tensor, k: torch.Tensor) -> tuple[float, float]:
     return first, second
 
 
+def only_after_begin(tags: list[str]) -> list[tuple[int, int, str]]:
+    """Every B- is an entity of one word."""
+    return [(place, place + 1, tag[2:]) for place, tag in enumerate(tags) if tag.startswith("B-")]
+
+
 # Typical mistakes: page → (compute, change, explain).
 MISTAKES: dict[int, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
     1: (
@@ -75,6 +80,7 @@ MISTAKES: dict[int, tuple[Callable[..., Any], Callable[..., Any], Callable[..., 
     ),
     7: (lambda: (0.9 * 0.1 / 408, 3600), lambda one, other: one.mean(axis=1) - other.mean(axis=1) > 1, lambda: "ac"),
     8: (lambda: 12 * 768, with_variance, lambda: "ad"),
+    9: (lambda: 768 * 13, only_after_begin, lambda: "ab"),
 }
 
 
@@ -130,5 +136,5 @@ def test_an_answer_that_raises_is_reported(check: ModuleType, capsys: pytest.Cap
 def test_the_command_checks_a_page_and_names_a_wrong_one(tmp_path: Path) -> None:
     done = run_command(FOLDER / "check.py", "3")
     assert done.returncode == 1 and done.stdout.count("not yet.") == 3, done.stderr
-    done = run_command(FOLDER / "check.py", "9")
-    assert done.returncode == 1 and "page 9 has no exercises. Name one of 1, 2" in done.stderr
+    done = run_command(FOLDER / "check.py", "99")
+    assert done.returncode == 1 and "page 99 has no exercises. Name one of 1, 2" in done.stderr

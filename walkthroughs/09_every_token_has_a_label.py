@@ -115,30 +115,6 @@ assert all(text[entity["start"] : entity["end"]] == entity["text"] for entity in
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Compute.** How many parameters does the head of a `TokenClassifier` of roberta-base with 13 tags have?
-# 2. **Change the code.** Read the tags `B-person I-place` with `find_entities`. How many entities are there?
-# 3. **Explain.** Why must a batch of token classification compute every token in the last layer?
-
-# %% [markdown]
-# ### Solution 1
-#
-# One linear layer from the hidden state to the tags: $768 \cdot 13 + 13 = 9{,}997$.
-
-# %%
-base = minipeft.EncoderConfig().with_labels([f"tag {number}" for number in range(13)], "token_classification")
-with torch.device("meta"):
-    assert minipeft.count_parameters(minipeft.apply(minipeft.TokenClassifier(base), minipeft.Head())).head == 9_997
-
-# %% [markdown]
-# ### Solution 2
-#
-# Two: an `I-` of another type ends the entity, and begins one of its own.
-
-# %%
-assert find_entities(["B-person", "I-place"]) == [(0, 1, "person"), (1, 2, "place")]
-
-# %% [markdown]
-# ### Solution 3
-#
-# Each token's logits come from its own hidden state after the last layer. A head that reads the first token alone
-# needs only that one; the others are read by the last layer's attention, as keys and values.
+# The notebook has three exercises here, each with a check and a collapsed solution. In a clone the same exercises are
+# in `exercises/09_every_token_has_a_label.py`: write your answers there, then run
+# `python walkthroughs/check.py 9`. It says what is right and gives hints. The solutions are in `solutions/`.
