@@ -48,8 +48,13 @@ ROWS = (
         ),
     ),
     *(
-        Row("rank", f"LoRA, rank {rank}", f"Is rank {rank} different from rank 8?", f"{LORA} --rank {rank}")
-        for rank in (1, 2, 8, 64)
+        Row("rank", f"LoRA, rank {rank}", question, f"{LORA} --rank {rank}")
+        for rank, question in (
+            (1, "Is one direction enough?"),
+            (2, "Are two directions enough?"),
+            (8, "The reference:"),
+            (64, "Does a high rank help?"),
+        )
     ),
     Row(
         "method",
@@ -84,9 +89,9 @@ def standard_error(accuracy: float) -> float:
 def lesson(name: str, values: list[float], reference: list[float]) -> str:
     """Return what a row teaches: its difference from the reference, and whether it is two standard errors or more."""
     if name == REFERENCE:
-        return "This is the reference of the other rows."
+        return "the other rows are compared with it."
     if not reference:
-        return "The reference has not been run."
+        return "Not compared: the reference has not been run."
     difference = statistics.mean(values) - statistics.mean(reference)
     error = standard_error(statistics.mean(reference))
     if abs(difference) < 2 * error:
