@@ -22,6 +22,7 @@ def test_the_wheel_brings_the_bundled_encoder_and_trains_outside_the_repository(
     for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
         assert f"minipeft/weights/roberta-mini/{name}" in names
     assert {"minipeft/py.typed", "minipeft/compare/page.html.j2"} <= set(names)
+    assert not [name for name in names if any(part.startswith(".") for part in name.split("/"))]  # no hidden files
 
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
