@@ -95,7 +95,7 @@ def speed() -> Iterator[str]:
         found: dict[tuple[str, ...], dict[str, Any]] = {}
         for row in plain:
             family = "" if row["family"] == "roberta" else f"{row['family']}: "
-            training = f"{family}{TASKS[row['task']]} {METHODS[row['method']]}, {row['mode']}"
+            training = f"{family}{TASKS.get(row['task'], row['task'])} {METHODS[row['method']]}, {row['mode']}"
             dropout = f"{row['dropout']:g}" if row["mode"] == "training" else ""
             found.setdefault((training, dropout), {})[row["precision"]] = row
         lines = []
@@ -135,7 +135,7 @@ def fastest_peer() -> str:
                 peer = "bf16 through autocast" if row["peer_precision"] == "bf16" else "fp32"
                 rates = row["samples_per_second"]
                 ours = f"{rates['minipeft']:.2f} ({row['precision']})"
-                what = f"{TASKS[row['task']]} {METHODS[row['method']]}, {row['mode']}"
+                what = f"{TASKS.get(row['task'], row['task'])} {METHODS[row['method']]}, {row['mode']}"
                 what += "" if row["family"] == "roberta" else f", {row['family']}"
                 lines.append([f"{peer}, {batches}", what, f"{rates['peer']:.2f}", ours, spread(row["ratio"]), name])
     columns = ["peer, batches", "", "peer, samples/s", "minipeft, samples/s", "speedup", "machine"]
@@ -230,7 +230,7 @@ def bf16_accuracy() -> Iterator[str]:
         for row in rows:
             accuracies = [", ".join(f"{value:.3f}" for value in row["accuracy"][p]) for p in ("bf16", "fp32")]
             difference = [f"{row['difference']:+.3f}", f"{row['standard_error']:.3f}"]
-            lines.append([TASKS[row["task"]], row["model"], *accuracies, *difference])
+            lines.append([TASKS.get(row["task"], row["task"]), row["model"], *accuracies, *difference])
         seeds = f"seeds {', '.join(map(str, rows[0]['seeds']))}"
         columns = ["task", "model", f"bf16, {seeds}", f"fp32, {seeds}", "difference of the means", "standard error"]
         yield markdown(columns, [False] * 4 + [True] * 2, lines) + provenance(machine, rows)
@@ -345,28 +345,43 @@ def lora_training(precision: str, grouped: bool = False) -> list[tuple[float, st
     return sorted(found, key=lambda entry: entry[0])
 
 
-def speedups() -> tuple[tuple[float, str], list[float]]:
-    """Return the lowest speedup of all training rows, with its machine, and those of LoRA in fp32 on random batches."""
-    every = [(row["ratio"]["median"], name) for name, _, rows in machines("cpu") for row in rows if is_training(row)]
+def speedups() -> tuple[tuple[float, str, str], list[float]]:
+    """Return the lowest speedup of all training rows, and those of LoRA in fp32 on random batches.
+
+    The lowest comes with its machine and the peer's batches, "grouped" or "random".
+    """
+    every = [
+        (row["ratio"]["median"], name, "grouped" if row["group_by_length"] else "random")
+        for name, _, rows in machines("cpu")
+        for row in rows
+        if row["mode"] == "training"
+    ]
     random = [ratio for ratio, _, _ in lora_training("fp32")]
     for name in ("mkl", "xeon", "grouped_peer"):  # measured before the JSON had a row of each
         entry = read("recorded")[name]
-        machine = entry["machine"]
-        described = f"{machine['cpu']}, family {machine['cpu_family']}, model {machine['cpu_model']}"
+        numbers = [f"{name} {entry['machine'][f'cpu_{name}']}" for name in ("family", "model")]
         for what, *_, ratio in entry["rows"]:
-            every.append((float(ratio.split()[0]), described))
-            random += [] if "grouped" in what else [float(ratio.split()[0])]
+            batches, value = "grouped" if "grouped" in what else "random", float(ratio.split()[0])
+            every.append((value, ", ".join([entry["machine"]["cpu"], *numbers]), batches))
+            random += [value] if batches == "random" else []
     return min(every), sorted(random)
 
 
-def is_training(row: dict[str, Any]) -> bool:
-    return row["mode"] == "training"
+def lowest_speedup() -> str:
+    """The sentence of docs/speed.md on the lowest speedup."""
+    (lowest, machine, batches), _ = speedups()
+    batches = "batches grouped by length" if batches == "grouped" else "random batches"
+    return (
+        f"The lowest speedup of all settings and machines that were measured is {lowest:.2f} ({batches}; {machine}).\n"
+    )
 
 
 def why(language: str = "en") -> str:
     """README's three points; the speed's first number is the lowest of every machine, setting and peer."""
     pages = len(list((REPOSITORY / "walkthroughs").glob("[0-9]*.py")))
-    (lowest, machine), random = speedups()
+    (lowest, machine, batches), random = speedups()
+    in_words = {"grouped": ("batches grouped by length", "依長度分組的批次"), "random": ("random batches", "隨機批次")}
+    english, chinese = in_words[batches]
     memory = [row[4] for row in read("recorded")["memory"]["rows"] if row[0] == "LoRA, fp32"]
     if language == "zh":
         times, part = f"{random[0]:.1f} 至 {random[-1]:.1f}", f"{min(memory)} 至 {max(memory)}"
@@ -374,7 +389,7 @@ def why(language: str = "en") -> str:
 - **學習**：編碼器、方法與訓練迴圈都是直白的程式碼，沒有 hook 與 callback；附習題的
   [{pages} 篇逐步講解](docs/walkthroughs/index.md)從論文推導並執行它們。
 - **工作**：相對於 transformers + peft，量測到的最低[加速比](docs/speed.md)為 {lowest:.2f}，此時對方使用最快的設定
-  （依長度分組的批次；{machine}）。對方使用隨機批次時，
+  （{chinese}；{machine}）。對方使用隨機批次時，
   fp32 的 LoRA 訓練速度為其 {times} 倍，記憶體用量為其 {part} 倍。peft 可以開啟這些 adapter。
 - **比較**：50 個最佳化步驟的每個損失都與 transformers + peft 相同，
   [誤差在 1e-4 以內](docs/accuracy.md#parity)；[`minipeft compare`](docs/comparing.md)
@@ -385,7 +400,7 @@ def why(language: str = "en") -> str:
 - **To learn**: the encoder, the methods and the training loop are plain code without hooks or callbacks, and
   [{pages} walkthroughs](docs/walkthroughs/index.md) with exercises derive them from the papers and execute them.
 - **To work**: the lowest [speedup over transformers + peft](docs/speed.md) is {lowest:.2f}, with the peer at its best
-  (batches grouped by length; {machine}). With the peer's random batches, LoRA training in fp32
+  ({english}; {machine}). With the peer's random batches, LoRA training in fp32
   is {times} times as fast, in {part} of the memory. peft opens the adapters.
 - **To compare**: every loss of 50 optimizer steps equals that of transformers + peft
   [within 1e-4](docs/accuracy.md#parity), and [`minipeft compare`](docs/comparing.md) runs tasks, methods, ranks and
@@ -410,6 +425,7 @@ def methods_short(language: str = "en") -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "fastest-peer": fastest_peer,
+    "lowest-speedup": lowest_speedup,
     "scaling": scaling,
     "processes": processes,
     "all-reduce": all_reduce,
