@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from minipeft.data.tokens.tokenizer import load_tokenizer as load_tokenizer
     from minipeft.errors import MinipeftError as MinipeftError
     from minipeft.inference.estimator import Classifier as Classifier
+    from minipeft.inference.estimator import Regressor as Regressor
     from minipeft.inference.predict import load_run as load_run
     from minipeft.methods import apply as apply
     from minipeft.methods import count_parameters as count_parameters
@@ -69,7 +70,7 @@ _HOMES = {
     "minipeft.model.config": ("EncoderConfig",),
     "minipeft.model.classifier": ("SequenceClassifier",),
     "minipeft.model.token_classifier": ("TokenClassifier",),
-    "minipeft.inference.estimator": ("Classifier",),
+    "minipeft.inference.estimator": ("Classifier", "Regressor"),
     "minipeft.inference.predict": ("load_run",),
     "minipeft.training.result": ("Result",),
     "minipeft.training.run": ("train",),

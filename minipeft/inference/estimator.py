@@ -1,13 +1,15 @@
-"""A text classifier with scikit-learn's interface over minipeft.train; scikit-learn itself is not needed."""
+"""Estimators with scikit-learn's interface over minipeft.train; scikit-learn itself is not needed."""
 
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,6 +30,7 @@ PICKLED = ("config.json", "result.json", "metrics.jsonl", "adapter/*")  # the fi
 
 Array = np.ndarray[Any, Any]
 Keywords = ParamSpec("Keywords")
+Estimator = TypeVar("Estimator", bound="TextEstimator")
 
 
 def _with_keywords_of(
@@ -44,29 +47,12 @@ def _with_keywords_of(
     return decorate
 
 
-class Classifier:
-    """Classify whole texts, or pairs of texts: an estimator for scikit-learn's tools.
-
-        classifier = Classifier(model="roberta-base", method="lora", rank=8, epochs=3).fit(texts, labels)
-        classifier.predict(["a good film"])
-
-    `fit` draws 10 percent of the texts, stratified by class, to choose the best epoch.
-
-    Args:
-        settings: the settings of `minipeft.train`, but for those of the data. The run's folder is `output`, which
-            must be new; without it, a temporary folder that lives as long as the estimator. `quiet` is true.
-
-    Attributes:
-        classes_: the labels, sorted, as they were given to `fit`.
-        result_: the content of result.json.
-
-    Raises:
-        MinipeftError: for an unknown setting; other values are checked by `fit`.
-    """
+class TextEstimator:
+    """What Classifier and Regressor have in common: the settings, the run behind a fitted estimator, and its file."""
 
     output: str | None
     device: str
-    _estimator_type = "classifier"  # for scikit-learn before 1.6
+    quiet: bool
     _files: dict[str, bytes]  # of an unpickled estimator
 
     @_with_keywords_of(TrainSettings)
@@ -79,71 +65,38 @@ class Classifier:
         """Return every setting by name; `deep` has no effect, as no setting is an estimator."""
         return {name: getattr(self, name) for name in DEFAULTS}
 
-    def set_params(self, **settings: Any) -> Classifier:
+    def set_params(self: Estimator, **settings: Any) -> Estimator:
         """Change settings by name; return the estimator."""
+        kind = type(self).__name__
         for name, value in settings.items():
             if name in OF_FIT:
-                raise MinipeftError(f"Classifier: {name} is not a setting here. Pass texts and labels to fit.")
+                raise MinipeftError(f"{kind}: {name} is not a setting here. Pass texts and labels to fit.")
             if name not in DEFAULTS:
-                raise MinipeftError(f"Classifier: unknown setting {name!r}. The settings are those of minipeft.train.")
+                raise MinipeftError(f"{kind}: unknown setting {name!r}. The settings are those of minipeft.train.")
             setattr(self, name, value)
         return self
 
-    def fit(self, X: Any, y: Any) -> Classifier:
-        """Train on texts.
-
-        Args:
-            X: (num_texts,) texts, or (num_texts, 2) pairs of texts; a list, an array, a Series or a DataFrame.
-            y: (num_texts,) labels: names, numbers or booleans, all of one type.
-
-        Returns:
-            The estimator.
-
-        Raises:
-            MinipeftError: for bad input; the message names the row.
-        """
+    def _fit(self, X: Any, labels: list[Any], label_type: str) -> Predictor:
+        """Train on texts and their labels, and return the model."""
         texts, pairs = _read_texts(X)
-        labels = np.asarray(y)
-        if labels.ndim != 1 or len(labels) != len(texts):
-            raise MinipeftError(
-                f"fit: {len(texts)} texts and labels of shape {labels.shape}. Give each text one label."
-            )
-        try:
-            classes, indices = np.unique(labels, return_inverse=True)
-        except TypeError:
-            raise MinipeftError("fit: the labels are of several types. Give labels of one type.") from None
-        names = [str(name) for name in classes.tolist()]
-        columns = {"text": texts, "label": [names[index] for index in indices.tolist()]}
+        if len(labels) != len(texts):
+            raise MinipeftError(f"fit: {len(texts)} texts and {len(labels)} labels. Give each text its label.")
+        columns = {"text": texts, "label": labels} | ({} if pairs is None else {"pair": pairs})
         temporary = TemporaryDirectory(prefix="minipeft-") if self.output is None else None
         settings = self.get_params() | ({"output": f"{temporary.name}/run"} if temporary else {})
         if pairs is not None:
-            columns["pair"] = pairs
             settings["pair_column"] = "pair"
-        result = train(data=columns, label_type="classes", **settings)
+        with _warnings_of(str(settings["output"]), self.quiet):
+            result = train(data=columns, label_type=label_type, **settings)
         self._temporary, self._folder = temporary, result.output
         self._predictor: Predictor | None = result.predictor
-        self._columns = [result.predictor.task.labels.index(name) for name in names]
-        self.classes_, self.result_ = classes, result.content
-        return self
-
-    def predict(self, X: Any) -> Array:
-        """Return the most probable class of each text of `X`, (num_texts,)."""
-        best = self.predict_proba(X).argmax(1)
-        return self.classes_[best]
-
-    def predict_proba(self, X: Any) -> Array:
-        """Return the probabilities of `X`, (num_texts, num_classes), float64; columns in the order of `classes_`."""
-        predictor = self._load()
-        return predictor.predict_proba(*_read_texts(X))[:, self._columns]
-
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the fraction of correct predictions of `X` against the labels `y`, weighted by `sample_weight`."""
-        return float(np.average(self.predict(X) == np.asarray(y), weights=sample_weight))
+        self.result_ = result.content
+        return result.predictor
 
     def _load(self) -> Predictor:
         """Return the fitted model; an unpickled estimator loads its base model here."""
-        if not hasattr(self, "classes_"):
-            message = "this Classifier is not fitted yet. Call fit with texts and labels."
+        if not self.__sklearn_is_fitted__():
+            message = f"this {type(self).__name__} is not fitted yet. Call fit with texts and labels."
             exceptions = sys.modules.get("sklearn.exceptions")
             raise exceptions.NotFittedError(message) if exceptions else MinipeftError(message)
         if self._predictor is None:
@@ -161,39 +114,181 @@ class Classifier:
         if state.get("_predictor") is not None:
             files = [path for pattern in PICKLED for path in sorted(self._folder.glob(pattern))]
             state["_files"] = {str(path.relative_to(self._folder)): path.read_bytes() for path in files}
-        return state | {"_predictor": None, "_temporary": None, "_folder": None} if "classes_" in state else state
+        return state | {"_predictor": None, "_temporary": None, "_folder": None} if "result_" in state else state
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "classes_")
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
-
-        return Tags(
-            estimator_type="classifier",
-            target_tags=TargetTags(required=True),
-            classifier_tags=ClassifierTags(),
-            input_tags=InputTags(one_d_array=True, two_d_array=False, string=True),
-        )
+        return hasattr(self, "result_")
 
     def __repr__(self) -> str:
         changed = [
             f"{name}={getattr(self, name)!r}" for name, default in DEFAULTS.items() if getattr(self, name) != default
         ]
-        return f"Classifier({', '.join(changed)})"
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+
+class Classifier(TextEstimator):
+    """Classify whole texts, or pairs of texts: an estimator for scikit-learn's tools.
+
+        classifier = Classifier(model="roberta-base", method="lora", rank=8, epochs=3).fit(texts, labels)
+        classifier.predict(["a good film"])
+
+    `fit` draws 10 percent of the texts, stratified by class, to choose the best epoch.
+
+    Args:
+        settings: the settings of `minipeft.train`, but for those of the data. The run's folder is `output`, which
+            must be new; without it, a temporary folder that lives as long as the estimator. `quiet` is true.
+
+    Attributes:
+        classes_: the labels, sorted, as they were given to `fit`; of multi-label data the columns of y.
+        result_: the content of result.json.
+
+    Raises:
+        MinipeftError: for an unknown setting; other values are checked by `fit`.
+    """
+
+    _estimator_type = "classifier"  # for scikit-learn before 1.6
+
+    def fit(self, X: Any, y: Any) -> Classifier:
+        """Train on texts.
+
+        Args:
+            X: (num_texts,) texts, or (num_texts, 2) pairs of texts; a list, an array, a Series or a DataFrame.
+            y: (num_texts,) labels: names, whole numbers or booleans, all of one type; or (num_texts, num_labels) zeros
+                and ones, a column for each label of multi-label data.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            MinipeftError: for bad input; the message names the row.
+        """
+        labels = _array_of(y)
+        if labels.ndim == 2:
+            classes = np.asarray(getattr(y, "columns", np.arange(labels.shape[1])))
+            if not np.isin(labels, (0, 1)).all() or not labels.any(0).all():
+                raise MinipeftError("fit: y has two dimensions. Give zeros and ones, with a one in every column.")
+            names = [str(name) for name in classes.tolist()]
+            predictor = self._fit(X, [[names[at] for at in np.flatnonzero(row)] for row in labels], "multilabel")
+        else:
+            if labels.dtype.kind == "f" and (labels % 1 != 0).any():
+                raise MinipeftError("fit: the labels are continuous numbers, not classes. Use minipeft.Regressor.")
+            try:
+                classes, indices = np.unique(labels, return_inverse=True)
+            except TypeError:
+                raise MinipeftError("fit: the labels are of several types. Give labels of one type.") from None
+            names = [str(name) for name in classes.tolist()]
+            predictor = self._fit(X, [names[index] for index in indices.tolist()], "classes")
+        self._columns = [predictor.task.labels.index(name) for name in names]
+        self.classes_ = classes
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """Return the most probable class of each text of `X`, (num_texts,), or zeros and ones, (num_texts, num_labels)."""
+        predictor = self._load()
+        chosen = predictor.task.problem.decide(predictor.predict_logits(*_read_texts(X)))
+        if chosen.ndim == 2:
+            return chosen[:, self._columns].astype(np.int64)
+        return self.classes_[np.argsort(self._columns)[chosen]]
+
+    def predict_proba(self, X: Any) -> Array:
+        """Return the probabilities of `X`, (num_texts, num_classes), float64; columns in the order of `classes_`."""
+        predictor = self._load()
+        return predictor.predict_proba(*_read_texts(X))[:, self._columns]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the fraction of correct predictions of `X` against the labels `y`, weighted by `sample_weight`.
+
+        A prediction for multi-label data is correct if it is for all labels.
+        """
+        correct = self.predict(X) == np.asarray(y)
+        return float(np.average(correct if correct.ndim == 1 else correct.all(1), weights=sample_weight))
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags
+
+        return _tags("classifier", classifier_tags=ClassifierTags(multi_label=True))
+
+
+class Regressor(TextEstimator):
+    """Predict a number for whole texts, or pairs of texts: an estimator like `Classifier`.
+
+    Attributes:
+        result_: the content of result.json.
+    """
+
+    _estimator_type = "regressor"  # for scikit-learn before 1.6
+
+    def fit(self, X: Any, y: Any) -> Regressor:
+        """Train on the texts `X` and their numbers `y`, (num_texts,); see `Classifier.fit`."""
+        labels = _array_of(y)
+        if labels.ndim != 1 or labels.dtype.kind not in "fiu":
+            raise MinipeftError(f"fit: labels of shape {labels.shape} and type {labels.dtype}. Give each a number.")
+        self._fit(X, labels.tolist(), "numbers")
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """Return the number of each text of `X`, (num_texts,), float64."""
+        predictor = self._load()
+        return predictor.task.problem.decide(predictor.predict_logits(*_read_texts(X))).astype(np.float64)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R² of the predictions for `X`: 1 - Σ (y - prediction)² / Σ (`y` - mean)², weighted by `sample_weight`."""
+        labels = np.asarray(y, dtype=np.float64)
+        mean = np.average(labels, weights=sample_weight)
+        error, variance = (
+            np.average((labels - other) ** 2, weights=sample_weight) for other in (self.predict(X), mean)
+        )
+        return float(1 - error / variance)
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import RegressorTags
+
+        return _tags("regressor", regressor_tags=RegressorTags())
+
+
+def _tags(kind: str, **of_kind: Any) -> Any:
+    from sklearn.utils import InputTags, Tags, TargetTags
+
+    texts = InputTags(one_d_array=True, two_d_array=False, string=True)
+    return Tags(estimator_type=kind, target_tags=TargetTags(required=True), input_tags=texts, **of_kind)
+
+
+@contextmanager
+def _warnings_of(run: str, quiet: bool) -> Iterator[None]:
+    """Log no warning if quiet; otherwise each with the run's name, which tells those of a grid search apart."""
+
+    def add_name(record: logging.LogRecord) -> bool:
+        record.msg = f"{run}: {record.msg}"
+        return not quiet or record.levelno >= logging.ERROR
+
+    logger = logging.getLogger("minipeft")
+    logger.addFilter(add_name)
+    try:
+        yield
+    finally:
+        logger.removeFilter(add_name)
+
+
+def _array_of(y: Any) -> Array:
+    try:
+        return np.asarray(y)
+    except ValueError:  # rows of several lengths
+        raise MinipeftError("fit: y is no array. Give each text one label, or a row of zeros and ones.") from None
 
 
 def _read_texts(X: Any) -> tuple[list[str], list[str] | None]:
     """Return the texts, and the second texts of pairs."""
     if isinstance(X, str) or not hasattr(X, "__len__"):
-        raise MinipeftError(f"Classifier: {short_repr(X)} is not a list of texts. Pass a list, an array or a Series.")
+        raise MinipeftError(f"X: {short_repr(X)} is not a list of texts. Pass a list, an array or a Series.")
     rows: Sequence[Any] = list(X.to_numpy() if hasattr(X, "to_numpy") else X)
+    if getattr(X, "shape", ())[1:] == (1,):  # a DataFrame or array of one column
+        rows = [row[0] for row in rows]
     paired = bool(rows) and not isinstance(rows[0], str) and hasattr(rows[0], "__len__")
     for place, row in enumerate(rows):
         parts = list(row) if paired and hasattr(row, "__len__") and not isinstance(row, str) else [row]
         if len(parts) != 1 + paired or not all(isinstance(part, str) for part in parts):
             kind = "a pair of texts" if paired else "a text"
-            raise MinipeftError(f"Classifier: X[{place}] is {short_repr(row)}, not {kind}. Pass whole texts.")
+            raise MinipeftError(f"X[{place}] is {short_repr(row)}, not {kind}. Pass whole texts.")
     if paired:
         return [str(row[0]) for row in rows], [str(row[1]) for row in rows]
     return [str(row) for row in rows], None

@@ -33,6 +33,11 @@ class Predictor:
     settings: dict[str, Any]
     device: str
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels, in the order of the columns of `predict_proba`; empty for regression."""
+        return self.task.labels
+
     def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Return what is predicted for each text, with six digits.
 

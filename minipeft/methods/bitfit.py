@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from minipeft.errors import MinipeftError
 from minipeft.methods.adapted import check_settings, check_targets
+from minipeft.methods.config import MethodConfig
 from minipeft.model.classifier import SequenceClassifier
 
 
 @dataclass(frozen=True, repr=False)
-class BitFit:
+class BitFit(MethodConfig):
     """Train the biases of the encoder: y = W x + b with W frozen (Ben Zaken et al. 2022, section 3).
 
     Args:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from minipeft.errors import check_choice, check_int
 from minipeft.methods.adapted import AdaptedLinear, check_settings, target_modules_of
+from minipeft.methods.config import MethodConfig
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.layers import LayerNorm, Linear
 
@@ -16,7 +17,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.
 
 
 @dataclass(frozen=True)
-class Houlsby:
+class Houlsby(MethodConfig):
     """r ← r + U f(D r) after each sublayer, r its output before the residual sum    (Houlsby et al. 2019, section 2.1)
 
     Args:
@@ -40,7 +41,7 @@ class Houlsby:
 
 
 @dataclass(frozen=True)
-class Pfeiffer:
+class Pfeiffer(MethodConfig):
     """r ← r + U f(D h) after the feed-forward, h = LayerNorm(x + r)    (Pfeiffer et al. 2020, MAD-X, equation 1)
 
     r is the feed-forward's output and x its input; the layer's own LayerNorm(x + r) then comes once more, so that the

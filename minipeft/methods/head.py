@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+from minipeft.methods.config import MethodConfig
 from minipeft.model.classifier import SequenceClassifier
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(MethodConfig):
     """Nothing of the encoder trains: the baseline that every other method has to beat.
 
     Parameters: 0, in addition to the head's; 592,130 of these for roberta-base with 2 labels.

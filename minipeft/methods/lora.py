@@ -38,6 +38,7 @@ from minipeft.methods.adapted import (
     train_biases,
     train_modules,
 )
+from minipeft.methods.config import MethodConfig
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
@@ -48,7 +49,7 @@ BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(MethodConfig):
     """h = W x + b + s · B A dropout(x), s = alpha / rank    (Hu et al. 2021, equation 3)
 
     Args:

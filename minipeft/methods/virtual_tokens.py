@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_choice, check_int
 from minipeft.methods.adapted import check_settings
+from minipeft.methods.config import MethodConfig
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.peft_format.reading import check_fields
 from minipeft.model.attention.grouped import Prefix
@@ -32,7 +33,7 @@ PROMPT_FIELDS = ("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_nam
 
 
 @dataclass(frozen=True)
-class PrefixTuning:
+class PrefixTuning(MethodConfig):
     """softmax(Q [P_K; K]ᵀ / √head_size) [P_V; V]: P_K and P_V train, in every layer (Li and Liang 2021, equation 3).
 
     Args:
@@ -54,7 +55,7 @@ class PrefixTuning:
 
 
 @dataclass(frozen=True)
-class PromptTuning:
+class PromptTuning(MethodConfig):
     """The encoder reads [P; X]: the prompt P, which trains, and a text's embeddings X (Lester et al. 2021, section 2).
 
     Args:

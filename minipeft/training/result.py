@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minipeft.data.tokens.tokenizer import load_tokenizer
+from minipeft.files import read_json_lines
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.settings.job import Job
 
@@ -46,6 +47,22 @@ class Result:
     def best(self) -> float:
         """The best epoch's value of the task's metric."""
         return float(self.content["best"]["value"])
+
+    @property
+    def last(self) -> float:
+        """The last epoch's value of the task's metric."""
+        return float(self.content["last"]["value"])
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl: one for each evaluation."""
+        return read_json_lines(self.output / "metrics.jsonl")
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The validation loss and metrics of the best epoch, by name."""
+        best = next(row for row in self.history if row["epoch"] == self.content["best"]["epoch"])
+        return {name: best[name] for name in ("eval_loss", *self.job.task.metrics)}
 
     @cached_property
     def predictor(self) -> Predictor:

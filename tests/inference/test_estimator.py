@@ -15,14 +15,15 @@ import numpy as np
 import pandas
 import pytest
 from conftest import run_command
-from sklearn.base import clone, is_classifier
+from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
 
 import minipeft
-from minipeft import Classifier, MinipeftError
+from minipeft import Classifier, MinipeftError, Regressor
 from minipeft.inference.estimator import DEFAULTS, OF_FIT
 from minipeft.training.settings.train_settings import TrainSettings
 
@@ -64,7 +65,7 @@ def test_it_predicts_what_the_run_does(fitted: Classifier) -> None:
     assert fitted.result_["task"] == "data"
 
 
-@pytest.mark.parametrize("labels", [[2, 0, 10], [True, False, True], [-1.0, 1.0, 0.5]], ids=str)
+@pytest.mark.parametrize("labels", [[2, 0, 10], [True, False, True], [-1.0, 1.0, 2.0]], ids=str)
 def test_classes_have_the_type_and_order_that_scikit_learn_gives_them(
     labels: list[Any], new: Callable[..., Classifier]
 ) -> None:
@@ -83,6 +84,36 @@ def test_pairs_are_two_columns(new: Callable[..., Classifier]) -> None:
     expected = classifier._predictor.predict_proba(*zip(*pairs, strict=True))
     for given in (pairs, np.array(pairs), pandas.DataFrame(pairs)):
         assert (classifier.predict_proba(given) == expected).all()
+
+
+def test_a_column_of_a_data_frame_is_texts_and_a_table_of_labels_is_multi_label(
+    new: Callable[..., Classifier], fitted: Classifier
+) -> None:
+    frame = pandas.DataFrame({"review": TEXTS[:40]})
+    np.testing.assert_array_equal(fitted.predict(frame[["review"]]), fitted.predict(TEXTS[:40]))
+    labels = pandas.DataFrame({"b": [n % 2 for n in range(40)], "a": [n % 3 == 0 for n in range(40)]}).astype(int)
+    several = new().fit(frame[["review"]], labels)
+    probabilities, predictor = several.predict_proba(TEXTS[:5]), several._load()
+    assert several.classes_.tolist() == ["b", "a"] and predictor.labels == ("a", "b")
+    np.testing.assert_allclose(probabilities[:, ::-1], predictor.predict_proba(TEXTS[:5]))
+    np.testing.assert_array_equal(several.predict(TEXTS[:5]), probabilities >= 0.5)
+    assert several.score(TEXTS[:40], labels) == accuracy_score(labels, several.predict(TEXTS[:40]))
+
+
+def test_a_regressor_predicts_numbers(new: Callable[..., Classifier], caplog: pytest.LogCaptureFixture) -> None:
+    numbers, weights = [n % 7 + 0.5 for n in range(40)], np.arange(40) + 1.0
+    settings = new().get_params() | {"warmup_steps": 1000}  # gives a warning
+    regressor = Regressor(**settings).fit(TEXTS[:40], numbers)
+    assert not caplog.records and is_regressor(regressor) and "Regressor(" in repr(clone(regressor))
+    predicted = regressor.predict(TEXTS[:40])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(regressor)).predict(TEXTS[:40]), predicted)
+    expected = r2_score(numbers, predicted, sample_weight=weights)
+    assert regressor.score(TEXTS[:40], numbers, weights) == pytest.approx(expected)
+    with pytest.raises(MinipeftError, match="Give each a number"):
+        Regressor(**settings).fit(TEXTS[:40], LABELS[:40])
+    loud = Regressor(**settings | {"quiet": False}).fit(TEXTS[:40], numbers)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines and all(line.startswith(f"{loud._folder}: ") for line in lines)
 
 
 def test_the_temporary_folder_lives_as_long_as_the_estimator(new: Callable[..., Classifier], tmp_path: Path) -> None:
@@ -157,15 +188,29 @@ def test_check_estimator_skips_the_checks_whose_x_is_numbers() -> None:
 @pytest.mark.parametrize(
     ("X", "y", "message"),
     [
-        (TEXTS[:20], LABELS[:19], r"20 texts and labels of shape \(19,\)"),
+        (TEXTS[:20], LABELS[:19], r"20 texts and 19 labels"),
         ("a text", ["a"], "'a text' is not a list of texts"),
         ([*TEXTS[:19], None], LABELS[:20], r"X\[19\] is None, not a text"),
         ([("a", "b"), "c"], ["x", "y"], r"X\[1\] is 'c', not a pair of texts"),
         (np.zeros((20, 3)), LABELS[:20], r"X\[0\] is"),
         (TEXTS[:20], ["good"] * 20, "at least two different"),
+        (TEXTS[:20], np.linspace(0, 1, 20), "continuous numbers, not classes. Use minipeft.Regressor"),
+        (TEXTS[:20], np.full((20, 2), 2), "zeros and ones"),
+        (TEXTS[:20], [["a"], ["a", "b"]] * 10, "y is no array"),
         (TEXTS[:20], np.array([*LABELS[:19], 1], dtype=object), "labels are of several types"),
     ],
-    ids=["lengths", "one text", "a missing text", "mixed", "numbers", "one class", "types"],
+    ids=[
+        "lengths",
+        "one text",
+        "a missing text",
+        "mixed",
+        "numbers",
+        "one class",
+        "continuous",
+        "twos",
+        "ragged",
+        "types",
+    ],
 )
 def test_bad_input_is_one_line(X: Any, y: Any, message: str, new: Callable[..., Classifier]) -> None:
     with pytest.raises(MinipeftError, match=message) as caught:

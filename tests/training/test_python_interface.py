@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import inspect
 import json
+import pickle
 import sys
 import typing
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minipeft import MinipeftError, Result, load_run, train
+from minipeft import LoRA, MinipeftError, Result, load_run, train
 from minipeft.cli.flags import add_train_flags
 from minipeft.training.reporting.console import disable_bar
 from minipeft.training.settings.train_settings import TrainSettings
@@ -85,6 +87,24 @@ def test_pairs_must_be_as_many_as_the_texts(small_runs: dict[str, Path]) -> None
     run = load_run(small_runs["rte"], "cpu")
     with pytest.raises(MinipeftError, match="2 texts but 1 pairs"):
         run.predict(["a", "b"], ["c"])
+
+
+def test_a_result_has_its_history_and_figures_by_name(result: Result) -> None:
+    lines = (result.output / "metrics.jsonl").read_text().splitlines()
+    assert result.history == [json.loads(line) for line in lines]
+    best = next(row for row in result.history if row["epoch"] == result.content["best"]["epoch"])
+    assert result.metrics.items() <= best.items() and result.metrics[result.content["metric"]] == result.best
+    assert result.last == result.history[-1][result.content["metric"]]
+    assert load_run(result.output).labels == result.predictor.labels == result.job.task.labels
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("r", "rank"), ("target_modules", "targets"), ("lora_alpha", "alpha"), ("droput", "dropout")]
+)
+def test_an_unknown_option_of_a_method_names_the_one_that_is_meant(name: str, meant: str) -> None:
+    with pytest.raises(MinipeftError, match=rf"LoRA has no option '{name}' \(did you mean {meant}\?\)"):
+        LoRA(**{name: 4})
+    assert copy.deepcopy(LoRA(rank=3)) == LoRA(3) != pickle.loads(pickle.dumps(LoRA(4)))
 
 
 def test_results_and_runs_print_as_one_short_line(result: Result) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from minipeft.errors import nearest
+from minipeft.methods.config import PEFT_OPTIONS
 
 # The Trainer's, peft's and run_glue.py's names → ours.
 OTHER_NAMES = {
@@ -27,11 +28,8 @@ OTHER_NAMES = {
     "validation_file": "validation",
     "output_dir": "output",
     "torch_compile": "compile",
-    "r": "rank",
     "lora_r": "rank",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "target_modules": "targets",
+    **PEFT_OPTIONS,
 }
 
 

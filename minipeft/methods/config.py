@@ -1,0 +1,25 @@
+"""What the configs of the methods have in common."""
+
+from dataclasses import fields
+from typing import Any
+
+from minipeft.errors import MinipeftError, nearest
+
+PEFT_OPTIONS = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets"}  # → ours
+
+
+class MethodConfig:
+    """The base of the frozen dataclasses that are methods' configs.
+
+    Raises:
+        MinipeftError: for an option that the method does not have; the message names the one that was probably meant.
+    """
+
+    def __new__(cls, *values: Any, **options: Any) -> Any:
+        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        for name in options:
+            if name not in known:
+                meant = nearest(PEFT_OPTIONS.get(name, name), known)
+                its = ", ".join(known) or "none"
+                raise MinipeftError(f"{cls.__name__} has no option {name!r}{meant}. Its options are: {its}.")
+        return super().__new__(cls)
