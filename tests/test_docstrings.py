@@ -65,7 +65,7 @@ def test_a_docstring_says_what_its_kind_requires(name: str) -> None:
             assert mentioned(argument, text), f"{argument} is not explained"
         assert re.search(r"\([A-Z].+ (19|20)\d\d[,)]", text), "no source"
         assert SHAPE.search(text + docstring(thing.forward)), "no shapes"
-    elif name == "Classifier":  # its settings are those of `train`, which explains them
+    elif name in ("Classifier", "Regressor"):  # its settings are those of `train`, which explains them
         assert mentioned("settings", text) and parameters(thing)
     elif not issubclass(thing, Exception):
         for field in own_fields(thing) if dataclasses.is_dataclass(thing) else parameters(thing):

@@ -183,7 +183,7 @@ class Classifier(TextEstimator):
         return self
 
     def predict(self, X: Any) -> Array:
-        """Return the most probable class of each text of `X`, (num_texts,), or zeros and ones, (num_texts, num_labels)."""
+        """Return the most probable class of each text of `X`, (num_texts,), or 0 and 1, (num_texts, num_labels)."""
         predictor = self._load()
         chosen = predictor.task.problem.decide(predictor.predict_logits(*_read_texts(X)))
         if chosen.ndim == 2:
@@ -212,6 +212,9 @@ class Classifier(TextEstimator):
 class Regressor(TextEstimator):
     """Predict a number for whole texts, or pairs of texts: an estimator like `Classifier`.
 
+    Args:
+        settings: as of `Classifier`.
+
     Attributes:
         result_: the content of result.json.
     """
@@ -232,7 +235,7 @@ class Regressor(TextEstimator):
         return predictor.task.problem.decide(predictor.predict_logits(*_read_texts(X))).astype(np.float64)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return R² of the predictions for `X`: 1 - Σ (y - prediction)² / Σ (`y` - mean)², weighted by `sample_weight`."""
+        """Return R² of `X`'s predictions, 1 - Σ (`y` - prediction)² / Σ (`y` - mean)², weighted by `sample_weight`."""
         labels = np.asarray(y, dtype=np.float64)
         mean = np.average(labels, weights=sample_weight)
         error, variance = (
