@@ -20,7 +20,7 @@ import report_tables
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TASKS = {"rte": "RTE", "sst2": "SST-2"}
+TASKS = {"rte": "RTE", "sst2": "SST-2", "wnut17": "WNUT-17", "ewt": "EWT"}
 METHODS = {"lora": "LoRA", "bitfit": "BitFit", "full": "full", "head": "head"}
 
 
