@@ -80,8 +80,9 @@ def predict_file(
     if processes > 1 and (output is None or path == STANDARD_INPUT):
         raise MinipeftError(f"{processes} processes cannot share standard input or output; give --input and --output")
     target = None if output is None else user_path(output)
-    if target is not None and (target.exists() or not target.absolute().parent.is_dir()):
-        reason = "is there already" if target.exists() else f"has no folder {target.parent}"
+    exists = target is not None and target.exists() and rank == 0  # another rank may start when rank 0 has finished
+    if target is not None and (exists or not target.absolute().parent.is_dir()):
+        reason = "is there already" if exists else f"has no folder {target.parent}"
         raise MinipeftError(f"{target} {reason}; choose another --output")
     for name in echo:
         if name in ("label", "labels", "probabilities", "score", "entities", "tags"):
@@ -117,10 +118,13 @@ def predict_file(
         return
     parts = target.absolute().with_name(f".{target.name}.parts")
     plan = _plan(user_path(folder), run.model.folder, files, {**columns, "echo": list(echo), "device": run.device})
-    with _raise_on_signals(target, parts if path == STANDARD_INPUT else None), _hold_parts(parts, target, plan, rank):
+    with (
+        _raise_on_signals(target, parts if path == STANDARD_INPUT else None),
+        _hold_parts(parts, target, plan, rank) as is_needed,
+    ):
         count = written = 0
         with tqdm(desc=str(target), total=rows or None, unit=" rows", disable=disable_bar(rank > 0)) as bar:
-            for count, chunk in enumerate(chunks, 1):
+            for count, chunk in enumerate(chunks if is_needed else (), 1):
                 part = _part_file(parts, count - 1)
                 if (count - 1) % processes == rank and not part.exists():
                     write_text(part, lines(chunk))
@@ -161,21 +165,27 @@ def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str,
 
 
 @contextmanager
-def _hold_parts(parts: Path, target: Path, plan: dict[str, Any], rank: int) -> Iterator[None]:
+def _hold_parts(parts: Path, target: Path, plan: dict[str, Any], rank: int) -> Iterator[bool]:
     """Hold the folder of the chunk files on rank 0, and on another rank a folder in it that shows that the rank lives.
 
-    Chunk files of the same plan are kept, and those of another one are removed.
+    Chunk files of the same plan are kept, and those of another one are removed. The value is False on a rank without a
+    chunk: rank 0 has finished before it started.
     """
     if rank > 0:
         start = time.monotonic()
-        while _read_plan(parts) != plan:
+        while target.exists() or _read_plan(parts) != plan:
+            if target.exists():
+                yield False
+                return
             if time.monotonic() - start > LONGEST_WAIT:
                 raise MinipeftError(
                     f"{parts}: rank 0 has not started after {LONGEST_WAIT:g} s; start all processes together"
                 )
             time.sleep(POLL_SECONDS)
         with Lease(_rank_folder(parts, rank), target):
-            yield
+            yield True
+        with suppress(OSError):  # not empty, unless rank 0 has finished meanwhile
+            parts.rmdir()
         return
     try:
         with Lease(parts, target):
@@ -187,10 +197,11 @@ def _hold_parts(parts: Path, target: Path, plan: dict[str, Any], rank: int) -> I
                 clear_folder(parts)
                 write_json(parts / PLAN, plan)
             try:
-                yield
+                yield True
             finally:
                 if target.exists() or not any(parts.glob("*.jsonl")):
-                    clear_folder(parts)
+                    with suppress(OSError):  # another rank may just have made its folder
+                        clear_folder(parts)
     finally:
         with suppress(OSError):  # not empty: the same command continues
             parts.rmdir()

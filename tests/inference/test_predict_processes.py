@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,28 @@ def test_a_rank_without_a_heartbeat_is_waited_for_no_longer_than_the_limit(
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert main(flags) == 0
     assert [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()] == single.predict(texts)
+
+
+def test_a_rank_that_starts_when_rank_zero_has_finished_ends_as_well(
+    small_runs: dict[str, Path], single: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An input of one chunk has nothing for rank 1, which may be late: at its start, or while it waits for rank 0."""
+    (tmp_path / "in.txt").write_text("one\ntwo\n")
+    output = tmp_path / "out.jsonl"
+    flags = ["predict", str(small_runs["sst2"]), "--input", str(tmp_path / "in.txt"), "--output", str(output)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert main(flags) == 0
+    content = output.read_bytes()
+    monkeypatch.setenv("RANK", "1")
+    assert main(flags) == 0
+    output.unlink()
+    late = threading.Timer(1.0, output.write_bytes, [content])
+    late.start()
+    assert main(flags) == 0
+    late.join()
+    assert [json.loads(line) for line in output.read_text().splitlines()] == single.predict(["one", "two"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.jsonl"]
 
 
 def test_several_processes_need_files(

@@ -235,7 +235,9 @@ def test_a_run_stopped_by_both_signals_goes_on_to_the_same_bits(
         assert process.returncode == status, error
         last_line = error.strip().splitlines()[-1]
         assert re.search(
-            r"minipeft: interrupted in step \d+; continue with minipeft train --resume --output \S+/broken", last_line
+            r"minipeft: interrupted (in step|after epoch) \d+; "
+            r"continue with minipeft train --resume --output \S+/broken",
+            last_line,
         ), error
         assert "Traceback" not in error
         places.append(state(tmp_path / "broken")["progress"]["step"])
