@@ -1,5 +1,6 @@
 """An adapter's two files → the method's config and tensors, checked before anything uses them."""
 
+import math
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minipeft.adapters.save import CONFIG, WEIGHTS, base_model_fields, peft_type_of
+from minipeft.adapters.save import CALIBRATION, CONFIG, WEIGHTS, base_model_fields, peft_type_of
 from minipeft.errors import MinipeftError, check_choice, check_float, first_line, short_repr
 from minipeft.files import check_format, parse_json, read_json
 from minipeft.methods import METHODS, MethodEntry
@@ -60,6 +61,8 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     kind = _problem_type(content, details)
     of_head = replace(config, problem_type=kind) if problem_row(kind).per_token else config  # other names in the head
     num_labels = _count_labels(state, labels, of_head, folder)
+    if (folder / CALIBRATION).is_file():
+        details["temperatures"] = _read_temperatures(folder / CALIBRATION, num_labels)
     try:
         method = _method(content, config)
     except (MinipeftError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -83,6 +86,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     if path.is_file() and path.stat().st_size > LARGEST_CONFIG:
         raise MinipeftError(f"{path}: larger than {LARGEST_CONFIG >> 20} MiB, which no adapter's config is")
     return read_json(path)
+
+
+def _read_temperatures(path: Path, num_labels: int | None) -> list[float]:
+    """Return the temperatures of an adapter's probabilities: one, or one for each label."""
+    found = read_json(path).get("temperatures")
+    numbers = isinstance(found, list) and all(isinstance(number, float) and 0 < number < math.inf for number in found)
+    if not isinstance(found, list) or not numbers or len(found) not in (1, num_labels):
+        raise MinipeftError(f"{path}: temperatures {short_repr(found)} are not one number for each label. Remove it.")
+    return found
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

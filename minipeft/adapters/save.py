@@ -26,6 +26,7 @@ from minipeft.problems import problem_row
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CALIBRATION = "calibration.json"  # written by `evaluate --calibrate`, and of these weights alone
 
 
 def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) -> None:
@@ -45,6 +46,7 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
         raise MinipeftError("the adapter is merged; call minipeft.unmerge before saving it")
     folder = user_path(folder)
     make_folder(folder)
+    (folder / CALIBRATION).unlink(missing_ok=True)
     state = {theirs: tensor.detach().cpu().contiguous() for theirs, tensor in adapter_tensors(model).items()}
     config = model.config
     content = adapter_content(model)

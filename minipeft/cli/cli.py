@@ -112,13 +112,21 @@ def _evaluate(wanted: dict[str, Any]) -> None:
     from minipeft.inference.predict import load_run
 
     path, folder, as_json = wanted.pop("input", None), wanted.pop("report", None), wanted.pop("json", False)
+    calibrate = wanted.pop("calibrate", False)
     if path is None:
         _allow(wanted, "without --input", "split", "data")
     else:
         _allow(wanted, "with --input", *COLUMNS, "label_column")
     if folder is not None:
         check_report_folder(folder)
-    run = load_run(wanted.pop("run"), wanted.pop("device"), pairs="pair_column" in wanted)
+    place = wanted.pop("run")
+    run = load_run(place, wanted.pop("device"), pairs="pair_column" in wanted)
+    if calibrate:
+        found = run.calibrate(Path(place), wanted.get("data"))
+        temperatures = ", ".join(f"{temperature:.4g}" for temperature in found["temperatures"])
+        errors = "before {error_before:.4f}, after {error_after:.4f}".format(**found)
+        print(f"temperature {temperatures}; expected calibration error {errors} (validation)", file=sys.stderr)
+        run = load_run(place, run.device)
     as_table = sys.stdout.isatty() and not as_json
     if folder is None and not as_table:
         print(json.dumps(run.evaluate(**wanted) if path is None else run.evaluate_file(path, **wanted)))

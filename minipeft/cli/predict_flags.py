@@ -33,6 +33,7 @@ def add_predict_flags(commands: Any) -> None:
         metavar="FOLDER",
         help="figures by class, calibration and mistakes in a new folder [none]",
     )
+    flag("--calibrate", action="store_true", help="fit temperatures on validation, which predict then uses [off]")
     flag("--json", action="store_true", help="JSON on a terminal too [a table on a terminal]")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1 … or mps [auto]")
 

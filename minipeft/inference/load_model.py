@@ -1,6 +1,7 @@
 """Folders that are not runs → what prediction needs: an adapter on its base by name, and a merged checkpoint."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def _task(name: str, config: EncoderConfig, details: dict[str, Any], pairs: bool
     known = get_task(name) if name in TASKS else None
     same_kind = known is not None and (known.problem.name, known.num_labels) == (kind, len(labels))
     if known and same_kind and (generic or not known.labels or label_order(labels, known.labels) is not None):
-        return known
+        return replace(known, problem=known.problem.with_details(details))
     columns = details.get("columns") or (["text", "pair"] if pairs else ["text"])
     if generic:
         labels = [str(number) for number in range(len(labels))]  # as files have them

@@ -12,6 +12,7 @@ from torch import Tensor
 from minipeft.adapters.adapter import install_adapter
 from minipeft.adapters.adapter_file import read_adapter
 from minipeft.adapters.merging import check_export_folder, merged_copy, save_merged
+from minipeft.adapters.save import CALIBRATION
 from minipeft.data.tables.find_files import list_files
 from minipeft.data.tables.open_table import open_table
 from minipeft.data.tables.table import Table
@@ -24,7 +25,7 @@ from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import choose_device, inference_precision
 from minipeft.errors import MinipeftError, check_int, format_names, short_repr
-from minipeft.files import read_json, read_json_lines, user_path
+from minipeft.files import FORMAT, read_json, read_json_lines, user_path, write_json
 from minipeft.hub.hub import resolve_model
 from minipeft.inference.load_model import (
     is_adapter_folder,
@@ -48,6 +49,11 @@ COMPARED_TEXTS = 256  # on which the logits of an export are compared
 class LoadedRun(Predictor):
     """A run, reloaded: the model with its best adapter, the tokenizer, the task and the settings."""
 
+    def __post_init__(self) -> None:
+        if values := self.task.problem.temperatures:
+            numbers = ", ".join(f"{value:.4g}" for value in values)
+            logger.warning("%s: the probabilities are calibrated with temperature %s", self.task.name, numbers)
+
     def __repr__(self) -> str:
         named = {"task": self.task.name, "method": self.settings.get("method"), "labels": list(self.task.labels)}
         values = [f"{name}={value!r}" for name, value in named.items() if value]
@@ -68,6 +74,29 @@ class LoadedRun(Predictor):
             figures = evaluate(self.model, examples, self.settings["max_tokens"])
             values |= {prefix + figure: value for figure, value in figures.items()}
         return values
+
+    def calibrate(self, folder: Path, data: str | None = None) -> dict[str, Any]:
+        """Fit temperatures on the validation split, and store them in an adapter's folder, where `load_run` finds them.
+
+        Args:
+            folder: The folder of a run or adapter.
+            data: As in `source`.
+
+        Returns:
+            The temperatures, and the expected calibration error before and after.
+        """
+        chunks = list(read_chunks(self.task, self.task.validation, self.source(data), self.settings.get("eval_limit")))
+        logits = torch.cat([self.predict_logits(chunk.texts, chunk.pairs) for chunk in chunks])
+        labels = [label for chunk in chunks for label in chunk.labels]
+        plain = replace(self.task.problem, temperatures=())
+        fitted = plain.calibrate(logits, labels)
+        errors = [kind.report(logits, labels)["calibration"]["expected_calibration_error"] for kind in (plain, fitted)]
+        content = {"temperatures": list(fitted.temperatures), "error_before": errors[0], "error_after": errors[1]}
+        adapter = folder if is_adapter_folder(folder) else folder / "adapter"
+        if not is_adapter_folder(adapter):
+            raise MinipeftError(f"{folder}: no adapter to store temperatures in. Name a run or an adapter.")
+        write_json(adapter / CALIBRATION, {"format": FORMAT, "examples": len(labels), **content})
+        return content
 
     def source(self, data: str | None) -> str:
         """Return the source of the task's splits: --data, or that of the run."""

@@ -49,7 +49,9 @@ class MultiLabel(Problem):
         threshold = details.get("threshold", self.threshold)
         if isinstance(threshold, str):  # "auto"
             threshold = None
-        return replace(self, separator=details.get("label_separator", self.separator), threshold=threshold)
+        temperatures = tuple(details.get("temperatures", self.temperatures))
+        separator = details.get("label_separator", self.separator)
+        return replace(self, separator=separator, threshold=threshold, temperatures=temperatures)
 
     def details(self) -> dict[str, Any]:
         return {"threshold": self.cut, "label_separator": self.separator}
@@ -186,7 +188,15 @@ class MultiLabel(Problem):
     # -- prediction --
 
     def probabilities(self, logits: Tensor) -> Array:
-        return logits.double().sigmoid().numpy()
+        return self.scaled(logits).sigmoid().numpy()
+
+    def calibrate(self, logits: Tensor, targets: Sequence[tuple[int, ...]]) -> Problem:
+        """One temperature for each label."""
+        from minipeft.problems.temperature import fit_temperatures
+
+        expected = self.targets(self.as_packed(targets), (), logits.shape[1]).double()
+        fitted = fit_temperatures(logits, lambda x: self.losses(x, expected).mean(), logits.shape[1])
+        return replace(self, temperatures=fitted)
 
     def predictions(self, logits: Tensor, names: Sequence[str], inputs: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return "labels", the names of those whose probability reaches the threshold, and "probabilities" by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -55,9 +55,11 @@ class Problem:
 
     Attributes:
         labels: Names in the order of their indices; empty where labels are numbers.
+        temperatures: By which logits are divided before they become probabilities: one, one for each label, or none.
     """
 
     labels: tuple[str, ...] = ()
+    temperatures: tuple[float, ...] = ()
 
     name: ClassVar[str]  # transformers' problem_type
     plural: ClassVar[str]  # what messages call the labels
@@ -92,7 +94,7 @@ class Problem:
 
     def with_details(self, details: Mapping[str, Any]) -> Problem:
         """Return the problem with the settings that an adapter's details or a config.json have of it."""
-        return self
+        return replace(self, temperatures=tuple(details.get("temperatures", self.temperatures)))
 
     def details(self) -> dict[str, Any]:
         """Return the settings that an adapter's file has of the problem."""
@@ -288,7 +290,15 @@ class Problem:
         Raises:
             MinipeftError: for labels that have none.
         """
-        return logits.double().softmax(1).numpy()
+        return self.scaled(logits).softmax(1).numpy()
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """Return the logits divided by their temperatures, float64."""
+        return logits.double() / torch.tensor(self.temperatures or 1.0, dtype=torch.float64)
+
+    def calibrate(self, logits: Tensor, targets: Sequence[Any]) -> Problem:
+        """Return the problem with the temperatures that fit validation logits."""
+        raise MinipeftError(f"--calibrate: the labels are {self.plural}, which have no probability each. Leave it out.")
 
     def inputs(self, name: str, texts: Iterable[Any]) -> list[Any]:
         """Return texts to predict as a list; `name` is for the error message."""

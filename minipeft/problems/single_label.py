@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,13 +65,19 @@ class SingleLabel(Problem):
         fractions = [count / len(targets) for count in Counter(targets).values()]
         return -sum(fraction * math.log(fraction) for fraction in fractions), max(fractions)
 
+    def calibrate(self, logits: Tensor, targets: Sequence[int]) -> Problem:
+        from minipeft.problems.temperature import fit_temperatures
+
+        expected = self.targets(targets, (), logits.shape[1])
+        return replace(self, temperatures=fit_temperatures(logits, lambda x: self.losses(x, expected).mean(), 1))
+
     def describe_constant(self, logits: Tensor) -> str:
         predicted = set(logits.argmax(1).tolist())
         return f"of the class {self.labels[predicted.pop()]}" if len(predicted) == 1 else ""
 
     def predictions(self, logits: Tensor, names: Sequence[str], inputs: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return "label", the most probable class, and "probabilities" by name."""
-        probabilities = logits.softmax(1).double().round(decimals=6)
+        probabilities = self.scaled(logits).softmax(1).round(decimals=6)
         return [
             {"label": names[best], "probabilities": dict(zip(names, row, strict=True))}
             for best, row in zip(logits.argmax(1).tolist(), probabilities.tolist(), strict=True)
