@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minipeft.data.tokens.examples import Examples
 from minipeft.data.tokens.tokenizer import load_tokenizer
-from minipeft.files import read_json_lines
+from minipeft.device import peak_memory
+from minipeft.files import FORMAT, read_json_lines
+from minipeft.methods import count_parameters
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.training.progress import HOLDOUT, Progress, best_epoch
 from minipeft.training.settings.job import Job
+from minipeft.version import __version__
 
 if TYPE_CHECKING:
     from minipeft.inference.predictor import Predictor
@@ -84,3 +92,42 @@ class Result:
     def predict_proba(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray[Any, Any]:
         """Return the probabilities of `texts` (and `pairs`), (num_texts, num_labels), as a NumPy array."""
         return self.predictor.predict_proba(texts, pairs)
+
+
+def result_content(job: Job, examples: Examples, model: SequenceClassifier, progress: Progress) -> dict[str, Any]:
+    """Return the content of result.json."""
+    task, settings, history = job.task, job.settings, progress.history
+    metric, best, last = task.metrics[0], best_epoch(history, job.schedule.select_by), history[-1]
+    seconds = sum(row["seconds"] for row in history)
+    content = {
+        "format": FORMAT,
+        "task": task.name,
+        "method": settings.method,
+        "model": job.model.description,
+        "data": job.data.description,
+        "precision": settings.precision,
+        "metric": metric,
+        "best": {"epoch": best["epoch"], "value": best[metric]},
+        "last": {"epoch": last["epoch"], "value": last[metric]},
+        **{
+            name: {"best": best[f"{name}_{metric}"], "last": last[f"{name}_{metric}"]}
+            for name in (*(name for name, _ in task.also), *([HOLDOUT] if settings.holdout else []))
+        },
+        "parameters": dataclasses.asdict(count_parameters(model)),
+        "train_seconds": seconds,  # without evaluations and checkpoints; so is the next
+        "samples_per_second": sum(row["samples_per_second"] * row["seconds"] for row in history) / seconds,
+        "peak_memory_bytes": peak_memory(settings.device),
+        "seed": settings.seed,
+        "versions": {  # what can change a figure from one machine to another
+            "minipeft": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "tokenizers", "datasets", "safetensors")},
+        },
+    }
+    content |= {name: best[name] for name in task.problem.figures()}
+    for name in task.metrics[1:]:
+        if name in ("macro_f1", settings.select_by):
+            content[name] = {"best": best[name], "last": last[name]}
+    if settings.holdout:
+        content[HOLDOUT] |= {"part": settings.holdout, "examples": len(examples.others[HOLDOUT])}
+    return content

@@ -9,14 +9,11 @@ Left out: how a setting is chosen (settings/), how a step is computed (loop.py),
 (run_folder/). With several processes (distributed.py) every process executes this file; only rank 0 writes and prints.
 """
 
-import dataclasses
 import hashlib
 import logging
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +24,17 @@ from minipeft.data.tasks.duplicates import Hashes, check_duplicates
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tokens.examples import Examples, encode_split, hold_out
 from minipeft.data.tokens.tokenizer import load_tokenizer
-from minipeft.device import peak_memory
 from minipeft.errors import MinipeftError, WorkerError, first_line
 from minipeft.files import FORMAT, PARTIAL, check_output, read_json, write_json, write_text
 from minipeft.lease import Lease
-from minipeft.methods import apply, count_parameters
+from minipeft.methods import apply
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.pretrained import cast_frozen, load_for_training
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.progress import HOLDOUT, Progress, best_epoch
 from minipeft.training.reporting.console import print_banner, print_result
 from minipeft.training.reporting.model_card import CARD, make_card
-from minipeft.training.result import Result
+from minipeft.training.result import Result, result_content
 from minipeft.training.run_folder.checkpoint import describe_checkpoint
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings import checks
@@ -46,7 +42,6 @@ from minipeft.training.settings.job import Job, resolve
 from minipeft.training.settings.setting import rows
 from minipeft.training.settings.train_settings import TrainSettings, keywords_of, read_settings
 from minipeft.training.threads import choose_threads
-from minipeft.version import __version__
 
 logger = logging.getLogger("minipeft")
 # Settings that name a file or folder, which may be another one on each machine; fingerprints compare what is there.
@@ -254,45 +249,6 @@ def write_result(job: Job, examples: Examples, model: SequenceClassifier, progre
     if job.processes.is_main_process and not quiet:
         print_result(content, folder)
     return Result(content, model, folder, job)
-
-
-def result_content(job: Job, examples: Examples, model: SequenceClassifier, progress: Progress) -> dict[str, Any]:
-    """Return the content of result.json."""
-    task, settings, history = job.task, job.settings, progress.history
-    metric, best, last = task.metrics[0], best_epoch(history, job.schedule.select_by), history[-1]
-    seconds = sum(row["seconds"] for row in history)
-    content = {
-        "format": FORMAT,
-        "task": task.name,
-        "method": settings.method,
-        "model": job.model.description,
-        "data": job.data.description,
-        "precision": settings.precision,
-        "metric": metric,
-        "best": {"epoch": best["epoch"], "value": best[metric]},
-        "last": {"epoch": last["epoch"], "value": last[metric]},
-        **{
-            name: {"best": best[f"{name}_{metric}"], "last": last[f"{name}_{metric}"]}
-            for name in (*(name for name, _ in task.also), *([HOLDOUT] if settings.holdout else []))
-        },
-        "parameters": dataclasses.asdict(count_parameters(model)),
-        "train_seconds": seconds,  # without evaluations and checkpoints; so is the next
-        "samples_per_second": sum(row["samples_per_second"] * row["seconds"] for row in history) / seconds,
-        "peak_memory_bytes": peak_memory(settings.device),
-        "seed": settings.seed,
-        "versions": {  # what can change a figure from one machine to another
-            "minipeft": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "tokenizers", "datasets", "safetensors")},
-        },
-    }
-    content |= {name: best[name] for name in task.problem.figures()}
-    for name in task.metrics[1:]:
-        if name in ("macro_f1", settings.select_by):
-            content[name] = {"best": best[name], "last": last[name]}
-    if settings.holdout:
-        content[HOLDOUT] |= {"part": settings.holdout, "examples": len(examples.others[HOLDOUT])}
-    return content
 
 
 def _draw_curves(folder: Path) -> None:
