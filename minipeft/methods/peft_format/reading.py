@@ -114,11 +114,8 @@ def check_names(names: Any, field_name: str) -> list[str]:
 
 
 def _matching_regex(pattern: str, paths: tuple[str, ...], field_name: str) -> set[str]:
-    """Return the paths that match a whole regular expression.
-
-    RE2, which pyarrow contains, takes time linear in the path; Python's `re` takes exponential time for some patterns.
-    RE2 lacks lookaround and references to groups. Such a pattern raises MinipeftError.
-    """
+    """Return the paths that match a whole regular expression; raise for lookaround and references to groups."""
+    # RE2, which pyarrow contains, takes time linear in the path. Python's `re` may take exponential time.
     import pyarrow
     import pyarrow.compute
 

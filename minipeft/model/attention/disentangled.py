@@ -109,10 +109,8 @@ def attend_disentangled(
 
 
 def _scores(pq: Tensor, pk: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """The scores (count, heads, 1 or length, length) of a group; q and pq are scaled already.
-
-    pk is ordered by k − q, and so is pq where q is the first token alone; else pq is ordered by q − k.
-    """
+    """Return the scores (count, heads, 1 or length, length) of a group; q and pq are scaled already."""
+    # pk is ordered by k − q, and so is pq where q is the first token alone; else pq is ordered by q − k.
     length, zero = k.shape[2], pq.shape[1] // 2  # the place of distance 0
     pq, pk = pq.to(k.dtype), pk.to(k.dtype)
     if q.shape[2] == 1:  # k − q is 0, 1, …, length − 1
@@ -125,13 +123,10 @@ def _scores(pq: Tensor, pk: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _products_by_distance(x: Tensor, rows: Tensor) -> Tensor:
-    """x (count, heads, length, head_size), rows (heads, 2 · length − 1, head_size) → (count, heads, length, length).
-
-    Element (i, j) is x_i · rows[j − i + length − 1]. The products of all x and all rows are computed, (length, width)
-    per head with width = 2 · length − 1. There, (i, j) is width − 1 places behind (i − 1, j): the result is a view.
-    """
-    count, heads, length, _ = x.shape
+    """Return x_i · rows[j − i + length − 1] as element (i, j) of (count, heads, length, length)."""
+    count, heads, length, _ = x.shape  # rows: (heads, width, head_size)
     width = 2 * length - 1
+    # All products of x and rows. In them, element (i, j) is width − 1 numbers behind (i − 1, j), so a view suffices.
     products = torch.bmm(x.transpose(0, 1).flatten(1, 2), rows.transpose(1, 2))  # (heads, count · length, width)
     strides = (length * width, count * length * width, width - 1, 1)
     return products.as_strided((count, heads, length, length), strides, length - 1)
