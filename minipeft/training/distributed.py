@@ -102,28 +102,15 @@ class Processes:
                 answer = act(), None
             except Exception as error:  # the other processes wait for an answer, whatever happens
                 failed, answer = error, (None, first_line(error))
-        answers = self._all_gather((socket.gethostname(), self.node_rank_zero, answer))
+        answers = self.all_gather((socket.gethostname(), self.node_rank_zero, answer))
         for rank, (host, _, (_, message)) in enumerate(answers):
             if message is not None:
                 if failed is not None and not isinstance(failed, MinipeftError):
                     raise failed
                 nodes = len({node for _, node, _ in answers})
-                raise self._error(message if nodes == 1 else f"rank {rank} on {host}: {message}")
+                raise self.error(message if nodes == 1 else f"rank {rank} on {host}: {message}")
         value: Answer = answers[self.node_rank_zero][2][0]
         return value
-
-    def check_same(self, values: dict[str, str]) -> None:
-        """Raise MinipeftError on all ranks if a named value differs between the processes."""
-        if self.size == 1:
-            return
-        gathered = self._all_gather((socket.gethostname(), values))
-        for name, value in gathered[0][1].items():
-            for rank, (host, theirs) in enumerate(gathered):
-                if theirs.get(name) != value:
-                    raise self._error(
-                        f"rank {rank} on {host}: {name} differ from those of rank 0. "
-                        "Start all processes with the same flags, model and data."
-                    )
 
     @contextmanager
     def errors_printed_once(self) -> Iterator[None]:
@@ -135,11 +122,12 @@ class Processes:
         except MinipeftError as error:
             raise error if self.is_main_process else ErrorOnRankZero(str(error)) from None
 
-    def _error(self, message: str) -> MinipeftError:
+    def error(self, message: str) -> MinipeftError:
         """Return the exception with which every rank raises an error that only rank 0 prints."""
         return MinipeftError(message) if self.is_main_process else ErrorOnRankZero(message)
 
-    def _all_gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of their ranks."""
         gathered: list[Any] = [None] * self.size
         self._communicate(lambda dist: dist.all_gather_object(gathered, value))
         return gathered

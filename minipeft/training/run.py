@@ -9,7 +9,6 @@ Left out: how a setting is chosen (settings/), how a step is computed (loop.py),
 (run_folder/). With several processes (distributed.py) every process executes this file; only rank 0 writes and prints.
 """
 
-import hashlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,15 +36,11 @@ from minipeft.training.reporting.model_card import CARD, make_card
 from minipeft.training.result import Result, result_content
 from minipeft.training.run_folder.checkpoint import describe_checkpoint
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
-from minipeft.training.settings import checks
 from minipeft.training.settings.job import Job, resolve
-from minipeft.training.settings.setting import rows
 from minipeft.training.settings.train_settings import TrainSettings, keywords_of, read_settings
 from minipeft.training.threads import choose_threads
 
 logger = logging.getLogger("minipeft")
-# Settings that name a file or folder, which may be another one on each machine; fingerprints compare what is there.
-PLACES = ("source", *(name for name, row in rows(TrainSettings).items() if row.check in (checks.path, checks.data)))
 
 
 @keywords_of(TrainSettings)
@@ -168,21 +163,9 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
     """Check that all processes agree, print the banner, and write config.json."""
     settings, processes = job.settings, job.processes
     if processes.size > 1:
-        # Gradients are summed without a look at what they are gradients of: other rows or weights on one machine
-        # would train without an error, to a wrong result.
-        weights = hashlib.sha256()
-        for parameter in model.parameters():
-            weights.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        compared = {name: value for name, value in job.config.items() if name not in PLACES}
-        # Each value is compared by name, so that the error says what differs and on which rank.
-        processes.check_same(
-            {
-                "the training examples": examples.train.fingerprint,
-                "the validation examples": examples.validation.fingerprint,
-                "the model's weights": weights.hexdigest(),
-                **{f"the settings (--{name.replace('_', '-')})": repr(value) for name, value in compared.items()},
-            }
-        )
+        from minipeft.training.check_ranks import check_ranks
+
+        check_ranks(job, examples, model)
     if processes.is_main_process:
         print_banner(job, examples, model)
     if examples.truncated and processes.is_main_process:
