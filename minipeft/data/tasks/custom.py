@@ -143,9 +143,9 @@ def inspect_custom_data(
         )
     custom = _task(name, columns, found.problem, label, files, (found.rows, found.strata, texts))
     warnings += found.warnings
-    if custom.validation_rows is not None and len(set(custom.validation_rows.tolist())) < 2:
+    if custom.validation_rows is not None and not custom.validation_rows.any():
         raise MinipeftError(
-            f"{files['train']}: no class has two rows with different texts, of which one could be for validation; "
+            f"{files['train']}: no class has two rows, of which one could be for validation; "
             "add rows, or name a validation file by --validation"
         )
     if (

@@ -39,3 +39,21 @@ def first_occurrences(texts: Sequence[int] | Array) -> Array:
     """Return for each example the index of the first one with its text, (num_examples,)."""
     _, first, groups = np.unique(np.asarray(texts), return_index=True, return_inverse=True)
     return first[groups]
+
+
+def keep_together(mask: Array, texts: Sequence[int] | Array) -> Array:
+    """Return a mask in which all examples of one text are as the first of them; neither all nor none of several texts.
+
+    Args:
+        mask: (num_examples,), bool.
+        texts: The hash of each example's text.
+    """
+    first = first_occurrences(texts)
+    if mask.all() or not mask.any() or not first.any():  # one text alone has to be on both sides
+        return mask
+    together = mask[first]
+    if together.any() and not together.all():
+        return together
+    # All texts are on one side: the text of the first example of the other side changes it.
+    chosen = first == first[int(np.argmax(mask != together))]
+    return chosen ^ together

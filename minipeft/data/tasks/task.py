@@ -67,7 +67,7 @@ class Task:
             return None
         from minipeft.data.tables.hub_rows import open_split
         from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_mask
-        from minipeft.data.tasks.equal_texts import first_occurrences, hash_texts
+        from minipeft.data.tasks.equal_texts import hash_texts, keep_together
 
         if self.train_rows is None:
             texts = array("q")
@@ -77,7 +77,7 @@ class Task:
             count, strata = len(targets), self.problem.strata(targets)
         else:
             count, strata, texts = self.train_rows
-        return draw_mask(count, strata, VALIDATION_FRACTION, VALIDATION_SEED)[first_occurrences(texts)]
+        return keep_together(draw_mask(count, strata, VALIDATION_FRACTION, VALIDATION_SEED), texts)
 
     @property
     def is_custom(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from minipeft.data.tasks.draw import draw_mask
-from minipeft.data.tasks.equal_texts import first_occurrences
+from minipeft.data.tasks.equal_texts import keep_together
 from minipeft.data.tasks.task import Split, Task
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.data.tokens.tokenizer import Tokenizer
@@ -125,7 +125,7 @@ def hold_out(
     strata = examples.split.task.problem.strata(examples.split.labels)
     mask = draw_mask(len(examples), strata, fraction, seed)
     if texts is not None:
-        mask = mask[first_occurrences(texts)]
+        mask = keep_together(mask, texts)
     if not 0 < round(len(examples) * fraction) < len(examples) or mask.all() or not mask.any():
         raise MinipeftError(
             f"--holdout {fraction:g} of {len(examples)} training examples is {'all' if fraction > 0.5 else 'none'}. "
