@@ -15,13 +15,12 @@ from minipeft.methods.adapted import (
     SharedCasts,
     check_modules,
     check_rank,
-    check_settings,
     check_targets,
     target_modules_of,
     train_biases,
     train_modules,
 )
-from minipeft.methods.config import MethodConfig
+from minipeft.methods.config import MethodConfig, check_settings
 from minipeft.methods.lora import BIASES, LoRALinear
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_targets
 from minipeft.methods.peft_format.reading import check_fields, read_targets, target_names

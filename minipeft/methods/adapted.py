@@ -5,7 +5,7 @@ layers with two targets, that would be about 200 small operations of a training 
 computes each of them faster than Python asks for it. `SharedCasts` stacks the factors of all layers: 12 operations.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -63,12 +63,6 @@ class AdaptedLinear(Linear):
             if bias is not None:
                 self.bias.copy_(bias)
             self.unmerged = None
-
-
-def check_settings(method: Any, **checks: Callable[[str, Any], Any]) -> None:
-    """Set the fields of a frozen config to what their checks, (name, value) → value, return."""
-    for name, check in checks.items():
-        object.__setattr__(method, name, check(name, getattr(method, name)))
 
 
 def check_targets(name: str, targets: Any) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ It adds no module and no parameter: `install` chooses which parameters require a
 from dataclasses import dataclass
 
 from minipeft.errors import MinipeftError
-from minipeft.methods.adapted import check_settings, check_targets
-from minipeft.methods.config import MethodConfig
+from minipeft.methods.adapted import check_targets
+from minipeft.methods.config import MethodConfig, check_settings
 from minipeft.model.classifier import SequenceClassifier
 
 

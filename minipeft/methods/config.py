@@ -1,5 +1,6 @@
-"""What the configs of the methods have in common."""
+"""What the configs of the methods have in common: unknown options are named, and settings are checked."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -23,3 +24,9 @@ class MethodConfig:
                 its = ", ".join(known) or "none"
                 raise MinipeftError(f"{cls.__name__} has no option {name!r}{meant}. Its options are: {its}.")
         return super().__new__(cls)
+
+
+def check_settings(method: Any, **checks: Callable[[str, Any], Any]) -> None:
+    """Set the fields of a frozen config to what their checks, (name, value) → value, return."""
+    for name, check in checks.items():
+        object.__setattr__(method, name, check(name, getattr(method, name)))

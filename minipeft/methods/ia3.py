@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
-    check_settings,
     check_targets,
     target_modules_of,
     train_modules,
 )
-from minipeft.methods.config import MethodConfig
+from minipeft.methods.config import MethodConfig, check_settings
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_in_every_layer
 from minipeft.methods.peft_format.reading import check_fields, check_names, in_every_layer, matching, read_targets
 from minipeft.model.classifier import SequenceClassifier

@@ -32,13 +32,12 @@ from minipeft.methods.adapted import (
     cast_factors,
     check_modules,
     check_rank,
-    check_settings,
     check_targets,
     target_modules_of,
     train_biases,
     train_modules,
 )
-from minipeft.methods.config import MethodConfig
+from minipeft.methods.config import MethodConfig, check_settings
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig

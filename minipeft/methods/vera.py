@@ -11,13 +11,12 @@ from minipeft.errors import MinipeftError, check_choice, check_float, check_int,
 from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
-    check_settings,
     check_targets,
     target_modules_of,
     train_biases,
     train_modules,
 )
-from minipeft.methods.config import MethodConfig
+from minipeft.methods.config import MethodConfig, check_settings
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_in_every_layer
 from minipeft.methods.peft_format.reading import check_fields, in_every_layer, read_targets
 from minipeft.model.classifier import SequenceClassifier
