@@ -32,14 +32,14 @@ def add_compare_flags(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help="several runs side by side: tasks, methods, ranks, learning rates, seeds -> tables and a page",
-        usage="minipeft compare --task TASK ... --method METHOD ... --output DIR [settings of train]",
+        usage="minipeft compare [--task TASK ...] --method METHOD ... --output DIR [settings of train]",
         description="Train every combination of tasks, methods, ranks, learning rates and seeds, and compare them.",
         epilog=COMPARE_EXAMPLES,
         add_help=False,
     )
     group = parser.add_argument_group(COMPARISON)
     flag = group.add_argument
-    flag("--task", nargs="+", required=True, metavar="TASK", help=", ".join(TASKS))
+    flag("--task", nargs="+", metavar="TASK", help=f"{', '.join(TASKS)} [the name of --data]")
     flag("--method", nargs="+", required=True, metavar="METHOD", help=METHOD_NAMES)
     flag("--seed", nargs="+", action="extend", metavar="VALUE", help="three or more show a spread [1 2 3]")
     flag("--output", required=True, metavar="DIR", help="folder of the comparison")

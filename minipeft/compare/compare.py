@@ -8,17 +8,19 @@ Each run is a separate process, `minipeft train … --resume`: finished runs are
 """
 
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from minipeft.compare.formatting import format_csv, format_text
+from minipeft.compare.local_runner import Command
 from minipeft.compare.page import render_page
 from minipeft.compare.plan import NUMBERS, Plan, Run, changed_flags, make_plan
 from minipeft.compare.runner import execute, make_runner
 from minipeft.compare.runner_options import RunnerOptions
-from minipeft.compare.table import comparison_table
+from minipeft.compare.table import MIN_SEEDS, comparison_table
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Task
 from minipeft.device import choose_device, choose_precision
@@ -72,7 +74,9 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
         make_folder(folder / "logs")
         commands = [run.train_command(folder) for run in plan.runs if not _is_finished(folder, run)]
         runner = partial(make_runner, folder, options, device, len(commands))
-        failed = execute(commands, len(plan.runs), "run", runner, quiet)
+        if commands and not quiet:
+            print(_announce(plan, len(commands)), file=sys.stderr)
+        failed = execute(commands, len(plan.runs), "run", runner, quiet, _describe_result)
         table = comparison_table(folder, plan, examples, failed)
         write_json(folder / "table.json", table)
         write_text(folder / "table.csv", format_csv(table))
@@ -85,6 +89,19 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
             f"{len(failed)} of {len(plan.runs)} runs failed, the first {name} ({reason}); "
             "the tables hold the others, and --resume tries the failed ones again"
         )
+
+
+def _announce(plan: Plan, waiting: int) -> str:
+    """Return how many runs follow, and whether they allow a statement about differences."""
+    seeds = len({run.settings["seed"] for run in plan.runs})
+    few = f"; fewer than {MIN_SEEDS} seeds allow no statement about differences" if seeds < MIN_SEEDS else ""
+    return f"{waiting} of {len(plan.runs)} runs to train; the time that is left follows after the first{few}"
+
+
+def _describe_result(command: Command) -> str:
+    """Return the metric and the seconds of a finished run."""
+    result = read_json(command.output / "result.json")
+    return f"finished: {result['metric']} {result['best']['value']:.4f} in {result['train_seconds']:.0f} s"
 
 
 def _check_same_flags(folder: Path, before: dict[str, Any], plan: Plan) -> None:

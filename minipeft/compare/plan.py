@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.compare.local_runner import Command, format_flags
+from minipeft.data.tasks.custom import is_custom, task_name
 from minipeft.errors import MinipeftError, nearest
 from minipeft.methods import get_method
 from minipeft.training.settings.choices import choose_method
@@ -72,6 +73,11 @@ class Plan:
 
 def make_plan(given: dict[str, Any]) -> Plan:
     """The command line's arguments, a list for each flag, as a plan. Raises MinipeftError by the flag's name."""
+    data = given.get("data") or ["auto"]
+    if given.get("task") is None:
+        if len(data) > 1 or not is_custom("auto", data[0]):
+            raise MinipeftError("--task is missing. Name one of GLUE's tasks, or pass --data with your own dataset.")
+        given = given | {"task": [task_name(data[0])]}
     tasks, methods = (_names(name, given[name]) for name in ("task", "method"))
     if "auto" in tasks:
         raise MinipeftError("--task auto: in a comparison every task has a name; give one of GLUE's, or your data one")

@@ -65,7 +65,12 @@ def default_jobs(device: str, gpus: int, jobs_per_gpu: int, commands: int) -> in
 
 
 def execute(
-    commands: Sequence[Command], total: int, unit: str, make: Callable[[], Runner], quiet: bool
+    commands: Sequence[Command],
+    total: int,
+    unit: str,
+    make: Callable[[], Runner],
+    quiet: bool,
+    describe: Callable[[Command], str] = lambda command: "finished",
 ) -> dict[str, str]:
     """Execute commands, `runner.jobs` at once, and return the errors of those that failed, by name.
 
@@ -77,11 +82,12 @@ def execute(
         unit: what one is, for the progress bar.
         make: makes the runner, which takes part in signal handling.
         quiet: print nothing.
+        describe: says of a command that has ended without an error what it did.
     """
     queue, running, failed = list(commands), set[str](), dict[str, str]()
     if not queue:
         return {}
-    runner = make()
+    runner, start_time, by_name = make(), time.monotonic(), {command.name: command for command in commands}
     done, no_bar = total - len(queue), disable_bar(quiet)
     with collect_signals() as received, tqdm(total=total, initial=done, unit=unit, disable=no_bar) as bar:
         try:
@@ -102,8 +108,10 @@ def execute(
                     if error is not None:
                         failed[name] = error
                     if not quiet:
-                        outcome = "finished" if error is None else f"failed: {error}"
-                        tqdm.write(f"{done} of {total}: {name} {outcome}", file=sys.stderr)
+                        outcome = describe(by_name[name]) if error is None else f"failed: {error}"
+                        left = (time.monotonic() - start_time) / (done - total + len(commands)) * (total - done)
+                        minutes = f"; about {left / 60:.0f} minutes left" if left >= 60 else ""
+                        tqdm.write(f"{done} of {total}: {name} {outcome}{minutes}", file=sys.stderr)
         finally:
             runner.stop()
     return {command.name: failed[command.name] for command in commands if command.name in failed}

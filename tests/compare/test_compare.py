@@ -107,6 +107,15 @@ def test_a_plan_is_the_product_and_methods_without_a_rank_run_once() -> None:
     assert [run["seed"] for run in runs] == [1] * 12 + [2] * 12  # half of it is a comparison too
 
 
+def test_a_custom_dataset_names_its_task(tmp_path: Path) -> None:
+    words = {"method": ["head"], "data": [str(tmp_path / "reviews.csv")]}
+    (tmp_path / "reviews.csv").write_text("text,label\n")
+    assert {run.settings["task"] for run in make_plan(words).runs} == {"reviews"}
+    for data in ({}, {"data": [str(tmp_path)]}):
+        with pytest.raises(MinipeftError, match="--task is missing"):
+            make_plan(words | {"data": None} | data)
+
+
 def test_the_command_of_a_plan_has_every_value() -> None:
     words = {"task": ["rte"], "method": ["lora"], "rank": ["1"], "seed": ["1"], "compile": True}
     command = make_plan(words).command.split()

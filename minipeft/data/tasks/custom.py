@@ -116,7 +116,7 @@ def inspect_custom_data(
     check_choice("--label-type", label_type, LABEL_TYPES)
     source, origin, files = _find(data, validation)
     path = Path(source)
-    name = task if task != "auto" else _task_name(source)
+    name = task if task != "auto" else task_name(source)
     if not name or name != Path(name).name:
         raise MinipeftError(f"--task {name!r} cannot be the name of a folder; choose a plain name")
     problem_type = problem_type_of(label_type)
@@ -178,7 +178,7 @@ def _find(data: str | MemoryData, validation: str | None) -> tuple[str, str, dic
     return source, origin, _files(source, hub_split(source, validation) if validation in splits else validation, ())
 
 
-def _task_name(source: str) -> str:
+def task_name(source: str) -> str:
     """Return the name of a source without folders, owner, config and endings; "data" for rows in memory."""
     if source == PLACE:
         return "data"
