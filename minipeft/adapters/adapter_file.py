@@ -12,14 +12,14 @@ from torch import Tensor
 from minipeft.adapters.save import CALIBRATION, CONFIG, WEIGHTS, base_model_fields, peft_type_of
 from minipeft.errors import MinipeftError, check_choice, check_float, first_line, short_repr
 from minipeft.files import check_format, parse_json, read_json
-from minipeft.methods import METHODS, MethodEntry
+from minipeft.methods import METHODS
 from minipeft.methods.peft_format.reading import WITHOUT_EFFECT, check_fields
 from minipeft.model.config import EncoderConfig, check_distinct
 from minipeft.model.families import family_of
 from minipeft.problems import PROBLEMS, problem_row, token_problem_type
 
 PICKLE = "adapter_model.bin"
-LARGEST_CONFIG, LARGEST_DETAILS = 1 << 22, 1 << 24  # bytes of adapter_config.json, characters of the details
+LARGEST_DETAILS = 1 << 24  # characters
 LONGEST_NAME = 1000  # characters of a task's, a class's or a column's name
 
 
@@ -32,6 +32,7 @@ class Adapter:
         state: peft's name → the tensor.
         details: What travels with the tensors: labels, task, score, epoch.
         num_labels: Number of classes, from the head or the labels; None where neither is there.
+        problem_type: The kind of labels, which peft's files say only where it is tokens.
     """
 
     folder: Path
@@ -40,11 +41,7 @@ class Adapter:
     state: dict[str, Tensor]
     details: dict[str, Any]
     num_labels: int | None
-
-    @property
-    def problem_type(self) -> str | None:
-        """The kind of labels, or None."""
-        return _problem_type(self.content, self.details)
+    problem_type: str | None
 
 
 def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
@@ -58,7 +55,7 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
             f"{folder}: the adapter was trained on {_describe(of_adapter)}, but the model is {_describe(of_model)}; "
             "load the model that it belongs to"
         )
-    kind = _problem_type(content, details)
+    kind = details.get("problem_type") or token_problem_type((), content.get("task_type"))
     of_head = replace(config, problem_type=kind) if problem_row(kind).per_token else config  # other names in the head
     num_labels = _count_labels(state, labels, of_head, folder)
     if (folder / CALIBRATION).is_file():
@@ -77,15 +74,12 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     # With bias="all", peft writes the biases of modules_to_save again, under its wrappers' names.
     again = re.compile(r"\.(modules_to_save|original_module)\.(.*\.)?bias$")
     state = {name: tensor for name, tensor in state.items() if not again.search(name)}
-    return Adapter(folder, method, content, state, details, num_labels)
+    return Adapter(folder, method, content, state, details, num_labels, kind)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of adapter_config.json."""
-    path = folder / CONFIG
-    if path.is_file() and path.stat().st_size > LARGEST_CONFIG:
-        raise MinipeftError(f"{path}: larger than {LARGEST_CONFIG >> 20} MiB, which no adapter's config is")
-    return read_json(path)
+    return read_json(folder / CONFIG)
 
 
 def _read_temperatures(path: Path, num_labels: int | None) -> list[float]:
@@ -113,12 +107,6 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise MinipeftError(f"{path} is missing; name the adapter folder of a run") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise MinipeftError(f"{path}: not a whole safetensors file ({str(error)[:200]})") from None
-
-
-def _problem_type(content: dict[str, Any], details: dict[str, Any]) -> str | None:
-    """Return the kind of labels, which peft's files say only where it is tokens."""
-    found: str | None = details.get("problem_type") or token_problem_type((), content.get("task_type"))
-    return found
 
 
 def _count_labels(
@@ -181,18 +169,14 @@ def _describe(base: dict[str, Any]) -> str:
 def _method(content: dict[str, Any], config: EncoderConfig) -> Any:
     """The method's config that an adapter_config.json describes."""
     known = {name: peft_type_of(name) for name in METHODS}
-    for name, peft_type in known.items():
-        if content.get("peft_type") == peft_type:  # of several methods with one peft_type, a field decides
-            peft = METHODS[name].peft
-            if peft is None:
-                return _own(METHODS[name], content)
-            if peft.describes(content):
-                return peft.read(content, config)
+    for name, entry in METHODS.items():
+        if content.get("peft_type") != known[name]:
+            continue
+        if entry.peft is None:
+            options = {field.name for field in fields(entry.config)}
+            check_fields(content, options)
+            return entry.config(**{option: value for option, value in content.items() if option in options})
+        if entry.peft.describes(content):  # of several methods with one peft_type, a field decides
+            return entry.peft.read(content, config)
     names = ", ".join(dict.fromkeys(known.values()))
     raise MinipeftError(f"unknown peft_type {content.get('peft_type')!r}; {names} are known")
-
-
-def _own(entry: MethodEntry, content: dict[str, Any]) -> Any:
-    names = {f.name for f in fields(entry.config)}
-    check_fields(content, names)
-    return entry.config(**{name: value for name, value in content.items() if name in names})

@@ -19,7 +19,7 @@ from minipeft.files import user_path
 from minipeft.methods.adapted import target_modules_of
 from minipeft.methods.lora import LoRA, LoRALinear
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.config import EncoderConfig, generic_labels
+from minipeft.model.config import generic_labels
 from minipeft.model.families import family_of
 from minipeft.model.layers import Linear
 from minipeft.problems import problem_row
@@ -119,7 +119,8 @@ class AdapterSet(nn.Module):
         new_tensors = own.new_tensors
         if adapter.num_labels not in (None, config.num_labels):
             config = config.with_labels(adapter.details.get("labels") or generic_labels(adapter.num_labels))
-            output = {f"head.out_proj.{key}": tensor for key, tensor in _new_output(config).items()}
+            new_output = family_of(config).head(config).get_submodule("out_proj").state_dict()
+            output = {f"head.out_proj.{key}": tensor for key, tensor in new_output.items()}
             state, new_tensors = state | output, (*new_tensors, *output)
         with torch.device("meta"):
             model = SequenceClassifier(config).eval()  # it gets the set's own tensors, so that it takes no memory
@@ -243,11 +244,6 @@ def reorder(batch: PackedBatch, order: Sequence[int]) -> PackedBatch:
         None if batch.labels is None else batch.labels[sequences],
         None if batch.weights is None else batch.weights[sequences],
     )
-
-
-def _new_output(config: EncoderConfig) -> dict[str, Tensor]:
-    """Return the tensors of a new output layer, for the labels of `config`."""
-    return family_of(config).head(config).get_submodule("out_proj").state_dict()
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -22,9 +22,9 @@ from minipeft.compare.local_runner import Command, format_flags
 from minipeft.data.tasks.custom import is_custom, task_name
 from minipeft.errors import MinipeftError, nearest
 from minipeft.methods import get_method
-from minipeft.training.settings.choices import choose_method
+from minipeft.training.settings.choices import check_windows, choose_method
 from minipeft.training.settings.setting import rows
-from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, check_windows, read_settings
+from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, read_settings
 
 SWEPT = ("rank", "lr", "seed")  # with task and method: what a comparison is a product of
 OWN = ("output", "resume", "quiet")  # the comparison sets them for its runs

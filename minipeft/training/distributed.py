@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -78,39 +78,27 @@ class Processes:
         """Call `act` on rank 0 only; every process returns its value, or raises its error."""
         if self.size == 1:
             return act()
-        answer: list[Any] = [None, None]
-        failed: Exception | None = None
-        if self.is_main_process:
-            try:
-                answer[0] = act()
-            except Exception as error:  # the other processes wait for an answer, whatever happens
-                failed, answer[1] = error, first_line(error)
+        value, failed = _attempt(act) if self.is_main_process else (None, None)
+        answer: list[Any] = [value, failed and first_line(failed)]
         self._communicate(lambda dist: dist.broadcast_object_list(answer, src=0, device=torch.device("cpu")))
         if answer[1] is not None:
             raise failed or ErrorOnRankZero(answer[1])
-        value: Answer = answer[0]
-        return value
+        return cast("Answer", answer[0])
 
     def once_per_node(self, act: Callable[[], Answer]) -> Answer:
         """Call `act` on the first process of each node; return its value on the node, and raise its error on all."""
         if self.size == 1:
             return act()
-        answer: tuple[Any, str | None] = (None, None)
-        failed: Exception | None = None
-        if self.rank == self.node_rank_zero:
-            try:
-                answer = act(), None
-            except Exception as error:  # the other processes wait for an answer, whatever happens
-                failed, answer = error, (None, first_line(error))
-        answers = self.all_gather((socket.gethostname(), self.node_rank_zero, answer))
-        for rank, (host, _, (_, message)) in enumerate(answers):
+        value, failed = _attempt(act) if self.rank == self.node_rank_zero else (None, None)
+        message = failed and first_line(failed)
+        answers = self.all_gather((socket.gethostname(), self.node_rank_zero, value, message))
+        nodes = len({node for _, node, _, _ in answers})
+        for rank, (host, _, _, message) in enumerate(answers):
             if message is not None:
                 if failed is not None and not isinstance(failed, MinipeftError):
                     raise failed
-                nodes = len({node for _, node, _ in answers})
                 raise self.error(message if nodes == 1 else f"rank {rank} on {host}: {message}")
-        value: Answer = answers[self.node_rank_zero][2][0]
-        return value
+        return cast("Answer", answers[self.node_rank_zero][2])
 
     @contextmanager
     def errors_printed_once(self) -> Iterator[None]:
@@ -144,6 +132,14 @@ class Processes:
                 f"process {self.rank} of {self.size}, counted from 0: another process has ended, or was silent for "
                 f"{self.timeout}. The last checkpoint is kept: continue with --resume ({first_line(error)})."
             ) from None
+
+
+def _attempt(act: Callable[[], Answer]) -> tuple[Answer | None, Exception | None]:
+    """Return the value of a function, or its error: the other processes wait for an answer, whatever happens."""
+    try:
+        return act(), None
+    except Exception as error:
+        return None, error
 
 
 SINGLE_PROCESS = Processes()

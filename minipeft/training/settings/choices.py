@@ -87,6 +87,12 @@ def label_settings(settings: TrainSettings, label_type: str) -> dict[str, Any]:
     return {name: getattr(settings, name) for names in chosen for name in names}
 
 
+def check_windows(settings: TrainSettings) -> None:
+    """Raise for settings of windows without --long-text window."""
+    if settings.long_text == "truncate":
+        _refuse(settings, ("stride", "window_pooling"), "--long-text window. Add it, or leave {} out.")
+
+
 def _refuse(settings: TrainSettings, names: Iterable[str], remedy: str) -> None:
     """Raise where a setting is given that has no meaning."""
     for name in names:

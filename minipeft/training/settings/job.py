@@ -33,6 +33,7 @@ from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings.choices import (
     Checkpoint,
     DataSource,
+    check_windows,
     choose_max_length,
     choose_method,
     choose_model,
@@ -43,7 +44,7 @@ from minipeft.training.settings.choices import (
     find_task,
 )
 from minipeft.training.settings.recipes import recipe
-from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, check_windows
+from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings
 
 if TYPE_CHECKING:
     from minipeft.adapters.adapter_file import Adapter

@@ -69,12 +69,7 @@ def _other_setting(folder: Path, name: str, recorded: Any, wanted: Any) -> Minip
 
 
 def continue_settings(given: Mapping[str, Any], folder: Path, recorded: Mapping[str, Any]) -> TrainSettings:
-    """Return the settings of a run that is resumed: what is not given is as in its config.json.
-
-    Args:
-        given: the settings that are given; "auto" is the same as not given.
-        folder: the run's folder.
-        recorded: what `recorded_settings` returns.
+    """Return the settings of a run that is resumed: what is not given, or "auto", is as in its config.json.
 
     Raises:
         MinipeftError: for a value in config.json of the wrong type, and for a run on rows in memory without them.
@@ -98,19 +93,10 @@ def continue_settings(given: Mapping[str, Any], folder: Path, recorded: Mapping[
 
 
 def check_same_settings(folder: Path, schedule: Schedule, config: Mapping[str, Any]) -> str:
-    """Raise where a resumed run would change.
-
-    Args:
-        folder: the run's folder, with a checkpoint.
-        schedule: what the loop is about to compute.
-        config: the content of the run's new config.json.
-
-    Returns:
-        What the learning rate does, where the run had ended and now has more epochs or steps; else "".
-    """
+    """Raise where a resumed run would change with its new config.json; return what `describe_extension` does."""
     recorded = read_run(folder)
     extension = describe_extension(folder, schedule, config, recorded)
-    free = {*FREE_TO_CHANGE, *("epochs", "steps")} if extension else FREE_TO_CHANGE
+    free = (*FREE_TO_CHANGE, *(("epochs", "steps") if extension else ()))
     for name in (*ROWS, "labels"):
         if name not in free and config[name] != recorded[name]:
             raise _other_setting(folder, name, recorded[name], config[name])

@@ -139,13 +139,7 @@ def check_given(table: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
 def signature_of(
     table: type[Any], without: Collection[str] = (), defaults: Mapping[str, Any] | None = None
 ) -> list[inspect.Parameter]:
-    """Return the rows of a table as keyword-only parameters, with their types and defaults.
-
-    Args:
-        table: the table.
-        without: names of rows to leave out.
-        defaults: other defaults, by name.
-    """
+    """Return the rows of a table as keyword-only parameters, with their types and defaults, or other `defaults`."""
     parameters = inspect.signature(table, eval_str=True).parameters.values()
     return [
         parameter.replace(default=(defaults or {}).get(parameter.name, parameter.default))

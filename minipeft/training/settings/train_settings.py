@@ -182,14 +182,7 @@ class TrainSettings:
 def recipe_defaults(
     task: str = "rte", method: str = "lora", model: str = "roberta-base", shape: tuple[int, str] = (768, "roberta")
 ) -> Mapping[str, str]:
-    """Return what --help says of the defaults that a recipe decides, by setting.
-
-    Args:
-        task: the task's name, or a custom dataset's.
-        method: the method's name.
-        model: the model's name.
-        shape: the model's hidden size and model_type.
-    """
+    """Return what --help says of the defaults that a recipe decides; `shape` is hidden size and model_type."""
     recipe = recipes.recipe(task if task in recipes.LORA_RECIPES else None, method, *shape)
     tokens, bf16_tokens = (choose_max_tokens("cpu", precision, shape[0]) for precision in ("fp32", "bf16"))
     choice = f"for {task}, {method}, {model}"
@@ -248,11 +241,3 @@ def _settings_of_method(given: Mapping[str, Any]) -> dict[str, Any]:
         raise MinipeftError(f"{twice[0]} is given twice, in {method!r} and as {value!r}. Give it once.")
     flags = {flag: fields.pop(flag) for flag in METHOD_FLAGS if flag in fields}
     return {"method": name, **flags, "method_options": options | fields}
-
-
-def check_windows(settings: TrainSettings) -> None:
-    """Raise for settings of windows without --long-text window."""
-    for name in ("stride", "window_pooling") if settings.long_text == "truncate" else ():
-        row, value = rows(TrainSettings)[name], getattr(settings, name)
-        if value != row.default:
-            raise MinipeftError(f"{row.flag} {value!r} is for --long-text window. Add it, or leave the flag out.")
