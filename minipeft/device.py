@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import sys
-import time
 from pathlib import Path
 
 from minipeft.errors import MinipeftError, check_choice, under_torchrun
@@ -101,16 +100,11 @@ def _cpu_vendor() -> str:
 def bf16_slowdown(device: str) -> float:
     """Return how many times longer a matrix product takes in bf16 than in fp32; below 1 where bf16 is faster."""
     import torch
+    from torch.utils.benchmark import Timer
 
-    seconds = []
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(256, 256, dtype=dtype, device=device)
-        torch.mm(x, x)  # the first product makes the kernel
-        start_time = time.perf_counter()
-        for _ in range(4):
-            torch.mm(x, x)
-        seconds.append(time.perf_counter() - start_time)
-    return seconds[1] / seconds[0]
+    matrices = (torch.ones(256, 256, dtype=dtype, device=device) for dtype in (torch.float32, torch.bfloat16))
+    fp32, bf16 = (Timer("x @ x", globals={"x": x}).timeit(4).mean for x in matrices)
+    return bf16 / fp32
 
 
 def inference_precision(precision: str, device: str) -> str:
@@ -136,13 +130,8 @@ def choose_max_tokens(device: str, precision: str, hidden_size: int, saved_per_t
 
     On a CPU a batch of roberta-base has 768 tokens in fp32, and 1,024 in bf16, where each takes half of the memory. A
     smaller encoder has more and a larger one fewer, so that the activations of a layer take about as many bytes. On a
-    GPU a batch has 16,384 tokens, or as many as the memory that is free now allows.
-
-    Args:
-        device: From `choose_device`.
-        precision: "fp32" or "bf16".
-        hidden_size: Of the encoder.
-        saved_per_token: Numbers that all layers save for the backward pass of a token; 0 if unknown.
+    GPU a batch has 16,384 tokens, or as many as the memory that is free now allows, where `saved_per_token` is known:
+    the numbers that all layers save for the backward pass of a token.
     """
     if device.startswith("cuda"):
         import torch

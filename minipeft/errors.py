@@ -89,12 +89,9 @@ def nearest(value: Any, choices: Iterable[str]) -> str:
 
 def check_seed(name: str, value: Any) -> int:
     """Return `value` as an int that every random generator takes as its seed; raise MinipeftError otherwise."""
-    try:
-        if (seed := check_int(name, value, least=0)) < 2**32:
-            return seed
-    except MinipeftError:
-        pass
-    raise MinipeftError(f"{name} {short_repr(value)} is not a whole number from 0 to {2**32 - 1}")
+    if (seed := check_int(name, value, least=0)) >= 2**32:
+        raise MinipeftError(f"{name} {short_repr(value)} is not a whole number from 0 to {2**32 - 1}")
+    return seed
 
 
 def under_torchrun() -> bool:

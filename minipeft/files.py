@@ -183,14 +183,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_output(folder: Path, marker: str, kind: str, resume: bool) -> None:
-    """Raise for an --output that holds another result of its `kind`, or anything else.
-
-    Args:
-        folder: the --output.
-        marker: the file by which a folder of this kind is recognized.
-        kind: what the folder holds, for the message.
-        resume: whether the folder may be continued.
-    """
+    """Raise for an --output that holds another result of its `kind`, which has the file `marker`, or anything else."""
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise MinipeftError(f"{above} is not a folder that can be written to. Choose another --output.")
@@ -199,7 +192,5 @@ def check_output(folder: Path, marker: str, kind: str, resume: bool) -> None:
             raise MinipeftError(
                 f"{folder} already holds a {kind}. Pass --resume to continue it, or choose another --output."
             )
-    elif folder.is_dir() and any(
-        not path.match(PARTIAL) and not path.name.startswith(LEASE) for path in folder.iterdir()
-    ):
+    elif folder.is_dir() and not all(path.match(PARTIAL) or path.match(f"{LEASE}*") for path in folder.iterdir()):
         raise MinipeftError(f"{folder} is not empty and holds no {kind}. Choose another --output.")

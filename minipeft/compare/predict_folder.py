@@ -4,7 +4,6 @@ FOLDER/plan.json             the run and the flags
 FOLDER/<file>.jsonl          the predictions of <file>; FOLDER/logs/<file>.txt is what its command has said
 """
 
-import hashlib
 import os
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from minipeft.compare.runner import execute, make_runner
 from minipeft.compare.runner_options import RunnerOptions
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, format_names
-from minipeft.files import FORMAT, check_output, read_json, user_path, write_json
+from minipeft.files import FORMAT, check_output, read_json, sha256, user_path, write_json
 from minipeft.lease import Lease
 
 
@@ -47,7 +46,9 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
         raise MinipeftError(f"{path}: the folder has no files. Name one with files to predict.")
     check_output(folder, "plan.json", "folder of predictions", resume)
     run_folder = user_path(run).absolute()
-    plan = {"format": FORMAT, "run": str(run_folder), "adapter": _digest(run_folder / "adapter" / WEIGHTS), **flags}
+    if not (adapter := run_folder / "adapter" / WEIGHTS).is_file():
+        raise MinipeftError(f"{adapter} is missing. Name the folder of a run.")
+    plan = {"format": FORMAT, "run": str(run_folder), "adapter": sha256(adapter), **flags}
     plan["echo"] = list(plan["echo"])
     if (folder / "plan.json").is_file() and read_json(folder / "plan.json") != plan:
         raise MinipeftError(f"{folder} was predicted with another run or other flags. Choose another --output.")
@@ -66,13 +67,6 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
         raise MinipeftError(
             f"{len(failed)} of {len(files)} files failed: {format_names(reasons)}. --resume tries them again."
         )
-
-
-def _digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        raise MinipeftError(f"{path} is missing. Name the folder of a run.") from None
 
 
 def _command(plan: dict[str, Any], file: Path, target: Path, device: str) -> Command:

@@ -6,7 +6,6 @@ at a time holds the folder of the chunk files.
 """
 
 import csv
-import hashlib
 import io
 import json
 import logging
@@ -28,7 +27,16 @@ from minipeft.data.tables.open_table import STANDARD_INPUT
 from minipeft.data.tables.remote import local_copy
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import Interrupted, MinipeftError
-from minipeft.files import LEASE, check_ownership, read_json, user_path, write_atomically, write_json, write_text
+from minipeft.files import (
+    LEASE,
+    check_ownership,
+    read_json,
+    sha256,
+    user_path,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from minipeft.inference.predict import load_run
 from minipeft.lease import Lease, clear_folder
 from minipeft.problems import problem_row
@@ -146,13 +154,8 @@ def predict_file(
 
 def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     """Return what the chunk files depend on: they are used again only for the same run, files and settings."""
-    digest = hashlib.sha256()
-    adapter = [*sorted(folder.glob("adapter_*")), *sorted(folder.glob("adapter/adapter_*"))]
-    for name in [folder / "config.json", *adapter]:
-        if name.is_file():
-            with open(name, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+    patterns = ("config.json", "adapter_*", "adapter/adapter_*")
+    run = [sha256(path) for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
     known: list[Any] = []
     for path in [*files, *(map(str, sorted(base.iterdir())) if base is not None else [])]:
         if path == STANDARD_INPUT:
@@ -160,7 +163,7 @@ def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str,
         else:
             local = Path(local_copy(path)).resolve()
             known.append([str(local), local.stat().st_size, local.stat().st_mtime_ns])
-    plan = {"version": __version__, "run": digest.hexdigest(), "files": known, **settings}
+    plan = {"version": __version__, "run": run, "files": known, **settings}
     return json.loads(json.dumps(plan))  # as it is when it is read from the file
 
 

@@ -27,14 +27,8 @@ _group_numbers = itertools.count()  # one group a training of this process
 def join_processes(device: str, resume: bool, held: int | None = None, timeout_minutes: float = 10) -> Processes:
     """Join the processes that torchrun started.
 
-    On CUDA the process's local rank becomes the current device.
-
-    Args:
-        device: "cpu" or "cuda".
-        resume: whether the run may be continued.
-        held: what this machine holds of the run: NOTHING, CONFIG_ONLY, or the step of its checkpoint + 2. Rank 0 is
-            on the node with the largest value. None: not known, because no folder was given.
-        timeout_minutes: minutes without an answer after which another process counts as lost.
+    On CUDA the process's local rank becomes the current device. `held` is what this machine holds of the run (see
+    `held_of`), None where no folder was given; rank 0 is on the node with the largest value.
 
     Raises:
         MinipeftError: for processes that cannot train together.

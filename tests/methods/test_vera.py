@@ -96,7 +96,7 @@ def test_the_projections_live_once_and_every_layer_sees_a_change_of_them(checkpo
         ({"d_initial": math.nan}, "d_initial nan"),
         ({"dropout": 1}, "dropout 1"),
         ({"targets": ("dense",)}, "unknown target 'dense'"),
-        ({"seed": -1}, "seed -1 is not a whole number from 0"),
+        ({"seed": -1}, "seed -1 is not a whole number of 0 or more"),
         ({"seed": 2**64}, "seed"),
         ({"save_projection": "no"}, "save_projection 'no'"),
     ],

@@ -51,19 +51,12 @@ def check_recordable(config: EncoderConfig, precision: str) -> None:
 
 @dataclass(frozen=True)
 class CapturedStep:
-    """A recorded step and the tensors that it reads and writes.
+    """A recorded step and the tensors that it reads and writes."""
 
-    Attributes:
-        batch: Each batch of this size is copied here.
-        count: (), what the loss is divided by.
-        loss: (), written by `replay`.
-        replay: Computes the loss of `batch`, and adds its gradients.
-    """
-
-    batch: PackedBatch
-    count: Tensor
-    loss: Tensor
-    replay: Compute
+    batch: PackedBatch  # each batch of this size is copied here
+    count: Tensor  # (), what the loss is divided by
+    loss: Tensor  # (), written by `replay`
+    replay: Compute  # computes the loss of `batch`, and adds its gradients
 
 
 class StepGraphs:
@@ -98,7 +91,8 @@ class StepGraphs:
                 loss = torch.zeros((), device=self.device)
                 self._compute(batch.to(self.device), torch.full((), float(count), device=self.device), loss)
                 return loss
-            self.recorded[size] = self._record(filled)
+            step = filled.to(self.device), torch.ones((), device=self.device), torch.zeros((), device=self.device)
+            self.recorded[size] = CapturedStep(*step, self.record(partial(self._compute, *step), self.trained))
         graph, moved = self.recorded[size], filled.to(self.device)
         for field in fields(filled):
             recorded = getattr(graph.batch, field.name)
@@ -107,11 +101,6 @@ class StepGraphs:
         graph.count.fill_(count)
         graph.replay()
         return graph.loss
-
-    def _record(self, filled: PackedBatch) -> CapturedStep:
-        moved = filled.to(self.device)
-        count, loss = torch.ones((), device=self.device), torch.zeros((), device=self.device)
-        return CapturedStep(moved, count, loss, self.record(partial(self._compute, moved, count, loss), self.trained))
 
     def _compute(self, batch: PackedBatch, count: Tensor, loss: Tensor) -> None:
         computed = self.loss(self.model(batch), batch) / count

@@ -1,6 +1,5 @@
 """curves.png: loss, metric and learning rate of a run, epoch by epoch. Needs the extra `plot`."""
 
-import json
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -8,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from minipeft.errors import printable
-from minipeft.files import read_json_lines, write_atomically
+from minipeft.files import read_json, read_json_lines, write_atomically
 from minipeft.training.progress import CONSTANT
 
 NOT_METRICS = (CONSTANT, "epoch", "step", "learning_rate", "seconds", "samples_per_second")
@@ -16,7 +15,7 @@ NOT_METRICS = (CONSTANT, "epoch", "step", "learning_rate", "seconds", "samples_p
 
 def draw(folder: Path) -> None:
     """Draw `folder`/metrics.jsonl as `folder`/curves.png; result.json gives the title and the best epoch."""
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = read_json(folder / "result.json")
     best = result["best"]
     rows = read_json_lines(folder / "metrics.jsonl")
     epochs = [row["epoch"] for row in rows]

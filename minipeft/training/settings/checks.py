@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -111,13 +112,10 @@ def threshold(flag: str, value: Any) -> float | str:
     """Return "auto", or a probability."""
     if isinstance(value, str) and value == "auto":
         return "auto"
-    try:
-        number = float(value) if isinstance(value, str) else check_float(flag, value)
-    except (ValueError, MinipeftError):
-        number = 0.0
-    if not 0 < number < 1:
-        raise MinipeftError(f"{flag} {short_repr(value)} is not a probability between 0 and 1. Choose one, or auto.")
-    return number
+    with suppress(ValueError, MinipeftError):
+        if 0 < (number := float(value) if isinstance(value, str) else check_float(flag, value)) < 1:
+            return number
+    raise MinipeftError(f"{flag} {short_repr(value)} is not a probability between 0 and 1. Choose one, or auto.")
 
 
 def class_weights(flag: str, value: Any) -> str | dict[str, float]:
@@ -128,13 +126,12 @@ def class_weights(flag: str, value: Any) -> str | dict[str, float]:
         return "balanced"
     weights = {}
     for one in given:
-        name, equals, weight = one.rpartition("=")
+        name, _, weight = one.rpartition("=")
         try:
-            weights[name] = above_zero(f"{flag} {name}", float(weight if equals else ""))
+            weights[name] = above_zero(f"{flag} {name}", float(weight if "=" in one else ""))
         except ValueError:
-            raise MinipeftError(
-                f"{flag}: {one!r} is not NAME=WEIGHT. Write it such as spam=5, or pass balanced."
-            ) from None
+            message = f"{flag}: {one!r} is not NAME=WEIGHT. Write it such as spam=5, or pass balanced."
+            raise MinipeftError(message) from None
     return weights
 
 
@@ -142,15 +139,14 @@ def options(flag: str, value: Any) -> dict[str, Any]:
     """Return a method's options from a dict or from NAME=VALUE texts; the value is JSON where it can be."""
     if isinstance(value, dict):
         return {text(flag, name): option for name, option in value.items()}
-    table = {}
+    table: dict[str, Any] = {}
     for one in texts(flag, value):
         name, equals, option = one.partition("=")
         if not name or not equals:
             raise MinipeftError(f"{flag}: {one!r} is not NAME=VALUE. Write it such as rslora=true.")
-        try:
+        table[name.replace("-", "_")] = option
+        with suppress(ValueError):
             table[name.replace("-", "_")] = json.loads(option)
-        except ValueError:
-            table[name.replace("-", "_")] = option
     return table
 
 
