@@ -16,7 +16,6 @@ from torch import Tensor
 
 from minipeft.data.tables.table import Table
 from minipeft.errors import MinipeftError, check_choice, format_names, is_unicode, short_repr
-from minipeft.problems.labels import number_of
 from minipeft.problems.metrics import METRICS, Array, find_metric
 
 LONGEST_TEXT = 1 << 21  # characters
@@ -24,21 +23,13 @@ IGNORE_INDEX = -100  # the default ignore_index of F.cross_entropy
 
 
 class Found(NamedTuple):
-    """What a label column holds.
-
-    Attributes:
-        problem: What a label is.
-        counts: The number of rows that have each label.
-        rows: The number of rows.
-        strata: The class of each row, as `Problem.strata` returns it.
-        warnings: What may be a mistake, each one line.
-    """
+    """What a label column holds."""
 
     problem: Problem
-    counts: dict[str, int]
+    counts: dict[str, int]  # the number of rows that have each label
     rows: int
-    strata: Sequence[int] | Array | None = None
-    warnings: tuple[str, ...] = ()
+    strata: Sequence[int] | Array | None = None  # the class of each row, as `Problem.strata` returns it
+    warnings: tuple[str, ...] = ()  # what may be a mistake, each one line
 
 
 class Mistake(NamedTuple):
@@ -51,15 +42,10 @@ class Mistake(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """What a label is. A subclass answers for one kind; `minipeft.problems` says what for.
+    """What a label is. A subclass answers for one kind; `minipeft.problems` says what for."""
 
-    Attributes:
-        labels: Names in the order of their indices; empty where labels are numbers.
-        temperatures: By which logits are divided before they become probabilities: one, one for each label, or none.
-    """
-
-    labels: tuple[str, ...] = ()
-    temperatures: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()  # names in the order of their indices; empty where labels are numbers
+    temperatures: tuple[float, ...] = ()  # logits are divided by them: one, one for each label, or none
 
     name: ClassVar[str]  # transformers' problem_type
     plural: ClassVar[str]  # what messages call the labels
@@ -103,22 +89,23 @@ class Problem:
     @cached_property
     def by_number(self) -> dict[Decimal | None, int]:
         """The index of each label that is a number."""
+        from minipeft.problems.labels import number_of
+
         return {number_of(name): index for index, name in enumerate(self.labels) if number_of(name) is not None}
 
     def index(self, name: str) -> int | None:
         """Return the index of a label by its name, or by an equal number; None for another name."""
-        found = self.numbers.get(name)
-        return self.by_number.get(number_of(name)) if found is None else found
+        if name in self.numbers:
+            return self.numbers[name]
+        from minipeft.problems.labels import number_of
+
+        return self.by_number.get(number_of(name))
 
     # -- reading --
 
     @classmethod
     def find(cls, table: Table, column: str, label_type: str, settings: Mapping[str, Any]) -> Found:
-        """Read the label column of a training file once; `settings` are those of the kind's row in `PROBLEMS`.
-
-        Raises:
-            MinipeftError: for a column that cannot be trained on. The message names the file, the row and the remedy.
-        """
+        """Read the label column of a training file once; `settings` are those of the kind's row in `PROBLEMS`."""
         raise NotImplementedError
 
     def read(self, value: Any, place: str) -> Any:
@@ -168,11 +155,7 @@ class Problem:
 
     @staticmethod
     def targets(labels: Sequence[Any], lengths: Sequence[int], num_labels: int) -> Tensor:
-        """Return labels, one per sequence of `lengths` tokens, as the loss takes them: (num_sequences,), int64.
-
-        Raises:
-            MinipeftError: for a label that is not among the num_labels outputs of the head, with its sequence.
-        """
+        """Return labels, one per sequence of `lengths` tokens, as the loss takes them: (num_sequences,), int64."""
         for number, label in enumerate(labels):
             if label not in range(num_labels):
                 raise MinipeftError(
@@ -188,11 +171,7 @@ class Problem:
     def losses(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
         """Return the loss of each sequence, (num_sequences,), 0 for a dummy sequence.
 
-        Args:
-            logits: (num_sequences, num_labels), float32.
-            targets: From `targets`.
-            weights: (num_labels,), float32: of each class; None for 1.
-            smoothing: This fraction of the target is distributed evenly over the classes.
+        `logits` are (num_sequences, num_labels), and the `weights` of the classes (num_labels,), both float32.
         """
         raise NotImplementedError
 
@@ -201,11 +180,7 @@ class Problem:
         return len(targets)
 
     def balanced_weights(self, targets: Sequence[Any]) -> tuple[float, ...]:
-        """Return the class weights with which every class has the same part in the loss of these training examples.
-
-        Raises:
-            MinipeftError: where there are none, because no example has a class, for example.
-        """
+        """Return the class weights with which every class has the same part in the loss of these training examples."""
         raise NotImplementedError
 
     def baseline(self, targets: Sequence[Any]) -> tuple[float, float | None]:
@@ -232,13 +207,7 @@ class Problem:
         return {}
 
     def score(self, logits: Tensor, targets: Sequence[Any], metrics: Sequence[str] = ()) -> dict[str, float]:
-        """Return eval_loss, the mean over the examples, and metrics by their name in METRICS.
-
-        Args:
-            logits: (num_examples, num_labels), float32.
-            targets: As `read` returns them.
-            metrics: Names in METRICS.
-        """
+        """Return eval_loss, the mean over the examples, and metrics by their name in METRICS."""
         expected = self.targets(self.as_packed(targets), (), logits.shape[1])
         values = {"eval_loss": self.losses(logits, expected).sum().item() / self.total_weight(targets)}
         for name in metrics:
@@ -256,11 +225,7 @@ class Problem:
         return predictions[:, number] if predictions.ndim == 2 else predictions == number
 
     def check_metric(self, name: str) -> None:
-        """Raise unless --select-by names a metric of these labels.
-
-        Raises:
-            MinipeftError: for an unknown metric, and for the metric of a class that does not exist.
-        """
+        """Raise unless --select-by names a metric of these labels."""
         metric, label = find_metric(name)
         if name == "f1" and len(self.labels) != 2:
             raise MinipeftError("--select-by f1 is for two classes. Choose macro_f1, or f1:CLASS with a class.")
@@ -285,11 +250,7 @@ class Problem:
     # -- prediction --
 
     def probabilities(self, logits: Tensor) -> Array:
-        """Return the probability of each label, (num_examples, num_labels), float64.
-
-        Raises:
-            MinipeftError: for labels that have none.
-        """
+        """Return the probability of each label, (num_examples, num_labels), float64."""
         return self.scaled(logits).softmax(1).numpy()
 
     def scaled(self, logits: Tensor) -> Tensor:
@@ -309,13 +270,7 @@ class Problem:
         return found
 
     def predictions(self, logits: Tensor, names: Sequence[str], inputs: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Return what `predict` does for each example, with six digits.
-
-        Args:
-            logits: (num_examples, num_labels), float32.
-            names: Those of the model's outputs.
-            inputs: The texts.
-        """
+        """Return what `predict` does for each text in `inputs`, with six digits; `names` are the model's outputs."""
         raise NotImplementedError
 
     def report(self, logits: Tensor, targets: Sequence[Any]) -> dict[str, Any]:

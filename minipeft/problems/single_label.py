@@ -14,7 +14,6 @@ from torch import Tensor
 from minipeft.data.tables.table import Table
 from minipeft.errors import MinipeftError, format_names, short_repr
 from minipeft.problems import problem_class
-from minipeft.problems.labels import class_name, find_labels, nearest_label
 from minipeft.problems.problem import Found, Mistake, Problem, check_classes, most_severe
 
 SEPARATORS = (";", "|")  # that a warning looks for
@@ -32,12 +31,18 @@ class SingleLabel(Problem):
 
     @classmethod
     def find(cls, table: Table, column: str, label_type: str, settings: Mapping[str, Any]) -> Found:
+        from minipeft.problems.labels import find_labels
+
         counts, rows, strata, warnings = find_labels(table, column, label_type)
         if not counts:  # with "auto", of a column of numbers
             return Found(problem_class("regression")(), counts, rows)
         return Found(cls(tuple(counts)), counts, rows, strata, warnings + warn_of_lists(table.place, column, counts))
 
     def read(self, value: Any, place: str) -> int:
+        if isinstance(value, str) and value in self.numbers:
+            return self.numbers[value]
+        from minipeft.problems.labels import class_name, nearest_label
+
         if (found := self.index(class_name(value, place))) is None:
             raise MinipeftError(
                 f"{place}: label {short_repr(value)} is not one of the training file's ({format_names(self.labels)})"
