@@ -182,15 +182,15 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def check_output(folder: Path, marker: str, kind: str, resume: bool) -> None:
-    """Raise for an --output that holds another result of its `kind`, which has the file `marker`, or anything else."""
+def check_output(folder: Path, marker: str, kind: str, resume: bool, flag: str = "--output") -> None:
+    """Raise for an output folder that holds another result of its `kind`, or anything else."""
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise MinipeftError(f"{above} is not a folder that can be written to. Choose another --output.")
+        raise MinipeftError(f"{above} is not a folder that can be written to. Choose another {flag}.")
     if (folder / marker).is_file():
         if not resume:
             raise MinipeftError(
-                f"{folder} already holds a {kind}. Pass --resume to continue it, or choose another --output."
+                f"{folder} already holds a {kind}. Pass --resume to continue it, or choose another {flag}."
             )
     elif folder.is_dir() and not all(path.match(PARTIAL) or path.match(f"{LEASE}*") for path in folder.iterdir()):
-        raise MinipeftError(f"{folder} is not empty and holds no {kind}. Choose another --output.")
+        raise MinipeftError(f"{folder} is not empty and holds no {kind}. Choose another {flag}.")

@@ -112,13 +112,13 @@ class Lease:
 
 
 @contextmanager
-def staging_folder(output: Path, ending: str = "partial") -> Iterator[Path]:
+def staging_folder(output: Path) -> Iterator[Path]:
     """Hold an empty folder next to `output`, in which this process alone prepares it; it is removed at the end.
 
     Raises:
         MinipeftError: where another process prepares the same output.
     """
-    folder = output.absolute().with_name(f".{output.name}.{ending}")
+    folder = output.absolute().with_name(f".{output.name}.partial")
     try:
         with Lease(folder, output):
             clear_folder(folder)  # of a process that was killed

@@ -20,10 +20,7 @@ def check_report_folder(folder: str | Path) -> None:
     """Raise MinipeftError for a --report that exists and is not an empty folder, or that cannot be written to."""
     if (user_path(folder) / REPORT).is_file():
         raise MinipeftError(f"{folder} already holds a report. Choose another --report.")
-    try:
-        check_output(user_path(folder), REPORT, "report", resume=False)
-    except MinipeftError as error:
-        raise MinipeftError(str(error).replace("--output", "--report")) from None
+    check_output(user_path(folder), REPORT, "report", resume=False, flag="--report")
 
 
 def write_report(report: dict[str, Any], folder: str | Path) -> list[Path]:

@@ -159,28 +159,28 @@ class TokenLabels(SingleLabel):
         known = ~logits[:, 0].isneginf().numpy()
         actual, predicted = _flat(targets)[known], self.decide(logits)[known]
         values = {"eval_loss": self.losses(logits[known], torch.from_numpy(actual)).mean().item()}
-        examples = np.repeat(np.arange(len(targets)), [len(target) for target in targets])[known]
-        spans = self._compared_entities(predicted, actual, examples) if self.has_entities else None
+        spans = words = predicted, actual
+        if self.has_entities:  # which of all entities on either side are predicted, and which are labels, as 0 and 1
+            found, expected = (self._entities(side, targets, known) for side in words)
+            both = [*found | expected]
+            spans = (
+                np.array([entity in found for entity in both], int),
+                np.array([one in expected for one in both], int),
+            )
         for name in metrics:
-            sides = spans if spans is not None and name != "accuracy" else (predicted, actual)
-            values[name] = METRICS[name].function(*sides)
+            values[name] = METRICS[name].function(*(words if name == "accuracy" else spans))
         return values
 
-    def _compared_entities(self, predicted: Array, actual: Array, examples: Array) -> tuple[Array, Array]:
-        """Return which of all entities on either side are predicted, and which are labels, as 0 and 1."""
-        found, expected = ({*self._entities(side, examples)} for side in (predicted, actual))
-        both = [*found | expected]
-        return tuple(np.array([int(one in side) for one in both], dtype=np.int64) for side in (found, expected))  # type: ignore[return-value]
-
-    def _entities(self, tags: Array, examples: Array) -> list[Entity]:
-        """Return the entities of all examples; an entity ends where its example does."""
-        starts = [*np.flatnonzero(np.diff(examples, prepend=-1)), len(tags)]
+    def _entities(self, tags: Array, targets: Sequence[Any], known: Array | None = None) -> set[Entity]:
+        """Return the entities of all examples, or of their known words; an entity ends where its example does."""
+        examples = np.repeat(np.arange(len(targets)), [len(target) for target in targets])
+        starts = [*np.flatnonzero(np.diff(examples if known is None else examples[known], prepend=-1)), len(tags)]
         names = [self.labels[tag] for tag in tags]
-        return [
+        return {
             (start + first, start + end, kind)
             for start, stop in pairwise(starts)
             for first, end, kind in find_entities(names[start:stop])
-        ]
+        }
 
     def decide(self, logits: Tensor) -> Array:
         """Return the most probable tag of each word; that of a word without a token is O, if there is one."""
@@ -234,8 +234,7 @@ class TokenLabels(SingleLabel):
         types = list(dict.fromkeys(name[2:] or name for name in self.labels))
         to_type = np.array([types.index(name[2:] or name) for name in self.labels])
         report = report_classes(to_type[actual], to_type[predicted], probabilities, types)
-        examples = np.repeat(np.arange(len(targets)), [len(target) for target in targets])
-        found, expected = ({*self._entities(side, examples)} for side in (predicted, actual))
+        found, expected = (self._entities(side, targets) for side in (predicted, actual))
         sides = [Counter(kind for *_, kind in side) for side in (found & expected, found, expected)]
         classes = [label_figures(kind, *(side[kind] for side in sides)) for kind in types if kind != "O"]
         micro = label_figures("micro", *(side.total() for side in sides))
