@@ -144,10 +144,10 @@ def build_model(job: Job, targets: Sequence[Any]) -> SequenceClassifier:
     if "head.out_proj.bias" in model.new_tensors:
         torch.nn.init.constant_(model.get_parameter("head.out_proj.bias"), job.task.problem.initial_bias(targets))
     apply(model, job.method)  # freezes the encoder; the method's parameters and the head are trainable
-    for adapter in job.initial_adapters:
+    if job.initial_adapter is not None:
         from minipeft.adapters.adapter import initialize_from_adapter
 
-        message = initialize_from_adapter(model, adapter)
+        message = initialize_from_adapter(model, job.initial_adapter)
         if job.processes.is_main_process and not settings.quiet:
             print(message, file=sys.stderr)
     # bf16 is for the frozen weights and the activations: trainable parameters stay float32, because AdamW's small

@@ -60,7 +60,7 @@ class Job:
     data: DataSource
     model: Checkpoint
     method: Any  # its config
-    initial_adapters: tuple[Adapter, ...]  # the one that the run is initialized from, if any
+    initial_adapter: Adapter | None  # that the run is initialized from
     schedule: Schedule
     max_length: int
     output: Path
@@ -125,10 +125,10 @@ def resolve(given: Mapping[str, Any]) -> Job:
 
     if settings.resume and settings.output is not None:
         settings = continued(Path(settings.output))
-    settings, task, custom, method, adapters = _find(settings, processes)
+    settings, task, custom, method, adapter = _find(settings, processes)
     output = processes.on_rank_zero(lambda: choose_output(settings, task, method))
     if settings.resume and settings.output is None:  # the name of the folder follows from the task and the method
-        settings, task, custom, method, adapters = _find(continued(output), processes)
+        settings, task, custom, method, adapter = _find(continued(output), processes)
 
     model = processes.once_per_node(lambda: choose_model(settings.model))
     data = processes.once_per_node(lambda: choose_source(settings, task, custom))
@@ -147,7 +147,7 @@ def resolve(given: Mapping[str, Any]) -> Job:
         **{name: getattr(method, name) for name in METHOD_FLAGS if hasattr(method, name)},
         method_options={name: value for name, value in changed_options(method).items() if name not in METHOD_FLAGS},
         model=_model_to_reload(settings.model, model.folder),
-        init_adapter=str(adapters[0].folder.resolve()) if adapters else None,
+        init_adapter=str(adapter.folder.resolve()) if adapter else None,
         epochs=schedule.epochs,
         steps=schedule.steps or None,
         lr=schedule.lr,
@@ -160,36 +160,35 @@ def resolve(given: Mapping[str, Any]) -> Job:
         cuda_graphs=choose_cuda_graphs(settings, device, precision, model.config),
         output=str(output),
     )
-    job = Job(complete, data, model, method, adapters, schedule, max_length, output, processes)
+    job = Job(complete, data, model, method, adapter, schedule, max_length, output, processes)
     processes.on_rank_zero(job.check_same_settings)
     return job
 
 
 def _find(
     settings: TrainSettings, processes: Processes
-) -> tuple[TrainSettings, Task, CustomData | None, Any, tuple[Adapter, ...]]:
+) -> tuple[TrainSettings, Task, CustomData | None, Any, Adapter | None]:
     """Return the settings with --select-by, the task, and the method with the adapter that it is initialized from."""
 
-    def method_of(adapters: tuple[Adapter, ...]) -> Any:
+    def method_of(adapter: Adapter | None) -> Any:
         check_windows(settings)
-        return choose_method(settings, adapters[0].method if adapters else None)
+        return choose_method(settings, adapter and adapter.method)
 
-    adapters: tuple[Adapter, ...] = ()
+    adapter = None
     if settings.init_adapter is None:
-        method = processes.on_rank_zero(lambda: method_of(()))
+        method = processes.on_rank_zero(lambda: method_of(None))
     task, custom = processes.once_per_node(lambda: find_task(settings))
     if settings.init_adapter is not None:
         from minipeft.adapters.adapter import read_initial_adapter
 
         folder = user_path(settings.init_adapter)
         adapter = processes.on_rank_zero(lambda: read_initial_adapter(folder, choose_model(settings.model).config))
-        adapters = (adapter,)
-        method = processes.on_rank_zero(lambda: method_of(adapters))
+        method = processes.on_rank_zero(lambda: method_of(adapter))
     loss = LossSettings(settings.class_weights or "", settings.label_smoothing)
     processes.on_rank_zero(lambda: loss.check(task))
     select_by = processes.once_per_node(lambda: choose_select_by(settings, task))
     task = processes.on_rank_zero(lambda: task.with_metric(select_by))
-    return dataclasses.replace(settings, select_by=select_by), task, custom, method, adapters
+    return dataclasses.replace(settings, select_by=select_by), task, custom, method, adapter
 
 
 def _settings_of_task(settings: TrainSettings, task: Task) -> dict[str, Any]:
