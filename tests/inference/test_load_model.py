@@ -67,7 +67,7 @@ def test_a_merged_checkpoint_predicts_what_its_run_does(
 def test_an_adapter_and_a_checkpoint_of_several_labels_predict_sets(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from transformers import pipeline
 
-    rows = [{"text": text, "label": ["a", "b"][: n % 3]} for n, text in enumerate(TEXTS * 10)]
+    rows = [{"text": f"{text} {n}", "label": ["a", "b"][: n % 3]} for n, text in enumerate(TEXTS * 10)]
     settings = {"label_type": "multilabel", "threshold": 0.3, "method": "head", "epochs": 1, "precision": "fp32"}
     result = minipeft.train(
         data=rows, model=str(tiny_checkpoint), device="cpu", quiet=True, output=str(tmp_path / "run"), **settings
