@@ -29,6 +29,8 @@ def choose_device(device: str) -> str:
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         name = next(name for name in ("cuda", "mps", "cpu") if present[name])
+    if name == "gpu":
+        raise MinipeftError(f"device {device} is called cuda{colon}{number} here. Pass --device cuda{colon}{number}.")
     check_choice("device", name, ("auto", *present))
     if not present[name]:
         raise MinipeftError(f"device {name}: this machine or this torch has none. Pass --device cpu.")

@@ -110,3 +110,9 @@ def test_the_tokens_of_a_batch_fit_into_half_of_the_free_memory_of_a_gpu(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GIB // 64, GIB))
     assert choose_max_tokens("cuda", precision, shape.hidden_size, saved) == 512
     assert choose_max_tokens("cuda", precision, shape.hidden_size) == 16384  # what a token saves is not known
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu:1"])
+def test_a_gpu_is_called_cuda(name: str) -> None:
+    with pytest.raises(MinipeftError, match=f"device {name} is called {name.replace('gpu', 'cuda')} here"):
+        choose_device(name)

@@ -78,7 +78,7 @@ def describe_report(report: dict[str, Any]) -> str:
         [row["label"], *(f"{row[name]:.4f}" for name in names), f"{row['support']:,}"] for row in report["classes"]
     ]
     rows += [
-        [f"{kind} average", *(f"{values[name]:.4f}" for name in names), f"{report['examples']:,}"]
+        [f"{kind} average", *(f"{values[name]:.4f}" for name in names), f"{values['support']:,}"]
         for kind, values in report["averages"].items()
     ]
     error = report["calibration"]["expected_calibration_error"]

@@ -94,7 +94,9 @@ def predict_file(
         raise MinipeftError(f"{target} {reason}; choose another --output")
     for name in echo:
         if name in ("label", "labels", "probabilities", "score", "entities", "tags"):
-            raise MinipeftError(f"--echo {name}: a prediction has a field {name} already; rename the column")
+            raise MinipeftError(
+                f"--echo {name}: a prediction has a field {name} already; rename it, such as to input_{name}"
+            )
     files = list_files(path, file_format)
     run = load_run(folder, device, pairs=pair_column is not None)
     if run.device == "cuda" and "LOCAL_RANK" in os.environ:

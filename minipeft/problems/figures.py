@@ -39,7 +39,7 @@ def report_label_sets(labels: Array, predicted: Array, probabilities: Array, nam
     return {
         "classes": classes,
         "averages": {
-            "micro": {name: micro[name] for name in ("precision", "recall", "f1")},
+            "micro": {name: micro[name] for name in ("precision", "recall", "f1", "support")},
             **average_figures(classes),
         },
         "calibration": calibration(probabilities.ravel(), labels.ravel()),
@@ -81,7 +81,10 @@ def label_figures(name: str, true: int, chosen: int, support: int) -> dict[str, 
 
 
 def average_figures(classes: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the means of precision, recall and F1 over the classes that occur: plain, and weighted by support."""
+    """Return the means of precision, recall and F1 over the classes that occur: plain, and weighted by support.
+
+    Their support is the sum over the classes, as in scikit-learn's classification_report.
+    """
     occurring = [row for row in classes if row["support"] or row["predicted"]]
     support = [row["support"] for row in occurring]
     weights = {"macro": None, "weighted": support if any(support) else None}
@@ -90,6 +93,7 @@ def average_figures(classes: Sequence[dict[str, Any]]) -> dict[str, dict[str, fl
             name: float(np.average([row[name] for row in occurring] or [0.0], weights=weight))
             for name in ("precision", "recall", "f1")
         }
+        | {"support": sum(support)}
         for kind, weight in weights.items()
     }
 

@@ -238,7 +238,8 @@ class TokenLabels(SingleLabel):
         sides = [Counter(kind for *_, kind in side) for side in (found & expected, found, expected)]
         classes = [label_figures(kind, *(side[kind] for side in sides)) for kind in types if kind != "O"]
         micro = label_figures("micro", *(side.total() for side in sides))
-        averages = {"micro": {name: micro[name] for name in ("precision", "recall", "f1")}, **average_figures(classes)}
+        names = ("precision", "recall", "f1", "support")
+        averages = {"micro": {name: micro[name] for name in names}, **average_figures(classes)}
         return report | {"classes": classes, "averages": averages}
 
     def mistakes(self, logits: Tensor, targets: Sequence[Any], inputs: Any = ()) -> Iterator[Mistake]:

@@ -170,7 +170,8 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
         print_banner(job, examples, model)
     if examples.truncated and processes.is_main_process:
         total = sum(map(len, (examples.train, examples.validation, *examples.others.values())))
-        logger.warning("%d of %d examples were truncated to %d tokens", examples.truncated, total, job.max_length)
+        counts = examples.truncated, total, job.max_length
+        logger.warning("%d of %d examples were truncated to %d tokens; --long-text window reads them whole", *counts)
     processes.on_rank_zero(lambda: _write_config(job, examples))
     minutes, copy = settings.checkpoint_minutes, settings.checkpoint_copy
     return RunFolder(job.output, minutes, settings.quiet, settings.report_to, copy)

@@ -76,8 +76,9 @@ def test_figures_are_those_of_scikit_learn(rows: list[tuple[int, list[float]]], 
             assert row[ours] == pytest.approx(of_class[theirs], abs=1e-12)
         assert row["support"] == of_class["support"]
     expected = classification_report(labels, predicted, labels=occurring, output_dict=True, zero_division=0)
+    same = (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score"), ("support", "support"))
     for kind in ("macro", "weighted"):
-        for ours, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+        for ours, theirs in same:
             assert report["averages"][kind][ours] == pytest.approx(expected[f"{kind} avg"][theirs], abs=1e-12)
     assert report["averages"]["macro"]["f1"] == pytest.approx(report["metrics"]["macro_f1"], abs=1e-12)
     matrix = reference_matrix(labels, predicted, labels=[0, 1, 2])
@@ -140,8 +141,9 @@ def test_figures_of_sets_of_labels_are_those_of_scikit_learn(
         (f"{kind} avg", row) for kind, row in report["averages"].items() if kind == "micro" or actual.any(0).all()
     ]
     assert len(averages) in (1, 3)
+    same = (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score"), ("support", "support"))
     for name, row in [*((row["label"], row) for row in report["classes"]), *averages]:
-        for ours, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+        for ours, theirs in same:
             assert row[ours] == pytest.approx(expected[name][theirs], abs=1e-12)
     assert [row["support"] for row in report["classes"]] == actual.sum(0).tolist()
     wrong = np.where(predicted == actual, 0.0, np.abs(probabilities - actual)).max(1)

@@ -38,7 +38,8 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
         f"model   {job.model.description}",
         f"method  {describe_method(job.method)}: {parameters.method:,} trainable parameters, "
         f"{parameters.head:,} in the head",
-        f"train   {'at most ' if schedule.patience else ''}{schedule.epochs} epochs, {steps:,} steps of "
+        f"train   {'at most ' if schedule.patience else ''}{schedule.epochs} epoch{'s' * (schedule.epochs > 1)}, "
+        f"{steps:,} step{'s' * (steps > 1)} of "
         f"{settings.batch_size} x {settings.grad_accum} sequences, lr {schedule.lr:g} "
         f"{'' if schedule.lr_schedule == 'linear' else f'({schedule.lr_schedule}) '}after "
         f"{schedule.warmup_steps} warmup steps, seed {schedule.seed}",
