@@ -196,7 +196,9 @@ def test_another_run_starts_from_its_adapter(
 ) -> None:
     common = {"model": str(tiny_checkpoint), "init_adapter": str(finished), **SMALL, "epochs": 1}
     train(data=str(reviews), output=str(tmp_path / "custom"), **COLUMNS, **common)
-    train(task="sst2", data=str(small_data), output=str(tmp_path / "sst2"), **common)
+    # Without a model, that of the run.
+    result = train(task="sst2", data=str(small_data), output=str(tmp_path / "sst2"), **common | {"model": "auto"})
+    assert result.job.config["model"] == str(tiny_checkpoint)
     assert details_of(tmp_path / "sst2" / "adapter")["labels"] == ["negative", "positive"]
 
 

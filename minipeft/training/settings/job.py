@@ -20,7 +20,7 @@ from minipeft.device import (
     warn_of_slow_bf16,
 )
 from minipeft.errors import MinipeftError, public_settings, under_torchrun
-from minipeft.files import user_path
+from minipeft.files import read_json, user_path
 from minipeft.hub.names import model_name
 from minipeft.methods import changed_options
 from minipeft.model.families import family_of
@@ -182,6 +182,9 @@ def _find(
         from minipeft.adapters.adapter import read_initial_adapter
 
         folder = user_path(settings.init_adapter)
+        if settings.model == "auto" and (folder / "config.json").is_file():
+            recorded = processes.once_per_node(lambda: str(read_json(folder / "config.json").get("model", "auto")))
+            settings = dataclasses.replace(settings, model=recorded)  # an adapter fits its own base model only
         adapter = processes.on_rank_zero(lambda: read_initial_adapter(folder, choose_model(settings.model).config))
         method = processes.on_rank_zero(lambda: method_of(adapter))
     loss = LossSettings(settings.class_weights or "", settings.label_smoothing)
