@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +26,8 @@ class Parser(argparse.ArgumentParser):
     """argparse, with one line for bad input."""
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", Formatter)
+        # With more room for the flags, so that most of them take one line.
+        options.setdefault("formatter_class", partial(argparse.RawDescriptionHelpFormatter, max_help_position=36))
         super().__init__(**options)
         # What begins with one - is a value such as -1=2 or -_-, for no flag but -h does.
         self._negative_number_matcher = re.compile("-[^-]")
@@ -45,13 +47,6 @@ class Parser(argparse.ArgumentParser):
         if flag := re.match(r"argument (--[\w-]+)\S*: expected", message):
             message += f"; a value that begins with - is written {flag[1]}=VALUE"
         self.exit(2, f"minipeft: {message}; see {self.prog} --help\n")
-
-
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """argparse's, with more room for the flags, so that most of them take one line."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=36)
 
 
 class RecipeHelp(argparse.Action):
@@ -93,22 +88,12 @@ def _shape(model: str) -> tuple[int, str]:
 
 
 def add_settings(
-    parser: Any,
-    table: type[Any],
-    *,
-    without: Collection[str] = (),
-    several: bool = False,
+    parser: Any, table: type[Any], *, without: Collection[str] = (), several: bool = False
 ) -> dict[str, argparse.Action]:
-    """Add a flag for each row of a table, without a default: what is not given is absent from the parsed arguments.
+    """Add a flag for each row of a table, and return the flags by name.
 
-    Args:
-        parser: the parser, which gets a group for each heading; or one of its groups, for all flags.
-        table: the table of settings.
-        without: names of rows to leave out.
-        several: take several values for every flag that has one, kept as the words that they are.
-
-    Returns:
-        The flags by name.
+    A flag that is not given is absent from the parsed arguments. `parser` gets a group for each heading, or is a group
+    for all flags. With `several` every flag that has a value takes several, kept as the words that they are.
     """
     chosen = {name: row for name, row in rows(table).items() if name not in without}
     groups = dict.fromkeys((row.group for row in chosen.values()), parser)
@@ -128,18 +113,12 @@ def _options(row: Setting, several: bool) -> dict[str, Any]:
         return {"action": "store_true"}
     required = row.default is REQUIRED
     if row.alone is not None:
-        return {
-            "nargs": "?",
-            **({"const": [row.alone], "type": lambda word: [word]} if several else {"const": row.alone}),
-        }
+        return {"nargs": "?"} | (
+            {"const": [row.alone], "type": lambda word: [word]} if several else {"const": row.alone}
+        )
     if several:
         return {"metavar": "VALUE", "nargs": "+", "action": "extend", "required": required}
-    return {
-        "metavar": row.metavar,
-        "nargs": "+" if row.several else None,
-        "type": row.number,
-        "required": required,
-    }
+    return {"metavar": row.metavar, "nargs": "+" if row.several else None, "type": row.number, "required": required}
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:

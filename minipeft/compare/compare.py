@@ -17,7 +17,7 @@ from typing import Any
 from minipeft.compare.formatting import format_csv, format_text
 from minipeft.compare.local_runner import Command
 from minipeft.compare.page import render_page
-from minipeft.compare.plan import NUMBERS, Plan, Run, changed_flags, make_plan
+from minipeft.compare.plan import NUMBERS, ROWS, Plan, Run, format_values, make_plan
 from minipeft.compare.runner import execute, make_runner
 from minipeft.compare.runner_options import RunnerOptions
 from minipeft.compare.table import MIN_SEEDS, comparison_table
@@ -38,12 +38,7 @@ DATA_SETTINGS = ("data", "text_column", "pair_column", "label_column", "label_ty
 def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any) -> None:
     """Execute the unfinished runs, write the tables and the page, and print the tables.
 
-    Args:
-        output: the comparison's folder.
-        resume: continue the comparison that `output` holds.
-        quiet: show no progress bar.
-        flags: the fields of RunnerOptions; and the flags of `train`, each with the list of words that
-            `plan.make_plan` parses.
+    `flags` are the fields of RunnerOptions; and the flags of `train`, each with its words for `make_plan`.
 
     Raises:
         MinipeftError: for invalid input, before anything is written; and at the end when a run has failed.
@@ -106,10 +101,13 @@ def _describe_result(command: Command) -> str:
 
 def _check_same_flags(folder: Path, before: dict[str, Any], plan: Plan) -> None:
     now = json.loads(json.dumps(public_settings(plan.flags)))
-    for one, other in changed_flags(before, now, FREE_TO_CHANGE):
-        raise MinipeftError(
-            f"{folder} was started with {one}, not {other}. Resume with the same settings, or choose another --output."
-        )
+    for name in ROWS:
+        if name not in FREE_TO_CHANGE and before.get(name) != now.get(name):
+            one, other = (format_values(flags[name]) if name in flags else "by default" for flags in (before, now))
+            raise MinipeftError(
+                f"{folder} was started with {name} {one}, not {other}. Resume with the same settings, or choose "
+                "another --output."
+            )
 
 
 def _with_precision_of(folder: Path, plan: Plan) -> Plan:
@@ -137,11 +135,7 @@ def _is_finished(folder: Path, run: Run) -> bool:
 
 
 def _check_runs(runs: list[Run], here: bool) -> str:
-    """Validate the settings of all runs and fetch their models once.
-
-    Returns:
-        The device that they use if they run `here`, on this machine.
-    """
+    """Check the settings of all runs, fetch their models once, and return the device that they use if they run here."""
     settings = [TrainSettings(**read_settings(run.settings)) for run in runs]
     devices = {name: choose_device(name) for name in {wanted.device for wanted in settings} if here}
     for wanted in {(wanted.precision, wanted.device) for wanted in settings if here}:
@@ -164,10 +158,7 @@ def _sources(runs: list[Run]) -> list[tuple[Task, str, int | None]]:
 
 
 def _count_validation(sources: list[tuple[Task, str, int | None]]) -> dict[str, int]:
-    """Count the validation examples of each task, as its first run evaluates them.
-
-    This reads every row, so that an invalid row is found before the first run starts.
-    """
+    """Read and count the validation examples of each task: an invalid row is found before the first run starts."""
     counts: dict[str, int] = {}
     for task, source, limit in sources:
         if task.name not in counts:

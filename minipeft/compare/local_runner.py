@@ -42,13 +42,7 @@ def format_flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 class LocalRunner:
-    """Starts `minipeft` commands as child processes.
-
-    Args:
-        folder: what the commands say is written to logs/<name>.txt in it.
-        jobs: how many to execute at once; they share the CPU cores.
-        gpus: the values of CUDA_VISIBLE_DEVICES among which the commands are divided; empty to leave it as it is.
-    """
+    """Starts `minipeft` commands as child processes that share the CPU cores and `gpus`, if there are any."""
 
     def __init__(self, folder: Path, jobs: int, gpus: Sequence[str] = ()) -> None:
         self.folder, self.jobs, self.gpus = folder, jobs, gpus
@@ -105,7 +99,8 @@ def start_child(
             stderr=file,
             env={**shares, **environment},
             cwd=cwd,
-            **_own_process_group(),
+            start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone; Windows has another option
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
 
 
@@ -128,13 +123,6 @@ def _terminate_with_parent() -> None:
     while os.read(0, 1024):
         pass
     signal.raise_signal(signal.SIGTERM)  # os.kill would end the process without saving on Windows
-
-
-def _own_process_group() -> dict[str, Any]:
-    """Options of Popen with which Ctrl-C in the terminal reaches the parent alone."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}
 
 
 def error_of(folder: Path, name: str, status: int) -> str | None:

@@ -12,7 +12,6 @@ learning rate and seed may have several values, --lr lora=1e-3,3e-3, and every c
 have one.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -67,7 +66,7 @@ class Plan:
         for name, values in self.flags.items():
             flag = ROWS[name].flag
             switch = values.get("", [None])[0] is True  # 1 == True: a rank of 1 is not a switch
-            arguments.append(flag if switch else f"{flag} {_format_values(values)}")
+            arguments.append(flag if switch else f"{flag} {format_values(values)}")
         return " ".join(arguments)
 
 
@@ -108,7 +107,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
     for name, values in flags.items():
         if "" in values and len(values) == 1 and (name, "") not in used:
             raise MinipeftError(
-                f"{ROWS[name].flag} {_format_values(values)} has no meaning for {', '.join(methods)}. Leave it out."
+                f"{ROWS[name].flag} {format_values(values)} has no meaning for {', '.join(methods)}. Leave it out."
             )
     flags = {"task": {"": tasks}, "method": {"": methods}, **flags}
     seeds = [seed for values in flags["seed"].values() for seed in values]
@@ -140,7 +139,7 @@ def read_values(name: str, arguments: list[str], tasks: list[str], methods: list
     for where, chosen in values.items():
         if len(chosen) > 1 and name not in SWEPT + LISTS:
             of = f" for {where}" if where else ""
-            raise MinipeftError(f"{flag} has {len(chosen)} values{of}, {_format_values({'': chosen})}; give one")
+            raise MinipeftError(f"{flag} has {len(chosen)} values{of}, {format_values({'': chosen})}; give one")
         _check_unique(name, chosen)
     return values
 
@@ -194,16 +193,6 @@ def _name(settings: dict[str, Any]) -> str:
     return f"{settings['task']}-{settings['method']}{rank}{lr}-seed{settings['seed']}"
 
 
-def _format_values(values: Values) -> str:
+def format_values(values: Values) -> str:
     """A flag's values as the command line has them."""
     return " ".join(f"{where}={value}" if where else str(value) for where, chosen in values.items() for value in chosen)
-
-
-def changed_flags(
-    before: dict[str, Values], now: dict[str, Values], free: tuple[str, ...]
-) -> Iterator[tuple[str, str]]:
-    """(flag with the value before, value now) of each that two plans differ in, but for those free to change."""
-    for name in ROWS:
-        if name not in free and before.get(name) != now.get(name):
-            one, other = (_format_values(flags[name]) if name in flags else "by default" for flags in (before, now))
-            yield f"{name} {one}", other

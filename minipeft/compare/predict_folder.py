@@ -22,15 +22,8 @@ from minipeft.lease import Lease
 def predict_folder(run: str, path: str, output: str, *, device: str, resume: bool = False, **flags: Any) -> None:
     """Predict every file of a folder into a folder of its own, each by a command `minipeft predict`.
 
-    A file of predictions is complete or absent.
-
-    Args:
-        run: the run's folder.
-        path: the folder of the files.
-        output: the folder of the predictions.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        resume: keep what `output` holds, and predict the missing files only.
-        flags: the fields of RunnerOptions; and `predict_file`'s text_column, pair_column, file_format and echo.
+    A file of predictions is complete or absent; with `resume` only the missing ones are predicted. `flags` are the
+    fields of RunnerOptions; and `predict_file`'s text_column, pair_column, file_format and echo.
 
     Raises:
         MinipeftError: for bad input, before anything is written; and at the end when a file has failed.

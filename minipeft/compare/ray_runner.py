@@ -24,15 +24,7 @@ POLL_INTERVAL = 0.1  # seconds
 
 
 class RayRunner:
-    """Starts `minipeft` commands on the nodes of a Ray cluster that share a folder.
-
-    Args:
-        folder: the shared folder. What the commands say is written to logs/<name>.txt in it.
-        address: of the cluster, as `ray.init` takes it; None for RAY_ADDRESS, or a Ray on this machine.
-        cpus: CPUs of a command, which is also its number of threads; a fraction of one is allowed.
-        gpus: GPUs of a command; a fraction of one is allowed. None: 1 if the cluster has GPUs.
-        jobs: how many commands Ray gets at once.
-    """
+    """Starts `minipeft` commands on the nodes of a Ray cluster that share a folder; `cpus` and `gpus` of each."""
 
     def __init__(self, folder: Path, address: str | None, cpus: float, gpus: float | None, jobs: int) -> None:
         try:

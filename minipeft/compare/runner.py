@@ -32,14 +32,7 @@ class Runner(Protocol):
 
 
 def make_runner(folder: Path, options: RunnerOptions, device: str, commands: int) -> Runner:
-    """Return the runner of some commands.
-
-    Args:
-        folder: where logs/ is written.
-        options: the flags.
-        device: what the commands use: "cpu", "mps", "cuda" for all GPUs of this machine, or one such as "cuda:1".
-        commands: how many there are.
-    """
+    """Return the runner of so many commands, which write to logs/ in a folder; "cuda" is all GPUs of this machine."""
     if options.runner == "ray":
         from minipeft.compare.ray_runner import RayRunner
 
@@ -74,15 +67,9 @@ def execute(
 ) -> dict[str, str]:
     """Execute commands, `runner.jobs` at once, and return the errors of those that failed, by name.
 
-    After SIGINT or SIGTERM the active commands save and end, and Interrupted is raised.
-
-    Args:
-        commands: those to execute.
-        total: how many there are with those that were finished before.
-        unit: what one is, for the progress bar.
-        make: makes the runner, which takes part in signal handling.
-        quiet: print nothing.
-        describe: says of a command that has ended without an error what it did.
+    After SIGINT or SIGTERM the active commands save and end, and Interrupted is raised. `total` counts the commands
+    that were finished before, too. `make` is called here, because a runner may change how signals are handled.
+    `describe` says of a command that has ended without an error what it did.
     """
     queue, running, failed = list(commands), set[str](), dict[str, str]()
     if not queue:

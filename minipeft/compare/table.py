@@ -36,11 +36,7 @@ Table = dict[str, Any]
 def comparison_table(folder: Path, plan: Plan, examples: dict[str, int], failed: dict[str, str]) -> Table:
     """Return the content of table.json: for each task its rows, and which of them are significantly different.
 
-    Args:
-        folder: the comparison's folder.
-        plan: its plan.
-        examples: the number of validation examples of each task.
-        failed: the error messages of failed runs, by name.
+    `examples` has the number of validation examples of each task, `failed` the error messages of failed runs.
     """
     names = list(dict.fromkeys(run.settings["task"] for run in plan.runs))
     return {

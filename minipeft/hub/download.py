@@ -31,18 +31,9 @@ ANSWER_SECONDS = 10.0
 
 
 def download_checkpoint(name: str, repo_id: str, revision: str | None) -> Path:
-    """Download the config, tokenizer and weights of a model into the Hugging Face cache.
+    """Download the config, tokenizer and weights of a model; return the snapshot's folder in the Hugging Face cache.
 
-    Args:
-        name: the name that the user gave, for the messages.
-        repo_id: "owner/name".
-        revision: a branch, a tag or a commit; None is the main branch.
-
-    Returns:
-        The snapshot's folder in the cache.
-
-    Raises:
-        MinipeftError: if the model cannot be downloaded; the message names the cause and the remedy.
+    `name` is what the user gave, for messages. A revision is a branch, a tag or a commit; None is the main branch.
     """
     if variable := offline_variable():
         raise _failure(name, f"{variable} is set and the model is not in the cache. Unset it, or {BY_HAND}.")

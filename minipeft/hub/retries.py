@@ -24,14 +24,8 @@ def with_retries(call: Callable[[bool | None], T]) -> T:
     """Return ``call(token)``, repeated after transient errors, and without the token if the hub rejects it.
 
     The hub answers 401 to an invalid token even for a public repository. The waits between the attempts grow
-    exponentially, with jitter, and are at least what Retry-After asks for.
-
-    Args:
-        call: a download. It takes the argument `token` of huggingface_hub: None (the user's token) or False (none).
-
-    Raises:
-        MinipeftError: if the token has characters that no header may contain.
-        Exception: the error of the last attempt.
+    exponentially, with jitter, and are at least what Retry-After asks for. `call` takes the argument `token` of
+    huggingface_hub: None (the user's token) or False (none). Its last error is raised.
     """
     from huggingface_hub import get_session, get_token
 

@@ -36,7 +36,10 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
     if not REPO_ID.fullmatch(repo_id):
         raise MinipeftError(f"{repo_id!r} is not the name of a repository. Write it as owner/name.")
     if dry_run:
-        lines = [f"{name}  {_size(content):,} bytes" for name, content in files.items()]
+        sizes = {
+            name: len(file) if isinstance(file, bytes) else Path(file).stat().st_size for name, file in files.items()
+        }
+        lines = [f"{name}  {size:,} bytes" for name, size in sizes.items()]
         return "\n".join([*lines, f"dry run: nothing was uploaded to {endpoint()}/{repo_id}"])
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
@@ -73,10 +76,6 @@ def _files(folder: Path) -> dict[str, str | bytes]:
         content["base_model_name_or_path"] = base_name(base) if isinstance(base, str) else base
         files[ADAPTER[0]] = (json.dumps(content, indent=2) + "\n").encode()
     return files
-
-
-def _size(content: str | bytes) -> int:
-    return len(content) if isinstance(content, bytes) else Path(content).stat().st_size
 
 
 def _explain(error: Exception) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.data.tables.lines import ending_of
-from minipeft.data.tables.open_table import READERS, open_table
+from minipeft.data.tables.open_table import ENDINGS, open_table
 from minipeft.data.tokens.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError, short_repr
 
@@ -23,7 +23,7 @@ CHUNK_LINES = 10_000  # that are tokenized at once
 def read_texts(paths: Sequence[str]) -> Iterator[str]:
     """Yield the lines of text files, or the column "text" of jsonl and other tables, without empty ones."""
     for path in paths:
-        table = open_table(path, None if ending_of(path) in READERS else "txt")
+        table = open_table(path, None if ending_of(path) in ENDINGS else "txt")
         for place, (text,) in table.read(["text"]):
             if not isinstance(text, str):
                 raise MinipeftError(f"{place}: text is {short_repr(text)}, not a text. Fix or remove the line.")

@@ -10,14 +10,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -215,7 +215,7 @@ def _tokens(folder: Path, settings: PretrainSettings, tokenizer: Tokenizer) -> t
     start_id, end_id = tokenizer.encode([""])[0]
     texts = []
     for name in ("train", "validation"):
-        file = folder / "checkpoint" / f"{name}.npz"
+        file = folder / "checkpoint" / f"{name}.safetensors"
         if not file.is_file():
             holdout_mask = name == "validation"
             lines = (
@@ -224,22 +224,17 @@ def _tokens(folder: Path, settings: PretrainSettings, tokenizer: Tokenizer) -> t
                 if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == holdout_mask
             )
             tokens, offsets = tokenize_lines(lines, tokenizer)
-            write_atomically(file, lambda path, t=tokens, o=offsets: _save_arrays(path, t, o))  # type: ignore[misc]
+            write_atomically(file, partial(save_file, {"tokens": tokens, "offsets": offsets}))
         try:
-            with np.load(file) as arrays:
-                texts.append(TokenizedText(arrays["tokens"], arrays["offsets"], start_id, end_id))
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            arrays = load_file(file)
+            texts.append(TokenizedText(arrays["tokens"], arrays["offsets"], start_id, end_id))
+        except (OSError, KeyError, SafetensorError) as error:
             raise MinipeftError(f"{file}: cannot be read ({first_line(error)}). Remove it to make it again.") from None
         if not len(texts[-1].tokens):
             raise MinipeftError(
                 f"{', '.join(settings.text)}: no {name} text in it; give {HELD_OUT_EVERY} lines or more"
             )
     return texts[0], texts[1]
-
-
-def _save_arrays(path: Path, tokens: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any]) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, tokens=tokens, offsets=offsets)
 
 
 def _model(settings: PretrainSettings, tokenizer: Tokenizer) -> MaskedLanguageModel:

@@ -234,7 +234,7 @@ def test_a_damaged_state_is_refused(text: Path, unbroken: Path, tmp_path: Path) 
         pretrain(settings(text, folder, resume=True))
 
 
-@pytest.mark.parametrize("name", ["train.npz", "validation.npz"])
+@pytest.mark.parametrize("name", ["train.safetensors", "validation.safetensors"])
 def test_damaged_token_ids_are_an_error_of_one_line(name: str, text: Path, unbroken: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(unbroken, tmp_path / "model")
     record = json.loads((folder / "pretrain.json").read_text()) | {"output": str(folder)}

@@ -49,16 +49,8 @@ def pad_to_bucket(
 ) -> PackedBatch:
     """Append dummy sequences to a batch, so that its sizes come from a small set.
 
-    A dummy sequence has at least one pad token; its label is one that has no loss.
-
-    Args:
-        batch: The packed batch.
-        config: The model's config.
-        longest: Maximum tokens of a sequence; the default is the batch's max_seqlen.
-        sizes: COARSE or FINE.
-
-    Returns:
-        The padded batch. Its max_seqlen is one of MAX_SEQLENS, or `longest`.
+    A dummy sequence has at least one pad token; its label is one that has no loss. The batch's max_seqlen becomes one
+    of MAX_SEQLENS, or `longest`, which is its present one by default.
     """
     longest = longest or batch.max_seqlen
     max_seqlen = min(

@@ -1,41 +1,39 @@
 """Which files hold the rows: the file or shards of a split, the files of a folder."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from minipeft.data.tables.lines import DECOMPRESS, ending_of
-from minipeft.data.tables.open_table import READERS, STANDARD_INPUT
+from minipeft.data.tables.open_table import ENDINGS, STANDARD_INPUT
 from minipeft.data.tables.remote import is_remote
 from minipeft.errors import MinipeftError
 
-SHARDS = "-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9]"  # as the hub names the files of a split
 
+def split_file(folder: Path, names: Sequence[str], endings: Sequence[str]) -> str | None:
+    """Return the file of a split in a folder: <name>.<ending>, or the hub's <name>-00000-of-00001.<ending>.
 
-def split_file(folder: Path, split: str, endings: Sequence[str]) -> str | None:
-    """Return the file of a split in a folder: <split>.<ending>, or the hub's <split>-00000-of-00001.<ending>.
-
-    A file that is not parquet may be compressed: <split>.<ending>.gz.
+    A file that is not parquet may be compressed: <name>.<ending>.gz.
     Several shards are one path with a *, which `open_table` takes; None if there is no file. Raises MinipeftError for
     two files, and for a missing shard.
     """
-    endings = [
-        ending + packed for ending in endings for packed in ("", *DECOMPRESS) if ending != "parquet" or not packed
-    ]
-    found = [str(folder / f"{split}.{ending}") for ending in endings if (folder / f"{split}.{ending}").is_file()]
-    for ending in endings:
-        shards = sorted(folder.glob(f"{split}{SHARDS}.{ending}"))
-        by_total: dict[str, list[Path]] = {}
-        for shard in shards:
-            by_total.setdefault(shard.name.removesuffix(f".{ending}")[-5:], []).append(shard)
-        for total, files in by_total.items():
-            expected = [f"{split}-{number:05d}-of-{total}.{ending}" for number in range(int(total))]
-            if lacking := sorted({*expected} - {file.name for file in files}):
-                raise MinipeftError(f"{folder}: {lacking[0]} is missing; download the data set again")
-            found.append(str(files[0] if len(files) == 1 else folder / f"{split}-*-of-{total}.{ending}"))
+    packed = "|".join(map(re.escape, DECOMPRESS))
+    formats = "|".join(ending if ending == "parquet" else f"{ending}(?:{packed})?" for ending in endings)
+    pattern = re.compile(rf"({'|'.join(names)})(?:-(\d{{5}})-of-(\d{{5}}))?\.({formats})")
+    found: dict[str, set[str]] = {}  # a file, or the pattern of its shards → the shards
+    for path in sorted(folder.glob("*")):
+        if (match := pattern.fullmatch(path.name)) and path.is_file():
+            name, shard, total, ending = match.groups()
+            several = total is not None and int(total) > 1
+            found.setdefault(f"{name}-*-of-{total}.{ending}" if several else path.name, set()).add(shard)
+    for file, shards in found.items():
+        prefix, star, rest = file.partition("*")
+        for shard in (f"{number:05d}" for number in range(int(rest[4:9]) if star else 0)):
+            if shard not in shards:
+                raise MinipeftError(f"{folder}: {prefix}{shard}{rest} is missing; download the data set again")
     if len(found) > 1:
-        names = " and ".join(Path(name).name for name in found[:2])
-        raise MinipeftError(f"{folder} holds {names}; leave one of them there")
-    return found[0] if found else None
+        raise MinipeftError(f"{folder} holds {' and '.join([*found][:2])}; leave one of them there")
+    return str(folder / next(iter(found))) if found else None
 
 
 def list_files(path: str, file_format: str | None = None) -> list[str]:
@@ -45,8 +43,8 @@ def list_files(path: str, file_format: str | None = None) -> list[str]:
         return [path]
     found = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     for entry in found:
-        if not entry.is_file() or (file_format is None and ending_of(str(entry)) not in READERS):
-            raise MinipeftError(f"{entry} is not one of {', '.join(READERS)}; move it out of the folder")
+        if not entry.is_file() or (file_format is None and ending_of(str(entry)) not in ENDINGS):
+            raise MinipeftError(f"{entry} is not one of {', '.join(ENDINGS)}; move it out of the folder")
     if not found:
-        raise MinipeftError(f"{folder}: no file in it; add one of {', '.join(READERS)}")
+        raise MinipeftError(f"{folder}: no file in it; add one of {', '.join(ENDINGS)}")
     return [str(entry) for entry in found]

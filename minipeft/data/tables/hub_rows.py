@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from minipeft.data.tables.hub_cache import cached_configs, cached_splits
 from minipeft.data.tables.lines import ending_of
 from minipeft.data.tables.memory import PLACE, MemorySplit
-from minipeft.data.tables.open_table import READERS, open_table
+from minipeft.data.tables.open_table import ENDINGS, open_table
 from minipeft.data.tables.remote import is_remote
 from minipeft.data.tables.table import Table, name_class
 from minipeft.errors import MinipeftError, first_line, format_names
@@ -42,7 +42,7 @@ def is_hub_name(data: str) -> bool:
     match = NAME.fullmatch(data)
     if match is None or match["split"] or data in NOT_HUB or is_remote(data) or Path(data).exists():
         return False
-    return ending_of(data) not in READERS
+    return ending_of(data) not in ENDINGS
 
 
 def is_hub_source(source: str) -> bool:
@@ -76,14 +76,10 @@ def open_split(path: str | MemorySplit) -> Table:
 def find_dataset(data: str) -> tuple[str, tuple[str, ...], str]:
     """Find a data set in the cache of `datasets`, or download it from the hub.
 
-    Args:
-        data: "name", "owner/name" or "owner/name:config"; without a config the data set's default or only one.
+    Without a config it is the data set's default or only one.
 
     Returns:
         Its name with owner and config, the names of its splits, and the commit, "" if it is not known.
-
-    Raises:
-        MinipeftError: if it is neither in the cache nor on the hub; the message has both reasons.
     """
     match = NAME.fullmatch(data)
     assert match is not None
@@ -167,14 +163,7 @@ def _read_arrow(path: Path) -> Dataset:
 
 
 def dataset_table(rows: Dataset, place: str, by_name: bool = True, in_memory: bool = False) -> Table:
-    """Return the rows of a Dataset as a table.
-
-    Args:
-        rows: The rows.
-        place: The data set in messages.
-        by_name: Whether classes are read as their names (None for the -1 of a hidden label), not as their indices.
-        in_memory: Whether they are rows in memory, whose places are indices.
-    """
+    """Return the rows of a Dataset as a table; `by_name` reads classes as their names, and not as their indices."""
     found = {name: _class_names(feature) for name, feature in rows.features.items()} if by_name else {}
     classes = {name: names for name, names in found.items() if names}
 

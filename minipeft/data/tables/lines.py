@@ -48,15 +48,6 @@ def _decompressed_name(path: str) -> Path:
     return Path(name.stem) if name.suffix.lower() in DECOMPRESS else name
 
 
-def check_file(path: str) -> None:
-    """Raise MinipeftError for a local path that is not a file, and for an empty file; an address is downloaded."""
-    local = Path(local_copy(path))
-    if not local.is_file():
-        raise MinipeftError(f"{path} is not a file; check the path")
-    if local.stat().st_size == 0:
-        raise MinipeftError(f"{path}: the file is empty; it needs at least one row")
-
-
 def open_bytes(path: str) -> BinaryIO:
     """Open a file or an address for reading, decompressed by its ending."""
     decompress = DECOMPRESS.get(Path(name_of(path)).suffix.lower())

@@ -46,15 +46,7 @@ def is_in_memory(data: Any) -> bool:
 
 
 def read_memory(data: Any, validation: Any = None) -> MemoryData:
-    """Return rows in memory as splits.
-
-    Args:
-        data: Rows, of which there is one split, "train"; or a DatasetDict, or a dict with "train" and other splits.
-        validation: Rows of the validation split.
-
-    Raises:
-        MinipeftError: for an object of another kind.
-    """
+    """Return rows in memory as splits; `data` is the rows of "train", or a dict with "train" and other splits."""
     splits = dict(data) if isinstance(data, Mapping) and "train" in data else {"train": data}
     if type(data).__name__ == "DatasetDict" and "train" not in data:
         raise MinipeftError(f"data: no split train (there are {', '.join(data)}). Pass one under that name.")

@@ -9,13 +9,14 @@ from pathlib import Path
 from minipeft.data.tables.conll_rows import conll_table
 from minipeft.data.tables.csv_rows import csv_table, strip_line_end, tsv_table
 from minipeft.data.tables.json_rows import json_table, jsonl_table
-from minipeft.data.tables.lines import DECOMPRESS, check_file, ending_of, iterate_lines, name_of, read_lines
+from minipeft.data.tables.lines import DECOMPRESS, ending_of, iterate_lines, name_of, read_lines
 from minipeft.data.tables.parquet_rows import parquet_table
-from minipeft.data.tables.remote import is_remote
+from minipeft.data.tables.remote import is_remote, local_copy
 from minipeft.data.tables.table import Table, concatenate, stream
 from minipeft.errors import MinipeftError
 
 STANDARD_INPUT = "-"
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".conll", ".parquet", ".txt")
 FORMATS = ("txt", "csv", "tsv", "jsonl", "json", "conll")  # of --format; a parquet file is known by its ending
 
 
@@ -24,10 +25,7 @@ def open_table(path: str | Path, file_format: str | None = None) -> Table:
 
     The format is that of the file's ending, before one of a compressed file: "reviews.csv.gz". Standard input is jsonl
     if its first line begins with {, and else plain text, unless the first line may be the header of a csv or tsv file.
-
-    Args:
-        path: The file.
-        file_format: One of FORMATS, whatever the ending is.
+    With `file_format`, one of FORMATS, the ending does not matter.
 
     Raises:
         MinipeftError: here or while the rows are read: for an unknown ending, an empty file, a line that is not
@@ -41,15 +39,17 @@ def open_table(path: str | Path, file_format: str | None = None) -> Table:
     if not is_remote(path) and "*" in Path(path).name and not Path(path).exists():
         shards = sorted(Path(path).parent.glob(Path(path).name))
         return concatenate(path, [open_table(shard) for shard in shards])
-    ending = ending_of(path) if file_format is None else f".{file_format}"
+    ending = f".{file_format}" if file_format else ending_of(path)
     if not is_remote(path) and not Path(path).is_file():
         raise MinipeftError(f"{path} is not a file; check the path")
-    if ending not in READERS:
-        raise MinipeftError(f"{path}: unknown ending {ending or 'none'!r}; use {', '.join(READERS)}, or pass --format")
+    if ending not in ENDINGS:
+        raise MinipeftError(f"{path}: unknown ending {ending or 'none'!r}; use {', '.join(ENDINGS)}, or pass --format")
     if ending == ".parquet" and name_of(path).lower().endswith(tuple(DECOMPRESS)):
         raise MinipeftError(f"{path}: a parquet file is compressed inside; decompress the file")
-    check_file(path)
-    return READERS[ending](path)
+    if Path(local_copy(path)).stat().st_size == 0:
+        raise MinipeftError(f"{path}: the file is empty; it needs at least one row")
+    kind = ending.removeprefix(".")
+    return FILE_READERS[kind](path) if kind in FILE_READERS else LINE_READERS[kind](path, iterate_lines(path))
 
 
 def _standard_input(file_format: str | None) -> Table:
@@ -84,7 +84,7 @@ def _text_table(place: str, lines: Iterable[str]) -> Table:
     return stream(place, ("text",), rows)
 
 
-# Format → (place, lines) → table: what is read line by line.
+# Format → (place, lines) → table, and format → (path) → table.
 LINE_READERS: dict[str, Callable[[str, Iterator[str]], Table]] = {
     "jsonl": jsonl_table,
     "csv": csv_table,
@@ -92,19 +92,4 @@ LINE_READERS: dict[str, Callable[[str, Iterator[str]], Table]] = {
     "conll": conll_table,
     "txt": _text_table,
 }
-
-
-def _by_lines(file_format: str) -> Callable[[str], Table]:
-    return lambda path: LINE_READERS[file_format](path, iterate_lines(path))
-
-
-# Ending → (path) → table.
-READERS: dict[str, Callable[[str], Table]] = {
-    ".jsonl": _by_lines("jsonl"),
-    ".json": json_table,
-    ".csv": _by_lines("csv"),
-    ".tsv": _by_lines("tsv"),
-    ".conll": _by_lines("conll"),
-    ".parquet": parquet_table,
-    ".txt": _by_lines("txt"),
-}
+FILE_READERS: dict[str, Callable[[str], Table]] = {"json": json_table, "parquet": parquet_table}

@@ -34,9 +34,6 @@ def local_copy(path: str) -> str:
 
     An address is looked up once per process. A version that is already in the cache is not downloaded again; without
     a network the version that was downloaded last is used.
-
-    Raises:
-        MinipeftError: if the file cannot be downloaded; the message names the cause and the remedy.
     """
     if not is_remote(path):
         return path

@@ -20,8 +20,6 @@ from minipeft.data.tasks.task import TASKS, Task
 from minipeft.errors import MinipeftError, check_choice, format_names, printable, short_repr
 from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_row, problem_type_of
 from minipeft.problems.labels import NUMBER
-from minipeft.problems.metrics import Array
-from minipeft.problems.problem import Problem
 
 ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet", "conll")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
@@ -97,13 +95,7 @@ def inspect_custom_data(
 ) -> CustomData:
     """Inspect a custom dataset; the labels of the whole training file are read once.
 
-    Args:
-        task: A name for the task; "auto" for the name of the file, folder or data set.
-        data: The file, folder, address, data set of the hub, which may be downloaded, or rows in memory.
-        text_column, pair_column, label_column: Names of columns; the defaults are "text", none and "label".
-        label_type: One of LABEL_TYPES; with "auto" the column decides whether its labels are classes or numbers.
-        validation: The validation file, or a split of the data set of the hub.
-        of_labels: Settings that only this type of labels has.
+    The arguments are the settings of these names; `of_labels` are those that only this type of labels has.
 
     Raises:
         MinipeftError: for data that cannot be trained on. The message names the file, the row and the remedy.
@@ -141,26 +133,29 @@ def inspect_custom_data(
             f"{files['train']}: {found.rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "
             "add rows, or name a validation file by --validation"
         )
-    custom = _task(name, columns, found.problem, label, files, (found.rows, found.strata, texts))
+    rows = (found.rows, found.strata, texts)
+    custom = Task(name, columns, found.problem, label_column=label, files=tuple(files.items()), train_rows=rows)
     warnings += found.warnings
     if custom.validation_rows is not None and not custom.validation_rows.any():
         raise MinipeftError(
             f"{files['train']}: no class has two rows, of which one could be for validation; "
             "add rows, or name a validation file by --validation"
         )
-    if (
-        path.is_file()
-        and "validation" not in files
-        and (unused := _validation_file(path.parent)) not in (None, str(path))
-    ):
-        warnings += (f"{unused} is not used; pass --validation {unused} to validate on it",)
+    if path.is_file() and "validation" not in files:
+        unused = split_file(path.parent, VALIDATION_NAMES, ENDINGS)
+        if unused not in (None, str(path)):
+            warnings += (f"{unused} is not used; pass --validation {unused} to validate on it",)
     return CustomData(custom, source, origin, found.rows, found.counts, unread, tuple(map(printable, warnings)))
 
 
 def _find(data: str | MemoryData, validation: str | None) -> tuple[str, str, dict[str, Any]]:
     """Return the source of a custom dataset, where it comes from if not from a file, and the file of each split."""
     if isinstance(data, MemoryData):
-        return PLACE, "", _files_in_memory(data)
+        files: dict[str, Any] = {name: rows for name, rows in data.splits.items() if name not in VALIDATION_NAMES}
+        for name in reversed(VALIDATION_NAMES):  # of several the first one is the validation split
+            if name in data.splits:
+                files["validation"] = data.splits[name]
+        return PLACE, "", files
     if not is_hub_name(data):
         source = data if is_remote(data) else str(Path(data).resolve())
         return source, "", _files(source, validation, VALIDATION_NAMES)
@@ -185,14 +180,6 @@ def task_name(source: str) -> str:
     if is_hub_source(source):
         return source.split(":")[0].split("/")[-1]
     return Path(source).name if Path(source).is_dir() else stem_of(source)
-
-
-def _files_in_memory(data: MemoryData) -> dict[str, Any]:
-    """The rows of each split; a validation split may have any of VALIDATION_NAMES."""
-    found = {name: rows for name, rows in data.splits.items() if name not in VALIDATION_NAMES}
-    if validation := next((name for name in VALIDATION_NAMES if name in data.splits), None):
-        found["validation"] = data.splits[validation]
-    return found
 
 
 def _column_warnings(table: Table, columns: tuple[str, ...], unread: tuple[str, ...]) -> tuple[str, ...]:
@@ -237,19 +224,7 @@ def custom_task(settings: Mapping[str, Any]) -> Task | None:
         files = {"train": source}
     check_choice("label_type", settings.get("label_type"), LABEL_TYPES)
     problem = problem_of(problem_type_of(settings["label_type"]), labels, settings)
-    return _task(settings["task"], columns, problem, settings["label_column"], files)
-
-
-def _task(
-    name: str,
-    columns: tuple[str, ...],
-    problem: Problem,
-    label: str,
-    files: dict[str, Any],
-    rows: tuple[int, Sequence[int] | Array | None, Sequence[int]] | None = None,
-) -> Task:
-    """Return the task; `rows` are its `train_rows`."""
-    return Task(name, columns, problem, label_column=label, files=tuple(files.items()), train_rows=rows)
+    return Task(settings["task"], columns, problem, label_column=settings["label_column"], files=tuple(files.items()))
 
 
 def _files(source: str, validation: str | None, names: tuple[str, ...]) -> dict[str, str]:
@@ -268,20 +243,9 @@ def _files(source: str, validation: str | None, names: tuple[str, ...]) -> dict[
     return files
 
 
-def _files_in(folder: Path, names: tuple[str, ...] = VALIDATION_NAMES) -> dict[str, str]:
+def _files_in(folder: Path, names: Sequence[str] = VALIDATION_NAMES) -> dict[str, str]:
     """The files of a folder, or of its subfolder data/, that are named after a split."""
-    if split_file(folder, "train", ENDINGS) is None and split_file(folder / "data", "train", ENDINGS) is not None:
+    if split_file(folder, ["train"], ENDINGS) is None and split_file(folder / "data", ["train"], ENDINGS) is not None:
         folder = folder / "data"
-    found = {
-        "train": split_file(folder, "train", ENDINGS),
-        "validation": _validation_file(folder, names),
-        "test": split_file(folder, "test", ENDINGS),
-    }
-    return {split: file for split, file in found.items() if file is not None}
-
-
-def _validation_file(folder: Path, names: tuple[str, ...] = VALIDATION_NAMES) -> str | None:
-    found = [file for name in names if (file := split_file(folder, name, ENDINGS)) is not None]
-    if len(found) > 1:
-        raise MinipeftError(f"{folder} holds {Path(found[0]).name} and {Path(found[1]).name}; leave one of them there")
-    return found[0] if found else None
+    splits = {"train": ["train"], "validation": names, "test": ["test"]}
+    return {split: file for split, names in splits.items() if (file := split_file(folder, names, ENDINGS)) is not None}

@@ -43,10 +43,6 @@ def stratified_quotas(counts: Sequence[int] | Array, fraction: float) -> Array:
     A class of two or more examples has both selected and other examples; a class of one has none selected. Within
     these limits, the classes with the largest remainders are rounded up (as `train_test_split(stratify=...)` of
     scikit-learn does), so that `fraction` of all examples is selected.
-
-    Args:
-        counts: The number of examples of each class, 1 or more.
-        fraction: The fraction of the examples to select.
     """
     counts = np.asarray(counts)
     exact = counts * fraction

@@ -24,18 +24,10 @@ Row = tuple[str, str | None, Any]  # a text, its pair or None, its label or None
 
 
 def choose_data(task: Task, data: str) -> tuple[str, str]:
-    """Choose the source of a task's splits.
+    """Return where the splits of a task of GLUE come from, for `read_chunks`, and a description of it.
 
-    Args:
-        task: A task of GLUE.
-        data: A folder, "standin" (synthetic data), "nyu-mll/glue" (the cache of `datasets`, else the hub), or "auto":
-            as nyu-mll/glue, and without a network synthetic data.
-
-    Returns:
-        (source, description). The source is for `read_split`.
-
-    Raises:
-        MinipeftError: for a folder without the task, and if the Hub answers but the download fails.
+    `data` is a folder, "standin" (synthetic data), "nyu-mll/glue" (the cache of `datasets`, else the hub), or "auto":
+    as nyu-mll/glue, and without a network synthetic data.
     """
     from minipeft.hub.network import datasets_offline_variable, hub_reachable
 
@@ -74,14 +66,7 @@ def read_split(task: Task, split: str, source: str, limit: int | None = None) ->
 def read_chunks(
     task: Task, split: str, source: str, limit: int | None = None, labelled: bool = True
 ) -> Iterator[Split]:
-    """Read the first `limit` rows of a split as a stream of small Splits.
-
-    Args:
-        task: The task.
-        split: Name of the split.
-        source: The source, from `choose_data`.
-        limit: Number of rows; None for all.
-        labelled: Whether to read the labels.
+    """Read the first `limit` rows of a split, with or without labels, as a stream of small Splits.
 
     Raises:
         MinipeftError: for a missing column or split, an empty split, a missing text, or an unknown label. The message
@@ -159,7 +144,7 @@ def _file(folder: Path, split: str) -> str | None:
     """The file of a split; of several formats the first of ENDINGS."""
     from minipeft.data.tables.find_files import split_file
 
-    return next(filter(None, (split_file(folder, split, [ending]) for ending in ENDINGS)), None)
+    return next(filter(None, (split_file(folder, [split], [ending]) for ending in ENDINGS)), None)
 
 
 def _read_target(task: Task, label: Any, place: str) -> Any:

@@ -118,9 +118,6 @@ def hold_out(
     """Split examples at random into those to train on and a `fraction` held out; a function of the seed.
 
     The split is stratified by class where an example has one class. Examples with one hash in `texts` stay together.
-
-    Raises:
-        MinipeftError: where one of the two would be empty.
     """
     strata = examples.split.task.problem.strata(examples.split.labels)
     mask = draw_mask(len(examples), strata, fraction, seed)
@@ -145,9 +142,6 @@ def encode_split(
     """Tokenize a split chunk by chunk; 16 bytes per sequence and the labels stay in memory.
 
     Texts of more than `max_length` tokens are truncated, or split into windows with `long_texts`.
-
-    Raises:
-        MinipeftError: for a text whose token ids the model does not have: the tokenizer is not the model's.
     """
     labels = task.problem.store()
     parts: list[Windows] = []

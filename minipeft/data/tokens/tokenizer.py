@@ -3,7 +3,7 @@
 roberta, xlm-roberta, camembert    <s> A </s>    and    <s> A </s></s> B </s>
 the other families                 [CLS] A [SEP] and    [CLS] A [SEP] B [SEP], token types 0 … 0 1 … 1
 
-`tokenizer_classes.py` reads the files, and `tokenizer_limits.py` bounds what they may cost.
+`tokenizer_files.py` reads the files, and `tokenizer_limits.py` bounds what they may cost.
 """
 
 import json
@@ -15,7 +15,8 @@ from pathlib import Path
 from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Tokenizer
 
-from minipeft.data.tokens.tokenizer_classes import ROBERTA_TOKENS, Settings, read_tokenizer
+from minipeft.data.tokens.special_tokens import ROBERTA_TOKENS, Settings
+from minipeft.data.tokens.tokenizer_files import read_tokenizer
 from minipeft.data.tokens.tokenizer_limits import check_limits
 from minipeft.errors import MinipeftError, first_line, is_unicode, short_repr
 from minipeft.files import write_json
@@ -81,13 +82,7 @@ class Tokenizer:
     def encode_full(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
     ) -> list[Encoding]:
-        """Like `encode`, but return `tokenizers.Encoding` objects, with .ids and .type_ids (BERT's token types).
-
-        Args:
-            texts: the texts.
-            pairs: their second texts, or None.
-            max_length: the most tokens of a sequence, special tokens included.
-        """
+        """Like `encode`, but return `tokenizers.Encoding` objects, with .ids and .type_ids (BERT's token types)."""
         special = self.tokenizer.num_special_tokens_to_add(pairs is not None)
         if max_length <= special:
             raise MinipeftError(
@@ -173,7 +168,7 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
     """Load a checkpoint's tokenizer from tokenizer.json, or from vocab.json and merges.txt, vocab.txt or spm.model.
 
     The settings in tokenizer_config.json hold, and the added tokens there, in special_tokens_map.json and in
-    added_tokens.json, as in transformers: see `tokenizer_classes.py`.
+    added_tokens.json, as in transformers: see `tokenizer_files.py`.
 
     Args:
         name_or_dir: A name or folder, as in `load_pretrained`.

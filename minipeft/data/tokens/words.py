@@ -125,15 +125,10 @@ def encode_words(
 
 
 def cut_windows(bounds: Sequence[int], room: int, stride: int) -> list[tuple[int, int, int]]:
-    """Return windows of at most `room` tokens that begin and end between words.
+    """Return windows of at most `room` tokens that begin and end between words, and share at most `stride` tokens.
 
-    Args:
-        bounds: The first token of each word, and the number of tokens.
-        room: Tokens of a window.
-        stride: Tokens that a window shares with the previous one, at most.
-
-    Returns:
-        The first token of each window, the one after its last, and the first one that no window had before.
+    `bounds` has the first token of each word, and the number of tokens. A window is its first token, the one after its
+    last, and the first one that no window had before.
     """
     windows, begin, labelled = [], 0, 0
     while True:
