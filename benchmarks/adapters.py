@@ -3,9 +3,9 @@
     python benchmarks/adapters.py --data ../shared/glue --tokenizer ../shared/tokenizers/roberta-base --task sst2
     python benchmarks/adapters.py --data ../shared/glue --tokenizer roberta-mini --model roberta-mini
 
-Both run alternately in one process, with the same base, adapters and texts, after a warm-up. Prints sequences/s of both
-and the speedup (median, minimum and maximum over the pairs). Without --model the weights are random, in roberta-base's
-shape: they do not affect the time.
+Both run alternately in one process, with the same base, adapters and texts, after a warm-up. Prints sequences/s, the
+speedup (median, minimum and maximum over the pairs), and the bytes of the base and of all adapters, heads included.
+Without --model the weights are random, in roberta-base's shape: they do not affect the time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 import minipeft
 from minipeft.data.tasks.splits import read_split
 from minipeft.data.tasks.task import get_task
+from minipeft.device import peak_memory
 from minipeft.model.pretrained import cast_frozen
 
 
@@ -51,6 +52,7 @@ def main() -> None:
     else:
         model = minipeft.load_pretrained(wanted.model, dtype=dtype)
     adapters = minipeft.AdapterSet(model)
+    base_bytes = sum(parameter.nbytes for parameter in adapters.parameters())
     with tempfile.TemporaryDirectory() as folder:
         for number in range(wanted.adapters):
             other = minipeft.apply(minipeft.SequenceClassifier(model.config), minipeft.LoRA(rank=wanted.rank))
@@ -84,6 +86,9 @@ def main() -> None:
         "sequences": len(ids),
         "tokens": sum(map(len, ids)),
         "largest_difference": difference,
+        "base_bytes": base_bytes,
+        "adapters_bytes": sum(parameter.nbytes for parameter in adapters.parameters()) - base_bytes,
+        "peak_memory_bytes": peak_memory(wanted.device),
         "together_per_second": statistics.median(a for a, _ in rates),
         "one_by_one_per_second": statistics.median(b for _, b in rates),
         "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},

@@ -422,6 +422,28 @@ def methods_short(language: str = "en") -> str:
     return markdown(columns, [False, False, True, False], lines)
 
 
+def prediction() -> str:
+    """The rows of benchmarks/predict.py; before its first run the table says so."""
+    columns = ["", "rows/s", "1 text", "32 texts", "peak memory", "file", "same labels"]
+    found = list(machines("prediction")) if (RESULTS / "prediction.json").is_file() else []
+    if not found:
+        return markdown(columns, [False, *[True] * 6], [["not measured"] * 7])
+    text = []
+    for name, machine, rows in found:
+        lines = [
+            [
+                f"{row['side']}, {row['model']}",
+                f"{row['rows_per_second']:.1f}",
+                *(milliseconds(row[f"latency_{count}_seconds"]) for count in (1, 32)),
+                *(format_bytes(row[key]) for key in ("peak_memory_bytes", "file_bytes")),
+                f"{row['agreement']:.2%}",
+            ]
+            for row in rows
+        ]
+        text.append(f"**{name}**\n\n{markdown(columns, [False, *[True] * 6], lines)}{provenance(machine, rows)}")
+    return "\n".join(text)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "fastest-peer": fastest_peer,
@@ -433,6 +455,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "long-texts": long_texts,
     "startup": startup,
     "gpu": gpu,
+    "prediction": prediction,
     "bf16-accuracy": bf16_accuracy,
     "why": why,
     "methods-short": methods_short,

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from minipeft.cli.command_line import command_line
 from minipeft.cli.flags import Parser, add_train_flags
 
-EXAMPLES = sorted(path for path in (REPOSITORY / "docs" / "examples").iterdir())
+EXAMPLES = sorted(path for path in (REPOSITORY / "docs" / "examples").iterdir() if path.is_file())
 SCRIPTS = [path for path in EXAMPLES if path.suffix in (".sh", ".sbatch")]
 
 
@@ -44,8 +44,10 @@ def parse(words: list[str]) -> None:
 def test_there_are_examples_of_every_kind() -> None:
     names = {path.name for path in EXAMPLES}
     assert {"one-machine.sh", "slurm-torchrun.sbatch", "slurm-ray.sbatch", "kuberay-rayjob.yaml"} <= names
-    page = (REPOSITORY / "docs" / "scaling-out.md").read_text(encoding="utf-8")
-    assert all(name in page for name in names)
+    pages = "".join(
+        (REPOSITORY / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("scaling-out", "deploy")
+    )
+    assert all(name in pages for name in names)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import shared
 
-from minipeft import LoRA, apply, load_pretrained, load_tokenizer, pack
+from minipeft import LoRA, apply, load_pretrained, load_run, load_tokenizer, pack, train
 from minipeft.data.tasks.splits import read_chunks, read_split
 from minipeft.data.tasks.task import get_task
-from minipeft.data.tokens.examples import Examples, encode_split
+from minipeft.data.tokens.examples import Examples, encode_split, encode_texts
+from minipeft.inference.onnx_export import OnnxClassifier
 from minipeft.training.evaluate import evaluate
 from minipeft.training.loop import RunFolder, Schedule, train_loop
 
@@ -72,3 +73,24 @@ def test_a_few_steps_of_lora_lower_the_loss_on_real_sentences(minilm: Path, tmp_
     losses = [row["train_loss"] for row in done.history]
     assert losses[-1] < 0.8 * losses[0]
     assert done.history[-1]["eval_loss"] < before
+
+
+@pytest.mark.full
+def test_int8_weights_keep_99_percent_of_the_predictions_on_sst2(minilm: Path, tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    settings = {"train_limit": 3000, "eval_limit": 872, "epochs": 1, "lr": 1e-3, "rank": 8, "device": "cpu"}
+    result = train(
+        task="sst2", data=str(shared("glue")), model=str(minilm), method="lora", output=folder, quiet=True, **settings
+    )
+    assert result.best > 0.75  # else the predictions are near the boundary
+    run = load_run(folder, "cpu", "fp32")
+    run.export_onnx(tmp_path / "onnx", int8=True)
+    split = read_split(get_task("sst2"), "validation", str(shared("glue")))
+    examples = encode_texts(run.task, split.texts, None, run.tokenizer, 128, None)
+    expected = run.compared_logits(run.model, examples)
+    exact, int8 = (
+        run.compared_logits(OnnxClassifier(tmp_path / "onnx" / name, run.model), examples)
+        for name in ("model.onnx", "model_int8.onnx")
+    )
+    torch.testing.assert_close(exact, expected, atol=1e-4, rtol=0)
+    assert (int8.argmax(1) == expected.argmax(1)).float().mean() >= 0.99

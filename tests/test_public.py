@@ -113,6 +113,7 @@ def test_no_file_imports_transformers_peft_or_accelerate(path: Path) -> None:
         "pyarrow",
         "fsspec",  # of datasets
         "aiohttp",  # of the extra `remote`
+        "onnxruntime",  # of the extra `onnx`
         "filelock",
         "jinja2",
         "ray",

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -80,16 +81,23 @@ def merged_copy(model: SequenceClassifier) -> SequenceClassifier:
 
 
 def save_merged(merged: SequenceClassifier, folder: str | Path) -> None:
-    """Write a merged model and its tokenizer's files next to the folder, then rename: an error leaves nothing there."""
-    folder = user_path(folder)
+    """Write a merged model and its tokenizer's files: an error leaves nothing there."""
+
+    def write(model: Path) -> None:
+        save_checkpoint(merged, model)
+        save_tokenizer(merged, model)
+
+    write_folder(user_path(folder), write)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder next to the new or empty one, then rename it: an error leaves nothing there."""
     with staging_folder(folder) as staging:
         check_export_folder(folder)  # again, now that no other process writes it
         model = staging / "model"
         try:
             make_folder(model)
-            save_checkpoint(merged, model)
-            if merged.folder is not None:
-                _save_tokenizer(merged.folder, model)
+            write(model)
             if folder.is_dir():
                 folder.rmdir()  # it is empty, and a rename onto it fails on Windows
             check_ownership(model)
@@ -100,8 +108,10 @@ def save_merged(merged: SequenceClassifier, folder: str | Path) -> None:
             ) from None
 
 
-def _save_tokenizer(source: Path, target: Path) -> None:
-    """Write a checkpoint's tokenizer as one tokenizer.json, or copy files that minipeft cannot read."""
+def save_tokenizer(model: SequenceClassifier, target: Path) -> None:
+    """Write the tokenizer of a model's checkpoint as one tokenizer.json, or copy files that minipeft cannot read."""
+    if (source := model.folder) is None:
+        return
     try:
         load_tokenizer(source).save(target)
     except MinipeftError:

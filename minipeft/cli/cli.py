@@ -182,10 +182,14 @@ def _pretrain(wanted: dict[str, Any]) -> None:
     print(json.dumps(pretrain(PretrainSettings(**wanted))))
 
 
-def _export(wanted: dict[str, object]) -> None:
+def _export(wanted: dict[str, Any]) -> None:
     from minipeft.inference.predict import load_run
 
-    print(json.dumps(load_run(str(wanted["run"]), "cpu", "fp32").export(str(wanted["folder"])), ensure_ascii=False))
+    folder, onnx = wanted["folder"], wanted["format"] == "onnx"
+    if wanted["int8"] and not onnx:
+        raise MinipeftError("--int8 has no meaning without --format onnx. Leave it out.")
+    run = load_run(wanted["run"], "cpu", "fp32")
+    print(json.dumps(run.export_onnx(folder, wanted["int8"]) if onnx else run.export(folder), ensure_ascii=False))
 
 
 def _push(wanted: dict[str, Any]) -> None:

@@ -66,10 +66,20 @@ def command_line() -> Parser:
     export = commands.add_parser(
         "export",
         aliases=["merge"],
-        help="merge a run's adapter: a checkpoint that transformers loads, and the largest difference of a logit",
+        help="merge a run's adapter: a checkpoint that transformers loads, or an ONNX program, and the largest "
+        "difference of a logit",
     )
-    export.add_argument("run", help="folder of a finished run")
+    export.add_argument("run", help=RUN)
     export.add_argument("folder", help="new folder for the checkpoint")
+    export.add_argument(
+        "--format",
+        choices=("transformers", "onnx"),
+        default="transformers",
+        help="transformers: config.json and model.safetensors; onnx: model.onnx for ONNX Runtime [transformers]",
+    )
+    export.add_argument(
+        "--int8", action="store_true", help="with --format onnx: model_int8.onnx too, with weights of 8 bits [off]"
+    )
 
     push = commands.add_parser("push", help="upload an adapter with its model card, or a merged checkpoint, to the hub")
     push.add_argument("run", help=RUN)

@@ -12,7 +12,8 @@ from minipeft.hub.retries import describe_error, response_of
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CHECKPOINT = ("config.json", "model.safetensors")
-FURTHER = ("README.md", "*.json", "vocab.txt", "merges.txt", "spm.model", "*.model", "*.safetensors")
+CARD = "README.md"
+FURTHER = (CARD, "*.json", "vocab.txt", "merges.txt", "spm.model", "*.model", "*.safetensors")
 
 
 def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool = False) -> str:
@@ -32,9 +33,9 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
     Raises:
         MinipeftError: for another folder, without a token, and if the hub refuses; nothing is uploaded in part.
     """
-    files = _files(user_path(folder))
     if not REPO_ID.fullmatch(repo_id):
         raise MinipeftError(f"{repo_id!r} is not the name of a repository. Write it as owner/name.")
+    files = _files(user_path(folder), repo_id)
     if dry_run:
         sizes = {
             name: len(file) if isinstance(file, bytes) else Path(file).stat().st_size for name, file in files.items()
@@ -60,7 +61,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
     return f"{endpoint()}/{repo_id}"
 
 
-def _files(folder: Path) -> dict[str, str | bytes]:
+def _files(folder: Path, repo_id: str) -> dict[str, str | bytes]:
     """Return the path, or the new content, of every file to upload, by its name in the repository."""
     source = folder / "adapter" if (folder / "adapter" / ADAPTER[0]).is_file() else folder
     kind = next((names for names in (ADAPTER, CHECKPOINT) if (source / names[0]).is_file()), None)
@@ -75,7 +76,17 @@ def _files(folder: Path) -> dict[str, str | bytes]:
         base = content.get("base_model_name_or_path")
         content["base_model_name_or_path"] = base_name(base) if isinstance(base, str) else base
         files[ADAPTER[0]] = (json.dumps(content, indent=2) + "\n").encode()
+        if CARD in files:
+            files[CARD] = _card((source / CARD).read_text(encoding="utf-8"), repo_id).encode()
     return files
+
+
+def _card(text: str, repo_id: str) -> str:
+    """Return a model card whose commands open the repository, not a folder."""
+    text = text.replace(" (`FOLDER` is this folder)", "")
+    text = text.replace("import minipeft\n", "import minipeft\nfrom huggingface_hub import snapshot_download\n")
+    text = text.replace('load_run("FOLDER"', f'load_run(snapshot_download("{repo_id}")')
+    return text.replace('"FOLDER"', f'"{repo_id}"')
 
 
 def _explain(error: Exception) -> str:

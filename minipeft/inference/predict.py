@@ -20,7 +20,7 @@ from minipeft.data.tasks import synthetic as standin
 from minipeft.data.tasks.custom import custom_task
 from minipeft.data.tasks.splits import choose_data, chunk_examples, read_chunks, read_examples
 from minipeft.data.tasks.task import TASKS, Split, Task, get_task
-from minipeft.data.tokens.examples import encode_split, encode_texts
+from minipeft.data.tokens.examples import Encoded, encode_split, encode_texts
 from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import choose_device, inference_precision
@@ -36,6 +36,7 @@ from minipeft.inference.load_model import (
     match_labels,
 )
 from minipeft.inference.predictor import Predictor
+from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.pretrained import cast_frozen
 from minipeft.training.evaluate import evaluate, predict_logits
 from minipeft.training.progress import best_epoch, selection_metric
@@ -122,19 +123,41 @@ class LoadedRun(Predictor):
         folder = user_path(folder)
         check_export_folder(folder)
         merged = merged_copy(self.model)
-        texts = standin.generate("rte", "validation")
-        pairs = texts["sentence2"][:COMPARED_TEXTS] if len(self.task.columns) == 2 else None
-        first, max_length = texts["sentence1"][:COMPARED_TEXTS], self.settings["max_length"]
-        inputs = self.task.problem.inputs("texts", first)
-        examples = encode_texts(self.task, inputs, pairs, self.tokenizer, max_length, None)
-        before, after = (
-            predict_logits(model, examples, self.settings["max_tokens"])
-            for model in (self.model, merged.to(self.device))
-        )
-        known = ~before.isneginf()  # of words that have a token
-        difference = float((before - after)[known].abs().max())
+        examples = self.comparison_examples()
+        before, after = self.compared_logits(self.model, examples), self.compared_logits(merged, examples)
+        difference = float((before - after).abs().max())
         save_merged(merged.cpu(), folder)
         return {"folder": str(folder), "largest_logit_difference": difference, "examples": len(examples)}
+
+    def export_onnx(self, folder: str | Path, int8: bool = False) -> dict[str, Any]:
+        """Write an ONNX program, the tokenizer and config.json, unless its logits cannot be compared with the model's.
+
+        Args:
+            folder: A new or empty folder. It appears when every file is complete.
+            int8: Whether to write model_int8.onnx too, whose weights have 8 bits.
+
+        Returns:
+            What `export` does; with `int8` also that difference of model_int8.onnx.
+        """
+        from minipeft.inference.onnx_export import export_onnx
+
+        if self.device != "cpu" or self.model.encoder.dtype != torch.float32:
+            raise MinipeftError("the model is not on the CPU in float32. Call load_run(folder, 'cpu', 'fp32').")
+        folder, examples = user_path(folder), self.comparison_examples()
+        differences = export_onnx(self.model, lambda model: self.compared_logits(model, examples), folder, int8)
+        return {"folder": str(folder), **differences, "examples": len(examples)}
+
+    def comparison_examples(self) -> Encoded:
+        """Return synthetic texts, tokenized as the task takes them, on which the logits of an export are compared."""
+        texts = standin.generate("rte", "validation")
+        pairs = texts["sentence2"][:COMPARED_TEXTS] if len(self.task.columns) == 2 else None
+        inputs = self.task.problem.inputs("texts", texts["sentence1"][:COMPARED_TEXTS])
+        return encode_texts(self.task, inputs, pairs, self.tokenizer, self.settings["max_length"], None)
+
+    def compared_logits(self, model: SequenceClassifier, examples: Encoded) -> Tensor:
+        """Return a model's logits on examples, (num_examples or num_words, num_labels), of words that have a token."""
+        logits = predict_logits(model.to(self.device), examples, self.settings["max_tokens"])
+        return logits[~logits.isneginf().all(1)]
 
     def evaluate_file(
         self,

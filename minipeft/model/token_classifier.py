@@ -21,7 +21,8 @@ class TokenClassifier(SequenceClassifier):
     def forward(self, batch: PackedBatch) -> Tensor:
         """Return the logits (total_tokens, num_labels), float32, of a packed batch, in the order given to pack."""
         x = self.encoder(batch)  # (total_tokens, hidden_size), with the virtual tokens of a prompt
-        if virtual := (len(x) - batch.total_tokens) // len(batch):
+        if x.shape[0] != batch.total_tokens:
+            virtual = (len(x) - batch.total_tokens) // len(batch)
             lengths = batch.cu_seqlens.diff().long()
             sequences = torch.arange(1, len(batch) + 1, device=x.device)
             offsets = torch.repeat_interleave(sequences, lengths, output_size=batch.total_tokens) * virtual

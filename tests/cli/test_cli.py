@@ -145,8 +145,8 @@ FLAGS = {
     "predict": f"""text pair output echo glue-test data resume input format text-column pair-column device
         {RUNNER_FLAGS}""",
     "methods": "",
-    "export": "",
-    "merge": "",
+    "export": "format int8",
+    "merge": "format int8",
     "push": "private dry-run",
     "fetch": "",
 }

@@ -4,7 +4,7 @@
 
 A padded batch (batch, longest) would spend a linear layer's time on padding too: in random batches of 16, more than
 half of the tokens of RTE and of SST-2. Packed, every layer sees tokens only, and attention alone needs to know where
-sequences start. There is no attention_mask, and a <pad> id counts as a token.
+sequences start. A <pad> id counts as a token. Only the padded batches of exported programs have an attention_mask.
 
 No sequence is cut or joined here. Truncation is the tokenizer's, and which sequences share a batch is sampling.py's.
 """
@@ -57,6 +57,7 @@ class PackedBatch:
         labels: The targets of the loss, or None: (num_sequences,), int64, or float32 for regression;
             (num_sequences, num_labels), float32, 0 or 1, for multi-label; (total_tokens,), int64, for tokens.
         weights: (num_sequences,), float32: factors on the losses of the sequences; None for 1.
+        attention_mask: (num_sequences, length), int64: 0 at padding, in a padded batch (padded.py); else None.
     """
 
     input_ids: Tensor
@@ -67,6 +68,7 @@ class PackedBatch:
     lengths: tuple[int, ...]
     labels: Tensor | None = None
     weights: Tensor | None = None
+    attention_mask: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of sequences."""
@@ -75,7 +77,7 @@ class PackedBatch:
     @property
     def total_tokens(self) -> int:
         """The number of tokens."""
-        return sum(self.lengths)
+        return self.input_ids.shape[0]
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Return the batch on another device, without waiting for a CUDA device."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
 from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as _Tokenizer
@@ -21,6 +22,8 @@ from minipeft.data.tokens.tokenizer_limits import check_limits
 from minipeft.errors import MinipeftError, first_line, is_unicode, short_repr
 from minipeft.files import write_json
 
+# Truncation is a state of the tokenizer, which raises if it is set while another thread encodes.
+ENCODING = Lock()
 ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
@@ -99,12 +102,12 @@ class Tokenizer:
                     )
         if pairs is not None and len(pairs) != len(texts):
             raise MinipeftError(f"{len(texts)} texts but {len(pairs)} pairs; every text needs one pair")
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_length, strategy="longest_first", direction=self.side)
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        with _rust_errors(f"{self.folder}: the tokenizer cannot encode the texts"):
+        with ENCODING, _rust_errors(f"{self.folder}: the tokenizer cannot encode the texts"):
+            self.tokenizer.no_padding()
+            self.tokenizer.enable_truncation(max_length, strategy="longest_first", direction=self.side)
             encodings = self.tokenizer.encode_batch(inputs)
-        self.truncated += sum(1 for encoding in encodings if encoding.overflowing)
+            self.truncated += sum(1 for encoding in encodings if encoding.overflowing)
         return encodings
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512) -> list[TokenIds]:
@@ -127,8 +130,9 @@ class Tokenizer:
     @cached_property
     def special_tokens(self) -> tuple[list[int], list[int]]:
         """The ids of the special tokens before and after a text."""
-        self.tokenizer.no_truncation()
-        encoding = self.tokenizer.encode("a")
+        with ENCODING:
+            self.tokenizer.no_truncation()
+            encoding = self.tokenizer.encode("a")
         inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
         return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
 

@@ -1,12 +1,14 @@
-"""Attention over packed sequences: a plain version to read, and the choice between the two fast ones.
+"""Attention over packed sequences: a plain version to read, and the choice between the fast ones.
 
     attention(Q, K, V) = softmax(Q Kᵀ / √head_size) V        within each sequence    (Vaswani et al. 2017, equation 1)
 
     grouped.py   matrix products over groups of sequences of near-equal length: the CPU, and every fallback
     varlen.py    one operator for all sequences: CUDA
+    padded.py    a padded batch and a mask: exported programs alone, whose graph must not depend on the lengths
 
-The tests hold both against the plain version. There is no padded version: padding a random batch of 16 to its longest
-sequence would more than double the tokens of RTE and SST-2. There is no causal mask, because an encoder has none.
+The tests hold all of them against the plain version. Nothing else is padded: padding a random batch of 16 to its
+longest sequence would more than double the tokens of RTE and SST-2. There is no causal mask, because an encoder has
+none.
 
 Shapes: tokens = total_tokens of the batch; heads × head_size = hidden_size.
 """
@@ -25,6 +27,7 @@ from minipeft.data.batches.packing import PackedBatch
 from minipeft.model.attention.grouped import Groups, Prefix, attend_grouped, group_by_length
 
 if TYPE_CHECKING:
+    from minipeft.model.attention.padded import Padded
     from minipeft.model.attention.varlen import Varlen
 
 
@@ -75,7 +78,7 @@ def attend_plain(
 
 
 # How the sequences of a batch lie; computed once for all of its layers.
-Plan: TypeAlias = "Groups | Varlen"
+Plan: TypeAlias = "Groups | Varlen | Padded"
 
 
 def plan_attention(
@@ -96,6 +99,10 @@ def plan_attention(
         window: Largest distance that a token sees; None without a limit.
         dropout: Dropout probability that `attend` will get.
     """
+    if batch.attention_mask is not None:
+        from minipeft.model.attention.padded import plan_padded  # exported programs alone
+
+        return plan_padded(batch.attention_mask, num_virtual_tokens, window)
     device = batch.cu_seqlens.device
     if device.type == "cuda":
         # Imported here, because a CPU has no use for them.
@@ -123,6 +130,10 @@ def attend(
     # The plan has decided already, so that no layer decides again.
     if isinstance(plan, Groups):
         return attend_grouped(query, key, value, plan, num_heads, dropout, first_only, prefix)
-    from minipeft.model.attention.varlen import attend_varlen
+    from minipeft.model.attention.varlen import Varlen, attend_varlen
 
-    return attend_varlen(query, key, value, plan, num_heads, dropout, first_only, prefix)
+    if isinstance(plan, Varlen):
+        return attend_varlen(query, key, value, plan, num_heads, dropout, first_only, prefix)
+    from minipeft.model.attention.padded import attend_padded
+
+    return attend_padded(query, key, value, plan, num_heads, dropout, first_only, prefix)

@@ -8,10 +8,13 @@ sequences of variable length on CUDA take no such scores, so that every device c
 Shapes: tokens = total_tokens of the batch; heads × head_size = hidden_size; rows = embeddings that the batch needs.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +22,21 @@ from torch import Tensor
 
 from minipeft.model.attention.grouped import Groups, attend_grouped
 
+if TYPE_CHECKING:
+    from minipeft.model.attention.padded import Padded
+
 
 @dataclass(frozen=True)
 class RelativePlan:
     """What the layers share for one batch.
 
     Attributes:
-        groups: The groups of sequences.
+        attention: How the sequences lie: in groups, or in a padded batch.
         embeddings: (rows, hidden_size), one embedding per bucket that occurs.
         row_of_distance: (2 · longest − 1,), the row of each distance q − k from 1 − longest to longest − 1.
     """
 
-    groups: Groups
+    attention: Groups | Padded
     embeddings: Tensor
     row_of_distance: Tensor
 
@@ -105,7 +111,12 @@ def attend_disentangled(
     pq = by_distance(position_query / scale, by_k_minus_q if first_only else by_q_minus_k)
     pk = by_distance(position_key, by_k_minus_q)
     scores = partial(_scores, pq, pk)
-    return attend_grouped(query / math.sqrt(3), key, value, plan.groups, num_heads, dropout, first_only, scores=scores)
+    query = query / math.sqrt(3)
+    if isinstance(plan.attention, Groups):
+        return attend_grouped(query, key, value, plan.attention, num_heads, dropout, first_only, scores=scores)
+    from minipeft.model.attention.padded import attend_padded
+
+    return attend_padded(query, key, value, plan.attention, num_heads, dropout, first_only, scores=scores)
 
 
 def _scores(pq: Tensor, pk: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -128,5 +139,8 @@ def _products_by_distance(x: Tensor, rows: Tensor) -> Tensor:
     width = 2 * length - 1
     # All products of x and rows. In them, element (i, j) is width − 1 numbers behind (i − 1, j), so a view suffices.
     products = torch.bmm(x.transpose(0, 1).flatten(1, 2), rows.transpose(1, 2))  # (heads, count · length, width)
+    if torch.compiler.is_compiling():  # the same through a copy, because ONNX has no views
+        products = F.pad(products, (0, 1)).view(heads, count, -1)[:, :, length - 1 : length - 1 + length * width]
+        return products.unflatten(2, (length, width))[..., :length].transpose(0, 1)
     strides = (length * width, count * length * width, width - 1, 1)
     return products.as_strided((count, heads, length, length), strides, length - 1)

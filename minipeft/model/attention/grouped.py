@@ -200,7 +200,7 @@ def attend_grouped(
         q, k, v = (x.view(group.count, num_heads, -1, head_size) for x in (q, k, v))
         mask = group.mask
         if prefix is not None:
-            k, v = (_prepend(virtual, x) for virtual, x in zip(prefix, (k, v), strict=True))
+            k, v = (prepend(virtual, x) for virtual, x in zip(prefix, (k, v), strict=True))
             mask = None if mask is None else F.pad(mask, (len(prefix[0]), 0))  # 0: every token sees the prefix
         if groups.window is not None and group.longest > groups.window + 1:
             from minipeft.model.attention.window import attend_window  # ModernBERT alone
@@ -216,7 +216,7 @@ def attend_grouped(
     return _rearrange(output, slot_of_row, row_of_slot).view(query.shape)
 
 
-def _prepend(prefix: Tensor, x: Tensor) -> Tensor:
+def prepend(prefix: Tensor, x: Tensor) -> Tensor:
     """(num_virtual_tokens, hidden_size) before x (count, heads, longest, head_size), along the tokens."""
     count, num_heads = x.shape[:2]
     heads = prefix.to(x.dtype).unflatten(-1, (num_heads, -1)).transpose(0, 1)  # (heads, num_virtual_tokens, head_size)

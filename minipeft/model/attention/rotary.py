@@ -32,6 +32,8 @@ def rotate_plain(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor,
 
 def rotate(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the same as `rotate_plain`, with few passes over memory; the gradient is the rotation back."""
+    if torch.compiler.is_compiling():  # an exported program has no operators that write to given memory
+        return rotate_plain(qkv, cos, sin)
     return _Rotate.apply(qkv, cos, sin)  # type: ignore[no-untyped-call]
 
 

@@ -145,13 +145,14 @@ ROBERTA = Family(
     defaults={"vocab_size": 50265, "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12},
     language_model={"dense": "lm_head.dense", "layer_norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
 )
-XLM_ROBERTA = replace(ROBERTA, defaults=ROBERTA.defaults | {"vocab_size": 30522})
+XLM_ROBERTA = replace(ROBERTA, architecture="XLMRoberta", defaults=ROBERTA.defaults | {"vocab_size": 30522})
+CAMEMBERT = replace(XLM_ROBERTA, architecture="Camembert")
 
 # model_type → where its row is defined, in minipeft.model.
 FAMILIES = {
     "roberta": "families:ROBERTA",
     "xlm-roberta": "families:XLM_ROBERTA",
-    "camembert": "families:XLM_ROBERTA",
+    "camembert": "families:CAMEMBERT",
     "bert": "families.bert:BERT",
     "distilbert": "families.distilbert:DISTILBERT",
     "electra": "families.electra:ELECTRA",

@@ -158,6 +158,13 @@ class DebertaEncoder(Encoder):
     def plan(self, batch: PackedBatch, num_virtual_tokens: int) -> RelativePlan:
         """Group the sequences, and normalize the relative embeddings of the distances that occur."""
         config, device = self.config, batch.cu_seqlens.device
+        if batch.attention_mask is not None:  # of an exported program, for which no distance is known to occur
+            from minipeft.model.attention.padded import plan_padded
+
+            distances = torch.arange(1 - batch.max_seqlen, batch.max_seqlen)
+            rows = bucket(distances, config.position_buckets, config.largest_distance) + config.position_buckets
+            embeddings = self.relative_layer_norm(self.relative_embeddings.weight)
+            return RelativePlan(plan_padded(batch.attention_mask), embeddings, rows)
         groups = group_by_length(batch.lengths, device, self.dtype)
         longest = max(group.longest for group in groups.groups)
         distances = torch.arange(1 - longest, longest)

@@ -38,6 +38,8 @@ class ModernBertConfig(EncoderConfig):
         attention_bias, mlp_bias, norm_bias, classifier_bias: Whether these parts have biases.
         classifier_pooling: What the head reads: "cls", the first token, or "mean" over all tokens.
         classifier_activation: Activation of the head, one of HIDDEN_ACTIVATIONS.
+        bos_token_id, eos_token_id, cls_token_id, sep_token_id, initializer_cutoff_factor: Not used here; kept for
+            servers, which require them in config.json.
     """
 
     model_type: str = "modernbert"
@@ -60,6 +62,11 @@ class ModernBertConfig(EncoderConfig):
     classifier_bias: bool = False
     classifier_pooling: str = "cls"
     classifier_activation: str = "gelu"
+    bos_token_id: int | None = 50281
+    eos_token_id: int | None = 50282
+    cls_token_id: int | None = 50281
+    sep_token_id: int | None = 50282
+    initializer_cutoff_factor: float = 2.0
 
     JSON_NAMES: ClassVar[dict[str, str]] = {
         "hidden_act": "hidden_activation",
@@ -109,6 +116,10 @@ class ModernBertConfig(EncoderConfig):
             if "rope_theta" in parameters:
                 content[name] = parameters["rope_theta"]
         return super().from_dict(content, defaults)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of config.json, with `num_labels`, which text-embeddings-inference reads here."""
+        return super().to_dict() | {"num_labels": self.num_labels}
 
 
 class LayerPlan(NamedTuple):
@@ -218,6 +229,9 @@ class ModernBertEncoder(Encoder):
         if self.config.classifier_pooling == "cls":
             return self(batch, first_only=True)
         x = self(batch)
+        if (mask := batch.attention_mask) is not None:  # of an exported program
+            weights = (mask / mask.sum(1, keepdim=True).clamp(min=1)).unsqueeze(1)  # (num_sequences, 1, length)
+            return (weights @ x.float().unflatten(0, mask.shape)).squeeze(1)
         virtual = (len(x) - batch.total_tokens) // len(batch)  # tokens of a prompt before each sequence
         lengths = batch.cu_seqlens.diff().long() + virtual  # on the device, which no step waits for
         return torch.segment_reduce(x.float(), "mean", lengths=lengths, unsafe=True)
