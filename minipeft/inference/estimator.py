@@ -261,7 +261,7 @@ def _warnings_of(run: str, quiet: bool) -> Iterator[None]:
     """Log no warning if quiet; otherwise each with the run's name, which tells those of a grid search apart."""
 
     def add_name(record: logging.LogRecord) -> bool:
-        record.msg = f"{run}: {record.msg}"
+        record.msg, record.args = f"{run}: {record.getMessage()}", None
         return not quiet or record.levelno >= logging.ERROR
 
     logger = logging.getLogger("minipeft")

@@ -77,11 +77,7 @@ class LoadedRun(Predictor):
         return values
 
     def calibrate(self, folder: Path, data: str | None = None) -> dict[str, Any]:
-        """Fit temperatures on the validation split, and store them in an adapter's folder, where `load_run` finds them.
-
-        Args:
-            folder: The folder of a run or adapter.
-            data: As in `source`.
+        """Fit temperatures on the validation split, and store them in the folder of the run or adapter for `load_run`.
 
         Returns:
             The temperatures, and the expected calibration error before and after.

@@ -191,12 +191,9 @@ class MultiLabel(Problem):
         return self.scaled(logits).sigmoid().numpy()
 
     def calibrate(self, logits: Tensor, targets: Sequence[tuple[int, ...]]) -> Problem:
-        """One temperature for each label."""
-        from minipeft.problems.temperature import fit_temperatures
+        from minipeft.problems.temperature import calibrate
 
-        expected = self.targets(self.as_packed(targets), (), logits.shape[1]).double()
-        fitted = fit_temperatures(logits, lambda x: self.losses(x, expected).mean(), logits.shape[1])
-        return replace(self, temperatures=fitted)
+        return calibrate(self, logits, targets, len(self.labels))
 
     def predictions(self, logits: Tensor, names: Sequence[str], inputs: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return "labels", the names of those whose probability reaches the threshold, and "probabilities" by name."""

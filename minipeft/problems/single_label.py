@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -71,10 +71,9 @@ class SingleLabel(Problem):
         return -sum(fraction * math.log(fraction) for fraction in fractions), max(fractions)
 
     def calibrate(self, logits: Tensor, targets: Sequence[int]) -> Problem:
-        from minipeft.problems.temperature import fit_temperatures
+        from minipeft.problems.temperature import calibrate
 
-        expected = self.targets(targets, (), logits.shape[1])
-        return replace(self, temperatures=fit_temperatures(logits, lambda x: self.losses(x, expected).mean(), 1))
+        return calibrate(self, logits, targets, 1)
 
     def describe_constant(self, logits: Tensor) -> str:
         predicted = set(logits.argmax(1).tolist())

@@ -4,31 +4,38 @@ probabilities = softmax(logits / T), or sigmoid(logits / T) with a T for each la
 model less confident; predictions of classes stay the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from minipeft.problems.problem import Problem
+
 LARGEST = 100.0  # of a temperature and its inverse: without a limit, separable logits have none
 
 
-def fit_temperatures(logits: Tensor, loss: Callable[[Tensor], Tensor], count: int) -> tuple[float, ...]:
-    """Return the temperatures of logits with the smallest loss.
+def calibrate(problem: Problem, logits: Tensor, targets: Sequence[Any], count: int) -> Problem:
+    """Return the problem with the temperatures for which the loss of validation logits is the smallest.
 
     Args:
+        problem: What a label is.
         logits: (num_examples, num_labels).
-        loss: Logits divided by a temperature → their mean loss.
+        targets: As `Problem.read` returns them.
         count: The number of temperatures: 1, or one for each label.
     """
+    expected = problem.targets(problem.as_packed(targets), (), logits.shape[1])
+    expected = expected.double() if expected.is_floating_point() else expected
     log_temperatures = torch.zeros(count, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperatures], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = loss(logits.double() / log_temperatures.exp())
-        value.backward()
-        return value
+        loss = problem.losses(logits.double() / log_temperatures.exp(), expected).mean()
+        loss.backward()
+        return loss
 
     optimizer.step(closure)
-    found = log_temperatures.detach().exp().clamp(1 / LARGEST, LARGEST)
-    return tuple(found.nan_to_num(1.0).tolist())
+    found = log_temperatures.detach().exp().clamp(1 / LARGEST, LARGEST).nan_to_num(1.0)
+    return replace(problem, temperatures=tuple(found.tolist()))

@@ -127,7 +127,7 @@ assert not {{"transformers", "peft", "accelerate"}} & set(sys.modules)
 
 
 # A new flag is a decision: it is written here too.
-TRAIN_FLAGS = """task data long-text stride window-pooling text-column pair-column label-column label-type
+TRAIN_FLAGS = """task data long-text stride window-pooling text-column pair-column label-column label-type drop-duplicates
     label-separator threshold validation holdout max-length train-limit eval-limit model
     init-adapter method rank alpha dropout targets method-options epochs lr steps lr-schedule
     batch-size grad-accum warmup-steps warmup-ratio weight-decay beta1 beta2 epsilon max-grad-norm
@@ -141,7 +141,7 @@ FLAGS = {
     "pretrain": """text block-length long-block-length model start vocab-size hidden-size num-hidden-layers
         num-attention-heads dropout steps batch-tokens lr warmup-steps weight-decay seed device precision output
         evaluate-every checkpoint-minutes resume quiet""",
-    "evaluate": "split data input format text-column pair-column label-column report json device",
+    "evaluate": "split data input format text-column pair-column label-column report calibrate json device",
     "predict": f"""text pair output echo glue-test data resume input format text-column pair-column device
         {RUNNER_FLAGS}""",
     "methods": "",

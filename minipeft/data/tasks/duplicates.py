@@ -37,13 +37,9 @@ class Hashes:
 
 
 def is_duplicate(splits: Mapping[str, Hashes]) -> Array:
-    """Return which training examples have the text of an earlier one, or of an example of another split."""
-    train = np.asarray(splits["train"].texts)
-    duplicate = first_occurrences(train) != np.arange(len(train))
-    for name, other in splits.items():
-        if name != "train":
-            duplicate |= np.isin(train, np.asarray(other.texts))
-    return duplicate
+    """Return which examples of the first split, training, have the text of an earlier one or of another split."""
+    train, *others = (np.asarray(split.texts) for split in splits.values())
+    return (first_occurrences(train) != np.arange(len(train))) | np.isin(train, np.concatenate(others))
 
 
 def find_duplicates(splits: Mapping[str, Hashes]) -> Iterator[tuple[int, str, int, int]]:
@@ -72,7 +68,7 @@ def check_duplicates(task: Task, source: str, splits: dict[str, Hashes], drop: b
     Args:
         task: The task.
         source: The source of its splits.
-        splits: The hashes of the splits that the run reads, "train" among them.
+        splits: The hashes of the splits that the run reads, "train" first.
         drop: Whether to leave out the training examples that `is_duplicate` finds.
 
     Returns:
@@ -99,16 +95,16 @@ def describe_duplicates(task: Task, source: str, splits: Mapping[str, Hashes]) -
     lines = []
     for count, name, index, other in find_duplicates(splits):
         split = {"validation": task.validation, **dict(task.also)}.get(name, name)
-        rows = _row_number(task, split, index), _row_number(task, "train", other)
+        row, train_row = _row_number(task, split, index), _row_number(task, "train", other)
         *_, chunk = read_chunks(task, split, source, index + 1, labelled=name != "test")
-        text = short_repr(chunk.texts[-1])
+        what = (
+            f"{name} rows have a text that occurs in training, such as row {row:,}, which is training row {train_row:,}"
+        )
         if name == "train":
-            what = "training rows have texts with different labels, such as rows"
-            lines.append(f"{count:,} {what} {rows[1]:,} and {rows[0]:,}: {text}")
-        else:
-            what = f"{name} rows have a text that occurs in training, such as row"
-            lines.append(f"{count:,} {what} {rows[0]:,}, which is training row {rows[1]:,}: {text}")
-    return tuple(printable(f"{line}. --drop-duplicates leaves them out of training.") for line in lines)
+            what = f"training rows have texts with different labels, such as rows {train_row:,} and {row:,}"
+        remedy = "--drop-duplicates leaves them out of training."
+        lines.append(printable(f"{count:,} {what}: {short_repr(chunk.texts[-1])}. {remedy}"))
+    return tuple(lines)
 
 
 def _row_number(task: Task, split: str, index: int) -> int:

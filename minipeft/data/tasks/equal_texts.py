@@ -42,12 +42,7 @@ def first_occurrences(texts: Sequence[int] | Array) -> Array:
 
 
 def keep_together(mask: Array, texts: Sequence[int] | Array) -> Array:
-    """Return a mask in which all examples of one text are as the first of them; neither all nor none of several texts.
-
-    Args:
-        mask: (num_examples,), bool.
-        texts: The hash of each example's text.
-    """
+    """Return a mask in which examples of one text are as the first of them; several texts are not all on one side."""
     first = first_occurrences(texts)
     if mask.all() or not mask.any() or not first.any():  # one text alone has to be on both sides
         return mask
