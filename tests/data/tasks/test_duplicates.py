@@ -82,8 +82,8 @@ def test_a_run_names_its_duplicates_and_drops_them(
     given = {"model": str(tiny_checkpoint), "data": str(tmp_path), "steps": 1, "device": "cpu", "report_to": "none"}
     train(**given, output=str(tmp_path / "run"))
     for line in (
-        "1 validation rows have a text that occurs in training, such as row 2, training row 4: 'LONG film'",
-        "2 test rows have a text that occurs in training, such as row 1, training row 5: 'fun'",
+        "1 validation rows have a text that occurs in training, such as row 2, which is training row 4: 'LONG film'",
+        "2 test rows have a text that occurs in training, such as row 1, which is training row 5: 'fun'",
         "2 training rows have texts with different labels, such as rows 1 and 3: 'Good  Film'",
     ):
         assert line in caplog.text
