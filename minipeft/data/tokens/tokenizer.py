@@ -85,7 +85,7 @@ class Tokenizer:
     def encode_full(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 512
     ) -> list[Encoding]:
-        """Like `encode`, but return `tokenizers.Encoding` objects, with .ids and .type_ids (BERT's token types)."""
+        """Like `encode(texts, pairs, max_length)`, but return `tokenizers.Encoding`, with .ids and .type_ids."""
         special = self.tokenizer.num_special_tokens_to_add(pairs is not None)
         if max_length <= special:
             raise MinipeftError(
