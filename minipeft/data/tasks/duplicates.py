@@ -43,7 +43,7 @@ def is_duplicate(splits: Mapping[str, Hashes]) -> Array:
 
 
 def find_duplicates(splits: Mapping[str, Hashes]) -> Iterator[tuple[int, str, int, int]]:
-    """Find the leaks between splits, and the training examples with one text and different labels.
+    """Find the leaks between splits, "train" first, and the training examples with one text and different labels.
 
     Yields:
         For each other split with texts of the training split, their number, the split's name, and the indices of the
@@ -51,9 +51,9 @@ def find_duplicates(splits: Mapping[str, Hashes]) -> Iterator[tuple[int, str, in
         examples whose text has several, "train", and two of them.
     """
     texts, labels = (np.asarray(values) for values in (splits["train"].texts, splits["train"].labels))
-    for name, other in splits.items():
+    for name, other in list(splits.items())[1:]:
         leaked = np.flatnonzero(np.isin(np.asarray(other.texts), texts))
-        if name != "train" and len(leaked):
+        if len(leaked):
             yield len(leaked), name, int(leaked[0]), int(np.argmax(texts == other.texts[leaked[0]]))
     first = first_occurrences(texts)
     different = np.flatnonzero(labels != labels[first])
