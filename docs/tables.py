@@ -237,6 +237,30 @@ def bf16_accuracy() -> Iterator[str]:
 
 
 @for_each_machine
+def tokens() -> Iterator[str]:
+    """Token classification next to the peer: the mean over the seeds and its standard error."""
+    for _, machine, rows in machines("tokens"):
+        settings = ("data", "model", "method", "metric", "train_limit", "epochs", "lr")
+        found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for row in rows:
+            found.setdefault(tuple(row[name] for name in settings), []).append(row)
+        lines = []
+        for (data, model, method, metric, limit, epochs, lr), runs in found.items():
+            training = f"{f'{limit:,}' if limit else 'all'} sentences, {epochs} epochs, lr {lr:g}"
+            values = [mean_and_error([run[side] for run in runs]) for side in ("minipeft", "peer")]
+            case = [TASKS[data], model, {"lora": "LoRA, r = 8"}.get(method, method), metric, training, str(len(runs))]
+            lines.append([*case, *values])
+        columns = ["data", "model", "method", "metric", "training", "seeds", "minipeft", "transformers + peft"]
+        yield markdown(columns, [False] * 5 + [True] * 3, lines) + provenance(machine, rows)
+
+
+def mean_and_error(values: list[float]) -> str:
+    """Return the mean of the values of several seeds and its standard error."""
+    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{error}"
+
+
+@for_each_machine
 def processes() -> Iterator[str]:
     """The throughput of training with several processes."""
     for _, machine, rows in machines("processes"):
@@ -450,6 +474,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lowest-speedup": lowest_speedup,
     "scaling": scaling,
     "processes": processes,
+    "tokens": tokens,
     "all-reduce": all_reduce,
     "max-tokens": max_tokens,
     "long-texts": long_texts,
