@@ -140,6 +140,8 @@ def main() -> None:
     )
     row: dict[str, Any] = {name: getattr(wanted, name) for name in SETTINGS}
     row |= {"data": Path(wanted.data).name, "model": wanted.name or wanted.model, "metric": data.task.metrics[0]}
+    machine = describe_machine("cpu")
+    machine["command"] = machine["command"].replace("--data GLUE", f"--data {row['data']}")
     for seed in wanted.seeds:
         start = time.perf_counter()
         row |= {"seed": seed, "minipeft": train_ours(wanted, seed)}
@@ -148,8 +150,6 @@ def main() -> None:
         row["seconds"] = {"minipeft": middle - start, "peer": time.perf_counter() - middle}
         print(json.dumps(row), flush=True)
         if wanted.output:
-            machine = describe_machine("cpu")
-            machine["command"] = machine["command"].replace("--data GLUE", f"--data {row['data']}")
             write_rows(Path(wanted.output), machine, [row], (*SETTINGS, "seed"))
 
 
