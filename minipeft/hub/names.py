@@ -37,11 +37,8 @@ def parse_model_name(name: str) -> tuple[str, str | None]:
 
 def model_name(folder: Path) -> str:
     """Return the name of a checkpoint folder that `resolve_model` found by name."""
-    repository = folder.parents[1].name if folder.parent.name == "snapshots" else ""
-    if not repository.startswith("models--"):
-        return folder.name
-    repo_id = repository.removeprefix("models--").replace("--", "/")
-    return SHORT_NAMES.get(repo_id, repo_id)
+    name = base_name(str(folder))
+    return SHORT_NAMES.get(name, name)
 
 
 def name_in_path(path: str) -> str:

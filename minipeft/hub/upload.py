@@ -19,13 +19,8 @@ FURTHER = (CARD, "*.json", "vocab.txt", "merges.txt", "spm.model", "*.model", "*
 def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool = False) -> str:
     """Upload a run's adapter, an adapter folder or a merged checkpoint as one commit.
 
-    The uploaded adapter_config.json names the base model as the hub does, without a path of this machine.
-
-    Args:
-        folder: The run folder, adapter folder or merged checkpoint.
-        repo_id: "owner/name"; it is created if it does not exist.
-        private: Whether a new repository is private.
-        dry_run: Do not connect.
+    The uploaded adapter_config.json names the base model as the hub does, without a path of this machine. A repository
+    that does not exist is created, `private` or not.
 
     Returns:
         The repository's address; with `dry_run` the files and their sizes, one per line.

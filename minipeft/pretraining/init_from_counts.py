@@ -31,12 +31,7 @@ LARGEST_VOCABULARY = 16_384  # its square is the size of the table of counts, 1 
 
 @torch.no_grad()
 def init_from_counts(model: MaskedLanguageModel, tokens: np.ndarray[Any, Any]) -> None:
-    """Initialize a model in place.
-
-    Args:
-        model: a model with BERT's initialization.
-        tokens: (num_tokens,), the token ids of the training text, one line after the other.
-    """
+    """Initialize a model in place; `tokens`, (num_tokens,), are the training text, one line after the other."""
     encoder, config = model.encoder, model.config
     for part in model.modules():
         if isinstance(part, nn.Linear):

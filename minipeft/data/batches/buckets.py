@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -11,13 +10,6 @@ from minipeft.data.batches.packing import PackedBatch, PackingConfig
 from minipeft.problems import problem_class
 
 MAX_SEQLENS = (32, 64, 128, 256, 512)
-
-
-class PaddingConfig(PackingConfig, Protocol):
-    """The fields of a model config that padding reads; EncoderConfig has them."""
-
-    @property
-    def pad_token_id(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ FINE = BucketSizes(lambda tokens: round_up(tokens, 64), lambda count: round_up(c
 
 
 def pad_to_bucket(
-    batch: PackedBatch, config: PaddingConfig, longest: int | None = None, sizes: BucketSizes = FINE
+    batch: PackedBatch, config: PackingConfig, longest: int | None = None, sizes: BucketSizes = FINE
 ) -> PackedBatch:
     """Append dummy sequences to a batch, so that its sizes come from a small set.
 

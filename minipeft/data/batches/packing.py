@@ -27,10 +27,12 @@ from minipeft.problems import problem_class
 
 # A protocol and not EncoderConfig, because data/ stands below model/ and does not import it.
 class PackingConfig(Protocol):
-    """The fields of a model config that packing reads; EncoderConfig has them."""
+    """The fields of a model config that packing and padding read; EncoderConfig has them."""
 
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def pad_token_id(self) -> int: ...
     @property
     def type_vocab_size(self) -> int: ...
     @property
