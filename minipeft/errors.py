@@ -128,6 +128,8 @@ def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     def public(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [public(one) for one in value]
+        if isinstance(value, Mapping):
+            return {name: public(one) for name, one in value.items()}
         return public_address(value) if isinstance(value, str) else value
 
     may_hold_addresses = ("data", "source", "validation", "checkpoint_copy")

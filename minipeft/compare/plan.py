@@ -19,7 +19,7 @@ from typing import Any
 
 from minipeft.compare.local_runner import Command, format_flags
 from minipeft.data.tasks.custom import is_custom, task_name
-from minipeft.errors import MinipeftError, nearest
+from minipeft.errors import MinipeftError, nearest, public_settings
 from minipeft.methods import get_method
 from minipeft.training.settings.choices import check_windows, choose_method
 from minipeft.training.settings.setting import rows
@@ -61,9 +61,9 @@ class Plan:
 
     @property
     def command(self) -> str:
-        """The command that asks for this plan, but for its --output."""
+        """The command that asks for this plan, but for its --output and for secrets in addresses."""
         arguments = ["minipeft compare"]
-        for name, values in self.flags.items():
+        for name, values in public_settings(self.flags).items():
             flag = ROWS[name].flag
             switch = values.get("", [None])[0] is True  # 1 == True: a rank of 1 is not a switch
             arguments.append(flag if switch else f"{flag} {format_values(values)}")

@@ -30,7 +30,7 @@ from minipeft.compare.charts import spread_out
 from minipeft.compare.local_runner import PROGRAM, format_flags
 from minipeft.compare.plan import make_plan, read_values, value_for
 from minipeft.compare.table import standard_error
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, public_settings
 from minipeft.lease import Lease
 from minipeft.training.run_folder.checkpoint import describe_checkpoint
 
@@ -114,6 +114,12 @@ def test_a_custom_dataset_names_its_task(tmp_path: Path) -> None:
     for data in ({}, {"data": [str(tmp_path)]}):
         with pytest.raises(MinipeftError, match="--task is missing"):
             make_plan(words | {"data": None} | data)
+
+
+def test_the_command_and_the_settings_hold_no_secret_of_an_address() -> None:
+    plan = make_plan({"task": ["rte"], "method": ["lora"], "data": ["s3://user:secret@bucket/data.csv?token=secret"]})
+    assert "s3://bucket/data.csv" in plan.command
+    assert "secret" not in plan.command + json.dumps(public_settings(plan.flags))
 
 
 def test_the_command_of_a_plan_has_every_value() -> None:
