@@ -28,6 +28,7 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST = ("training/test_cuda_steps", "compare/test_ray", "faults", "model/families", "test_walk", "test_bench", "hub")
 SHARED = Path(os.environ.get("MINIPEFT_SHARED", REPOSITORY.parent / "shared"))
 
 # A small shape a family; hidden sizes and head counts are odd on purpose.
@@ -144,6 +145,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+    # The files that take longest begin first, so that no process ends long after the others.
+    items.sort(key=lambda item: not str(item.path.relative_to(REPOSITORY / "tests")).startswith(LONGEST))
 
 
 @pytest.fixture

@@ -550,8 +550,8 @@ picture(
 # they show that the machine works and say nothing about SST-2.
 #
 # The folder holds everything that a later process needs. `minipeft.load_run` reloads the best epoch's adapter, and it
-# measures what the run has written down. (`minipeft.Classifier` offers training and prediction as an estimator of
-# scikit-learn.)
+# measures what the run has written down. (`minipeft.Classifier` and `minipeft.Regressor` offer training and prediction
+# as estimators of scikit-learn.)
 
 # %%
 print(sorted(path.name for path in output.iterdir()))

@@ -16,6 +16,7 @@ import numpy as np
 from minipeft.errors import MinipeftError, short_repr
 from minipeft.inference.predict import load_run
 from minipeft.inference.predictor import Predictor
+from minipeft.problems import LABEL_SETS
 from minipeft.training.run import train
 from minipeft.training.settings.setting import rows, signature_of
 from minipeft.training.settings.train_settings import TrainSettings
@@ -168,7 +169,7 @@ class Classifier(TextEstimator):
             if not np.isin(labels, (0, 1)).all() or not labels.any(0).all():
                 raise MinipeftError("fit: y has two dimensions. Give zeros and ones, with a one in every column.")
             names = [str(name) for name in classes.tolist()]
-            predictor = self._fit(X, [[names[at] for at in np.flatnonzero(row)] for row in labels], "multilabel")
+            predictor = self._fit(X, [[names[at] for at in np.flatnonzero(row)] for row in labels], LABEL_SETS)
         else:
             if labels.dtype.kind == "f" and (labels % 1 != 0).any():
                 raise MinipeftError("fit: the labels are continuous numbers, not classes. Use minipeft.Regressor.")

@@ -1,7 +1,8 @@
 """A finished run → an ONNX program with its tokenizer and labels, for services that have no torch.
 
     model.onnx        input_ids, attention_mask and, where the family has them, token_type_ids → logits, float32
-    model_int8.onnx   the same with weights of 8 bits and inputs that are quantized as they come
+    model_int8.onnx   the same with weights of 8 bits and inputs that are quantized as they come, but for the
+                     feed-forward's second product
     config.json, tokenizer.json, tokenizer_config.json   as in a merged checkpoint
 
 torch.export traces the model itself, over a padded batch (model/attention/padded.py), so that there is no second model
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from minipeft.errors import MinipeftError
 from minipeft.methods import METHODS, method_name
 from minipeft.model.attention.padded import padded_batch
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.model.config import EncoderConfig
 from minipeft.model.pretrained import save_config
 from minipeft.model.token_classifier import TokenClassifier
 
@@ -139,7 +142,25 @@ def _write_programs(model: SequenceClassifier, folder: Path, int8: bool) -> None
                 node.metadata_props.clear()  # its source line, with folders of this machine
             program.save(path, external_data=large)
             if int8:
-                target, kind = folder / "model_int8.onnx", QuantType.QInt8
-                quantize_dynamic(path, target, per_channel=True, weight_type=kind, use_external_data_format=large)
+                quantize_dynamic(
+                    path,
+                    folder / "model_int8.onnx",
+                    per_channel=True,
+                    weight_type=QuantType.QInt8,
+                    nodes_to_exclude=_feed_forward_outputs(program.model.graph, model.config),
+                    use_external_data_format=large,
+                )
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _feed_forward_outputs(graph: Any, config: EncoderConfig) -> list[str]:
+    """Return the products that stay in float32: GELU's outliers leave few of 8 bits to all other activations."""
+    shape = (config.hidden_size, config.intermediate_size)
+    shapes = {"Gemm": shape, "MatMul": shape[::-1]}  # Gemm transposes its weights
+    names = [
+        node.name
+        for node in graph
+        if node.op_type in shapes and tuple(node.inputs[1].shape or ()) == shapes[node.op_type]
+    ]
+    return names + [f"{name}_MatMul" for name in names]  # as the quantizer calls them after it has divided a Gemm

@@ -55,6 +55,7 @@ PROBLEMS = {
     ),
 }
 AUTO = "auto"  # the label type of a column that has classes or numbers
+LABEL_SETS = PROBLEMS["multi_label_classification"].label_type  # of a column that has any number of classes
 LABEL_TYPES = (AUTO, *(row.label_type for row in PROBLEMS.values()))
 
 

@@ -273,7 +273,8 @@ def test_a_damaged_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (folder / f"name-train-0000{number}-of-00002.arrow").write_bytes(file.read_bytes())
     usual = {"text_column": None, "pair_column": None, "label_column": None, "label_type": "auto", "validation": None}
     data = inspect_custom_data("auto", "owner/name", **usual)
-    assert data.rows == 8000 and len(read_split(data.task, "train", data.source)) == 7200
+    assert data.rows == 8000  # each text twice: the two stay in one part, so that a tenth is met only nearly
+    assert len(read_split(data.task, "train", data.source)) == pytest.approx(7200, abs=80)
     (folder / "name-train-00001-of-00002.arrow").write_bytes(file.read_bytes()[:-500])
     with pytest.raises(MinipeftError, match=r"name-train-00001-of-00002\.arrow: damaged .*; delete the folder"):
         inspect_custom_data("auto", "owner/name", **usual)
