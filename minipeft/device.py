@@ -90,10 +90,10 @@ def has_fast_bf16(device: str) -> bool:
     amx, avx512_bf16 = (
         getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     )
-    return amx or (avx512_bf16 and "AuthenticAMD" in _cpu_vendor())
+    return amx or (avx512_bf16 and "AuthenticAMD" in cpu_vendor())
 
 
-def _cpu_vendor() -> str:
+def cpu_vendor() -> str:
     """Return a text that names the CPU's vendor, such as AuthenticAMD; "" where the system does not say."""
     info = Path("/proc/cpuinfo")
     return info.read_text() if info.exists() else platform.processor()

@@ -512,12 +512,13 @@ ratio_of_rates = rates["large, in bfloat16"] / machine
 print(f"bfloat16 products run at {ratio_of_rates:.2f} times the rate of float32 here")
 
 # %% [markdown]
-# `--precision auto` takes bfloat16 where the device has instructions for it: GPUs from compute capability 8.0, and CPUs
-# with AVX512-BF16 or AMX.
+# `--precision auto` takes bfloat16 where the device is faster in it: GPUs from compute capability 8.0, CPUs with AMX,
+# and those of AMD with AVX512-BF16.
 #
 # **The fastest matrix product.** A matrix product is a call to a library, and a machine may have several. On the CPU,
 # torch's float32 products go to MKL, which on some makes of CPU leaves the widest registers (AVX-512) unused, and its
-# bfloat16 products to oneDNN, which uses them on every make. So minipeft asks oneDNN for the float32 ones too:
+# bfloat16 products to oneDNN, which uses them on every make. So minipeft asks oneDNN for the float32 ones too, but on
+# Intel's CPUs, where MKL is the faster of the two:
 
 # %%
 source(ours.linear)

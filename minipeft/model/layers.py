@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from minipeft.device import cpu_vendor
+
 # x Φ(x), Φ the normal distribution (Hendrycks and Gimpel 2016), and its approximation by tanh.
 _gelu_tanh = partial(F.gelu, approximate="tanh")
 
@@ -54,10 +56,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (tokens, in_features), weight (out_features, in_features), bias (out_features,) or None
     → (tokens, out_features).
 
-    On a CPU with AVX-512, float32 and bfloat16 use oneDNN. In float32, F.linear uses MKL there, which ignores AVX-512
-    on some CPUs. In bfloat16, F.linear uses oneDNN too, but reorders the weight in every call; here a frozen weight is
-    reordered once. All other cases use F.linear: other CPUs and devices, other dtypes, and torch.compile.
-    torch.backends.mkldnn.flags(enabled=False) turns oneDNN off.
+    On a CPU with AVX-512, bfloat16 uses oneDNN, and so does float32 unless the CPU is Intel's. In float32, F.linear
+    uses MKL there, which is the faster of the two on Intel's CPUs and ignores AVX-512 on others. In bfloat16, F.linear
+    uses oneDNN too, but reorders the weight in every call; here a frozen weight is reordered once. All other cases use
+    F.linear: other CPUs and devices, other dtypes, and torch.compile. torch.backends.mkldnn.flags(enabled=False) turns
+    oneDNN off.
     """
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and uses_onednn(x.dtype):
         return _Linear.apply(x, weight, bias, _prepacked_weights_of(weight))  # type: ignore[no-untyped-call]
@@ -72,6 +75,8 @@ def uses_onednn(dtype: torch.dtype) -> bool:
 @cache
 def _has_product(dtype: torch.dtype) -> bool:
     if dtype not in (torch.float32, torch.bfloat16) or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    if dtype == torch.float32 and "GenuineIntel" in cpu_vendor():
         return False
     try:  # operators that torch.compile itself uses, but that no release promises
         x, weight = torch.ones(2, 3, dtype=dtype), torch.ones(4, 3, dtype=dtype)
