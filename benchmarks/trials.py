@@ -35,7 +35,7 @@ class Trial:
 
 
 def run_trials(trials: Iterable[Trial], data: str, path: Path) -> None:
-    """Run the trials that the file does not have, one at a time, and add each as soon as it ends."""
+    """Run the trials that the file does not have, one after another, and add each as soon as it ends."""
     machine = describe_machine("cpu")
     for trial in trials:
         if any(key(row) == key(described(trial)) for row in read_rows(path, machine_name(machine))):

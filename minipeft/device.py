@@ -78,7 +78,7 @@ def has_fast_bf16(device: str) -> bool:
     """Return whether a device computes faster in bf16 than in fp32.
 
     CUDA does from compute capability 8.0, a CPU with AMX, and one of AMD with AVX512-BF16; an Intel Xeon with
-    AVX512-BF16 and without AMX was slower. Others convert each number to float32 and back, or compute one at a time.
+    AVX512-BF16 and without AMX was slower. Others convert each number to float32 and back, or compute them one by one.
     """
     import torch
 

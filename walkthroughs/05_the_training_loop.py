@@ -195,8 +195,8 @@ source(parameter_groups)
 # LayerNorm's weight starts at 1 and *is* the scale of the signal: pulling it to zero only turns the layer down. A bias
 # shifts, and a smaller shift is not a simpler function. For parameter-efficient methods there is a second reason. For
 # LoRA's $A$ and $B$, which make up a *change* of the pretrained weight, "towards zero" means "towards the pretrained
-# model", which is sensible. In full fine-tuning, and for BitFit's biases, what trains is the pretrained values
-# themselves, and "towards zero" means *away* from the pretrained model. For biases minipeft leaves the decay out; for
+# model", which is sensible. In full fine-tuning, and for BitFit's biases, the trainable parameters are the pretrained
+# values, and "towards zero" means *away* from the pretrained model. For biases minipeft leaves the decay out; for
 # the matrices of full fine-tuning it is kept, as in the papers, because it is small: at a learning rate of 5e-5 and a
 # decay of 0.01, a thousand steps take less than 0.05 percent of a weight away.
 #

@@ -107,6 +107,8 @@ def _train(wanted: dict[str, Any]) -> None:
 
 
 def _evaluate(wanted: dict[str, Any]) -> None:
+    from dataclasses import replace
+
     from minipeft.inference.evaluation_files import check_report_folder, describe_report, write_report
     from minipeft.inference.evaluation_report import report_file, report_split
     from minipeft.inference.predict import load_run
@@ -126,7 +128,7 @@ def _evaluate(wanted: dict[str, Any]) -> None:
         temperatures = ", ".join(f"{temperature:.4g}" for temperature in found["temperatures"])
         errors = "before {error_before:.4f}, after {error_after:.4f}".format(**found)
         print(f"temperature {temperatures}; expected calibration error {errors} (validation)", file=sys.stderr)
-        run = load_run(place, run.device)
+        run = replace(run, task=replace(run.task, problem=run.task.problem.with_details(found)))
     as_table = sys.stdout.isatty() and not as_json
     if folder is None and not as_table:
         print(json.dumps(run.evaluate(**wanted) if path is None else run.evaluate_file(path, **wanted)))

@@ -22,10 +22,9 @@ from minipeft.compare.plan import Plan, Run
 from minipeft.errors import MinipeftError
 from minipeft.files import FORMAT, read_json, read_json_lines
 from minipeft.methods import METHODS
-from minipeft.training.progress import CONSTANT
+from minipeft.training.progress import NOT_METRICS
 
 MIN_SEEDS = 3  # for a significant difference
-NOT_METRICS = (CONSTANT, "epoch", "step", "train_loss", "learning_rate", "seconds", "samples_per_second")
 RULE = (
     "Two rows are significantly different if every seed of the one is above every seed of the other, with three seeds "
     "or more each, and their medians differ by more than one standard error of the validation split."
@@ -125,7 +124,7 @@ def _spread(values: list[float]) -> Table | None:
 def _others(runs: list[Table]) -> dict[str, float]:
     """Return the medians of the other metrics at the best epoch."""
     at_best = [next(row for row in run["history"] if row["epoch"] == run["best"]["epoch"]) for run in runs]
-    skip = (*NOT_METRICS, *(run["metric"] for run in runs))
+    skip = (*NOT_METRICS, "train_loss", *(run["metric"] for run in runs))
     names = [name for name in (at_best[0] if at_best else ()) if name not in skip and not name.endswith("eval_loss")]
     return {name: median(row[name] for row in at_best) for name in names}
 

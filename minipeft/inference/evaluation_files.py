@@ -46,9 +46,8 @@ def render_report(report: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("minipeft.inference", ""),
         autoescape=True,
-        finalize=lambda value: (
-            printable(value, keep="\n\t") if type(value) is str else value
-        ),  # what a macro made stays
+        # What a macro made is Markup, not str, and stays as it is.
+        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,

@@ -1,4 +1,4 @@
-"""Folders that are not runs → what prediction needs: an adapter on its base by name, and a merged checkpoint."""
+"""A folder → what prediction needs: a run's best adapter, an adapter on its base by name, or a merged checkpoint."""
 
 import logging
 from dataclasses import replace
@@ -10,10 +10,11 @@ import torch
 from minipeft.adapters.adapter import install_adapter
 from minipeft.adapters.adapter_file import read_adapter, read_config
 from minipeft.adapters.save import CONFIG
+from minipeft.data.tasks.custom import custom_task
 from minipeft.data.tasks.task import TASKS, Task, get_task
-from minipeft.device import choose_device, choose_max_tokens
-from minipeft.errors import MinipeftError, first_line, format_names, short_repr
-from minipeft.files import parse_json, read_small
+from minipeft.device import choose_max_tokens, inference_precision
+from minipeft.errors import MinipeftError, check_int, first_line, format_names, short_repr
+from minipeft.files import parse_json, read_json, read_json_lines, read_small
 from minipeft.hub.hub import resolve_model
 from minipeft.hub.names import name_in_path
 from minipeft.model.classifier import SequenceClassifier
@@ -21,6 +22,7 @@ from minipeft.model.config import EncoderConfig, generic_labels, label_order
 from minipeft.model.families import load_config
 from minipeft.model.pretrained import cast_frozen, load_pretrained, reorder_labels, tensor_names
 from minipeft.problems import PROBLEMS, problem_of
+from minipeft.training.progress import best_epoch, selection_metric
 from minipeft.training.settings.choices import choose_max_length
 
 LONGEST_NAME = 1024  # characters of a base model's name or folder
@@ -45,7 +47,57 @@ def is_checkpoint(folder: Path) -> bool:
     return isinstance(content, dict) and "model_type" in content
 
 
-def load_adapter_folder(folder: Path, device: str, precision: str, pairs: bool | None) -> Loaded:
+def load_best(folder: Path, device: str, precision: str | None, pairs: bool | None) -> Loaded:
+    """Load the best adapter of a run on its base model; the run's config.json has all that the others lack."""
+    path = folder / "config.json"
+    settings = read_json(path)
+    if missing := sorted({"task", "model", "precision", "max_length", "max_tokens", "source"} - set(settings)):
+        raise MinipeftError(f"{path}: {missing[0]} is missing; name the folder of a run")
+    try:
+        for name in ("task", "model", "precision", "source"):
+            if not isinstance(settings[name], str):
+                raise MinipeftError(f"{name} {short_repr(settings[name])} is not a text")
+        for name in ("max_length", "max_tokens"):
+            check_int(name, settings[name])
+        task = (custom_task(settings) or get_task(settings["task"])).with_metric(settings.get("select_by", "eval_loss"))
+    except MinipeftError as error:
+        raise MinipeftError(f"{path}: {error}; train again") from None
+    model_folder, _ = resolve_model(settings["model"])
+    model = load_without_warnings(model_folder, task.num_labels, task.problem.name)
+    if settings["max_length"] > model.config.max_length:
+        raise MinipeftError(
+            f"{path}: max_length {short_repr(settings['max_length'])} is beyond the model's "
+            f"{model.config.max_length}; train again"
+        )
+    _warn_if_unfinished(folder, settings, task)
+    adapter = read_adapter(folder / "adapter", model.config)
+    precision = precision or inference_precision(settings["precision"], device)
+    cast_frozen(install_adapter(model, adapter), _dtype(precision))
+    match_labels(model, task, adapter.folder)
+    task = replace(task, problem=task.problem.with_details(adapter.details))
+    return model, model_folder, task, settings
+
+
+def _warn_if_unfinished(folder: Path, settings: dict[str, Any], task: Task) -> None:
+    """Warn that a run was interrupted, with the epoch of its adapter; raise where there is none yet."""
+    if (folder / "result.json").is_file():
+        return
+    if not (folder / "adapter").is_dir():
+        raise MinipeftError(f"{folder}: no epoch is finished, so there is no adapter. Continue with train.py --resume.")
+    try:
+        rows = read_json_lines(folder / "metrics.jsonl")
+        figure = selection_metric(settings.get("select_by") or task.metrics[0], bool(settings.get("holdout")))
+        best = best_epoch(rows, figure)
+        epoch, done = best["epoch"], rows[-1]["epoch"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # nothing is known of its epochs
+        epoch = done = "?"
+    logger.warning(
+        f"{folder}: the run is not finished ({done} of {settings.get('epochs')} epochs): the adapter is from epoch "
+        f"{epoch}; train.py --resume continues it"
+    )
+
+
+def load_adapter_folder(folder: Path, device: str, precision: str | None, pairs: bool | None) -> Loaded:
     """Load an adapter, minipeft's or peft's, on the base model that its adapter_config.json names.
 
     `pairs` says whether it takes pairs of texts, where its file does not.
@@ -73,7 +125,7 @@ def load_adapter_folder(folder: Path, device: str, precision: str, pairs: bool |
     return cast_frozen(model, _dtype(precision)), base, task, settings
 
 
-def load_checkpoint(folder: Path, device: str, precision: str, pairs: bool | None) -> Loaded:
+def load_checkpoint(folder: Path, device: str, precision: str | None, pairs: bool | None) -> Loaded:
     """Load a fine-tuned checkpoint, with the labels of its config.json."""
     config = load_config(folder)
     model = load_without_warnings(folder, config.num_labels)
@@ -127,8 +179,9 @@ def _task(name: str, config: EncoderConfig, details: dict[str, Any], pairs: bool
     return Task(name, tuple(columns), problem_of(kind, labels, details), files=(("train", ""),))
 
 
-def _limits(model: SequenceClassifier, method: Any, device: str, precision: str) -> dict[str, Any]:
-    max_tokens = choose_max_tokens(choose_device(device), precision, model.config.hidden_size)
+def _limits(model: SequenceClassifier, method: Any, device: str, precision: str | None) -> dict[str, Any]:
+    precision = precision or "fp32"
+    max_tokens = choose_max_tokens(device, precision, model.config.hidden_size)
     return {
         "max_length": choose_max_length(None, method, model.config.max_length),
         "max_tokens": max_tokens,
@@ -137,5 +190,5 @@ def _limits(model: SequenceClassifier, method: Any, device: str, precision: str)
     }
 
 
-def _dtype(precision: str) -> torch.dtype:
+def _dtype(precision: str | None) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32

@@ -9,37 +9,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minipeft.adapters.adapter import install_adapter
-from minipeft.adapters.adapter_file import read_adapter
 from minipeft.adapters.merging import check_export_folder, merged_copy, save_merged
 from minipeft.adapters.save import CALIBRATION
 from minipeft.data.tables.find_files import list_files
 from minipeft.data.tables.open_table import open_table
 from minipeft.data.tables.table import Table
 from minipeft.data.tasks import synthetic as standin
-from minipeft.data.tasks.custom import custom_task
 from minipeft.data.tasks.splits import choose_data, chunk_examples, read_chunks, read_examples
-from minipeft.data.tasks.task import TASKS, Split, Task, get_task
+from minipeft.data.tasks.task import TASKS, Split
 from minipeft.data.tokens.examples import Encoded, encode_split, encode_texts
 from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
-from minipeft.device import choose_device, inference_precision
-from minipeft.errors import MinipeftError, check_int, format_names, short_repr
-from minipeft.files import FORMAT, read_json, read_json_lines, user_path, write_json
-from minipeft.hub.hub import resolve_model
+from minipeft.device import choose_device
+from minipeft.errors import MinipeftError, format_names
+from minipeft.files import FORMAT, user_path, write_json
 from minipeft.inference.load_model import (
     is_adapter_folder,
     is_checkpoint,
     load_adapter_folder,
+    load_best,
     load_checkpoint,
-    load_without_warnings,
-    match_labels,
 )
 from minipeft.inference.predictor import Predictor
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.pretrained import cast_frozen
 from minipeft.training.evaluate import evaluate, predict_logits
-from minipeft.training.progress import best_epoch, selection_metric
 
 logger = logging.getLogger("minipeft")
 
@@ -258,56 +251,7 @@ def load_run(
         MinipeftError: for a folder without an adapter, and for a file in it that is damaged or does not fit.
     """
     folder = user_path(folder)
-    load = load_adapter_folder if is_adapter_folder(folder) else load_checkpoint if is_checkpoint(folder) else None
-    if load is not None:
-        device = choose_device(device)
-        model, tokenizer, task, settings = load(folder, device, precision or "fp32", pairs)
-        return LoadedRun(model.to(device).eval(), load_tokenizer(tokenizer), task, settings, device)
-    path = folder / "config.json"
-    settings = read_json(path)
-    if missing := sorted({"task", "model", "precision", "max_length", "max_tokens", "source"} - set(settings)):
-        raise MinipeftError(f"{path}: {missing[0]} is missing; name the folder of a run")
-    try:
-        for name in ("task", "model", "precision", "source"):
-            if not isinstance(settings[name], str):
-                raise MinipeftError(f"{name} {short_repr(settings[name])} is not a text")
-        for name in ("max_length", "max_tokens"):
-            check_int(name, settings[name])
-        task = (custom_task(settings) or get_task(settings["task"])).with_metric(settings.get("select_by", "eval_loss"))
-    except MinipeftError as error:
-        raise MinipeftError(f"{path}: {error}; train again") from None
-    model_folder, _ = resolve_model(settings["model"])
+    load = load_adapter_folder if is_adapter_folder(folder) else load_checkpoint if is_checkpoint(folder) else load_best
     device = choose_device(device)
-    precision = precision or inference_precision(settings["precision"], device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = load_without_warnings(model_folder, task.num_labels, task.problem.name)
-    if settings["max_length"] > model.config.max_length:
-        raise MinipeftError(
-            f"{path}: max_length {short_repr(settings['max_length'])} is beyond the model's "
-            f"{model.config.max_length}; train again"
-        )
-    _warn_if_unfinished(folder, settings, task)
-    adapter = read_adapter(folder / "adapter", model.config)
-    cast_frozen(install_adapter(model, adapter), dtype)
-    match_labels(model, task, adapter.folder)
-    task = replace(task, problem=task.problem.with_details(adapter.details))
-    return LoadedRun(model.to(device).eval(), load_tokenizer(model_folder), task, settings, device)
-
-
-def _warn_if_unfinished(folder: Path, settings: dict[str, Any], task: Task) -> None:
-    """Warn that a run was interrupted, with the epoch of its adapter; raise where there is none yet."""
-    if (folder / "result.json").is_file():
-        return
-    if not (folder / "adapter").is_dir():
-        raise MinipeftError(f"{folder}: no epoch is finished, so there is no adapter. Continue with train.py --resume.")
-    try:
-        rows = read_json_lines(folder / "metrics.jsonl")
-        figure = selection_metric(settings.get("select_by") or task.metrics[0], bool(settings.get("holdout")))
-        best = best_epoch(rows, figure)
-        epoch, done = best["epoch"], rows[-1]["epoch"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # nothing is known of its epochs
-        epoch = done = "?"
-    logger.warning(
-        f"{folder}: the run is not finished ({done} of {settings.get('epochs')} epochs): the adapter is from epoch "
-        f"{epoch}; train.py --resume continues it"
-    )
+    model, tokenizer, task, settings = load(folder, device, precision, pairs)
+    return LoadedRun(model.to(device).eval(), load_tokenizer(tokenizer), task, settings, device)

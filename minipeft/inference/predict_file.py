@@ -1,8 +1,8 @@
 """Predictions for a file of any size: a stream, divided among processes, that resumes after an interruption.
 
 The rows are divided into chunks of a few thousand. The predictions of each chunk are written to a chunk file next to
-the output, and in the end the chunk files are joined in order. Each file appears only when it is complete, and one job
-at a time holds the folder of the chunk files.
+the output, and in the end the chunk files are joined in order. Each file appears only when it is complete, and a
+lease on the folder of the chunk files keeps other jobs out.
 """
 
 import csv

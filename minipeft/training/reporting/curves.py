@@ -8,9 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from minipeft.errors import printable
 from minipeft.files import read_json, read_json_lines, write_atomically
-from minipeft.training.progress import CONSTANT
-
-NOT_METRICS = (CONSTANT, "epoch", "step", "learning_rate", "seconds", "samples_per_second")
+from minipeft.training.progress import NOT_METRICS
 
 
 def draw(folder: Path) -> None:
