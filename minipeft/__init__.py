@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from minipeft.inference.predict import load_run as load_run
     from minipeft.methods import apply as apply
     from minipeft.methods import count_parameters as count_parameters
-    from minipeft.methods.adalora import AdaLoRA as AdaLoRA
     from minipeft.methods.bitfit import BitFit as BitFit
     from minipeft.methods.bottleneck import Houlsby as Houlsby
     from minipeft.methods.bottleneck import Pfeiffer as Pfeiffer
-    from minipeft.methods.dora import DoRA as DoRA
     from minipeft.methods.full import Full as Full
     from minipeft.methods.head import Head as Head
     from minipeft.methods.ia3 import IA3 as IA3
     from minipeft.methods.layer_norm import LayerNormTuning as LayerNormTuning
     from minipeft.methods.lora import LoRA as LoRA
     from minipeft.methods.lora import LoRALinear as LoRALinear
-    from minipeft.methods.vera import VeRA as VeRA
+    from minipeft.methods.lora_variants.adalora import AdaLoRA as AdaLoRA
+    from minipeft.methods.lora_variants.dora import DoRA as DoRA
+    from minipeft.methods.lora_variants.vera import VeRA as VeRA
     from minipeft.methods.virtual_tokens import PrefixTuning as PrefixTuning
     from minipeft.methods.virtual_tokens import PromptTuning as PromptTuning
     from minipeft.model.classifier import SequenceClassifier as SequenceClassifier
@@ -55,16 +55,16 @@ _HOMES = {
     "minipeft.errors": ("MinipeftError",),
     "minipeft.adapters.merging": ("export", "merge", "unmerge"),
     "minipeft.methods": ("apply", "count_parameters"),
-    "minipeft.methods.adalora": ("AdaLoRA",),
+    "minipeft.methods.lora_variants.adalora": ("AdaLoRA",),
     "minipeft.methods.bitfit": ("BitFit",),
-    "minipeft.methods.dora": ("DoRA",),
+    "minipeft.methods.lora_variants.dora": ("DoRA",),
     "minipeft.methods.bottleneck": ("Houlsby", "Pfeiffer"),
     "minipeft.methods.full": ("Full",),
     "minipeft.methods.head": ("Head",),
     "minipeft.methods.ia3": ("IA3",),
     "minipeft.methods.layer_norm": ("LayerNormTuning",),
     "minipeft.methods.lora": ("LoRA", "LoRALinear"),
-    "minipeft.methods.vera": ("VeRA",),
+    "minipeft.methods.lora_variants.vera": ("VeRA",),
     "minipeft.methods.virtual_tokens": ("PrefixTuning", "PromptTuning"),
     "minipeft.model.pretrained": ("load_pretrained",),
     "minipeft.model.config": ("EncoderConfig",),

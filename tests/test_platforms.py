@@ -44,7 +44,7 @@ JOB = """
 import json, sys, time
 from pathlib import Path
 from minipeft.cli.cli import main
-from minipeft.compare.local_runner import LocalRunner, memory_size
+from minipeft.compare.runners.local_runner import LocalRunner, memory_size
 from minipeft.training.threads import count_cores
 from minipeft.compare.plan import make_plan
 

@@ -151,7 +151,7 @@ def _predict(wanted: dict[str, Any]) -> None:
             print(path)
     elif "input" in wanted:
         from minipeft.compare.predict_folder import predict_folder
-        from minipeft.compare.runner_options import RunnerOptions
+        from minipeft.compare.runners.runner_options import RunnerOptions
         from minipeft.inference.predict_file import predict_file
 
         output = wanted.get("output")

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from minipeft.cli.flags import HELP, TRAIN_EXAMPLES, Parser, RecipeHelp, add_settings, add_train_flags
-from minipeft.compare.runner_options import RunnerOptions
+from minipeft.compare.runners.runner_options import RunnerOptions
 from minipeft.data.tasks.task import TASKS
 from minipeft.pretraining.pretrain_settings import PretrainSettings
 from minipeft.training.settings.train_settings import METHOD_NAMES, TrainSettings

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.compare.formatting import format_csv, format_text
-from minipeft.compare.local_runner import Command
 from minipeft.compare.page import render_page
 from minipeft.compare.plan import NUMBERS, ROWS, Plan, Run, format_values, make_plan
-from minipeft.compare.runner import execute, make_runner
-from minipeft.compare.runner_options import RunnerOptions
+from minipeft.compare.runners.local_runner import Command
+from minipeft.compare.runners.runner import execute, make_runner
+from minipeft.compare.runners.runner_options import RunnerOptions
 from minipeft.compare.table import MIN_SEEDS, comparison_table
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Task

@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from minipeft.compare.local_runner import Command, format_flags
+from minipeft.compare.runners.local_runner import Command, format_flags
 from minipeft.data.tasks.custom import is_custom, task_name
 from minipeft.errors import MinipeftError, nearest, public_settings
 from minipeft.methods import get_method

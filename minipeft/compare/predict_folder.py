@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.adapters.save import WEIGHTS
-from minipeft.compare.local_runner import Command, format_flags
-from minipeft.compare.runner import execute, make_runner
-from minipeft.compare.runner_options import RunnerOptions
+from minipeft.compare.runners.local_runner import Command, format_flags
+from minipeft.compare.runners.runner import execute, make_runner
+from minipeft.compare.runners.runner_options import RunnerOptions
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, format_names
 from minipeft.files import FORMAT, check_output, read_json, sha256, user_path, write_json

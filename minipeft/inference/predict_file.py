@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from minipeft.data.tables.find_files import list_files
 from minipeft.data.tables.open_table import STANDARD_INPUT
-from minipeft.data.tables.remote import local_copy
+from minipeft.data.tables.remote_tables.remote import local_copy
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.files import (

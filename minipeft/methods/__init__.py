@@ -76,9 +76,9 @@ def _entry(file: str, config_name: str, paper: str = "", peft_type: str = "", me
 
 METHODS: dict[str, MethodEntry] = {
     "lora": _entry("lora", "LoRA", "Hu et al. 2021, equation 3", "LORA"),
-    "dora": _entry("dora", "DoRA", "Liu et al. 2024, equation 5", "LORA"),
-    "adalora": _entry("adalora", "AdaLoRA", "Zhang et al. 2023, equation 3", "ADALORA"),
-    "vera": _entry("vera", "VeRA", "Kopiczko et al. 2024, equation 2", "VERA"),
+    "dora": _entry("lora_variants.dora", "DoRA", "Liu et al. 2024, equation 5", "LORA"),
+    "adalora": _entry("lora_variants.adalora", "AdaLoRA", "Zhang et al. 2023, equation 3", "ADALORA"),
+    "vera": _entry("lora_variants.vera", "VeRA", "Kopiczko et al. 2024, equation 2", "VERA"),
     "bitfit": _entry("bitfit", "BitFit", "Ben Zaken et al. 2022, section 3"),
     "layernorm": _entry("layer_norm", "LayerNormTuning", "Ba et al. 2016; Zhao et al. 2023", "LN_TUNING"),
     "ia3": _entry("ia3", "IA3", "Liu et al. 2022, section 3.3", "IA3"),

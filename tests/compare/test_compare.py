@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 from minipeft.cli.cli import main
 from minipeft.cli.command_line import command_line
 from minipeft.compare.charts import spread_out
-from minipeft.compare.local_runner import PROGRAM, format_flags
 from minipeft.compare.plan import make_plan, read_values, value_for
+from minipeft.compare.runners.local_runner import PROGRAM, format_flags
 from minipeft.compare.table import standard_error
 from minipeft.errors import MinipeftError, public_settings
 from minipeft.lease import Lease

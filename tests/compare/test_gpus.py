@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from minipeft.compare import local_runner
-from minipeft.compare.local_runner import Command, LocalRunner, choose_gpu, log_file, visible_gpus
-from minipeft.compare.runner import default_jobs
-from minipeft.compare.runner_options import RunnerOptions
+from minipeft.compare.runners import local_runner
+from minipeft.compare.runners.local_runner import Command, LocalRunner, choose_gpu, log_file, visible_gpus
+from minipeft.compare.runners.runner import default_jobs
+from minipeft.compare.runners.runner_options import RunnerOptions
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError
 

@@ -18,8 +18,8 @@ from conftest import REPOSITORY, contents, environment
 from test_compare import children_in, run_to_the_end, without_checkpoints, without_times
 
 from minipeft.cli.cli import main
-from minipeft.compare.local_runner import Command
-from minipeft.compare.ray_runner import TOKEN, run_on_node
+from minipeft.compare.runners.local_runner import Command
+from minipeft.compare.runners.ray_runner import TOKEN, run_on_node
 
 pytestmark = pytest.mark.full
 ENDED = ("Z", "X", "")  # states of a process that has ended

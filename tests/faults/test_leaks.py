@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from minipeft import MinipeftError, load_run, train
 from minipeft.cli.cli import main
-from minipeft.data.tables import remote
+from minipeft.data.tables.remote_tables import remote
 from minipeft.errors import printable, public_address
 
 SMALL: dict[str, Any] = {"epochs": 1, "method": "head", "batch_size": 8, "device": "cpu", "precision": "fp32"}

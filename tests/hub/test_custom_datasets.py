@@ -13,7 +13,7 @@ from hub_server import COMMIT, HubServer
 from hub_support import start_python
 
 from minipeft import MinipeftError
-from minipeft.data.tables import hub_rows as hub_data
+from minipeft.data.tables.remote_tables import hub_rows as hub_data
 from minipeft.data.tasks.custom import inspect_custom_data, is_custom
 from minipeft.data.tasks.splits import read_split
 

@@ -16,7 +16,7 @@ from minipeft import (
     apply,
     load_pretrained,
 )
-from minipeft.methods.adalora import AdaLoRALinear
+from minipeft.methods.lora_variants.adalora import AdaLoRALinear
 from minipeft.model.pretrained import name_table, tensor_names
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -42,7 +42,7 @@ from minipeft.data.tasks.task import Split, get_task
 from minipeft.data.tokens.examples import Encoded, Examples
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.errors import Interrupted
-from minipeft.methods.adalora import AdaLoRALinear, after_step, budget, penalty
+from minipeft.methods.lora_variants.adalora import AdaLoRALinear, after_step, budget, penalty
 from minipeft.model.families import LINEAR_NAMES
 from minipeft.model.layers import Linear
 from minipeft.training.loop import RunFolder, Schedule, train_loop

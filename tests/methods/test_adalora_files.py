@@ -32,7 +32,7 @@ from minipeft import (
     save_adapter,
     unmerge,
 )
-from minipeft.methods.adalora import KNOWN, after_step, penalty
+from minipeft.methods.lora_variants.adalora import KNOWN, after_step, penalty
 from minipeft.methods.peft_format.reading import WITHOUT_EFFECT
 from minipeft.model.families import LINEAR_NAMES
 

@@ -27,7 +27,7 @@ from minipeft import (
     save_adapter,
     unmerge,
 )
-from minipeft.methods.vera import Projections, VeRALinear
+from minipeft.methods.lora_variants.vera import Projections, VeRALinear
 from minipeft.model.families import LINEAR_NAMES
 from minipeft.model.layers import Linear
 

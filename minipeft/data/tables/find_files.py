@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minipeft.data.tables.lines import DECOMPRESS, ending_of
 from minipeft.data.tables.open_table import ENDINGS, STANDARD_INPUT
-from minipeft.data.tables.remote import is_remote
+from minipeft.data.tables.remote_tables.remote import is_remote
 from minipeft.errors import MinipeftError
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
-from minipeft.data.tables.remote import is_remote, local_copy
+from minipeft.data.tables.remote_tables.remote import is_remote, local_copy
 from minipeft.errors import MinipeftError, first_line
 
 LONGEST_LINE = 1 << 24  # bytes; a longer line is not text, and is not read into memory

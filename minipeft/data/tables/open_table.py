@@ -11,7 +11,7 @@ from minipeft.data.tables.csv_rows import csv_table, strip_line_end, tsv_table
 from minipeft.data.tables.json_rows import json_table, jsonl_table
 from minipeft.data.tables.lines import DECOMPRESS, ending_of, iterate_lines, name_of, read_lines
 from minipeft.data.tables.parquet_rows import parquet_table
-from minipeft.data.tables.remote import is_remote, local_copy
+from minipeft.data.tables.remote_tables.remote import is_remote, local_copy
 from minipeft.data.tables.table import Table, concatenate, stream
 from minipeft.errors import MinipeftError
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from minipeft.data.tables.remote import local_copy
+from minipeft.data.tables.remote_tables.remote import local_copy
 from minipeft.data.tables.table import Table, name_class
 from minipeft.errors import MinipeftError, first_line
 from minipeft.files import parse_json

@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.data.tables.find_files import split_file
-from minipeft.data.tables.hub_rows import find_dataset, hub_split, is_hub_name, is_hub_source, is_hub_split, open_split
 from minipeft.data.tables.lines import stem_of
 from minipeft.data.tables.memory import PLACE, MemoryData
-from minipeft.data.tables.remote import is_remote
+from minipeft.data.tables.remote_tables.hub_rows import (
+    find_dataset,
+    hub_split,
+    is_hub_name,
+    is_hub_source,
+    is_hub_split,
+    open_split,
+)
+from minipeft.data.tables.remote_tables.remote import is_remote
 from minipeft.data.tables.table import Table
 from minipeft.data.tasks.draw import VALIDATION_FRACTION
 from minipeft.data.tasks.equal_texts import hash_texts

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.data.tables.hub_cache import cached_splits
+from minipeft.data.tables.remote_tables.hub_cache import cached_splits
 from minipeft.data.tables.table import Table, stream
 from minipeft.data.tasks import synthetic as standin
 from minipeft.data.tasks.task import Split, Task
@@ -35,7 +35,7 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
         return "standin", f"synthetic data for {task.name} (stand-in): not GLUE, not a benchmark"
     if data not in ("auto", HUB_NAME):
         if not Path(data).exists():
-            from minipeft.data.tables.hub_rows import is_hub_name
+            from minipeft.data.tables.remote_tables.hub_rows import is_hub_name
 
             other = f", or leave --task {task.name} out for a data set of the hub" if is_hub_name(data) else ""
             raise MinipeftError(f"--data {data}: no such file or folder; check the path{other}")
@@ -108,7 +108,7 @@ def validation_targets(task: Task, limit: int | None = None) -> Any:
 
 def _table(task: Task, split: str, source: str) -> Table:
     if task.is_custom:
-        from minipeft.data.tables.hub_rows import hub_split, is_hub_source, open_split
+        from minipeft.data.tables.remote_tables.hub_rows import hub_split, is_hub_source, open_split
 
         files = dict(task.files)
         if split not in files and split != task.validation and is_hub_source(source):
@@ -209,7 +209,7 @@ def _make_split(task: Task, rows: list[Row]) -> Split:
 
 def _glue(task: Task, split: str) -> Table:
     """A split from the cache of `datasets`, or else from the hub."""
-    from minipeft.data.tables.hub_rows import DownloadError, dataset_table, read_split_rows
+    from minipeft.data.tables.remote_tables.hub_rows import DownloadError, dataset_table, read_split_rows
 
     try:
         rows = read_split_rows(HUB_NAME, task.name, split)

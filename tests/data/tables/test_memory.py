@@ -16,8 +16,8 @@ from conftest import run_command
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from minipeft import MinipeftError
-from minipeft.data.tables.hub_rows import open_split
 from minipeft.data.tables.memory import MemoryData, is_in_memory, read_memory
+from minipeft.data.tables.remote_tables.hub_rows import open_split
 from minipeft.data.tasks.custom import inspect_custom_data
 from minipeft.data.tasks.splits import read_split
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from minipeft import MinipeftError
-from minipeft.data.tables import remote
 from minipeft.data.tables.open_table import open_table
+from minipeft.data.tables.remote_tables import remote
 from minipeft.data.tasks.custom import inspect_custom_data, is_custom
 from minipeft.data.tasks.splits import read_split
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from table_formats import COMPRESS
 
 from minipeft import MinipeftError
-from minipeft.data.tables.hub_rows import dataset_table
 from minipeft.data.tables.memory import read_memory
 from minipeft.data.tables.open_table import Table
 from minipeft.data.tables.parquet_rows import parquet_table
+from minipeft.data.tables.remote_tables.hub_rows import dataset_table
 from minipeft.data.tasks.custom import CustomData, custom_task, inspect_custom_data, is_custom
 from minipeft.data.tasks.splits import read_split
 from minipeft.data.tasks.task import Split

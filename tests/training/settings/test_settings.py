@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from minipeft import Classifier, LoRA, MinipeftError, train
 from minipeft.cli.cli import main
-from minipeft.compare.runner_options import RunnerOptions
+from minipeft.compare.runners.runner_options import RunnerOptions
 from minipeft.pretraining.pretrain_settings import PretrainSettings
 from minipeft.training.settings.choices import numbered_folder
 from minipeft.training.settings.setting import check_given, rows

@@ -15,7 +15,7 @@ from minipeft.training.threads import count_cores
 
 WAIT_FOR_RUN = 60.0  # seconds in which the same command of a killed parent must save and end
 PROGRAM = (
-    "import sys; from minipeft.compare.local_runner import run_child; from minipeft.cli.cli import main; "
+    "import sys; from minipeft.compare.runners.local_runner import run_child; from minipeft.cli.cli import main; "
     "sys.exit(run_child(main, sys.argv[1], sys.argv[2:]))"
 )
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from minipeft.compare.local_runner import Command, error_of, start_child
+from minipeft.compare.runners.local_runner import Command, error_of, start_child
 from minipeft.errors import MinipeftError, first_line
 from minipeft.files import write_text
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from tqdm.auto import tqdm
 
-from minipeft.compare.local_runner import Command, LocalRunner, memory_size, visible_gpus
-from minipeft.compare.runner_options import RunnerOptions
+from minipeft.compare.runners.local_runner import Command, LocalRunner, memory_size, visible_gpus
+from minipeft.compare.runners.runner_options import RunnerOptions
 from minipeft.errors import Interrupted, format_names
 from minipeft.training.reporting.console import disable_bar
 from minipeft.training.run_folder.signals import collect_signals
@@ -34,7 +34,7 @@ class Runner(Protocol):
 def make_runner(folder: Path, options: RunnerOptions, device: str, commands: int) -> Runner:
     """Return the runner of so many commands, which write to logs/ in a folder; "cuda" is all GPUs of this machine."""
     if options.runner == "ray":
-        from minipeft.compare.ray_runner import RayRunner
+        from minipeft.compare.runners.ray_runner import RayRunner
 
         return RayRunner(
             folder, options.ray_address, options.cpus_per_run, options.gpus_per_run, options.jobs or ALL_AT_ONCE

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minipeft.data.tables.hub_cache import cached_configs, cached_splits
 from minipeft.data.tables.lines import ending_of
 from minipeft.data.tables.memory import PLACE, MemorySplit
 from minipeft.data.tables.open_table import ENDINGS, open_table
-from minipeft.data.tables.remote import is_remote
+from minipeft.data.tables.remote_tables.hub_cache import cached_configs, cached_splits
+from minipeft.data.tables.remote_tables.remote import is_remote
 from minipeft.data.tables.table import Table, name_class
 from minipeft.errors import MinipeftError, first_line, format_names
 from minipeft.hub.names import SEGMENT
