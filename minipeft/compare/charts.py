@@ -169,6 +169,35 @@ def curves(task: Row, row: Row, style: int, names: Sequence[str]) -> Chart:
     return chart
 
 
+def against_learning_rate(task: Row, row: Row, style: int) -> Chart:
+    """Draw the metric against the learning rate, on a logarithmic axis: medians, and a band from minimum to maximum.
+
+    All rows of a task share the axis of the metric. A ring is at the learning rate that the table shows.
+    """
+    rates = [rate for rate in row["learning_rates"] if rate["best"] and rate["lr"]]
+    described = "; ".join(f"{rate['lr']:g}: {rate['best']['median']:.3f}" for rate in rates)
+    title = f"{row['name']}: {task['metric']} against the learning rate"
+    chart = Chart(title, described, SMALL_WIDTH, SMALL_HEIGHT)
+    spreads = [rate["best"] for other in task["rows"] for rate in other["learning_rates"] if rate["best"]]
+    low, high = min(spread["min"] for spread in spreads), max(spread["max"] for spread in spreads)
+    y, y_ticks = _linear_axis(low, high, SMALL_HEIGHT - 18, 6, 3)
+    x, _ = _log_axis([rate["lr"] for rate in rates], 46, SMALL_WIDTH - 18)
+    for height, text in y_ticks:
+        chart.lines.append(("grid", [(34, height), (SMALL_WIDTH - 6, height)]))
+        chart.texts.append((29, height + 3.5, text, "tick", "end"))
+    for rate, shift, anchor in ((rates[0], -8, "start"), (rates[-1], 8, "end"))[: len(rates)]:
+        chart.texts.append((x(rate["lr"]) + shift, SMALL_HEIGHT - 4, f"{rate['lr']:g}", "tick", anchor))
+    lower, middle, upper = (
+        [(x(rate["lr"]), y(rate["best"][value])) for rate in rates] for value in ("min", "median", "max")
+    )
+    chart.areas.append((f"band s{style}", [*upper, *reversed(lower)]))
+    chart.lines.append((f"thin s{style}", middle))
+    for rate, point in zip(rates, middle, strict=True):
+        look, radius = ("best", 3.2) if rate["lr"] == row["lr"] else ("dot", 2.2)
+        chart.dots.append((f"s{style} {look}", *point, radius))
+    return chart
+
+
 def seed_strip(task: Row, row: Row, style: int) -> Chart:
     """Draw a row's seeds as dots on the scale that all rows of the task share, for a cell of the table."""
     x = _scale(*_range(task), 4, 96)
@@ -231,7 +260,7 @@ def _linear_axis(low: float, high: float, start: float, end: float, count: int) 
     return place, [(place(step * index), f"{step * index:.{decimals}f}") for index in range(first, last + 1)]
 
 
-def _log_axis(values: list[int], start: float, end: float) -> tuple[Scale, list[Tick]]:
+def _log_axis(values: Sequence[float], start: float, end: float) -> tuple[Scale, list[Tick]]:
     low, high = math.log10(min(values, default=1)), math.log10(max(values, default=1))
     if high - low < 0.3:
         low, high = low - 0.15, high + 0.15
@@ -242,7 +271,7 @@ def _log_axis(values: list[int], start: float, end: float) -> tuple[Scale, list[
     return lambda value: place(math.log10(value)), [(place(log), _short(value)) for log, value in inside]
 
 
-def _short(value: int) -> str:
+def _short(value: float) -> str:
     """30000 → 30k."""
     size, letter = next((pair for pair in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if value >= pair[0]), (1, ""))
     return f"{value / size:g}{letter}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.compare.formatting import format_csv, format_text
+from minipeft.compare.learning_rates import extension
 from minipeft.compare.page import render_page
 from minipeft.compare.plan import NUMBERS, ROWS, Plan, Run, format_values, make_plan
 from minipeft.compare.runners.local_runner import Command
@@ -50,7 +51,7 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
     check_output(folder, "plan.json", "comparison", resume)
     before = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else {}
     if before:
-        _check_same_flags(folder, before["flags"], plan)
+        _check_same_flags(folder, before, plan)
         plan = _with_precision_of(folder, plan)
     waiting = [run for run in plan.runs if not _is_finished(folder, run)]
     sources = _sources(plan.runs if not before else waiting)
@@ -73,6 +74,7 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
             print(_announce(plan, len(commands)), file=sys.stderr)
         failed = execute(commands, len(plan.runs), "run", runner, quiet, _describe_result)
         table = comparison_table(folder, plan, examples, failed)
+        table["extension"] = extension(plan, table, folder)
         write_json(folder / "table.json", table)
         write_text(folder / "table.csv", format_csv(table))
         write_text(folder / "page.html", render_page(table))
@@ -99,10 +101,13 @@ def _describe_result(command: Command) -> str:
     return f"finished: {result['metric']} {result['best']['value']:.4f} in {result['train_seconds']:.0f} s"
 
 
-def _check_same_flags(folder: Path, before: dict[str, Any], plan: Plan) -> None:
-    now = json.loads(json.dumps(public_settings(plan.flags)))
+def _check_same_flags(folder: Path, content: dict[str, Any], plan: Plan) -> None:
+    """Raise where a comparison's plan.json has other flags; further learning rates only add runs."""
+    before, now = content["flags"], json.loads(json.dumps(public_settings(plan.flags)))
+    runs, more = ({run["name"] for run in content["runs"]}, {run.name for run in plan.runs})
+    free = (*FREE_TO_CHANGE, *(["lr"] if runs <= more else []))
     for name in ROWS:
-        if name not in FREE_TO_CHANGE and before.get(name) != now.get(name):
+        if name not in free and before.get(name) != now.get(name):
             one, other = (format_values(flags[name]) if name in flags else "by default" for flags in (before, now))
             raise MinipeftError(
                 f"{folder} was started with {name} {one}, not {other}. Resume with the same settings, or choose "

@@ -4,6 +4,7 @@ import csv
 import io
 from itertools import groupby
 
+from minipeft.compare.learning_rates import next_rate
 from minipeft.compare.table import MIN_SEEDS, Table
 
 SPREAD = "median (min to max)"
@@ -46,27 +47,40 @@ def format_text(table: Table) -> str:
     """Return the tables and the sentences for a terminal."""
     blocks = []
     for task in table["tasks"]:
-        lines = [list(HEADINGS), *(_cells(row) for row in task["rows"])]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         title = (
             f"{task['task']}: {task['metric'] or 'no result'} on {task['validation_examples']:,} validation examples"
         )
         text = [title, *(f"model {model}" for model in task["models"]), *(f"data {data}" for data in task["data"]), ""]
-        for line in lines:
-            cells = [
-                cell.ljust(width) if column in LEFT else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ]
-            text.append("  ".join(cells).rstrip())
+        text += _align([list(HEADINGS), *(_cells(row) for row in task["rows"])])
         for row in task["rows"]:
             text += [f"{row['name']}: {name} failed: {reason}" for name, reason in row["failed"].items()]
             if len(row["learning_rates"]) > 1:
-                text.append(f"{row['name']}: {describe_learning_rates(row)}")
+                text += ["", f"{row['name']}: {task['metric']} against the learning rate", *_align(rate_cells(row))]
         one_epoch = all(run["last"]["epoch"] == 1 for row in task["rows"] for run in row["runs"])
         for which in ("last",) if one_epoch else ("best", "last"):
             text += ["", f"By the {which} epoch: " + "\n  ".join(describe_differences(task, which))]
         blocks.append("\n".join(text))
+    if wider := table["extension"]:
+        blocks.append(f"{describe_extension(wider)}\n  {wider['command']}")
     return "\n\n".join([*blocks, table["rule"]])
+
+
+def describe_extension(wider: dict[str, str]) -> str:
+    """Say for which rows a learning rate beyond the grid may be better."""
+    return (
+        f"The best learning rate is an end of the grid, so one beyond it may be better: {wider['rows']}. "
+        "This command adds one and trains its runs only:"
+    )
+
+
+def _align(lines: list[list[str]]) -> list[str]:
+    """Return the lines of a table with the columns LEFT to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = []
+    for line in lines:
+        cells = zip(line, widths, strict=True)
+        texts.append("  ".join(f"{cell:{'<' if n in LEFT else '>'}{width}}" for n, (cell, width) in enumerate(cells)))
+    return [text.rstrip() for text in texts]
 
 
 def _cells(row: Table) -> list[str]:
@@ -90,17 +104,19 @@ def describe_spread(spread: Table) -> str:
     return f"{spread['median']:.3f} ({spread['min']:.3f} to {spread['max']:.3f})"
 
 
+def rate_cells(row: Table) -> list[list[str]]:
+    """Return a heading and a line for each learning rate of a row of table.json."""
+    ends = {row["learning_rates"][0]["lr"]: "the smallest tried", row["learning_rates"][-1]["lr"]: "the largest tried"}
+    lines = [["lr", f"best: {SPREAD}", ""]]
+    for rate in row["learning_rates"]:
+        shown = "shown above" if rate["lr"] == row["lr"] else ""
+        at_end = f", {ends[rate['lr']]}" if shown and next_rate(row) else ""
+        lines.append([f"{rate['lr']:g}", describe_spread(rate["best"]) if rate["best"] else "failed", shown + at_end])
+    return lines
+
+
 def describe_memory(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def describe_learning_rates(row: Table) -> str:
-    """Describe which learning rates were tried for a row, and which one it shows."""
-    tried = [
-        f"{rate['lr']:g} -> " + (f"{rate['best']['median']:.3f}" if rate["best"] else "failed")
-        for rate in row["learning_rates"]
-    ]
-    return f"learning rates tried, by the best epoch's median: {', '.join(tried)}; the table shows {row['lr']:g}"
 
 
 def format_csv(table: Table) -> str:

@@ -4,14 +4,15 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from minipeft.compare.charts import against_parameters, against_rank, curves, seed_strip
+from minipeft.compare.charts import against_learning_rate, against_parameters, against_rank, curves, seed_strip
 from minipeft.compare.formatting import (
     describe_differences,
-    describe_learning_rates,
+    describe_extension,
     describe_memory,
     describe_spread,
     join_names,
     metric_title,
+    rate_cells,
 )
 from minipeft.compare.table import RULE, Table, standard_error
 
@@ -40,12 +41,14 @@ def render_page(table: Table) -> str:
         fallbacks=[source for source in sources if "stand-in" in source],
         rule=RULE,
         cells=lambda task, row: _cells(task, row, styles[row["method"]]),
+        against_learning_rate=against_learning_rate,
         against_parameters=against_parameters,
         against_rank=against_rank,
         curves=curves,
         describe_differences=describe_differences,
-        describe_learning_rates=describe_learning_rates,
+        describe_extension=describe_extension,
         describe_spread=describe_spread,
+        rate_cells=rate_cells,
     )
 
 

@@ -12,9 +12,11 @@ learning rate and seed may have several values, --lr lora=1e-3,3e-3, and every c
 have one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from minipeft.compare.runners.local_runner import Command, format_flags
@@ -66,7 +68,7 @@ class Plan:
         for name, values in public_settings(self.flags).items():
             flag = ROWS[name].flag
             switch = values.get("", [None])[0] is True  # 1 == True: a rank of 1 is not a switch
-            arguments.append(flag if switch else f"{flag} {format_values(values)}")
+            arguments.append(flag if switch else f"{flag} {format_values(values, quote)}")
         return " ".join(arguments)
 
 
@@ -193,6 +195,7 @@ def _name(settings: dict[str, Any]) -> str:
     return f"{settings['task']}-{settings['method']}{rank}{lr}-seed{settings['seed']}"
 
 
-def format_values(values: Values) -> str:
-    """A flag's values as the command line has them."""
-    return " ".join(f"{where}={value}" if where else str(value) for where, chosen in values.items() for value in chosen)
+def format_values(values: Values, form: Callable[[str], str] = str) -> str:
+    """A flag's values as the command line has them; `form` may quote each for a shell."""
+    given = ((where, value) for where, chosen in values.items() for value in chosen)
+    return " ".join(form(f"{where}={value}" if where else str(value)) for where, value in given)

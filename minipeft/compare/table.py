@@ -22,7 +22,7 @@ from minipeft.compare.plan import Plan, Run
 from minipeft.errors import MinipeftError
 from minipeft.files import FORMAT, read_json, read_json_lines
 from minipeft.methods import METHODS
-from minipeft.training.progress import NOT_METRICS
+from minipeft.training.progress import NOT_METRICS, largest_is_best
 
 MIN_SEEDS = 3  # for a significant difference
 RULE = (
@@ -84,14 +84,14 @@ def _read_run(folder: Path) -> Table:
 def _row(runs: list[Run], found: dict[str, Table], failed: dict[str, str]) -> Table:
     """Summarize a method and rank: the learning rate with the fewest failures, then the best median."""
     by_rate = []
-    for lr in dict.fromkeys(run.settings.get("lr") for run in runs):
+    for lr in sorted({run.settings.get("lr") for run in runs}):
         of_rate = [run for run in runs if run.settings.get("lr") == lr]
         by_rate.append(([found[run.name] for run in of_rate if run.name in found], of_rate))
     done, chosen = max(
         by_rate,
         key=lambda rate: (
             len(rate[0]) / len(rate[1]),
-            median(run["best"]["value"] for run in rate[0]) if rate[0] else 0,
+            median(_sign(run) * run["best"]["value"] for run in rate[0]) if rate[0] else 0,
         ),
     )
     method, rank = runs[0].settings["method"], runs[0].settings.get("rank")
@@ -115,6 +115,10 @@ def _row(runs: list[Run], found: dict[str, Table], failed: dict[str, str]) -> Ta
         "runs": [{key: run[key] for key in ("seed", "best", "last", "history")} for run in done],
     }
     return row
+
+
+def _sign(run: Table) -> int:
+    return 1 if largest_is_best(run["metric"]) else -1
 
 
 def _spread(values: list[float]) -> Table | None:

@@ -58,14 +58,18 @@ def selection_metric(select_by: str, holdout: bool) -> str:
     return f"{HOLDOUT}_{select_by}" if holdout else select_by
 
 
+def largest_is_best(figure: str) -> bool:
+    """Whether larger values of a figure are better; not so of errors and losses."""
+    from minipeft.problems.metrics import find_metric  # it imports NumPy, which --help does without
+
+    metric, _ = find_metric(figure.removeprefix(f"{HOLDOUT}_"))
+    return metric.largest_is_best if metric else not figure.endswith("loss")
+
+
 def best_epoch(history: list[dict[str, Any]], select_by: str) -> dict[str, Any]:
     """Return the row of the first epoch with the best value of a figure: the largest, or for an error the smallest.
 
     An epoch whose validation predictions are all of one class is the best only where every epoch's are.
     """
-    from minipeft.problems.metrics import find_metric  # it imports NumPy, which --help does without
-
-    metric, _ = find_metric(select_by.removeprefix(f"{HOLDOUT}_"))
-    largest_is_best = metric.largest_is_best if metric else not select_by.endswith("loss")
-    sign = 1 if largest_is_best else -1
+    sign = 1 if largest_is_best(select_by) else -1
     return max(history, key=lambda row: (CONSTANT not in row, sign * row[select_by]))

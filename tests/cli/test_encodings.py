@@ -68,4 +68,4 @@ def test_a_comparison_as_a_process(small_data: Path, tiny_checkpoint: Path, tmp_
     output = tmp_path / LONG_NAME
     done = run_command("-m", "minipeft", "compare", *flags, *SMALL, "--output", output, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
-    assert json.loads((output / "table.json").read_text())["tasks"] and "learning rates tried" in done.stdout
+    assert json.loads((output / "table.json").read_text())["tasks"] and "against the learning rate" in done.stdout

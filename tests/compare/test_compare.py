@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -351,37 +352,41 @@ def write_comparison(folder: Path, arguments: list[str], value: Callable[[dict[s
     made = make_plan(words)
     folder.mkdir()
     examples = {"sst2": 872, "mrpc": 408, "stsb": 1500}
-    (folder / "plan.json").write_text(json.dumps({"flags": made.flags, "validation_examples": examples}))
+    plan = {"flags": made.flags, "validation_examples": examples, "runs": [{"name": run.name} for run in made.runs]}
+    (folder / "plan.json").write_text(json.dumps(plan))
     for run in made.runs:
-        settings, place = run.settings, folder / "runs" / run.name
-        place.mkdir(parents=True)
-        metrics, epochs, top = OTHERS[settings["task"]], settings["epochs"], value(settings)
-        history = [
-            {
-                "epoch": epoch,
-                "step": 10 * epoch,
-                "train_loss": 0.7 * 0.8**epoch,
-                "eval_loss": 0.6 * 0.9**epoch,
-                **{name: top - 0.1 * abs(epoch - min(epochs, 5)) / epochs for name in metrics},
-                "learning_rate": 1e-3,
-                "seconds": 10.0,
-                "samples_per_second": 9.0,
-            }
-            for epoch in range(1, epochs + 1)
-        ]
-        in_method = {"lora": 36_864 * settings.get("rank", 0), "bitfit": 102_144, "full": 124_055_040, "head": 0}
-        best = max(history, key=lambda row: row[metrics[0]])
-        result = {
-            **{"task": settings["task"], "method": settings["method"], "model": "roberta-base", "data": "nyu-mll/glue"},
-            **{"metric": metrics[0], "seed": settings["seed"], "train_seconds": 60.0, "samples_per_second": 9.0},
-            "best": {"epoch": best["epoch"], "value": best[metrics[0]]},
-            "last": {"epoch": epochs, "value": history[-1][metrics[0]]},
-            "parameters": {"method": in_method[settings["method"]], "head": 592_130, "total": 124_647_170},
-            "peak_memory_bytes": 1 << 31,
+        write_run(folder / "runs" / run.name, run.settings, value(run.settings))
+
+
+def write_run(place: Path, settings: dict[str, Any], top: float) -> None:
+    place.mkdir(parents=True)
+    metrics, epochs = OTHERS[settings["task"]], settings.get("epochs", 1)
+    history = [
+        {
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "train_loss": 0.7 * 0.8**epoch,
+            "eval_loss": 0.6 * 0.9**epoch,
+            **{name: top - 0.1 * abs(epoch - min(epochs, 5)) / epochs for name in metrics},
+            "learning_rate": 1e-3,
+            "seconds": 10.0,
+            "samples_per_second": 9.0,
         }
-        (place / "result.json").write_text(json.dumps(result))
-        (place / "config.json").write_text(json.dumps({"lr": 1e-3, "precision": "fp32", **settings}))
-        (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+        for epoch in range(1, epochs + 1)
+    ]
+    in_method = {"lora": 36_864 * settings.get("rank", 0), "bitfit": 102_144, "full": 124_055_040, "head": 0}
+    best = max(history, key=lambda row: row[metrics[0]])
+    result = {
+        **{"task": settings["task"], "method": settings["method"], "model": "roberta-base", "data": "nyu-mll/glue"},
+        **{"metric": metrics[0], "seed": settings["seed"], "train_seconds": 60.0, "samples_per_second": 9.0},
+        "best": {"epoch": best["epoch"], "value": best[metrics[0]]},
+        "last": {"epoch": epochs, "value": history[-1][metrics[0]]},
+        "parameters": {"method": in_method[settings["method"]], "head": 592_130, "total": 124_647_170},
+        "peak_memory_bytes": 1 << 31,
+    }
+    (place / "result.json").write_text(json.dumps(result))
+    (place / "config.json").write_text(json.dumps({"lr": 1e-3, "precision": "fp32", **settings}))
+    (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
 
 
 def of_glue(settings: dict[str, Any]) -> float:
@@ -406,7 +411,13 @@ def test_finished_runs_make_their_tables_again_and_the_best_learning_rate_is_kep
     assert main([*BIG, "--output", str(glue), "--resume"]) == 0
     assert contents(glue) == before
     said = capsys.readouterr().out
-    assert "Full: learning rates tried, by the best epoch's median: 0.0001 -> 0.960, 1e-05 -> 0.951; the table" in said
+    assert re.search(
+        r"""Full: accuracy against the learning rate
+lr +best: median \(min to max\)
+1e-05 +0.951 \(0.941 to 0.963\)
+0.0001 +0.960 \(0.950 to 0.972\) +shown above, the largest tried""",
+        said,
+    )
     for task in json.loads(before["table.json"])["tasks"]:
         assert [row["rank"] for row in task["rows"]] == [1, 2, 4, 8, 16, None, None, None]
         full = next(row for row in task["rows"] if row["method"] == "full")
@@ -420,6 +431,33 @@ def test_finished_runs_make_their_tables_again_and_the_best_learning_rate_is_kep
         (True, False),
         (False, True),
     ]
+
+
+def test_a_best_learning_rate_at_the_end_of_its_grid_is_called_so_until_the_grid_is_wide_enough(tmp_path: Path) -> None:
+    """The command that is printed adds one value on that side; finished runs are kept, and fewer values are refused."""
+    folder, rates = tmp_path / "c d", "3e-5 1e-4"
+    arguments = ["compare", "--task", "mrpc", "--method", "full", "head", "--seed", "1", "--epochs", "2", "--lr"]
+    peak = {3e-5: 0.7, 1e-4: 0.8, 3.3e-4: 0.9, 1.1e-3: 0.85}
+
+    def value(settings: dict[str, Any]) -> float:
+        return peak[settings["lr"]] if settings["method"] == "full" else 0.6
+
+    words = [*arguments, *rates.split(), "--output", str(folder), "--resume", "--quiet"]
+    write_comparison(folder, words[:-4], value)
+    for added in (3.3e-4, 1.1e-3, None):
+        assert main(words) == 0
+        table = json.loads((folder / "table.json").read_text())
+        grid = [rate["lr"] for rate in table["tasks"][0]["rows"][0]["learning_rates"]]
+        if added is None:
+            assert table["extension"] is None and len(grid) == 4
+            break
+        assert table["extension"]["rows"] == "Full" and added not in grid
+        words = [*shlex.split(table["extension"]["command"])[1:], "--quiet"]
+        for run in make_plan(vars(command_line().parse_args(words))).runs:
+            if not (folder / "runs" / run.name).exists():
+                assert run.settings["lr"] == added and run.settings["method"] == "full"
+                write_run(folder / "runs" / run.name, run.settings, value(run.settings))
+    assert main([*arguments, *rates.split(), "--output", str(folder), "--resume", "--quiet"]) == 2
 
 
 def test_rows_are_apart_beyond_the_seeds_and_the_validation_splits_error(glue: Path) -> None:
@@ -497,7 +535,7 @@ def test_standard_errors_are_those_of_many_splits() -> None:
     [
         ([], "already holds a comparison. Pass --resume to continue it"),
         (["--seed", "1", "2", "--resume"], "was started with seed 1 2 3, not 1 2. Resume with the same settings"),
-        (["--lr", "2e-3", "--resume"], "was started with lr 0.001 full=0.0001 full=1e-05, not 0.001 0.002 full"),
+        (["--lr", "lora=2e-3", "--resume"], "was started with lr 0.001 full=0.0001 full=1e-05, not 0.001 full"),
         (["--train-limit", "sst2=8", "--resume"], "was started with train_limit by default, not sst2=8"),
     ],
 )
@@ -557,7 +595,7 @@ def test_the_page_is_right_on_a_phone_and_on_a_desk(dark: bool, glue: Path, unbr
                 assert browser.evaluate(SMALLEST_TEXT) >= 9
                 assert browser.evaluate(CONTRAST) >= 4.5
         browser.open(glue / "page.html", PHONE, dark)
-        assert browser.evaluate("document.querySelectorAll('svg[role=img]').length") == 3 * 2 + 2 * 2 * 8
+        assert browser.evaluate("document.querySelectorAll('svg[role=img]').length") == 3 * 2 + 3 + 2 * 2 * 8
         assert browser.evaluate(NAMELESS) == []
         labels = browser.evaluate("[...document.querySelectorAll('svg .label')].map(label => label.textContent)")
         for label in ("1", "2", "4", "8", "16", "BitFit", "Full", "Head"):
