@@ -25,7 +25,7 @@ from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import get_task
 from minipeft.data.tokens.examples import Encoded, encode_split
 from minipeft.data.tokens.tokenizer import load_tokenizer
-from minipeft.hub.hub import resolve_model
+from minipeft.hub import resolve_model
 from minipeft.model.families import load_config
 from minipeft.training.optimization.optimizer import parameter_groups
 from minipeft.training.settings.recipes import ALPHA, DROPOUT, RANK, WARMUP_STEPS

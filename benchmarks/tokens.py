@@ -29,7 +29,7 @@ from minipeft.data.tasks.custom import inspect_custom_data
 from minipeft.data.tasks.draw import epoch_order
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tokens.examples import Encoded, encode_split
-from minipeft.hub.hub import resolve_model
+from minipeft.hub import resolve_model
 from minipeft.model.families import load_config
 from minipeft.problems.problem import IGNORE_INDEX
 from minipeft.training.optimization.optimizer import parameter_groups

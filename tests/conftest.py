@@ -161,11 +161,11 @@ def checkpoint(tmp_path: Path) -> Path:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny roberta with random weights, a language-model head and a tokenizer of its own of 500 entries."""
     from minipeft.data.tasks.synthetic import generate
-    from minipeft.data.tokens.tokenizer import train_tokenizer
     from minipeft.model.config import EncoderConfig
     from minipeft.model.language_model import MaskedLanguageModel
     from minipeft.model.layers import init_weights
     from minipeft.model.pretrained import save_checkpoint
+    from minipeft.pretraining.corpus import train_tokenizer
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"
     train_tokenizer([*generate("rte", "train")["sentence1"], *generate("sst2", "train")["sentence"]], 500, folder)

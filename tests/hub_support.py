@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
+import minipeft.hub as hub
 from minipeft.errors import MinipeftError
-from minipeft.hub import hub
 
 ROBERTA = "FacebookAI/roberta-base"
 ROOT = Path(hub.__file__).parents[2]

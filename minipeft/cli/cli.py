@@ -201,7 +201,7 @@ def _push(wanted: dict[str, Any]) -> None:
 
 
 def _fetch(wanted: dict[str, object]) -> None:
-    from minipeft.hub.hub import fetch
+    from minipeft.hub import fetch
 
     print(fetch(str(wanted["name"])))
 

@@ -72,7 +72,7 @@ class RecipeHelp(argparse.Action):
 
 def _shape(model: str) -> tuple[int, str]:
     """Return the hidden size and model_type of a checkpoint on this machine, else what its name suggests."""
-    from minipeft.hub.hub import bundled, weights_folder
+    from minipeft.hub import bundled, weights_folder
 
     for folder in (Path(model).expanduser(), weights_folder() / model, bundled(model)):
         if folder is not None and (folder / "config.json").is_file():

@@ -27,7 +27,7 @@ from minipeft.data.tasks.task import Task
 from minipeft.device import choose_device, choose_precision
 from minipeft.errors import MinipeftError, public_settings
 from minipeft.files import FORMAT, check_output, make_folder, read_json, user_path, write_json, write_text
-from minipeft.hub.hub import resolve_model
+from minipeft.hub import resolve_model
 from minipeft.lease import Lease
 from minipeft.training.settings.choices import choose_source, find_task
 from minipeft.training.settings.resume import FREE_TO_CHANGE

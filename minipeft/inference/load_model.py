@@ -15,7 +15,7 @@ from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.device import choose_max_tokens, inference_precision
 from minipeft.errors import MinipeftError, check_int, first_line, format_names, short_repr
 from minipeft.files import parse_json, read_json, read_json_lines, read_small
-from minipeft.hub.hub import resolve_model
+from minipeft.hub import resolve_model
 from minipeft.hub.names import name_in_path
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig, generic_labels, label_order

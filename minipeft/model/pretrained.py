@@ -42,7 +42,7 @@ def load_pretrained(
     Raises:
         MinipeftError: for a missing or damaged file, and for a tensor that is missing or has the wrong shape.
     """
-    from minipeft.hub.hub import resolve_model
+    from minipeft.hub import resolve_model
 
     folder, _ = resolve_model(str(name_or_dir))
     check_int("num_labels", num_labels)

@@ -1,23 +1,28 @@
 """Text for pretraining → blocks of tokens, masked again each time they are used."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.data.tables.lines import ending_of
 from minipeft.data.tables.open_table import ENDINGS, open_table
+from minipeft.data.tokens.special_tokens import ROBERTA_TOKENS
 from minipeft.data.tokens.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError, short_repr
 
 # Liu et al. 2019, section 2.2: fraction of all tokens, then fractions of the masked ones
 MASKED, REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.15, 0.8, 0.1
 CHUNK_LINES = 10_000  # that are tokenized at once
+ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def read_texts(paths: Sequence[str]) -> Iterator[str]:
@@ -29,6 +34,33 @@ def read_texts(paths: Sequence[str]) -> Iterator[str]:
                 raise MinipeftError(f"{place}: text is {short_repr(text)}, not a text. Fix or remove the line.")
             if text.strip():
                 yield text.strip()
+
+
+def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
+    """Train a byte-level BPE tokenizer and save it in `folder`.
+
+    Text is lower-cased, so that a small vocabulary needs one entry per word instead of two.
+
+    Reference: Sennrich et al. 2016; on bytes, Radford et al. 2019.
+    """
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=ROBERTA_SPECIALS,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    first, last = (ROBERTA_SPECIALS.index(token) for token in ("<s>", "</s>"))
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", last), ("<s>", first), add_prefix_space=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"model_max_length": 512, "model_input_names": ["input_ids", "attention_mask"], **ROBERTA_TOKENS}
+    trained = Tokenizer(tokenizer, folder, settings)
+    trained.save(folder)
+    return trained
 
 
 def tokenize_lines(lines: Iterator[str], tokenizer: Tokenizer) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

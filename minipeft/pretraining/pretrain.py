@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from minipeft.data.batches.packing import PackedBatch, pack
 from minipeft.data.tasks.draw import epoch_order
-from minipeft.data.tokens.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from minipeft.data.tokens.tokenizer import Tokenizer, load_tokenizer
 from minipeft.errors import Interrupted, MinipeftError, first_line
 from minipeft.files import (
     FORMAT,
@@ -34,14 +34,14 @@ from minipeft.files import (
     write_json,
     write_lines,
 )
-from minipeft.hub.hub import resolve_model
+from minipeft.hub import resolve_model
 from minipeft.lease import Lease
 from minipeft.model.config import EncoderConfig
 from minipeft.model.language_model import MaskedLanguageModel, load_language_model
 from minipeft.model.layers import init_weights
 from minipeft.model.pretrained import save_checkpoint
 from minipeft.model.roberta import Encoder, EncoderLayer
-from minipeft.pretraining.corpus import TokenizedText, mask, read_texts, tokenize_lines
+from minipeft.pretraining.corpus import TokenizedText, mask, read_texts, tokenize_lines, train_tokenizer
 from minipeft.pretraining.init_from_counts import init_from_counts
 from minipeft.pretraining.pretrain_checks import HELD_OUT_EVERY, RECORD, complete_settings, new_config
 from minipeft.pretraining.pretrain_settings import PretrainSettings

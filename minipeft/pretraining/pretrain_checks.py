@@ -4,14 +4,14 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from minipeft.data.tokens.tokenizer import ROBERTA_SPECIALS, load_tokenizer
+from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import choose_device, choose_precision
 from minipeft.errors import MinipeftError, under_torchrun
 from minipeft.files import read_json
-from minipeft.hub.hub import resolve_model
+from minipeft.hub import resolve_model
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import load_config
-from minipeft.pretraining.corpus import read_texts
+from minipeft.pretraining.corpus import ROBERTA_SPECIALS, read_texts
 from minipeft.pretraining.init_from_counts import LARGEST_VOCABULARY
 from minipeft.pretraining.pretrain_settings import PretrainSettings
 from minipeft.training.settings.setting import check_given, rows

@@ -11,8 +11,23 @@ from minipeft.data.batches.sampling import split_by_tokens
 from minipeft.data.tokens.examples import Encoded, Examples
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.distributed import SINGLE_PROCESS, Processes
-from minipeft.training.optimization.async_scalars import HostCopy
 from minipeft.training.progress import CONSTANT, HOLDOUT
+
+
+class HostCopy:
+    """A copy of a tensor on the host that does not stop the device: `read` waits for it, and for nothing after it."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.to("cpu", non_blocking=x.is_cuda)
+        self.copied = torch.cuda.Event() if x.is_cuda else None
+        if self.copied is not None:
+            self.copied.record(torch.cuda.current_stream(x.device))  # of x's GPU, which may not be the current one
+
+    def read(self) -> Tensor:
+        """Return the copy as soon as it is complete."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.x
 
 
 @torch.inference_mode()

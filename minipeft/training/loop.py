@@ -22,6 +22,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
@@ -33,8 +34,7 @@ from minipeft.errors import Interrupted, MinipeftError
 from minipeft.methods import METHODS, method_name
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.distributed import SINGLE_PROCESS, GradientSum, Processes
-from minipeft.training.evaluate import evaluate_all
-from minipeft.training.optimization.async_scalars import DEFERRED_READS, StepScalars
+from minipeft.training.evaluate import HostCopy, evaluate_all
 from minipeft.training.optimization.loss import Loss
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import Schedule
@@ -55,6 +55,7 @@ from minipeft.training.threads import CpuMonitor
 if TYPE_CHECKING:
     from minipeft.training.optimization.cuda_graphs import StepGraphs
 
+DEFERRED_READS = ("cuda",)  # devices that compute asynchronously: a step's scalars are read during the next step
 NOT_IN_EPOCH_EVENTS = ("epoch", "step", "learning_rate")  # TensorBoard has the learning rate of every step
 
 
@@ -226,6 +227,27 @@ def train_loop(
         if progress.step < total_steps:
             table.print_early_stop(progress.history, schedule.select_by)
     return progress
+
+
+class StepScalars:
+    """The loss and the gradient norm of a step, copied to the host asynchronously.
+
+    Args:
+        step: the step's number, from 1.
+        learning_rate: the step's learning rate.
+        weight: the sum of the weights of the step's examples in the loss.
+        loss: (), the mean loss of the step's examples, on the device.
+        norm: (), the gradient norm before clipping, on the device.
+    """
+
+    def __init__(self, step: int, learning_rate: float, weight: float, loss: Tensor, norm: Tensor) -> None:
+        self.step, self.learning_rate, self.weight = step, learning_rate, weight
+        self.scalars = HostCopy(torch.stack([loss.detach(), norm.detach()]))  # (2,): one copy for both
+
+    def read(self) -> tuple[float, float]:
+        """Return loss and norm; waits for this step, but not for work that was queued on the device after it."""
+        loss, norm = self.scalars.read().tolist()
+        return loss, norm
 
 
 def evaluation_metrics(examples: Examples) -> list[str]:

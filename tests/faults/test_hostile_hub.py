@@ -11,7 +11,7 @@ from hostile import refused, safetensors
 from hub_server import COMMIT, HubServer, git_sha1
 from hub_support import checkpoint
 
-from minipeft.hub import hub
+import minipeft.hub as hub
 
 pytest_plugins = ["hub_fixtures"]
 

@@ -90,10 +90,10 @@ def read_run(data: bytes, folder: Path) -> None:
 def _run() -> Path:
     """Train a tiny run, which stays for the life of the process."""
     from minipeft import train
-    from minipeft.data.tokens.tokenizer import train_tokenizer
     from minipeft.model.config import EncoderConfig
     from minipeft.model.language_model import MaskedLanguageModel
     from minipeft.model.pretrained import save_checkpoint
+    from minipeft.pretraining.corpus import train_tokenizer
 
     folder = Path(tempfile.mkdtemp())
     train_tokenizer(["some text of a few words", "another text"], 300, folder / "base")

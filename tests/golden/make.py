@@ -19,11 +19,11 @@ import torch
 
 import minipeft
 from minipeft.data.tasks.synthetic import generate
-from minipeft.data.tokens.tokenizer import train_tokenizer
 from minipeft.model.config import EncoderConfig
 from minipeft.model.language_model import MaskedLanguageModel
 from minipeft.model.layers import init_weights
 from minipeft.model.pretrained import save_checkpoint
+from minipeft.pretraining.corpus import train_tokenizer
 
 FOLDER = Path(__file__).parent
 PLACE = Path("/tmp/minipeft-golden")  # where the files are made: some of them name it

@@ -226,7 +226,7 @@ def test_wrong_bytes_are_deleted_and_reported(server: HubServer, checkout: Modul
 
 def test_a_killed_download_is_recovered_by_the_next(server: HubServer, checkout: ModuleType, cache: Path) -> None:
     server.bytes_per_second = 1e6
-    child = start_python("import minipeft.hub.hub as hub; hub.fetch('roberta-base')", HF_HUB_CACHE=str(cache))
+    child = start_python("import minipeft.hub as hub; hub.fetch('roberta-base')", HF_HUB_CACHE=str(cache))
     while server.bytes_served < 300_000 and child.poll() is None:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
@@ -241,7 +241,7 @@ def test_a_killed_download_is_recovered_by_the_next(server: HubServer, checkout:
 
 def test_two_processes_download_a_model_once(server: HubServer, cache: Path) -> None:
     server.bytes_per_second = 2e6
-    script = "import minipeft.hub.hub as hub; print(hub.fetch('roberta-base'))"
+    script = "import minipeft.hub as hub; print(hub.fetch('roberta-base'))"
     children = [start_python(script, HF_HUB_CACHE=str(cache)) for _ in range(2)]
     outputs = [child.communicate(timeout=60)[0] for child in children]
     assert outputs == [f"{cache / 'models--FacebookAI--roberta-base' / 'snapshots' / COMMIT}\n"] * 2
@@ -274,7 +274,7 @@ def test_a_full_disk_is_reported_at_once(server: HubServer, cache: Path) -> None
     script = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
-        "import minipeft.hub.hub as hub; hub.fetch('roberta-base')"
+        "import minipeft.hub as hub; hub.fetch('roberta-base')"
     )
     errors = start_python(script, HF_HUB_CACHE=str(cache)).communicate(timeout=60)[1]
     assert f"{os.strerror(errno.EFBIG)}. Make {cache} writable or free some space" in errors.splitlines()[-1]
@@ -356,7 +356,7 @@ def test_a_closed_port_names_the_host_and_the_remedy(
 
 def test_a_process_that_started_offline_reports_it_in_one_line(server: HubServer, cache: Path) -> None:
     script = (
-        "import os, huggingface_hub.constants, minipeft.hub.hub as hub\n"
+        "import os, huggingface_hub.constants, minipeft.hub as hub\n"
         "del os.environ['HF_HUB_OFFLINE']; hub.fetch('roberta-base')"
     )
     child = start_python(script, HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(cache))
@@ -401,7 +401,7 @@ def test_a_slow_hub_and_one_that_is_overloaded_are_reachable(
 
 def test_importing_hub_is_cheap_and_changes_no_variable() -> None:
     script = (
-        "import os, sys; before = dict(os.environ); import minipeft.hub.hub\n"
+        "import os, sys; before = dict(os.environ); import minipeft.hub\n"
         "print(sorted({'torch', 'huggingface_hub', 'tqdm', 'ssl'} & set(sys.modules)), before == os.environ)"
     )
     assert start_python(script).communicate(timeout=60)[0] == "[] True\n"

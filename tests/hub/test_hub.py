@@ -112,7 +112,7 @@ def test_a_tag_or_branch_is_downloaded_and_then_found_in_the_cache(
 
 def test_the_variables_of_the_cache_are_those_of_huggingface_hub(server: HubServer, cache: Path) -> None:
     huggingface_hub.hf_hub_download("owner/model", "config.json", endpoint=server.url)
-    script = "from minipeft.hub.hub import fetch; print(fetch('owner/model'))"
+    script = "from minipeft.hub import fetch; print(fetch('owner/model'))"
     for variables in ({"HF_HOME": str(cache.parent)}, {"HF_HUB_CACHE": str(cache)}):
         output, _ = start_python(script, **variables).communicate(timeout=60)
         assert output == f"{cache / 'models--owner--model' / 'snapshots' / COMMIT}\n"
@@ -137,7 +137,7 @@ def test_a_run_says_where_its_encoder_came_from(server: HubServer, cache: Path, 
         "limits = '--epochs 1 --train-limit 16 --eval-limit 16'.split()\n"
         f"sys.exit(main(['train', '--task', 'sst2', '--model', 'owner/mini', '--output', {str(run)!r}, *limits]))"
     )
-    assert start_python("from minipeft.hub.hub import fetch; fetch('owner/mini')", HF_HUB_CACHE=str(cache)).wait() == 0
+    assert start_python("from minipeft.hub import fetch; fetch('owner/mini')", HF_HUB_CACHE=str(cache)).wait() == 0
     child = start_python(script, HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE="1")
     assert child.communicate(timeout=120) and child.returncode == 0
     folder = cache / "models--owner--mini" / "snapshots" / COMMIT

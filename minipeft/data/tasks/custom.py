@@ -21,8 +21,7 @@ from minipeft.data.tables.remote_tables.hub_rows import (
 )
 from minipeft.data.tables.remote_tables.remote import is_remote
 from minipeft.data.tables.table import Table
-from minipeft.data.tasks.draw import VALIDATION_FRACTION
-from minipeft.data.tasks.equal_texts import hash_texts
+from minipeft.data.tasks.draw import VALIDATION_FRACTION, hash_texts
 from minipeft.data.tasks.task import TASKS, Task
 from minipeft.errors import MinipeftError, check_choice, format_names, printable, short_repr
 from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_row, problem_type_of

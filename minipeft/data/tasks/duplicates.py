@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.data.tasks.equal_texts import first_occurrences, text_hash
+from minipeft.data.tasks.draw import first_occurrences, text_hash
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import MinipeftError, printable, short_repr

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.data.tables.remote_tables.hub_cache import cached_splits
 from minipeft.data.tables.table import Table, stream
 from minipeft.data.tasks import synthetic as standin
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import MinipeftError, short_repr
+from minipeft.hub.datasets_cache import cached_splits
 from minipeft.problems.metrics import Array
 
 HUB_NAME = "nyu-mll/glue"

@@ -66,8 +66,7 @@ class Task:
         if not self.is_custom or "validation" in dict(self.files):
             return None
         from minipeft.data.tables.remote_tables.hub_rows import open_split
-        from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_mask
-        from minipeft.data.tasks.equal_texts import hash_texts, keep_together
+        from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_mask, hash_texts, keep_together
 
         if self.train_rows is None:
             texts = array("q")

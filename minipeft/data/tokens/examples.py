@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from minipeft.data.tasks.draw import draw_mask
-from minipeft.data.tasks.equal_texts import keep_together
+from minipeft.data.tasks.draw import draw_mask, keep_together
 from minipeft.data.tasks.task import Split, Task
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.data.tokens.tokenizer import Tokenizer

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
-from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding
 from tokenizers import Tokenizer as _Tokenizer
 
-from minipeft.data.tokens.special_tokens import ROBERTA_TOKENS, Settings
+from minipeft.data.tokens.special_tokens import Settings
 from minipeft.data.tokens.tokenizer_files import read_tokenizer
 from minipeft.data.tokens.tokenizer_limits import check_limits
 from minipeft.errors import MinipeftError, first_line, is_unicode, short_repr
@@ -24,7 +24,6 @@ from minipeft.files import write_json
 
 # Truncation is a state of the tokenizer, which raises if it is set while another thread encodes.
 ENCODING = Lock()
-ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 class TokenIds(list[int]):
@@ -181,7 +180,7 @@ def load_tokenizer(name_or_dir: str | Path) -> Tokenizer:
         MinipeftError: for a name that cannot be found or downloaded, for missing or damaged files, for an unsupported
             class or setting, and for a tokenizer.json that may take unbounded time or memory.
     """
-    from minipeft.hub.hub import resolve_model
+    from minipeft.hub import resolve_model
 
     folder, _ = resolve_model(str(name_or_dir))
     with _rust_errors(f"{folder}: the tokenizer files cannot be read"):
@@ -204,30 +203,3 @@ def _rust_errors(message: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise MinipeftError(f"{message} ({first_line(error)}); fetch the checkpoint again") from None
-
-
-def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
-    """Train a byte-level BPE tokenizer and save it in `folder`.
-
-    Text is lower-cased, so that a small vocabulary needs one entry per word instead of two.
-
-    Reference: Sennrich et al. 2016; on bytes, Radford et al. 2019.
-    """
-    tokenizer = _Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=ROBERTA_SPECIALS,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(lines, trainer)
-    first, last = (ROBERTA_SPECIALS.index(token) for token in ("<s>", "</s>"))
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", last), ("<s>", first), add_prefix_space=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"model_max_length": 512, "model_input_names": ["input_ids", "attention_mask"], **ROBERTA_TOKENS}
-    trained = Tokenizer(tokenizer, folder, settings)
-    trained.save(folder)
-    return trained

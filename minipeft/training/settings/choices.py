@@ -15,7 +15,7 @@ from minipeft.data.tasks.splits import choose_data, training_strata, validation_
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.errors import MinipeftError, nearest
 from minipeft.files import check_output
-from minipeft.hub.hub import resolve_model
+from minipeft.hub import resolve_model
 from minipeft.methods import get_method, method_name
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import load_config

@@ -34,12 +34,12 @@ from minipeft import (
 )
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.data.tasks.synthetic import generate
-from minipeft.data.tokens.tokenizer import train_tokenizer
 from minipeft.model.attention import attend, attend_plain, plan_attention
 from minipeft.model.attention.rotary import angles, rotate, rotate_plain
 from minipeft.model.attention.varlen import plan_varlen
 from minipeft.model.families import load_config
 from minipeft.model.families.modernbert import ModernBertConfig
+from minipeft.pretraining.corpus import train_tokenizer
 
 
 def both(folder: Path, num_labels: int = 2, **shape: Any) -> tuple[Any, SequenceClassifier]:
