@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from minipeft.data.tasks.duplicates import Hashes, check_duplicates
-from minipeft.data.tasks.splits import read_chunks
+from minipeft.data.tasks.splits import read_chunks, training_strata
 from minipeft.data.tokens.examples import Examples, encode_split, hold_out
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.errors import MinipeftError, WorkerError, first_line
@@ -130,8 +130,10 @@ def load_examples(job: Job) -> Examples:
     if not kept.all():
         train = train.subset(kept)
     if settings.holdout is not None:
-        texts = np.asarray(hashes["train"].texts)[kept]
-        train, encoded[HOLDOUT] = hold_out(train, settings.holdout, settings.seed, texts)
+        together: Any = hashes["train"].texts
+        if settings.group_column is not None:
+            *_, together = training_strata(task, job.data.source, settings.train_limit)
+        train, encoded[HOLDOUT] = hold_out(train, settings.holdout, settings.seed, np.asarray(together)[kept])
     return Examples(train, validation, encoded, tokenizer.truncated, warnings)
 
 

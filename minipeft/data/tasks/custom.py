@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minipeft.data.tables.find_files import split_file
 from minipeft.data.tables.lines import stem_of
 from minipeft.data.tables.memory import PLACE, MemoryData
@@ -22,6 +24,7 @@ from minipeft.data.tables.remote_tables.hub_rows import (
 from minipeft.data.tables.remote_tables.remote import is_remote
 from minipeft.data.tables.table import Table
 from minipeft.data.tasks.draw import VALIDATION_FRACTION, hash_texts
+from minipeft.data.tasks.folds import connected_rows
 from minipeft.data.tasks.task import TASKS, Task
 from minipeft.errors import MinipeftError, check_choice, format_names, printable, short_repr
 from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_row, problem_type_of
@@ -62,8 +65,10 @@ class CustomData:
         if "validation" in files:
             validation = f"validation from {files['validation']}"
         else:
-            stratified = "" if self.task.problem.strata(()) is None else ", stratified by class"
-            validation = f"of which {VALIDATION_FRACTION:.0%} are for validation{stratified}, the same for every seed"
+            how = "" if self.task.problem.strata(()) is None else ", stratified by class"
+            how += f", with each {self.task.group_column} in one part" if self.task.group_column else ""
+            drawn = f"{VALIDATION_FRACTION:.0%} are" if self.task.fold is None else f"fold {self.task.fold} is"
+            validation = f"of which {drawn} for validation{how}, the same for every seed"
         counts, kind = [f"{name} {count:,}" for name, count in self.class_counts.items()], self.task.problem.plural
         labels = f"{len(counts):,} {kind} ({format_names(counts)})" if counts else f"labels that are {kind}"
         return printable(f"{files['train']}{self.origin}: {self.rows:,} rows, {validation}; {labels}")
@@ -97,6 +102,8 @@ def inspect_custom_data(
     label_column: str | None,
     label_type: str,
     validation: str | None,
+    fold: str | None = None,
+    group_column: str | None = None,
     **of_labels: Any,
 ) -> CustomData:
     """Inspect a custom dataset; the labels of the whole training file are read once.
@@ -113,6 +120,7 @@ def inspect_custom_data(
         )
     check_choice("--label-type", label_type, LABEL_TYPES)
     source, origin, files = _find(data, validation)
+    unused = files.pop("validation", None) if fold else None
     path = Path(source)
     name = task if task != "auto" else task_name(source)
     if not name or name != Path(name).name:
@@ -129,18 +137,33 @@ def inspect_custom_data(
         for column, flag in flags.items():
             if column not in opened.columns:
                 raise opened.missing(column, f"{flag} names another")
-    unread = tuple(column for column in table.columns if column not in flags)
+    if group_column is not None and group_column not in table.columns:
+        raise table.missing(group_column, "--group-column names another")
+    unread = tuple(column for column in table.columns if column not in (*flags, group_column))
     warnings = _column_warnings(table, columns, unread)
-    texts = array("q")  # the hash of each row's text
-    drawn = "validation" not in files
-    found = kind.find(hash_texts(table, columns, label, texts) if drawn else table, label, label_type, of_labels)
+    if unused is not None:
+        warnings += (f"{unused} is not used: --fold validates on rows of {files['train']}",)
+    hashes, drawn = array("q"), "validation" not in files
+    hashed = hash_texts(table, columns, label, hashes, group_column) if drawn or group_column else table
+    found = kind.find(hashed, label, label_type, of_labels)
     if drawn and found.rows < FEWEST_ROWS:
         raise MinipeftError(
             f"{files['train']}: {found.rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "
             "add rows, or name a validation file by --validation"
         )
-    rows = (found.rows, found.strata, texts)
-    custom = Task(name, columns, found.problem, label_column=label, files=tuple(files.items()), train_rows=rows)
+    together = connected_rows(hashes, 1 + bool(group_column)) if hashes else None
+    custom = Task(
+        *(name, columns, found.problem),
+        label_column=label,
+        files=tuple(files.items()),
+        fold=fold,
+        group_column=group_column,
+        train_rows=(found.rows, found.strata, together),
+    )
+    least = int(fold.split("/")[1]) if fold else 2 if group_column else 1
+    if together is not None and (different := len(np.unique(together))) < least:
+        what = f"groups of rows with one text or {group_column}" if group_column else "different texts"
+        raise MinipeftError(f"{files['train']}: {different} {what}, fewer than the {least} parts. Add rows.")
     warnings += found.warnings
     if custom.validation_rows is not None and not custom.validation_rows.any():
         raise MinipeftError(
@@ -229,8 +252,17 @@ def custom_task(settings: Mapping[str, Any]) -> Task | None:
     except MinipeftError:  # the data were moved or deleted; only evaluating on them needs them
         files = {"train": source}
     check_choice("label_type", settings.get("label_type"), LABEL_TYPES)
+    fold, group_column = (settings.get(name) for name in ("fold", "group_column"))
+    if fold:
+        files.pop("validation", None)
     problem = problem_of(problem_type_of(settings["label_type"]), labels, settings)
-    return Task(settings["task"], columns, problem, label_column=settings["label_column"], files=tuple(files.items()))
+    return Task(
+        *(settings["task"], columns, problem),
+        label_column=settings["label_column"],
+        files=tuple(files.items()),
+        fold=fold,
+        group_column=group_column,
+    )
 
 
 def _files(source: str, validation: str | None, names: tuple[str, ...]) -> dict[str, str]:

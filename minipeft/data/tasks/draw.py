@@ -1,7 +1,7 @@
 """Random orders and random parts of examples: epochs, validation splits, held-out examples.
 
-Examples with equal texts are kept together in a part. Texts are compared by hashes, with their case and white space
-folded, so that they need not be in memory.
+Examples with equal texts, or of one group, are in one part. Texts are compared by hashes, with their case and white
+space folded, so that they need not be in memory.
 """
 
 from array import array
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from minipeft.data.tables.table import Table
+from minipeft.errors import MinipeftError
 from minipeft.problems.metrics import Array
 
 # The validation split of custom data without a validation file, as a fraction of the training file. Its seed does not
@@ -44,6 +45,16 @@ def draw_mask(count: int, strata: Sequence[int] | Array | None, fraction: float,
     return mask
 
 
+def draw_together(
+    together: Sequence[int] | Array, strata: Sequence[int] | Array | None, fraction: float, seed: int
+) -> Array:
+    """Return the mask of `draw_mask`, in which examples with one number in `together` are as the first of them."""
+    _, first, groups = np.unique(np.asarray(together), return_index=True, return_inverse=True)
+    if len(first) == 1:  # one text alone has to be on both sides
+        return draw_mask(len(groups), strata, fraction, seed)
+    return draw_mask(len(first), None if strata is None else np.asarray(strata)[first], fraction, seed)[groups]
+
+
 def stratified_quotas(counts: Sequence[int] | Array, fraction: float) -> Array:
     """Return how many examples of each class `draw_mask` selects.
 
@@ -70,16 +81,26 @@ def _fold(text: Any) -> str:
     return " ".join((text if isinstance(text, str) else " ".join(map(str, text or ()))).casefold().split())
 
 
-def hash_texts(table: Table, columns: Sequence[str], label_column: str, hashes: "array[int]") -> Table:
-    """Return the same table; whenever the label of a row is read, the hash of its text is appended to `hashes`."""
+def hash_texts(
+    table: Table, columns: Sequence[str], label_column: str, hashes: "array[int]", group_column: str | None = None
+) -> Table:
+    """Return the same table; whenever the label of a row is read, the hash of its text is appended to `hashes`.
+
+    With `group_column` the hash of the row's group follows.
+    """
+    groups = [] if group_column is None else [group_column]
 
     def read(names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
         if tuple(names) != (label_column,):
             yield from table.read(names)
             return
-        for place, (label, *texts) in table.read([label_column, *columns]):
+        for place, (label, *values) in table.read([label_column, *columns, *groups]):
             if label is not None or label_column not in table.classes:  # the others are no examples
-                hashes.append(text_hash(*texts))
+                hashes.append(text_hash(*values[: len(columns)]))
+                for group in values[len(columns) :]:
+                    if group is None or group == "":
+                        raise MinipeftError(f"{place}: {group_column} is missing. Fill it, or remove the row.")
+                    hashes.append(hash(str(group)))
             yield place, [label]
 
     return replace(table, read=read)
@@ -89,16 +110,3 @@ def first_occurrences(texts: Sequence[int] | Array) -> Array:
     """Return for each example the index of the first one with its text, (num_examples,)."""
     _, first, groups = np.unique(np.asarray(texts), return_index=True, return_inverse=True)
     return first[groups]
-
-
-def keep_together(mask: Array, texts: Sequence[int] | Array) -> Array:
-    """Return a mask in which examples of one text are as the first of them; several texts are not all on one side."""
-    first = first_occurrences(texts)
-    if mask.all() or not mask.any() or not first.any():  # one text alone has to be on both sides
-        return mask
-    together = mask[first]
-    if together.any() and not together.all():
-        return together
-    # All texts are on one side: the text of the first example of the other side changes it.
-    chosen = first == first[int(np.argmax(mask != together))]
-    return chosen ^ together

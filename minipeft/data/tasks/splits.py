@@ -84,18 +84,22 @@ def _read_rows(task: Task, split: str, source: str, limit: int | None, labelled:
     return islice(examples, limit)
 
 
-def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[int, Array | None]:
-    """Return the number of training examples, and the class of each where draws are stratified."""
+def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[int, Array | None, Array | None]:
+    """Return the number of training examples, the class of each where draws are stratified, and which stay together.
+
+    The last is what `connected_rows` returns, or None where a run draws nothing and its rows have no groups.
+    """
     if task.train_rows is not None:
-        count, strata, _ = task.train_rows
+        count, *of_rows = task.train_rows
         rest = np.ones(count, dtype=bool) if task.validation_rows is None else ~task.validation_rows
-        return len(rest[rest][:limit]), None if strata is None else strata[rest][:limit]
+        strata, together = (None if values is None else np.asarray(values)[rest][:limit] for values in of_rows)
+        return len(rest[rest][:limit]), strata, together
     table = _table(task, "train", source)
     table.require([task.label_column], f"{task.name} needs it")
     rows = islice(table.read_labelled([task.label_column]), limit)
     targets = task.problem.store(_read_target(task, value, place) for place, (value,) in rows)
     strata = task.problem.strata(targets)
-    return len(targets), None if strata is None else np.asarray(strata)
+    return len(targets), None if strata is None else np.asarray(strata), None
 
 
 def validation_targets(task: Task, limit: int | None = None) -> Any:

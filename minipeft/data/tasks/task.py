@@ -32,8 +32,10 @@ class Task:
         also: Further validation splits to evaluate: (prefix of their metrics, split).
         label_column: Column of the labels.
         files: Custom data only: (split, file or MemorySplit).
+        fold: Custom data only: "2/5" to validate on the second of five folds of the training file.
+        group_column: Custom data only: column of the groups whose rows stay together.
         train_rows: Custom data only: the number of rows of the training file, the class of each where draws are
-            stratified, and the hash of each text, if they have been read.
+            stratified, and what `connected_rows` returns, if they have been read.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Task:
     also: tuple[tuple[str, str], ...] = ()
     label_column: str = "label"
     files: tuple[tuple[str, Any], ...] = ()
+    fold: str | None = None
+    group_column: str | None = None
     train_rows: tuple[int, Any, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -61,22 +65,26 @@ class Task:
     def validation_rows(self) -> Array | None:
         """True for each row of the training file that is drawn for validation; None if nothing is drawn.
 
-        Rows with one text are all drawn or none of them. They are read, unless `train_rows` has what is needed of them.
+        Rows with one text or group are all drawn or none. They are read, unless `train_rows` has what is needed.
         """
         if not self.is_custom or "validation" in dict(self.files):
             return None
         from minipeft.data.tables.remote_tables.hub_rows import open_split
-        from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_mask, hash_texts, keep_together
+        from minipeft.data.tasks import draw
+        from minipeft.data.tasks.folds import connected_rows, draw_folds
 
         if self.train_rows is None:
-            texts = array("q")
-            table = hash_texts(open_split(dict(self.files)["train"]), self.columns, self.label_column, texts)
+            hashes, opened = array("q"), open_split(dict(self.files)["train"])
+            table = draw.hash_texts(opened, self.columns, self.label_column, hashes, self.group_column)
             labels = table.read_labelled([self.label_column])
             targets = self.problem.store(self.problem.read(label, place) for place, (label,) in labels)
-            count, strata = len(targets), self.problem.strata(targets)
+            strata, together = self.problem.strata(targets), connected_rows(hashes, 1 + bool(self.group_column))
         else:
-            count, strata, texts = self.train_rows
-        return keep_together(draw_mask(count, strata, VALIDATION_FRACTION, VALIDATION_SEED), texts)
+            _, strata, together = self.train_rows
+        if self.fold is None:
+            return draw.draw_together(together, strata, draw.VALIDATION_FRACTION, draw.VALIDATION_SEED)
+        fold, num_folds = map(int, self.fold.split("/"))
+        return draw_folds(together, strata, num_folds, draw.VALIDATION_SEED) == fold - 1
 
     @property
     def is_custom(self) -> bool:

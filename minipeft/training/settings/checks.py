@@ -102,6 +102,14 @@ below_one = limited(lambda number: number < 1, "a number from 0 to below 1. Choo
 above_zero = limited(lambda number: number > 0, "above 0. Choose a larger one.")
 
 
+def fold(flag: str, value: Any) -> str:
+    """Return a fold such as "2/5"."""
+    number, _, num_folds = str(value).partition("/")
+    if not (number.isdecimal() and num_folds.isdecimal() and 1 <= int(number) <= int(num_folds) >= 2):
+        raise MinipeftError(f"{flag} {short_repr(value)} is not a fold. Write one such as 2/5, the second of five.")
+    return f"{int(number)}/{int(num_folds)}"
+
+
 def separator(flag: str, value: Any) -> str:
     if not isinstance(value, str) or len(value) != 1:
         raise MinipeftError(f"{flag} {short_repr(value)} is not a character. Write one such as ';'.")

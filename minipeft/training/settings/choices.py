@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minipeft.data.tasks.draw import draw_mask
+from minipeft.data.tasks.draw import draw_together
 from minipeft.data.tasks.splits import choose_data, training_strata, validation_targets
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.errors import MinipeftError, nearest
@@ -63,7 +63,8 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
     Raises:
         MinipeftError: for an unknown task, and for settings of a custom dataset with one of GLUE's.
     """
-    columns = {name: getattr(settings, name) for name in ("text_column", "pair_column", "label_column", "validation")}
+    names = ("text_column", "pair_column", "label_column", "validation", "fold", "group_column")
+    columns = {name: getattr(settings, name) for name in names}
     if settings.task not in ("auto", *TASKS) or settings.data not in ("auto", "standin"):
         from minipeft.data.tasks.custom import inspect_custom_data, is_custom
 
@@ -162,9 +163,10 @@ def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe,
     sequences_per_step = settings.batch_size * settings.grad_accum
     epochs, warmup_steps = settings.epochs or defaults.epochs, settings.warmup_steps
     if settings.steps is not None or warmup_steps is None:
-        count, strata = training_strata(data.task, data.source, settings.train_limit)
+        count, strata, together = training_strata(data.task, data.source, settings.train_limit)
         if settings.holdout is not None:
-            count -= int(draw_mask(count, strata, settings.holdout, settings.seed).sum())
+            together = range(count) if together is None else together
+            count -= int(draw_together(together, strata, settings.holdout, settings.seed).sum())
         steps_per_epoch = max(1, count_steps(1, count, sequences_per_step))
         epochs = epochs if settings.steps is None else -(-settings.steps // steps_per_epoch)
         steps = settings.steps or epochs * steps_per_epoch

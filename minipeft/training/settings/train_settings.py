@@ -37,7 +37,8 @@ Answer = TypeVar("Answer")
 
 METHOD_NAMES = ", ".join(METHODS)
 METHOD_FLAGS = ("rank", "alpha", "dropout", "targets")  # flags of their own; the other options are --method-options
-EXCLUSIVE = (("epochs", "steps"), ("warmup_steps", "warmup_ratio"))  # settings of which a user gives one
+# Settings of which a user gives one.
+EXCLUSIVE = (("epochs", "steps"), ("warmup_steps", "warmup_ratio"), ("validation", "fold"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,12 @@ class TrainSettings:
     )
     holdout: float | None = DATA(
         None, "of the training split, to choose the best epoch on [none]", "FRACTION", check=checks.fraction
+    )
+    fold: str | None = DATA(
+        None, "of a custom dataset: K/N, validate on part K of N of the rows [none]", "K/N", check=checks.fold
+    )
+    group_column: str | None = DATA(
+        None, "of a custom dataset: rows with one value are on one side of every draw [none]", "COLUMN"
     )
     drop_duplicates: bool = DATA(
         False, "leave out training rows whose text occurs in an earlier row, or in another split"

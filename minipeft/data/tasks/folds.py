@@ -1,0 +1,71 @@
+"""Folds for cross-validation: stratified by class, with equal texts and the rows of a group in one fold."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minipeft.data.tasks.draw import epoch_order
+from minipeft.problems.metrics import Array
+
+
+def draw_folds(
+    together: Sequence[int] | Array, strata: Sequence[int] | Array | None, num_folds: int, seed: int
+) -> Array:
+    """Return the fold of each example, from 0, (num_examples,): near-equal counts of each class in every fold.
+
+    Examples with one number in `together` are in one fold. Where there are none, the counts of a class (and the sizes)
+    of two folds differ by 1 at most. A pure function of its arguments.
+    """
+    order = np.asarray(epoch_order(len(together), seed, -1))
+    _, groups, sizes = np.unique(np.asarray(together)[order], return_inverse=True, return_counts=True)
+    labels = np.zeros(len(order), dtype=np.int64) if strata is None else np.asarray(strata)[order]
+    _, classes, totals = np.unique(labels, return_inverse=True, return_counts=True)
+    counts = np.zeros((num_folds, len(totals)))  # of each class in each fold
+    folds = np.empty(len(order), dtype=np.int64)
+
+    # The groups of several examples, the largest first: each to the fold that has the least of its classes, which adds
+    # least to the sum of (count / total)² over folds and classes.
+    by_group, starts = np.argsort(groups, kind="stable"), np.cumsum(sizes) - sizes
+    several = np.flatnonzero(sizes > 1)
+    for group in several[np.lexsort((by_group[starts[several]], -sizes[several]))]:
+        rows = by_group[starts[group] : starts[group] + sizes[group]]
+        of_group = np.bincount(classes[rows], minlength=len(totals))
+        fold = np.lexsort((counts.sum(1), counts @ (of_group / totals**2)))[0]
+        folds[rows] = fold
+        counts[fold] += of_group
+
+    # The other examples fill the folds up to equal counts of each class; what is left goes to the smallest folds.
+    single = np.flatnonzero(sizes[groups] == 1)
+    single = single[np.argsort(classes[single], kind="stable")]
+    for rows in np.split(single, np.flatnonzero(np.diff(classes[single])) + 1) if len(single) else ():
+        of_class = counts[:, classes[rows[0]]]
+        most = min(len(rows), len(rows) // num_folds + 1 + int(np.ptp(of_class)))
+        levels = of_class[:, None] + np.arange(most)  # (num_folds, most): of the places that a fold may fill
+        chosen = np.lexsort((np.repeat(counts.sum(1), most), levels.ravel()))[: len(rows)] // most
+        folds[rows] = chosen
+        of_class += np.bincount(chosen, minlength=num_folds)
+    found = np.empty_like(folds)
+    found[order] = folds
+    return found
+
+
+def connected_rows(hashes: Sequence[int] | Array, num_keys: int) -> Array:
+    """Return for each row the index of the first row that must be on its side of every split, (num_rows,).
+
+    Rows with an equal key stay together, and so do two rows that both have a key in common with a third one.
+
+    Args:
+        hashes: (num_rows * num_keys,), the hashes of each row's text and group.
+        num_keys: 1, or 2 with groups.
+    """
+    keys = [np.unique(key, return_inverse=True)[1] for key in np.asarray(hashes).reshape(-1, num_keys).T]
+    first = np.arange(len(keys[0]))
+    while True:
+        prev = first
+        for key in keys:
+            lowest = np.full(len(first), len(first))
+            np.minimum.at(lowest, key, first)
+            first = lowest[key]
+            first = first[first]  # fewer passes over long chains
+        if (first == prev).all():
+            return first
