@@ -9,8 +9,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minipeft.adapters.save import CALIBRATION, CONFIG, WEIGHTS, base_model_fields, peft_type_of
-from minipeft.errors import MinipeftError, check_choice, check_float, first_line, short_repr
+from minipeft.adapters.save import CALIBRATION, CONFIG, PROBABILITIES, WEIGHTS, base_model_fields, peft_type_of
+from minipeft.errors import MinipeftError, check_choice, first_line, short_repr
 from minipeft.files import check_format, parse_json, read_json
 from minipeft.methods import METHODS
 from minipeft.methods.peft_format.reading import WITHOUT_EFFECT, check_fields
@@ -59,7 +59,16 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     of_head = replace(config, problem_type=kind) if problem_row(kind).per_token else config  # other names in the head
     num_labels = _count_labels(state, labels, of_head, folder)
     if (folder / CALIBRATION).is_file():
-        details["temperatures"] = _read_temperatures(folder / CALIBRATION, num_labels)
+        stored = read_json(folder / CALIBRATION)
+        details |= {name: stored[name] for name in PROBABILITIES if name in stored}
+    for name in PROBABILITIES:
+        values = details.get(name, [])
+        largest = 1.0 if name == "thresholds" else math.inf
+        numbers = isinstance(values, list) and all(isinstance(value, float) and 0 < value < largest for value in values)
+        if not numbers or len(values) not in (0, 1, num_labels):
+            raise MinipeftError(
+                f"{folder}: {name} {short_repr(values)} are not one number for each label. Remove {CALIBRATION}."
+            )
     try:
         method = _method(content, config)
     except (MinipeftError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -80,15 +89,6 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of adapter_config.json."""
     return read_json(folder / CONFIG)
-
-
-def _read_temperatures(path: Path, num_labels: int | None) -> list[float]:
-    """Return the temperatures of an adapter's probabilities: one, or one for each label."""
-    found = read_json(path).get("temperatures")
-    numbers = isinstance(found, list) and all(isinstance(number, float) and 0 < number < math.inf for number in found)
-    if not isinstance(found, list) or not numbers or len(found) not in (1, num_labels):
-        raise MinipeftError(f"{path}: temperatures {short_repr(found)} are not one number for each label. Remove it.")
-    return found
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -146,8 +146,6 @@ def _read_details(text: str) -> dict[str, Any]:
     try:
         check_distinct(details.get("labels", []), "labels")
         check_choice("problem_type", details.get("problem_type", next(iter(PROBLEMS))), PROBLEMS)
-        if not 0 <= check_float("threshold", details.get("threshold", 0.5)) <= 1:
-            raise MinipeftError(f"threshold {details['threshold']} is not a probability")
     except MinipeftError as error:
         raise ValueError(str(error)) from None
     return details

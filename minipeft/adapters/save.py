@@ -27,6 +27,7 @@ from minipeft.problems import problem_row
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CALIBRATION = "calibration.json"  # written by `evaluate --calibrate`, and of these weights alone
+PROBABILITIES = ("temperatures", "thresholds")  # what it holds: attributes of a Problem
 
 
 def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) -> None:

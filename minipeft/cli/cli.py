@@ -109,12 +109,17 @@ def _train(wanted: dict[str, Any]) -> None:
 def _evaluate(wanted: dict[str, Any]) -> None:
     from dataclasses import replace
 
-    from minipeft.inference.evaluation_files import check_report_folder, describe_report, write_report
+    from minipeft.inference.evaluation_files import (
+        check_report_folder,
+        describe_calibration,
+        describe_report,
+        write_report,
+    )
     from minipeft.inference.evaluation_report import report_file, report_split
     from minipeft.inference.predict import load_run
 
     path, folder, as_json = wanted.pop("input", None), wanted.pop("report", None), wanted.pop("json", False)
-    calibrate = wanted.pop("calibrate", False)
+    calibrate, threshold = wanted.pop("calibrate", False), wanted.pop("threshold", None)
     if path is None:
         _allow(wanted, "without --input", "split", "data")
     else:
@@ -122,12 +127,11 @@ def _evaluate(wanted: dict[str, Any]) -> None:
     if folder is not None:
         check_report_folder(folder)
     place = wanted.pop("run")
-    run = load_run(place, wanted.pop("device"), pairs="pair_column" in wanted)
-    if calibrate:
-        found = run.calibrate(Path(place), wanted.get("data"))
-        temperatures = ", ".join(f"{temperature:.4g}" for temperature in found["temperatures"])
-        errors = "before {error_before:.4f}, after {error_after:.4f}".format(**found)
-        print(f"temperature {temperatures}; expected calibration error {errors} (validation)", file=sys.stderr)
+    choose = threshold == "auto"
+    run = load_run(place, wanted.pop("device"), None, "pair_column" in wanted, None if choose else threshold)
+    if calibrate or choose:
+        found = run.calibrate(Path(place), wanted.get("data"), calibrate, choose)
+        print(describe_calibration(found, run.task.labels), file=sys.stderr)
         run = replace(run, task=replace(run.task, problem=run.task.problem.with_details(found)))
     as_table = sys.stdout.isatty() and not as_json
     if folder is None and not as_table:
@@ -157,13 +161,14 @@ def _predict(wanted: dict[str, Any]) -> None:
         output = wanted.get("output")
         in_folder = output is not None and not Path(output).suffix and Path(wanted["input"]).is_dir()
         runner = (*rows(RunnerOptions), "resume") if in_folder else ()
-        _allow(wanted, "with --input", "input", "output", "echo", *COLUMNS, *runner)
+        _allow(wanted, "with --input", "input", "output", "echo", "threshold", *COLUMNS, *runner)
         options: dict[str, Any] = dict.fromkeys(COLUMNS) | {"echo": ()} | wanted
         predict: Callable[..., None] = predict_folder if in_folder else predict_file
         predict(options.pop("run"), options.pop("input"), **options)
     elif "text" in wanted:
-        _allow(wanted, "with --text", "text", "pair")
-        for row in load_run(wanted["run"], device, pairs="pair" in wanted).predict(wanted["text"], wanted.get("pair")):
+        _allow(wanted, "with --text", "text", "pair", "threshold")
+        run = load_run(wanted["run"], device, pairs="pair" in wanted, threshold=wanted.get("threshold"))
+        for row in run.predict(wanted["text"], wanted.get("pair")):
             print(json.dumps(row))
     else:
         raise MinipeftError("nothing to predict; give --text, or --input with a file")

@@ -135,6 +135,7 @@ def _add_predict_flags(commands: Any) -> None:
         help="figures by class, calibration and mistakes in a new folder [none]",
     )
     flag("--calibrate", action="store_true", help="fit temperatures on validation, which predict then uses [off]")
+    _add_threshold(evaluate, "auto to choose it on validation, which predict then uses")
     flag("--json", action="store_true", help="JSON on a terminal too [a table on a terminal]")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1 … or mps [auto]")
 
@@ -146,6 +147,7 @@ def _add_predict_flags(commands: Any) -> None:
     flag("--text", action="append", help="a text; may be given several times")
     flag("--pair", action="append", help="its second sentence, for tasks on pairs")
     flag("--output", type=path, help="new csv or jsonl file, or a folder for one file per input [standard output]")
+    _add_threshold(predict, "auto for those that evaluate or the training chose")
     flag("--echo", nargs="+", metavar="COLUMN", help="columns of --input to repeat: id, text, … [none]")
     flag(
         "--glue-test",
@@ -158,6 +160,14 @@ def _add_predict_flags(commands: Any) -> None:
     flag("--resume", action="store_true", help="predict the missing files only [off]")
     _add_input_flags(predict)
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1 … or mps [auto]")
+
+
+def _add_threshold(command: Any, auto: str) -> None:
+    command.add_argument(
+        "--threshold",
+        metavar="X",
+        help=f"probability of a predicted label, or of the second of two classes; {auto} [what is stored, else 0.5]",
+    )
 
 
 def _add_input_flags(command: Any) -> None:

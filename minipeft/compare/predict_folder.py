@@ -23,7 +23,7 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
     """Predict every file of a folder into a folder of its own, each by a command `minipeft predict`.
 
     A file of predictions is complete or absent; with `resume` only the missing ones are predicted. `flags` are the
-    fields of RunnerOptions; and `predict_file`'s text_column, pair_column, file_format and echo.
+    fields of RunnerOptions; and `predict_file`'s text_column, pair_column, file_format, threshold and echo.
 
     Raises:
         MinipeftError: for bad input, before anything is written; and at the end when a file has failed.
@@ -64,5 +64,5 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
 
 def _command(plan: dict[str, Any], file: Path, target: Path, device: str) -> Command:
     flags = {"input": file.absolute(), "output": target.absolute(), "device": device, "format": plan["file_format"]}
-    flags |= {name: plan[name] for name in ("text_column", "pair_column")} | {"echo": plan["echo"] or None}
+    flags |= {name: plan[name] for name in ("text_column", "pair_column", "threshold")} | {"echo": plan["echo"] or None}
     return Command(file.name, ["predict", plan["run"], *format_flags(flags)], target)

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from minipeft.errors import MinipeftError, printable
+from minipeft.errors import MinipeftError, format_names, printable
 from minipeft.files import FORMAT, check_output, user_path, write_atomically, write_json, write_text
 from minipeft.lease import Lease, clear_folder
 
@@ -82,6 +82,21 @@ def describe_report(report: dict[str, Any]) -> str:
     ]
     error = report["calibration"]["expected_calibration_error"]
     return f"{text}\n{format_table(rows)}\nexpected calibration error  {error:.4f}\n"
+
+
+def describe_calibration(found: dict[str, Any], labels: Sequence[str]) -> str:
+    """Return what `LoadedRun.calibrate` has found, a line for the temperatures and one for the thresholds."""
+    lines = []
+    if "error_before" in found:
+        values = format_names([f"{value:.4g}" for value in found["temperatures"]])
+        errors = "before {error_before:.4f}, after {error_after:.4f}".format(**found)
+        lines.append(f"temperature {values}; expected calibration error {errors} (validation)")
+    if "chosen_by" in found:
+        named = zip(labels[-len(found["thresholds"]) :], found["thresholds"], strict=True)
+        chosen = format_names([f"{name} {value:.4g}" for name, value in named])
+        scores = "{chosen_by} before {before:.4f}, after {after:.4f}".format(**found)
+        lines.append(f"threshold {chosen}; {scores} (validation)")
+    return "\n".join(lines)
 
 
 def describe_matrix(matrix: dict[str, Any]) -> str:

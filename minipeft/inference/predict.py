@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minipeft.adapters.merging import check_export_folder, merged_copy, save_merged
-from minipeft.adapters.save import CALIBRATION
+from minipeft.adapters.save import CALIBRATION, PROBABILITIES
 from minipeft.data.tables.find_files import list_files
 from minipeft.data.tables.open_table import open_table
 from minipeft.data.tables.table import Table
@@ -33,6 +33,7 @@ from minipeft.inference.load_model import (
 from minipeft.inference.predictor import Predictor
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.evaluate import evaluate, predict_logits
+from minipeft.training.settings.checks import threshold as check_threshold
 
 logger = logging.getLogger("minipeft")
 
@@ -44,9 +45,12 @@ class LoadedRun(Predictor):
     """A run, reloaded: the model with its best adapter, the tokenizer, the task and the settings."""
 
     def __post_init__(self) -> None:
-        if values := self.task.problem.temperatures:
-            numbers = ", ".join(f"{value:.4g}" for value in values)
-            logger.warning("%s: the probabilities are calibrated with temperature %s", self.task.name, numbers)
+        for what in ("temperatures", "thresholds"):
+            if values := getattr(self.task.problem, what):
+                numbers = format_names([f"{value:.4g}" for value in values])
+                calibrated = "the probabilities are calibrated with temperature"
+                uses = calibrated if what == "temperatures" else "predictions use the threshold"
+                logger.warning("%s: %s %s", self.task.name, uses, numbers)
 
     def __repr__(self) -> str:
         named = {"task": self.task.name, "method": self.settings.get("method"), "labels": list(self.task.labels)}
@@ -69,23 +73,35 @@ class LoadedRun(Predictor):
             values |= {prefix + figure: value for figure, value in figures.items()}
         return values
 
-    def calibrate(self, folder: Path, data: str | None = None) -> dict[str, Any]:
-        """Fit temperatures on the validation split, and store them in the folder of the run or adapter for `load_run`.
+    def calibrate(
+        self, folder: Path, data: str | None = None, temperatures: bool = True, thresholds: bool = False
+    ) -> dict[str, Any]:
+        """Fit temperatures or thresholds on the validation split, and store them in the folder for `load_run`.
 
         Returns:
-            The temperatures, and the expected calibration error before and after.
+            The content of calibration.json: "temperatures" and the expected calibration error before and after;
+            "thresholds", the metric that chose them, and its value before and after.
         """
+        if not is_adapter_folder(adapter := folder if is_adapter_folder(folder) else folder / "adapter"):
+            raise MinipeftError(f"{folder}: no adapter to store a calibration in. Name a run or an adapter.")
+        problem = self.task.problem.with_thresholds(*self.task.problem.thresholds) if thresholds else self.task.problem
         chunks = list(read_chunks(self.task, self.task.validation, self.source(data), self.settings.get("eval_limit")))
         logits = torch.cat([self.predict_logits(chunk.texts, chunk.pairs) for chunk in chunks])
         labels = [label for chunk in chunks for label in chunk.labels]
-        plain = replace(self.task.problem, temperatures=())
-        fitted = plain.calibrate(logits, labels)
-        errors = [kind.report(logits, labels)["calibration"]["expected_calibration_error"] for kind in (plain, fitted)]
-        content = {"temperatures": list(fitted.temperatures), "error_before": errors[0], "error_after": errors[1]}
-        adapter = folder if is_adapter_folder(folder) else folder / "adapter"
-        if not is_adapter_folder(adapter):
-            raise MinipeftError(f"{folder}: no adapter to store temperatures in. Name a run or an adapter.")
-        write_json(adapter / CALIBRATION, {"format": FORMAT, "examples": len(labels), **content})
+        content: dict[str, Any] = {"examples": len(labels)}
+        if temperatures:
+            problem = problem.calibrate(logits, labels)
+            for name, of_name in (("error_before", ()), ("error_after", problem.temperatures)):
+                plain = replace(problem, temperatures=of_name, thresholds=())
+                content[name] = plain.report(logits, labels)["calibration"]["expected_calibration_error"]
+        if thresholds:
+            metrics = self.settings.get("select_by") or "", *self.task.metrics
+            chosen, by = problem.choose_thresholds(logits, labels, metrics)
+            before, after = (kind.score(logits, labels, [by])[by] for kind in (problem, chosen))
+            content |= {"chosen_by": by, "before": before, "after": after}
+            problem = chosen
+        content |= {name: list(getattr(problem, name)) for name in PROBABILITIES}
+        write_json(adapter / CALIBRATION, {"format": FORMAT, **content})
         return content
 
     def source(self, data: str | None) -> str:
@@ -231,7 +247,11 @@ def _echo_columns(table: Table, echo: Sequence[str], echoed: list[Sequence[Any]]
 
 
 def load_run(
-    folder: str | Path, device: str = "auto", precision: str | None = None, pairs: bool | None = None
+    folder: str | Path,
+    device: str = "auto",
+    precision: str | None = None,
+    pairs: bool | None = None,
+    threshold: float | str | None = None,
 ) -> LoadedRun:
     """Reload a run's best adapter, as `minipeft evaluate` and `minipeft predict` do.
 
@@ -243,6 +263,8 @@ def load_run(
         device: "auto", "cpu", "cuda" or "mps".
         precision: "fp32" or "bf16"; the default is that of the run, and fp32 on a CPU that is slow in bf16.
         pairs: Whether the texts are pairs, where an adapter or checkpoint does not say so.
+        threshold: The probability from which on a label, or the second of two classes, is predicted; "auto" for those
+            that are stored. The default is those that are stored, and 0.5.
 
     Returns:
         A LoadedRun, which evaluates splits and files, predicts texts and exports the model.
@@ -254,4 +276,8 @@ def load_run(
     load = load_adapter_folder if is_adapter_folder(folder) else load_checkpoint if is_checkpoint(folder) else load_best
     device = choose_device(device)
     model, tokenizer, task, settings = load(folder, device, precision, pairs)
+    if threshold is not None and (threshold := check_threshold("--threshold", threshold)) != "auto":
+        task = replace(task, problem=task.problem.with_thresholds(float(threshold)))
+    elif threshold == "auto" and not task.problem.thresholds:
+        raise MinipeftError(f"{folder}: no threshold is stored. Run minipeft evaluate {folder} --threshold auto first.")
     return LoadedRun(model.to(device).eval(), load_tokenizer(tokenizer), task, settings, device)

@@ -63,12 +63,12 @@ def predict_file(
     file_format: str | None = None,
     echo: Sequence[str] = (),
     device: str = "auto",
+    threshold: float | str | None = None,
 ) -> None:
     """Predict every row of a file, a folder of files or standard input ("-"), in their order.
 
     Several processes (RANK and WORLD_SIZE, as torchrun sets them) divide the chunks among them; the result is the
-    same for any number of processes. After an interruption the same command continues with the chunks that are done,
-    unless the run or the input has changed.
+    same for any number of processes. After an interruption the same command continues, unless run or input changed.
 
     Args:
         folder: The run folder.
@@ -79,6 +79,7 @@ def predict_file(
         file_format: "txt", "csv", "tsv", "jsonl" or "json", whatever the ending of the input is.
         echo: Columns of the input that each prediction repeats, such as an id.
         device: "auto", "cpu", "cuda" or "mps".
+        threshold: As of `load_run`.
 
     Raises:
         MinipeftError: for bad input; `output` is not written.
@@ -98,7 +99,7 @@ def predict_file(
                 f"--echo {name}: a prediction has a field {name} already; rename it, such as to input_{name}"
             )
     files = list_files(path, file_format)
-    run = load_run(folder, device, pairs=pair_column is not None)
+    run = load_run(folder, device, pairs=pair_column is not None, threshold=threshold)
     if run.device == "cuda" and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         run.model.to(run.device)
@@ -127,7 +128,8 @@ def predict_file(
             echoed.clear()
         return
     parts = target.absolute().with_name(f".{target.name}.parts")
-    plan = _plan(user_path(folder), run.model.folder, files, {**columns, "echo": list(echo), "device": run.device})
+    plan = {**columns, "echo": list(echo), "threshold": threshold, "device": run.device}
+    plan = _plan(user_path(folder), run.model.folder, files, plan)
     with (
         _raise_on_signals(target, parts if path == STANDARD_INPUT else None),
         _hold_parts(parts, target, plan, rank) as is_needed,
@@ -156,7 +158,7 @@ def predict_file(
 
 def _plan(folder: Path, base: Path | None, files: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     """Return what the chunk files depend on: they are used again only for the same run, files and settings."""
-    patterns = ("config.json", "adapter_*", "adapter/adapter_*")
+    patterns = ("config.json", "adapter_*", "adapter/adapter_*", "calibration.json", "adapter/calibration.json")
     run = [sha256(path) for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
     known: list[Any] = []
     for path in [*files, *(map(str, sorted(base.iterdir())) if base is not None else [])]:
@@ -213,10 +215,9 @@ def _hold_parts(parts: Path, target: Path, plan: dict[str, Any], rank: int) -> I
 
 
 def _read_plan(parts: Path) -> dict[str, Any] | None:
-    try:
+    with suppress(MinipeftError):
         return read_json(parts / PLAN)
-    except MinipeftError:
-        return None
+    return None
 
 
 def _part_file(parts: Path, number: int) -> Path:

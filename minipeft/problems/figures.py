@@ -12,12 +12,12 @@ LARGEST_MATRIX = 200  # classes; of more, only the most frequent confusions are 
 CONFUSIONS = 20
 
 
-def report_classes(labels: Array, predicted: Array, probabilities: Array, names: Sequence[str]) -> dict[str, Any]:
+def report_classes(labels: Array, predicted: Array, confidence: Array, names: Sequence[str]) -> dict[str, Any]:
     """Return the figures of single-label predictions.
 
     Args:
         labels: (num_examples,), class indices; so is `predicted`.
-        probabilities: (num_examples, num_labels).
+        confidence: (num_examples,), the probability of the prediction.
         names: Of the classes.
     """
     matrix = confusion_matrix(labels, predicted, len(names)) if len(names) <= LARGEST_MATRIX else None
@@ -27,7 +27,7 @@ def report_classes(labels: Array, predicted: Array, probabilities: Array, names:
         "averages": average_figures(classes),
         "confusion_matrix": None if matrix is None else {"labels": list(names), "rows": matrix.tolist()},
         "confusions": frequent_confusions(labels, predicted, names),
-        "calibration": calibration(probabilities.max(1), labels == predicted),
+        "calibration": calibration(confidence, labels == predicted),
     }
 
 

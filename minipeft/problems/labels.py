@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -162,3 +162,11 @@ def find_labels(
     classes = np.array([places[merged[name]] for name in numbers])[np.asarray(row_numbers)]
     counts = dict(zip(names, np.bincount(classes, minlength=len(names)).tolist(), strict=True))
     return counts, rows, classes, warn_of_similar(table.place, column, counts)
+
+
+def check_classes(counts: Mapping[int, int], labels: Sequence[str], most: int | None = None) -> None:
+    """Raise where no training example has a label, or where all `most` of them have it."""
+    for number, name in enumerate(labels):
+        if counts.get(number, 0) in (0, most):
+            have = "no training example has" if counts.get(number, 0) == 0 else "all training examples have"
+            raise MinipeftError(f"--class-weights balanced: {have} the label {short_repr(name)}. Give weights by name.")

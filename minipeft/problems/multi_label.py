@@ -17,9 +17,17 @@ from torch import Tensor
 from minipeft.data.tables.table import Table
 from minipeft.errors import MinipeftError, format_names, short_repr
 from minipeft.files import parse_json
-from minipeft.problems.labels import class_name, merge_numbers, nearest_label, sorted_names, warn_of_similar
-from minipeft.problems.metrics import Array, counts_by_threshold, f1_of_counts
-from minipeft.problems.problem import Found, Mistake, Problem, check_classes, most_severe
+from minipeft.problems.labels import (
+    check_classes,
+    class_name,
+    merge_numbers,
+    nearest_label,
+    sorted_names,
+    warn_of_similar,
+)
+from minipeft.problems.metrics import Array
+from minipeft.problems.problem import Found, Mistake, Problem, most_severe
+from minipeft.problems.thresholds import DEFAULT, thresholds_for_macro_f1, thresholds_for_micro_f1
 
 MOST_LABELS = 10_000
 BINARY = {"0", "1", "0.0", "1.0", "true", "false", "True", "False"}  # what a vector of decisions consists of
@@ -32,11 +40,9 @@ class MultiLabel(Problem):
     Attributes:
         labels: Names in the order of their indices.
         separator: The character between the labels of a text; None where they are lists.
-        threshold: Probability from which on a label is predicted; None: to be chosen, and 0.5 until then.
     """
 
     separator: str | None = None
-    threshold: float | None = 0.5
 
     name: ClassVar[str] = "multi_label_classification"
     plural: ClassVar[str] = "labels"
@@ -46,15 +52,18 @@ class MultiLabel(Problem):
     ignored: ClassVar[float] = math.nan
 
     def with_details(self, details: Mapping[str, Any]) -> MultiLabel:
-        threshold = details.get("threshold", self.threshold)
-        if isinstance(threshold, str):  # "auto"
-            threshold = None
-        temperatures = tuple(details.get("temperatures", self.temperatures))
+        threshold = details.get("threshold")  # --threshold; the thresholds that were chosen are "thresholds"
+        chosen = {"thresholds": [threshold]} if isinstance(threshold, float) and threshold != DEFAULT else {}
         separator = details.get("label_separator", self.separator)
-        return replace(self, separator=separator, threshold=threshold, temperatures=temperatures)
+        problem = replace(self, separator=separator, auto_thresholds=threshold == "auto" or self.auto_thresholds)
+        return Problem.with_details(problem, chosen | dict(details))  # type: ignore[return-value]
 
     def details(self) -> dict[str, Any]:
-        return {"threshold": self.cut, "label_separator": self.separator}
+        return {"thresholds": list(self.thresholds), "label_separator": self.separator}
+
+    @property
+    def has_thresholds(self) -> bool:
+        return True
 
     # -- reading --
 
@@ -155,23 +164,19 @@ class MultiLabel(Problem):
 
     # -- evaluation --
 
-    def tune(self, logits: Tensor, targets: Sequence[tuple[int, ...]]) -> MultiLabel:
-        """Choose the threshold with the highest micro F1, where none is given."""
-        if self.threshold is not None:
-            return self
-        return replace(self, threshold=best_threshold(self.probabilities(logits), self._multi_hot(targets)))
+    def choose_thresholds(
+        self, logits: Tensor, targets: Sequence[tuple[int, ...]], metrics: Sequence[str]
+    ) -> tuple[Problem, str]:
+        by = next((name for name in metrics if name in self.default_metrics[:2]), "macro_f1")
+        choose = thresholds_for_micro_f1 if by == "micro_f1" else thresholds_for_macro_f1
+        return self.with_thresholds(*choose(self.probabilities(logits), self._multi_hot(targets))), by
 
-    def figures(self) -> dict[str, float]:
-        return {"threshold": self.cut}
-
-    @property
-    def cut(self) -> float:
-        """The threshold of predictions."""
-        return 0.5 if self.threshold is None else self.threshold
+    def figures(self) -> dict[str, Any]:
+        return {"thresholds": list(self.thresholds)} if self.auto_thresholds else {}
 
     def decide(self, logits: Tensor) -> Array:
         """Return whether each label is predicted, (num_examples, num_labels), bool."""
-        return self.probabilities(logits) >= self.cut
+        return self.probabilities(logits) >= np.asarray(self.thresholds or DEFAULT)
 
     def actual(self, expected: Tensor) -> Array:
         return expected.bool().numpy()
@@ -211,7 +216,7 @@ class MultiLabel(Problem):
 
         actual = self._multi_hot(targets)
         figures = report_label_sets(actual, self.decide(logits), self.probabilities(logits), self.labels)
-        return {"threshold": self.cut, **figures}
+        return {"thresholds": list(self.thresholds) or [DEFAULT], **figures}
 
     def mistakes(self, logits: Tensor, targets: Sequence[tuple[int, ...]], inputs: Any = ()) -> Iterator[Mistake]:
         """Yield the examples with a wrong decision, by the largest error of a probability in one."""
@@ -260,11 +265,3 @@ def _vector_error(place: str, value: Any) -> MinipeftError:
         f"{place}: label {short_repr(value)} is a vector. Write the names or numbers of the labels that the text has, "
         "such as [1]."
     )
-
-
-def best_threshold(probabilities: Array, labels: Array) -> float:
-    """Return the threshold with the highest micro F1: halfway between two neighbouring probabilities."""
-    thresholds, true, predicted = counts_by_threshold(probabilities.ravel(), labels.ravel())
-    best = int(np.argmax(f1_of_counts(true, predicted, np.full(len(true), labels.sum()))))
-    below = thresholds[best + 1] if best + 1 < len(thresholds) else 0.0
-    return float((thresholds[best] + below) / 2)

@@ -46,6 +46,8 @@ class Problem:
 
     labels: tuple[str, ...] = ()  # names in the order of their indices; empty where labels are numbers
     temperatures: tuple[float, ...] = ()  # logits are divided by them: one, one for each label, or none
+    thresholds: tuple[float, ...] = ()  # of probabilities: one, one for each label, or none: see thresholds.py
+    auto_thresholds: bool = False  # whether evaluations during training choose the thresholds
 
     name: ClassVar[str]  # transformers' problem_type
     plural: ClassVar[str]  # what messages call the labels
@@ -80,11 +82,27 @@ class Problem:
 
     def with_details(self, details: Mapping[str, Any]) -> Problem:
         """Return the problem with the settings that an adapter's details or a config.json have of it."""
-        return replace(self, temperatures=tuple(details.get("temperatures", self.temperatures)))
+        found = {name: details.get(name, getattr(self, name)) for name in ("temperatures", "thresholds")}
+        return replace(self, **{name: tuple(values) for name, values in found.items()})
 
     def details(self) -> dict[str, Any]:
         """Return the settings that an adapter's file has of the problem."""
         return {}
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether predictions depend on a threshold of a probability."""
+        return False
+
+    def with_thresholds(self, *values: float) -> Problem:
+        """Return the problem with other thresholds: one, or one for each label."""
+        if not self.has_thresholds:
+            raise MinipeftError("--threshold: it is for two classes and for multi-label data. Leave it out.")
+        return replace(self, thresholds=values)
+
+    def choose_thresholds(self, logits: Tensor, targets: Sequence[Any], metrics: Sequence[str]) -> tuple[Problem, str]:
+        """Return the problem with the best thresholds on validation logits, and by which of the task's metrics."""
+        raise NotImplementedError
 
     @cached_property
     def by_number(self) -> dict[Decimal | None, int]:
@@ -198,11 +216,7 @@ class Problem:
 
     # -- evaluation --
 
-    def tune(self, logits: Tensor, targets: Sequence[Any]) -> Problem:
-        """Return the problem with the settings that are to be chosen on validation logits."""
-        return self
-
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, Any]:
         """Return the settings that an evaluation records next to the metrics."""
         return {}
 
@@ -280,14 +294,6 @@ class Problem:
     def mistakes(self, logits: Tensor, targets: Sequence[Any], inputs: Any = ()) -> Iterator[Mistake]:
         """Yield the wrong predictions for `inputs`, the most severe first."""
         raise NotImplementedError
-
-
-def check_classes(counts: Mapping[int, int], labels: Sequence[str], most: int | None = None) -> None:
-    """Raise where no training example has a label, or where all `most` of them have it."""
-    for number, name in enumerate(labels):
-        if counts.get(number, 0) in (0, most):
-            have = "no training example has" if counts.get(number, 0) == 0 else "all training examples have"
-            raise MinipeftError(f"--class-weights balanced: {have} the label {short_repr(name)}. Give weights by name.")
 
 
 def most_severe(severity: Array) -> list[int]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from minipeft.data.tables.table import Table
 from minipeft.errors import MinipeftError, format_names, short_repr
 from minipeft.problems import problem_class
-from minipeft.problems.problem import Found, Mistake, Problem, check_classes, most_severe
+from minipeft.problems.metrics import Array, find_metric
+from minipeft.problems.problem import Found, Mistake, Problem, most_severe
 
 SEPARATORS = (";", "|")  # that a warning looks for
 
@@ -62,6 +63,8 @@ class SingleLabel(Problem):
 
     def balanced_weights(self, targets: Sequence[int]) -> tuple[float, ...]:
         """n / (K · n_c) for class c, which n_c of the n examples have, as in scikit-learn."""
+        from minipeft.problems.labels import check_classes
+
         counts = Counter(targets)
         check_classes(counts, self.labels)
         return tuple(len(targets) / (len(self.labels) * counts[number]) for number in range(len(self.labels)))
@@ -75,26 +78,50 @@ class SingleLabel(Problem):
 
         return calibrate(self, logits, targets, 1)
 
+    @property
+    def has_thresholds(self) -> bool:
+        return len(self.labels) == 2
+
+    def choose_thresholds(self, logits: Tensor, targets: Sequence[int], metrics: Sequence[str]) -> tuple[Problem, str]:
+        from minipeft.problems.thresholds import candidates
+
+        found = {name: find_metric(name)[0] for name in metrics}
+        by = next((name for name, metric in found.items() if metric and not metric.of_probabilities), "macro_f1")
+        tried = map(self.with_thresholds, candidates(self.probabilities(logits)[:, 1]))
+        return max(tried, key=lambda problem: problem.score(logits, targets, [by])[by]), by
+
+    def decide(self, logits: Tensor) -> Array:
+        """Return the most probable class of each example; with a threshold, which of two classes it chooses."""
+        if not self.thresholds:
+            return super().decide(logits)
+        return (self.probabilities(logits)[:, 1] >= self.thresholds[0]).astype(np.int64)
+
+    def confident(self, logits: Tensor) -> tuple[Array, Array]:
+        """Return the predictions and the probability of each, (num_examples,)."""
+        predicted = self.decide(logits)
+        return predicted, self.probabilities(logits)[np.arange(len(predicted)), predicted]
+
     def describe_constant(self, logits: Tensor) -> str:
-        predicted = set(logits.argmax(1).tolist())
+        predicted = set(self.decide(logits).tolist())
         return f"of the class {self.labels[predicted.pop()]}" if len(predicted) == 1 else ""
 
     def predictions(self, logits: Tensor, names: Sequence[str], inputs: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Return "label", the most probable class, and "probabilities" by name."""
+        """Return "label", the class of `decide`, and "probabilities" by name."""
         probabilities = self.scaled(logits).softmax(1).round(decimals=6)
         return [
             {"label": names[best], "probabilities": dict(zip(names, row, strict=True))}
-            for best, row in zip(logits.argmax(1).tolist(), probabilities.tolist(), strict=True)
+            for best, row in zip(self.decide(logits).tolist(), probabilities.tolist(), strict=True)
         ]
 
     def report(self, logits: Tensor, targets: Sequence[int]) -> dict[str, Any]:
         from minipeft.problems.figures import report_classes
 
-        return report_classes(np.asarray(targets), self.decide(logits), self.probabilities(logits), self.labels)
+        figures = report_classes(np.asarray(targets), *self.confident(logits), self.labels)
+        return ({"thresholds": list(self.thresholds)} if self.thresholds else {}) | figures
 
     def mistakes(self, logits: Tensor, targets: Sequence[int], inputs: Any = ()) -> Iterator[Mistake]:
         """Yield the examples of which another class is predicted, by its probability."""
-        predicted, confidence = self.decide(logits), self.probabilities(logits).max(1)
+        predicted, confidence = self.confident(logits)
         for row in most_severe(np.where(predicted == np.asarray(targets), 0.0, confidence)):
             names = {"label": self.labels[targets[row]], "prediction": self.labels[predicted[row]]}
             yield Mistake(row, float(confidence[row]), names | {"confidence": float(confidence[row])})

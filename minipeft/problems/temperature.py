@@ -1,7 +1,7 @@
 """Temperature scaling: probabilities that say how often predictions are right (Guo et al. 2017, section 4.2).
 
 probabilities = softmax(logits / T), or sigmoid(logits / T) with a T for each label of multi-label data. T > 1 makes a
-model less confident; predictions of classes stay the same.
+model less confident; predictions stay the same.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minipeft.problems.problem import Problem
 
+TINY = 1e-12  # of a threshold
 LARGEST = 100.0  # of a temperature and its inverse: without a limit, separable logits have none
 
 
@@ -38,4 +39,8 @@ def calibrate(problem: Problem, logits: Tensor, targets: Sequence[Any], count: i
 
     optimizer.step(closure)
     found = log_temperatures.detach().exp().clamp(1 / LARGEST, LARGEST).nan_to_num(1.0)
+    if problem.thresholds:  # of the same logits as before, so that predictions stay the same
+        before = torch.tensor(problem.temperatures or 1.0, dtype=torch.float64)
+        boundary = torch.tensor(problem.thresholds, dtype=torch.float64).logit() * before  # a difference of logits
+        problem = replace(problem, thresholds=tuple((boundary / found).sigmoid().clamp(TINY, 1 - TINY).tolist()))
     return replace(problem, temperatures=tuple(found.tolist()))

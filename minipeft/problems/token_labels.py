@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from minipeft.errors import MinipeftError, format_names, is_unicode, short_repr
 from minipeft.files import parse_json
 from minipeft.problems.labels import class_name, nearest_label, sorted_names
 from minipeft.problems.metrics import METRICS, Array
-from minipeft.problems.problem import IGNORE_INDEX, Found, Mistake, most_severe
+from minipeft.problems.problem import IGNORE_INDEX, Found, Mistake, Problem, most_severe
 from minipeft.problems.single_label import SingleLabel
 
 Entity = tuple[int, int, str]  # the first word, the word after the last one, and the type
@@ -47,6 +47,7 @@ class TokenLabels(SingleLabel):
     columns: ClassVar[tuple[str, str]] = ("tokens", "ner_tags")
     pipeline_tag: ClassVar[str] = "token-classification"
     auto_model: ClassVar[str] = "AutoModelForTokenClassification"
+    has_thresholds: ClassVar[bool] = False  # type: ignore[assignment]
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -193,6 +194,12 @@ class TokenLabels(SingleLabel):
         """Return texts as lists of words; a text is split at white space and punctuation."""
         return [self.read_text(text, f"{name}[{place}]", "predict") for place, text in enumerate(texts)]
 
+    def calibrate(self, logits: Tensor, targets: Sequence[Any]) -> Problem:
+        """Fit one temperature for the words that have a token."""
+        known = ~logits[:, 0].isneginf().numpy()
+        fitted = SingleLabel(self.labels).calibrate(logits[known], _flat(targets)[known].tolist())
+        return replace(self, temperatures=fitted.temperatures)
+
     def predictions(self, logits: Tensor, names: Sequence[str], inputs: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return a tag for each word of a list, and for a text its entities, or its words with their tags.
 
@@ -228,12 +235,12 @@ class TokenLabels(SingleLabel):
         """Return the figures of the words, or of the types of entities and the confusion of the words' types."""
         from minipeft.problems.figures import average_figures, label_figures, report_classes
 
-        actual, predicted, probabilities = _flat(targets), self.decide(logits), self.probabilities(logits)
+        actual, (predicted, confidence) = _flat(targets), self.confident(logits)
         if not self.has_entities:
-            return report_classes(actual, predicted, probabilities, self.labels)
+            return report_classes(actual, predicted, confidence, self.labels)
         types = list(dict.fromkeys(name[2:] or name for name in self.labels))
         to_type = np.array([types.index(name[2:] or name) for name in self.labels])
-        report = report_classes(to_type[actual], to_type[predicted], probabilities, types)
+        report = report_classes(to_type[actual], to_type[predicted], confidence, types)
         found, expected = (self._entities(side, targets) for side in (predicted, actual))
         sides = [Counter(kind for *_, kind in side) for side in (found & expected, found, expected)]
         classes = [label_figures(kind, *(side[kind] for side in sides)) for kind in types if kind != "O"]
@@ -244,7 +251,7 @@ class TokenLabels(SingleLabel):
 
     def mistakes(self, logits: Tensor, targets: Sequence[Any], inputs: Any = ()) -> Iterator[Mistake]:
         """Yield the words with a wrong tag, in brackets in their sentence, by the probability of the tag."""
-        predicted, confidence, actual = self.decide(logits), self.probabilities(logits).max(1), _flat(targets)
+        actual, (predicted, confidence) = _flat(targets), self.confident(logits)
         starts = np.cumsum([0, *(len(target) for target in targets)])
         for row in most_severe(np.where(predicted == actual, 0.0, confidence)):
             example = int(np.searchsorted(starts, row, side="right")) - 1

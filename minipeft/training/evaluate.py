@@ -64,17 +64,20 @@ def evaluate(
 
 
 def evaluate_all(
-    model: SequenceClassifier, examples: Examples, max_tokens: int, processes: Processes
+    model: SequenceClassifier, examples: Examples, max_tokens: int, processes: Processes, select_by: str
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the validation logits, and eval_loss and the metrics of the validation and the other splits.
 
-    What the task's problem is to choose, such as a threshold, it chooses on the held-out examples, or, without them, on
-    the validation examples.
+    With --threshold auto, thresholds with the highest `select_by` are chosen on the held-out examples, or, without
+    them, on the validation examples.
     """
     splits = {"": examples.validation, **{f"{name}_": other for name, other in examples.others.items()}}
     logits = {name: predict_logits(model, split, max_tokens, processes) for name, split in splits.items()}
     task, chooser = examples.validation.split.task, f"{HOLDOUT}_" if HOLDOUT in examples.others else ""
-    problem = task.problem.tune(logits[chooser], splits[chooser].split.labels)
+    problem = task.problem
+    if problem.auto_thresholds:
+        metrics = select_by.removeprefix(chooser), *task.metrics
+        problem, _ = problem.choose_thresholds(logits[chooser], splits[chooser].split.labels, metrics)
     figures = problem.figures()
     labels = splits[""].split.labels
     if len(problem.count(labels)) > 1 and problem.describe_constant(logits[""]):

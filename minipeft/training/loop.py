@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from minipeft.training.optimization.cuda_graphs import StepGraphs
 
 DEFERRED_READS = ("cuda",)  # devices that compute asynchronously: a step's scalars are read during the next step
-NOT_IN_EPOCH_EVENTS = ("epoch", "step", "learning_rate")  # TensorBoard has the learning rate of every step
+# TensorBoard has the learning rate of every step; thresholds are a list.
+NOT_IN_EPOCH_EVENTS = ("epoch", "step", "learning_rate", "thresholds")
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def train_loop(
             progress.seconds += time.perf_counter() - start_time
 
             # Every rank evaluates a share of the examples, and all of them get the metrics.
-            logits, metrics = evaluate_all(model, examples, schedule.max_tokens, processes)
+            logits, metrics = evaluate_all(model, examples, schedule.max_tokens, processes, schedule.select_by)
             if not math.isfinite(metrics["eval_loss"]):
                 raise MinipeftError(
                     f"step {progress.step}: the validation loss is {metrics['eval_loss']}. Lower --lr "

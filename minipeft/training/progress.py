@@ -6,7 +6,7 @@ from typing import Any
 HOLDOUT = "holdout"  # the prefix of the figures of held-out examples
 CONSTANT = "constant_prediction"  # 1 in the row of an evaluation that predicts one class for every validation example
 # What the row of an evaluation has besides losses and metrics.
-NOT_METRICS = (CONSTANT, "epoch", "step", "learning_rate", "seconds", "samples_per_second")
+NOT_METRICS = (CONSTANT, "thresholds", "epoch", "step", "learning_rate", "seconds", "samples_per_second")
 
 
 @dataclass

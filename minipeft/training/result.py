@@ -78,7 +78,8 @@ class Result:
         from minipeft.inference.predictor import Predictor  # inference builds on training; only a result points back
 
         job = self.job
-        return Predictor(self.model, load_tokenizer(job.model.folder), job.task, job.config, job.settings.device)
+        task = dataclasses.replace(job.task, problem=job.task.problem.with_details(self.content))
+        return Predictor(self.model, load_tokenizer(job.model.folder), task, job.config, job.settings.device)
 
     def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Return the class name and all probabilities of each text, or its score for regression, with six digits.
@@ -124,7 +125,7 @@ def result_content(job: Job, examples: Examples, model: SequenceClassifier, prog
             **{name: metadata.version(name) for name in ("torch", "tokenizers", "datasets", "safetensors")},
         },
     }
-    content |= {name: best[name] for name in task.problem.figures()}
+    content |= task.problem.with_details(best).figures()
     for name in task.metrics[1:]:
         if name in ("macro_f1", settings.select_by):
             content[name] = {"best": best[name], "last": last[name]}

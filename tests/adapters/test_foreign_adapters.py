@@ -261,7 +261,7 @@ def refused(base: Path, adapter: Path) -> str:
 DETAILS: dict[str, Any] = {
     "labels": [7, "ab", {}, [], [1, 2, 3], ["a", "b", ""], ["a", "a", "b"], ["a", "b"], [["a"], "b", "c"],
                ["x" * 2000, "b", "c"]],
-    "threshold": ["x", [1], 10**400, float("nan"), float("inf"), -1, 2, True, {}],
+    "thresholds": ["x", [1], [10**400], [float("nan")], [float("inf")], [-1.0], [2.0], True, {}, [0.5] * 7],
     "columns": [7, "text", [], [1], ["a", "b", "c"], [None]],
     "task": [7, [], {}, "", "t" * 5000],
     "problem_type": [7, "ranking", [], {"a": 1}],

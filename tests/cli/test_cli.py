@@ -141,8 +141,8 @@ FLAGS = {
     "pretrain": """text block-length long-block-length model start vocab-size hidden-size num-hidden-layers
         num-attention-heads dropout steps batch-tokens lr warmup-steps weight-decay seed device precision output
         evaluate-every checkpoint-minutes resume quiet""",
-    "evaluate": "split data input format text-column pair-column label-column report calibrate json device",
-    "predict": f"""text pair output echo glue-test data resume input format text-column pair-column device
+    "evaluate": "split data input format text-column pair-column label-column report calibrate threshold json device",
+    "predict": f"""text pair output threshold echo glue-test data resume input format text-column pair-column device
         {RUNNER_FLAGS}""",
     "methods": "",
     "export": "format int8",

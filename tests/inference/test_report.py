@@ -131,7 +131,7 @@ def test_figures_of_sets_of_labels_are_those_of_scikit_learn(
     rows: list[tuple[Any, ...]], threshold: float, chunk: int
 ) -> None:
     labels, logits = [row[0] for row in rows], [list(row[1:]) for row in rows]
-    task = Task("task", ("text",), MultiLabel(NAMES, threshold=threshold), ("micro_f1",))
+    task = Task("task", ("text",), MultiLabel(NAMES, thresholds=(threshold,)), ("micro_f1",))
     report = report_of(logits, labels, chunk=chunk, task=task)
     probabilities = torch.tensor(logits).double().sigmoid().numpy()
     predicted = probabilities >= threshold

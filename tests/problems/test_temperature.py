@@ -12,12 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
+from sklearn.metrics import f1_score
 
 from minipeft import MinipeftError, load_run
 from minipeft.cli.cli import main
 from minipeft.problems.multi_label import MultiLabel
 from minipeft.problems.regression import Regression
 from minipeft.problems.single_label import SingleLabel
+from minipeft.problems.token_labels import TokenLabels
 
 
 def best_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
@@ -80,3 +82,42 @@ def test_a_calibrated_run_predicts_with_its_temperature(
     (run / "adapter" / "calibration.json").write_text(json.dumps({"format": 1, "temperatures": [1.0, 2.0, 3.0]}))
     assert main(["predict", str(run), "--text", "a"]) == 2
     assert "are not one number for each label" in capsys.readouterr().err
+
+
+def test_the_threshold_of_two_classes_has_the_best_metric() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(200, 2), (torch.rand(200) < 0.2).long().tolist()
+    problem = SingleLabel(("no", "yes"))
+    scores = problem.probabilities(logits)[:, 1]
+    for metric, reference in (("macro_f1", {"average": "macro"}), ("f1:yes", {"pos_label": 1})):
+        chosen, by = problem.choose_thresholds(logits, targets, ["auroc", metric])
+        tried = [f1_score(targets, scores >= one, zero_division=0, **reference) for one in np.unique(scores)]
+        found = f1_score(targets, scores >= chosen.thresholds[0], **reference)
+        assert by == metric and found == pytest.approx(max(tried)) and chosen.decide(logits).sum() > 0
+    calibrated = chosen.calibrate(logits, targets)
+    np.testing.assert_array_equal(calibrated.decide(logits), chosen.decide(logits))
+    for other in (SingleLabel(("a", "b", "c")), Regression(), TokenLabels(("O", "B-x"))):
+        with pytest.raises(MinipeftError, match="--threshold: it is for two classes"):
+            other.with_thresholds(0.3)
+
+
+def test_a_run_predicts_with_the_threshold_that_is_stored_or_given(
+    small_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, texts = shutil.copytree(small_runs["sst2"], tmp_path / "run"), ["a film", "not good", "dull"]
+    positive = load_run(run).predict_proba(texts)[:, 1]
+    assert main(["predict", str(run), "--text", "a", "--threshold", "auto"]) == 2
+    assert "no threshold is stored" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--threshold", "auto", "--calibrate", "--json"]) == 0
+    printed = capsys.readouterr()
+    content = json.loads((run / "adapter" / "calibration.json").read_text())
+    assert content["after"] == json.loads(printed.out)["accuracy"] >= content["before"]
+    assert f"threshold positive {content['thresholds'][0]:.4g}; accuracy before" in printed.err
+    assert load_run(run, threshold="auto").task.problem.thresholds == tuple(content["thresholds"])
+    middle = float(np.sort(load_run(run).predict_proba(texts)[:, 1])[1])
+    predicted = load_run(run, threshold=middle).predict(texts)
+    assert [row["label"] == "positive" for row in predicted] == (positive >= np.sort(positive)[1]).tolist()
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"sentence": text}) + "\n" for text in texts))
+    flags = ["--input", str(tmp_path / "in.jsonl"), "--threshold", str(middle), "--output", str(tmp_path / "out.jsonl")]
+    assert main(["predict", str(run), *flags]) == 0
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == predicted
