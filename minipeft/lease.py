@@ -47,11 +47,7 @@ class Lease:
         self._made: list[Path] = []
 
     def __enter__(self) -> Lease:
-        """Take the lease.
-
-        Raises:
-            MinipeftError: where another process holds it.
-        """
+        """Take the lease."""
         self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self._acquire()

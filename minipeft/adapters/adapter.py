@@ -138,9 +138,6 @@ def _head_of_model(
 
     peft saves the modules of the head that modules_to_save name. It can adapt the head's linear layers as well, which
     "all-linear" does; here the head is trained whole, so W + s · B A is its weight.
-
-    Raises:
-        MinipeftError: for a tensor that neither the adapter nor the model's checkpoint has.
     """
     family, own = family_of(model.config), {}
     state = dict(adapter.state)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_train_flags
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wanted["command"] is None:
         parser.print_help()
         return 0
-    return run(COMMANDS[wanted.pop("command")], wanted)
+    return run(wanted.pop("command"), wanted)
 
 
 def main_train(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def main_train(arguments: Sequence[str] | None = None) -> int:
     )
     add_train_flags(parser)
     parser.add_argument("--version", action="version", version=f"minipeft {__version__}")
-    return run(_train, vars(parser.parse_args(arguments)))
+    return run("train", vars(parser.parse_args(arguments)))
 
 
 def _escape_unencodable_output() -> None:
@@ -54,12 +55,18 @@ def _escape_unencodable_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def run(command: Callable[[dict[str, object]], None], wanted: dict[str, object]) -> int:
+def run(name: str, wanted: dict[str, Any]) -> int:
     """Run a command; every error that input causes becomes one line and a status."""
     if wanted.get("quiet"):
         logging.getLogger("minipeft").setLevel(logging.ERROR)
+    command = COMMANDS[name]
     try:
-        command(wanted)
+        if isinstance(command, str):
+            answer = resolve_name(command)(**wanted)
+            if isinstance(answer, (str, Path)):
+                print(answer)
+        else:
+            command(wanted)
         if sys.stdout is not None:
             sys.stdout.flush()
     except MinipeftError as error:
@@ -92,18 +99,6 @@ def _is_distributed() -> bool:
     """Whether this process trains with others; before that, all raise the same errors, and one of each node prints."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and bool(distributed.is_initialized())
-
-
-def _compare(wanted: dict[str, Any]) -> None:
-    from minipeft.compare.compare import compare
-
-    compare(**wanted)
-
-
-def _train(wanted: dict[str, Any]) -> None:
-    from minipeft.training.run import train
-
-    train(**wanted)
 
 
 def _evaluate(wanted: dict[str, Any]) -> None:
@@ -182,13 +177,6 @@ def _allow(wanted: Mapping[str, Any], where: str, *names: str) -> None:
             raise MinipeftError(f"--{flag} has no meaning {where}. Leave it out.")
 
 
-def _pretrain(wanted: dict[str, Any]) -> None:
-    from minipeft.pretraining.pretrain import pretrain
-    from minipeft.pretraining.pretrain_settings import PretrainSettings
-
-    print(json.dumps(pretrain(PretrainSettings(**wanted))))
-
-
 def _export(wanted: dict[str, Any]) -> None:
     from minipeft.inference.predict import load_run
 
@@ -199,33 +187,23 @@ def _export(wanted: dict[str, Any]) -> None:
     print(json.dumps(run.export_onnx(folder, wanted["int8"]) if onnx else run.export(folder), ensure_ascii=False))
 
 
-def _push(wanted: dict[str, Any]) -> None:
-    from minipeft.hub.upload import push
+def _pretrain(wanted: dict[str, Any]) -> None:
+    from minipeft.pretraining.pretrain import pretrain
+    from minipeft.pretraining.pretrain_settings import PretrainSettings
 
-    print(push(wanted["run"], wanted["name"], wanted["private"], wanted["dry_run"]))
-
-
-def _fetch(wanted: dict[str, object]) -> None:
-    from minipeft.hub import fetch
-
-    print(fetch(str(wanted["name"])))
+    print(json.dumps(pretrain(PretrainSettings(**wanted))))
 
 
-def _methods(wanted: dict[str, Any]) -> None:
-    from minipeft.cli.describe import describe_methods
-
-    print(describe_methods(wanted["name"]))
-
-
-COMMANDS: dict[str, Callable[[dict[str, Any]], None]] = {
-    "train": _train,
-    "compare": _compare,
-    "methods": _methods,
+# A command: its function, or the place of a function that takes its flags, and whose text or path is printed.
+COMMANDS: dict[str, Callable[[dict[str, Any]], None] | str] = {
+    "train": "minipeft.training.run:train",
+    "compare": "minipeft.compare.compare:compare",
+    "methods": "minipeft.cli.describe:describe_methods",
     "evaluate": _evaluate,
     "predict": _predict,
     "pretrain": _pretrain,
     "export": _export,
     "merge": _export,
-    "push": _push,
-    "fetch": _fetch,
+    "push": "minipeft.hub.upload:push",
+    "fetch": "minipeft.hub:fetch",
 }

@@ -82,8 +82,8 @@ def command_line() -> Parser:
     )
 
     push = commands.add_parser("push", help="upload an adapter with its model card, or a merged checkpoint, to the hub")
-    push.add_argument("run", help=RUN)
-    push.add_argument("name", help="repository: owner/name; it is created if it does not exist")
+    push.add_argument("folder", metavar="run", help=RUN)
+    push.add_argument("repo_id", metavar="name", help="repository: owner/name; it is created if it does not exist")
     push.add_argument("--private", action="store_true", help="make a new repository private [off]")
     push.add_argument("--dry-run", action="store_true", help="list the files, without a token or a connection [off]")
 

@@ -60,7 +60,7 @@ def against_parameters(task: Row, styles: dict[str, int]) -> Chart:
     highest = max(row["best"]["median"] for row in rows)
     error = standard_error(task["metric"], highest, task["validation_examples"])
     top, bottom = max(TOP, y(highest + error)), min(HEIGHT - BOTTOM, y(highest - error))
-    chart.areas.append(("error", _corners(LEFT, top, WIDTH - RIGHT, bottom)))
+    chart.areas.append(("error", [(LEFT, top), (WIDTH - RIGHT, top), (WIDTH - RIGHT, bottom), (LEFT, bottom)]))
     taken: list[Box] = []
     for row, size in zip(rows, sizes, strict=True):
         style, px = styles[row["method"]], place(size) if size else LEFT + 14
@@ -207,10 +207,6 @@ def seed_strip(task: Row, row: Row, style: int) -> Chart:
         lines=[("grid", [(0, 8), (100, 8)]), ("median", [(middle, 1), (middle, 15)])],
         dots=[(f"s{style} seed", x(run["best"]["value"]), 8, 3) for run in row["runs"]],
     )
-
-
-def _corners(left: float, top: float, right: float, bottom: float) -> Points:
-    return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
 def _place_label(chart: Chart, text: str, x: float, y: float, bar: tuple[float, float], taken: list[Box]) -> None:

@@ -29,16 +29,8 @@ SCORES = {"stsb": 5.0}  # a task with scores, and the largest one that the serve
 def predict_glue_test(run: LoadedRun, folder: str | Path, data: str | None = None) -> list[Path]:
     """Predict the test split of a run's task (both splits for MNLI) in the format of the GLUE server.
 
-    Args:
-        run: The run.
-        folder: Folder for the files; it may contain the files of other tasks.
-        data: As in `LoadedRun.source`.
-
-    Returns:
-        The files, which are written when every row is predicted.
-
-    Raises:
-        MinipeftError: for a custom dataset, and for a file that exists.
+    The files are written when every row is predicted; `folder` may contain those of other tasks. `data` is as in
+    `LoadedRun.source`.
     """
     folder = user_path(folder)
     if run.task.is_custom:
@@ -49,7 +41,7 @@ def predict_glue_test(run: LoadedRun, folder: str | Path, data: str | None = Non
     texts = {path: "index\tprediction\n" + "".join(_lines(run, split, source)) for path, split in files}
     with Lease(folder):
         _check_new(folder, list(texts))
-        write_together({path: partial(_write, text) for path, text in texts.items()})
+        write_together({path: partial(Path.write_text, data=text, encoding="utf-8") for path, text in texts.items()})
     return list(texts)
 
 
@@ -58,10 +50,6 @@ def _check_new(folder: Path, files: list[Path]) -> None:
     for path in files:
         if path.exists() or (folder.exists() and not folder.is_dir()):
             raise MinipeftError(f"{path if folder.is_dir() else folder} is there already; choose another folder")
-
-
-def _write(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _lines(run: LoadedRun, split: str, source: str) -> Iterator[str]:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from minipeft.adapters.merging import check_export_folder, merged_copy, save_merged
 from minipeft.adapters.save import CALIBRATION, PROBABILITIES
-from minipeft.data.tables.find_files import list_files
-from minipeft.data.tables.open_table import open_table
+from minipeft.data.tables.open_table import list_files, open_table
 from minipeft.data.tables.table import Table
 from minipeft.data.tasks import synthetic as standin
 from minipeft.data.tasks.splits import choose_data, chunk_examples, read_chunks, read_examples
@@ -196,14 +195,8 @@ class LoadedRun(Predictor):
     ) -> Iterator[Split]:
         """Read a file, the files of a folder in the order of their names, or standard input ("-"), as a stream.
 
-        Args:
-            path: The file or folder.
-            text_column: Column of the texts; the default is the task's, else "text".
-            pair_column: Column of the second texts; the default is the task's, else "pair".
-            label_column: Column of the labels; None to read no labels.
-            file_format: "txt", "csv", "tsv", "jsonl" or "json", whatever the file's ending is.
-            echo: Further columns, whose values are appended to `echoed`, a tuple per row.
-            echoed: A list that holds the values of the rows so far.
+        A column that is not named is the task's, else "text" or "pair"; without `label_column` no labels are read. The
+        values of each row in the columns `echo` are appended to `echoed`.
         """
         if pair_column is not None and len(self.task.columns) == 1:
             raise MinipeftError(f"{self.task.name} takes one text per row; leave --pair-column {pair_column!r} out")

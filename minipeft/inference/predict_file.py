@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from minipeft.data.tables.find_files import list_files
-from minipeft.data.tables.open_table import STANDARD_INPUT
+from minipeft.data.tables.open_table import STANDARD_INPUT, list_files
 from minipeft.data.tables.remote_tables.remote import local_copy
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import Interrupted, MinipeftError
@@ -70,16 +69,8 @@ def predict_file(
     Several processes (RANK and WORLD_SIZE, as torchrun sets them) divide the chunks among them; the result is the
     same for any number of processes. After an interruption the same command continues, unless run or input changed.
 
-    Args:
-        folder: The run folder.
-        path: The input.
-        output: A new file; None for standard output. One JSON object per line, or csv if it ends in .csv.
-        text_column: Column of the texts.
-        pair_column: Column of the second texts.
-        file_format: "txt", "csv", "tsv", "jsonl" or "json", whatever the ending of the input is.
-        echo: Columns of the input that each prediction repeats, such as an id.
-        device: "auto", "cpu", "cuda" or "mps".
-        threshold: As of `load_run`.
+    `output` is a new file, one JSON object per line, or csv if it ends in .csv; None for standard output. Each
+    prediction repeats the columns `echo` of the input, such as an id. `threshold` is that of `load_run`.
 
     Raises:
         MinipeftError: for bad input; `output` is not written.

@@ -29,9 +29,6 @@ def join_processes(device: str, resume: bool, held: int | None = None, timeout_m
 
     On CUDA the process's local rank becomes the current device. `held` is what this machine holds of the run (see
     `held_of`), None where no folder was given; rank 0 is on the node with the largest value.
-
-    Raises:
-        MinipeftError: for processes that cannot train together.
     """
     several_nodes = os.environ["GROUP_WORLD_SIZE"] != "1"
     if int(os.environ["TORCHELASTIC_MAX_RESTARTS"]):

@@ -28,11 +28,7 @@ class RunnerOptions:
 
     @classmethod
     def take_from(cls, flags: dict[str, Any]) -> RunnerOptions:
-        """Remove these options from a command's flags, and return them checked; None is the default.
-
-        Raises:
-            MinipeftError: for values that do not fit together.
-        """
+        """Remove these options from a command's flags, and return them checked; None is the default."""
         options = cls(**check_given(cls, {name: flags.pop(name, None) for name in rows(cls)}))
         for name in ("ray_address", "gpus_per_run"):
             if (value := getattr(options, name)) is not None and options.runner != "ray":

@@ -1,8 +1,8 @@
-"""The rows of a file as a stream: jsonl, json, csv, tsv, parquet or plain text, a few rows in memory at once."""
+"""The files of a split or folder, and the rows of a file as a stream: jsonl, json, csv, tsv, parquet or plain text."""
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -93,3 +93,43 @@ LINE_READERS: dict[str, Callable[[str, Iterator[str]], Table]] = {
     "txt": _text_table,
 }
 FILE_READERS: dict[str, Callable[[str], Table]] = {"json": json_table, "parquet": parquet_table}
+
+
+def split_file(folder: Path, names: Sequence[str], endings: Sequence[str]) -> str | None:
+    """Return the file of a split in a folder: <name>.<ending>, or the hub's <name>-00000-of-00001.<ending>.
+
+    A file that is not parquet may be compressed: <name>.<ending>.gz.
+    Several shards are one path with a *, which `open_table` takes; None if there is no file. Raises MinipeftError for
+    two files, and for a missing shard.
+    """
+    packed = "|".join(map(re.escape, DECOMPRESS))
+    formats = "|".join(ending if ending == "parquet" else f"{ending}(?:{packed})?" for ending in endings)
+    pattern = re.compile(rf"({'|'.join(names)})(?:-(\d{{5}})-of-(\d{{5}}))?\.({formats})")
+    found: dict[str, set[str]] = {}  # a file, or the pattern of its shards → the shards
+    for path in sorted(folder.glob("*")):
+        if (match := pattern.fullmatch(path.name)) and path.is_file():
+            name, shard, total, ending = match.groups()
+            several = total is not None and int(total) > 1
+            found.setdefault(f"{name}-*-of-{total}.{ending}" if several else path.name, set()).add(shard)
+    for file, shards in found.items():
+        prefix, star, rest = file.partition("*")
+        for shard in (f"{number:05d}" for number in range(int(rest[4:9]) if star else 0)):
+            if shard not in shards:
+                raise MinipeftError(f"{folder}: {prefix}{shard}{rest} is missing; download the data set again")
+    if len(found) > 1:
+        raise MinipeftError(f"{folder} holds {' and '.join([*found][:2])}; leave one of them there")
+    return str(folder / next(iter(found))) if found else None
+
+
+def list_files(path: str, file_format: str | None = None) -> list[str]:
+    """Return the file or address itself, or the files of a folder in the order of their names."""
+    folder = Path(path)
+    if path == STANDARD_INPUT or is_remote(path) or not folder.is_dir():
+        return [path]
+    found = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    for entry in found:
+        if not entry.is_file() or (file_format is None and ending_of(str(entry)) not in ENDINGS):
+            raise MinipeftError(f"{entry} is not one of {', '.join(ENDINGS)}; move it out of the folder")
+    if not found:
+        raise MinipeftError(f"{folder}: no file in it; add one of {', '.join(ENDINGS)}")
+    return [str(entry) for entry in found]

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.data.tables.find_files import split_file
 from minipeft.data.tables.lines import stem_of
 from minipeft.data.tables.memory import PLACE, MemoryData
+from minipeft.data.tables.open_table import split_file
 from minipeft.data.tables.remote_tables.hub_rows import (
     find_dataset,
     hub_split,

@@ -63,19 +63,9 @@ def find_duplicates(splits: Mapping[str, Hashes]) -> Iterator[tuple[int, str, in
 
 
 def check_duplicates(task: Task, source: str, splits: dict[str, Hashes], drop: bool) -> tuple[Array, tuple[str, ...]]:
-    """Count the duplicates of the training examples, or choose those to leave out.
+    """Return which training examples stay, (num_examples,), and what there is to say about duplicates, one line each.
 
-    Args:
-        task: The task.
-        source: The source of its splits.
-        splits: The hashes of the splits that the run reads, "train" first.
-        drop: Whether to leave out the training examples that `is_duplicate` finds.
-
-    Returns:
-        Which training examples stay, (num_examples,), and what there is to say, one line each.
-
-    Raises:
-        MinipeftError: where none stays.
+    `splits` are those that the run reads, "train" first. With `drop` the duplicates that `is_duplicate` finds go.
     """
     if "test" in dict(task.files):
         splits = splits | {"test": Hashes()}

@@ -12,7 +12,7 @@ from minipeft.data.tables.table import Table, stream
 from minipeft.data.tasks import synthetic as standin
 from minipeft.data.tasks.task import Split, Task
 from minipeft.errors import MinipeftError, short_repr
-from minipeft.hub.datasets_cache import cached_splits
+from minipeft.hub import cached_splits
 from minipeft.problems.metrics import Array
 
 HUB_NAME = "nyu-mll/glue"
@@ -146,7 +146,7 @@ def _folder(task: Task, source: str) -> Path:
 
 def _file(folder: Path, split: str) -> str | None:
     """The file of a split; of several formats the first of ENDINGS."""
-    from minipeft.data.tables.find_files import split_file
+    from minipeft.data.tables.open_table import split_file
 
     return next(filter(None, (split_file(folder, [split], [ending]) for ending in ENDINGS)), None)
 

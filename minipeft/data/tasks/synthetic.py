@@ -34,11 +34,7 @@ NEGATIVE, POSITIVE = 0, 1
 
 
 def generate(task: str, split: str) -> dict[str, list[Any]]:
-    """Return the columns of one split, the texts, "label" and "idx"; the same on every machine and Python version.
-
-    Raises:
-        MinipeftError: for an unknown task or split.
-    """
+    """Return the columns of one split, the texts, "label" and "idx"; the same on every machine and Python version."""
     if task not in TASKS:
         raise MinipeftError(f"no synthetic data for task {task!r}; only for {' and '.join(TASKS)}")
     if split not in SIZES[task]:

@@ -109,9 +109,6 @@ def encode_windows(
 
     Of a pair, the longer text is split and the other one is in every window. Where both have more than half of a
     sequence's tokens, the pair is truncated to one window, and counted in `tokenizer.truncated`.
-
-    Raises:
-        MinipeftError: for a stride that leaves no room for further tokens.
     """
     before = tokenizer.truncated
     whole = tokenizer.encode_full(texts, pairs, max_length)

@@ -162,11 +162,7 @@ FAMILIES = {
 
 
 def get_family(model_type: Any) -> Family:
-    """Return the row of a model_type, and import its file.
-
-    Raises:
-        MinipeftError: for a model_type that the registry lacks.
-    """
+    """Return the row of a model_type, and import its file."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise MinipeftError(f"model_type {short_repr(model_type)} is not supported; one of {', '.join(FAMILIES)} is")
     return cast(Family, resolve_name(f"minipeft.model.{FAMILIES[model_type]}"))

@@ -18,12 +18,7 @@ FOLDERS = re.compile(r"(?<![\w:/\\])([A-Za-z]:)?([/\\][^\s/\\,;]+)+[/\\](?=[^\s/
 
 
 def make_card(job: Job, content: dict[str, Any]) -> str:
-    """Return the text of the model card; no path of this machine is in it.
-
-    Args:
-        job: The run.
-        content: Of result.json.
-    """
+    """Return the text of the model card of a run with this result.json; no path of this machine is in it."""
     task, config, name = job.task, job.config, str(content["method"])
     base = base_name(str(job.model.folder))
     in_peft = METHODS[name].peft is not None

@@ -36,11 +36,7 @@ def copy_checkpoint(folder: Path, address: str) -> None:
 
 
 def fetch_checkpoint(folder: Path, address: str) -> None:
-    """Bring a run without a checkpoint on this machine back from its copy, where there is one.
-
-    Raises:
-        MinipeftError: where the address cannot be read.
-    """
+    """Bring a run without a checkpoint on this machine back from its copy, where there is one."""
     if has_checkpoint(folder):
         return
     try:

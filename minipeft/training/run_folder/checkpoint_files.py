@@ -105,11 +105,7 @@ def read_last_checkpoint(folder: Path) -> tuple[Content, Tensors, Tensors]:
 
 
 def _read_newest(folder: Path, read: Callable[[Content], Found]) -> tuple[Found, dict[Path, str]]:
-    """Return what `read` makes of the newest checkpoint that is not damaged, and what is wrong with each newer one.
-
-    Raises:
-        MinipeftError: where all are damaged, and for a checkpoint of a newer format.
-    """
+    """Return what `read` makes of the newest checkpoint that is not damaged, and what is wrong with each newer one."""
     damaged: dict[Path, str] = {}
     for path in list_checkpoints(folder):
         try:

@@ -123,9 +123,6 @@ def choose_method(settings: TrainSettings, initial: Any = None) -> Any:
         settings: the method by name, and its options.
         initial: the method of an adapter that the run is initialized from. Options that are not given are the
             adapter's; those that are given must not change what it computes.
-
-    Raises:
-        MinipeftError: for an option that the method does not have.
     """
     config = get_method(settings.method)
     fields = [field.name for field in dataclasses.fields(config)]

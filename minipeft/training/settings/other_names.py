@@ -34,12 +34,7 @@ OTHER_NAMES = {
 
 
 def nearest_setting(name: str, known: Iterable[str]) -> str:
-    """Return a question that names the setting that was probably meant, or "" where none is similar.
-
-    Args:
-        name: A setting, or a flag: "learning_rate", "--learning-rate=1e-3".
-        known: The settings that exist, or the flags.
-    """
+    """Return a question that names the setting or flag that was probably meant, or "" where none is similar."""
     choices = list(known)
     dashes = "--" if name.startswith("-") else ""
     name = name.partition("=")[0].lstrip("-").replace("-", "_")

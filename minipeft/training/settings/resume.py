@@ -26,9 +26,6 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Return the content of a run's config.json, empty for a new run.
 
     Settings that the version which wrote it did not have are at their defaults.
-
-    Raises:
-        MinipeftError: for a config.json without one of the other settings.
     """
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
@@ -41,11 +38,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def recorded_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config.json that a run continues with these settings; empty where the run starts from scratch.
-
-    Raises:
-        MinipeftError: where the folder has a checkpoint with another of ANCHORS.
-    """
+    """Return the config.json that a run continues with these settings; empty where the run starts from scratch."""
     recorded = read_run(folder)
     for name in ANCHORS if recorded else ():
         if given.get(name, "auto") == "auto":

@@ -120,11 +120,7 @@ def rows(table: type[Any]) -> dict[str, Setting]:
 
 
 def check_given(table: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that are given, in their right types; None is the same as not given.
-
-    Raises:
-        MinipeftError: for an unknown name, and for a value of the wrong type.
-    """
+    """Return the values that are given, in their right types; None is the same as not given."""
     known = rows(table)
     for name in given:
         if name not in known:

@@ -214,11 +214,7 @@ def keywords_of(settings: Callable[Keywords, Any]) -> Callable[[Callable[..., An
 
 
 def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `minipeft.train`'s keywords that are given, checked; a method's config becomes its name and its fields.
-
-    Raises:
-        MinipeftError: for an unknown name, a value of the wrong type, and settings that exclude each other.
-    """
+    """Return `minipeft.train`'s keywords that are given, checked; a method's config becomes its name and its fields."""
     wanted = dict(given)
     if not isinstance(wanted.get("data", ""), str | os.PathLike | None):
         from minipeft.data.tables.memory import is_in_memory, read_memory

@@ -59,7 +59,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_cache_is_that_of_datasets(variables: dict[str, str], tmp_path: Path) -> None:
     script = (
         "from datasets import config\n"
-        "from minipeft.hub.datasets_cache import datasets_cache\n"
+        "from minipeft.hub import datasets_cache\n"
         "print(datasets_cache(), config.HF_DATASETS_CACHE)"
     )
     folders = {name: str(tmp_path / value) for name, value in variables.items()}

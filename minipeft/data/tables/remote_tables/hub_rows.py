@@ -17,7 +17,7 @@ from minipeft.data.tables.open_table import ENDINGS, open_table
 from minipeft.data.tables.remote_tables.remote import is_remote
 from minipeft.data.tables.table import Table, name_class
 from minipeft.errors import MinipeftError, first_line, format_names
-from minipeft.hub.datasets_cache import cached_configs, cached_splits
+from minipeft.hub import cached_configs, cached_splits
 from minipeft.hub.names import SEGMENT
 from minipeft.hub.network import datasets_offline_variable, endpoint, hub_reachable
 from minipeft.hub.retries import with_retries
