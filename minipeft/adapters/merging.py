@@ -103,9 +103,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
             check_ownership(model)
             model.rename(folder)
         except OSError as error:
-            raise MinipeftError(
-                f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
-            ) from None
+            raise MinipeftError(f"{folder}: cannot be written ({error.strerror or error}); choose another") from None
 
 
 def save_tokenizer(model: SequenceClassifier, target: Path) -> None:

@@ -31,9 +31,7 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
     """
     options, folder = RunnerOptions.take_from(flags), user_path(output)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise MinipeftError(
-            f"--output {output}: torchrun shares one file of predictions. Use --runner, or name a file."
-        )
+        raise MinipeftError(f"--output {output}: torchrun shares one file of predictions. Use --runner or name a file.")
     files = sorted(entry for entry in user_path(path).iterdir() if entry.is_file() and not entry.name.startswith("."))
     if not files:
         raise MinipeftError(f"{path}: the folder has no files. Name one with files to predict.")

@@ -100,9 +100,7 @@ def _in_weights(repo_id: str) -> Path | None:
         raise MinipeftError(f"{folder}: {missing} is missing or damaged. Move the folder away and run again.")
     origin = ALIASES.get(folder.name, folder.name)
     if "/" in repo_id and origin.lower() != repo_id.lower():
-        raise MinipeftError(
-            f"{folder}: the checkpoint is {origin}, not {repo_id}. Move it away, or pass --model {folder}."
-        )
+        raise MinipeftError(f"{folder}: the checkpoint is {origin}, not {repo_id}. Move it, or pass --model {folder}.")
     return folder
 
 

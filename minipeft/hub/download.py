@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipeft.errors import MinipeftError, first_line
+from minipeft.files import sha256
 from minipeft.hub.names import ALIASES, CONFIG, INDEX, PICKLE, TOKENIZERS, WEIGHTS
 from minipeft.hub.network import endpoint, offline_variable
 from minipeft.hub.retries import (
@@ -87,12 +87,11 @@ def _expected(file: RepoSibling) -> tuple[int, str]:
 
 def _verify(path: Path, file: RepoSibling) -> None:
     """Compare a downloaded file with the hub's size and hash, which huggingface_hub does not; delete a wrong one."""
+    from huggingface_hub.utils.sha import git_hash
+
     size, expected = _expected(file)
-    digest = hashlib.sha256() if len(expected) == 64 else hashlib.sha1(b"blob %d\0" % size)
-    with path.open("rb") as content:
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-    if path.stat().st_size != size or digest.hexdigest() != expected:
+    found = sha256(path) if len(expected) == 64 else git_hash(path.read_bytes())
+    if path.stat().st_size != size or found != expected:
         path.resolve().unlink()  # the blob
         path.unlink(missing_ok=True)  # the link to it
         raise OSError(f"{path.name} arrived with a wrong size or hash and was deleted")

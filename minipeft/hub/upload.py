@@ -61,9 +61,7 @@ def _files(folder: Path, repo_id: str) -> dict[str, str | bytes]:
     source = folder / "adapter" if (folder / "adapter" / ADAPTER[0]).is_file() else folder
     kind = next((names for names in (ADAPTER, CHECKPOINT) if (source / names[0]).is_file()), None)
     if kind is None or not (source / kind[1]).is_file():
-        raise MinipeftError(
-            f"{folder}: no adapter and no merged checkpoint in it. Name a run that has finished an epoch."
-        )
+        raise MinipeftError(f"{folder}: no adapter and no merged checkpoint in it. Name a run with a finished epoch.")
     names = {path.name for pattern in (*kind, *FURTHER) for path in source.glob(pattern)}
     files: dict[str, str | bytes] = {name: str(source / name) for name in sorted(names)}
     if kind is ADAPTER:

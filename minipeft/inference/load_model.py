@@ -105,9 +105,7 @@ def load_adapter_folder(folder: Path, device: str, precision: str | None, pairs:
     place = f"{folder / CONFIG}: base_model_name_or_path"
     name = read_config(folder).get("base_model_name_or_path")
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-        raise MinipeftError(
-            f"{place} {short_repr(name)} is not the name of a model. Write the base model's name there."
-        )
+        raise MinipeftError(f"{place} {short_repr(name)} is not the name of a model. Write the base model's name.")
     try:
         base, _ = resolve_model(name if Path(name).is_dir() else name_in_path(name))
         config = load_config(base)

@@ -107,9 +107,7 @@ class LoadedRun(Predictor):
         """Return the source of the task's splits: --data, or that of the run."""
         if self.task.is_custom and self.task.name in TASKS:
             names, wanted = format_names(self.task.labels), format_names(TASKS[self.task.name].labels)
-            raise MinipeftError(
-                f"{self.task.name}: the model's labels {names} are not the data's, {wanted}. Use --input."
-            )
+            raise MinipeftError(f"{self.task.name}: the labels {names} are not the data's, {wanted}. Use --input.")
         if data is None and self.settings["source"] == "" and self.task.is_custom:
             raise MinipeftError(f"{self.task.name}: an adapter or checkpoint has no data. Name a file by --input.")
         if data is None:

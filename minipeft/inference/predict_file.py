@@ -86,9 +86,7 @@ def predict_file(
         raise MinipeftError(f"{target} {reason}; choose another --output")
     for name in echo:
         if name in ("label", "labels", "probabilities", "score", "entities", "tags"):
-            raise MinipeftError(
-                f"--echo {name}: a prediction has a field {name} already; rename it, such as to input_{name}"
-            )
+            raise MinipeftError(f"--echo {name}: a prediction has a field {name} already; rename it to input_{name}")
     files = list_files(path, file_format)
     run = load_run(folder, device, pairs=pair_column is not None, threshold=threshold)
     if run.device == "cuda" and "LOCAL_RANK" in os.environ:
@@ -176,9 +174,7 @@ def _hold_parts(parts: Path, target: Path, plan: dict[str, Any], rank: int) -> I
                 yield False
                 return
             if time.monotonic() - start > LONGEST_WAIT:
-                raise MinipeftError(
-                    f"{parts}: rank 0 has not started after {LONGEST_WAIT:g} s; start all processes together"
-                )
+                raise MinipeftError(f"{parts}: rank 0 has not started after {LONGEST_WAIT:g} s; start all together")
             time.sleep(POLL_SECONDS)
         with Lease(_rank_folder(parts, rank), target):
             yield True

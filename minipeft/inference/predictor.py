@@ -79,7 +79,7 @@ class Predictor:
             row = int(wrong.nonzero()[0])
             text = f" for the text {short_repr(texts[row])}" if len(texts) == len(logits) else ""
             raise MinipeftError(
-                f"the model gives {logits[row].tolist()}{text}: its weights are damaged; train or fetch them again"
+                f"the model gives {logits[row].tolist()}{text}: its weights are damaged; fetch them again"
             )
         return logits
 

@@ -123,7 +123,7 @@ class EncoderConfig:
             )
         if not isinstance(self.pad_token_id, int) or not 0 <= self.pad_token_id < self.vocab_size:
             raise MinipeftError(
-                f"pad_token_id {short_repr(self.pad_token_id)} lies outside the vocabulary of {self.vocab_size}"
+                f"pad_token_id {short_repr(self.pad_token_id)} is not in the vocabulary of {self.vocab_size}"
             )
         if self.max_length < 1:
             raise MinipeftError(

@@ -44,18 +44,14 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         _check_uncompressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load lets through the errors of zip, pickle and storage alike
-        raise MinipeftError(
-            f"{path}: not readable as tensors alone ({first_line(error)}); use a checkpoint in safetensors"
-        ) from None
+        raise MinipeftError(f"{path}: not readable as tensors alone ({first_line(error)}); use safetensors") from None
     if not isinstance(content, dict):
-        raise MinipeftError(f"{path}: holds no table of tensors; use a checkpoint in safetensors")
+        raise MinipeftError(f"{path}: holds no table of tensors; use safetensors")
     # An entry that is not a tensor, such as a module's _extra_state, is never used; the empty tensor keeps its name.
     tensors = {str(name): value if isinstance(value, Tensor) else torch.empty(0) for name, value in content.items()}
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise MinipeftError(
-                f"{path}: {short_repr(name)} claims more numbers than the file holds; use a checkpoint in safetensors"
-            )
+            raise MinipeftError(f"{path}: {short_repr(name)} claims more numbers than the file holds; use safetensors")
     return tensors
 
 

@@ -121,9 +121,7 @@ def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
             due = time.monotonic() - saved_at > 60 * settings.checkpoint_minutes
             saving = done == settings.steps or due or bool(received)
             if (evaluating or saving) and not math.isfinite(loss.item()):
-                raise MinipeftError(
-                    f"step {done}: the loss is {loss.item()}; lower --lr ({folder} keeps the last state)"
-                )
+                raise MinipeftError(f"step {done}: the loss is {loss.item()}; lower --lr ({folder} keeps the state)")
             if evaluating:
                 row = {
                     "step": done,
@@ -231,9 +229,7 @@ def _tokens(folder: Path, settings: PretrainSettings, tokenizer: Tokenizer) -> t
         except (OSError, KeyError, SafetensorError) as error:
             raise MinipeftError(f"{file}: cannot be read ({first_line(error)}). Remove it to make it again.") from None
         if not len(texts[-1].tokens):
-            raise MinipeftError(
-                f"{', '.join(settings.text)}: no {name} text in it; give {HELD_OUT_EVERY} lines or more"
-            )
+            raise MinipeftError(f"{', '.join(settings.text)}: no {name} text; give {HELD_OUT_EVERY} lines or more")
     return texts[0], texts[1]
 
 

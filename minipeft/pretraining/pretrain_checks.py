@@ -22,7 +22,7 @@ HELD_OUT_EVERY = 200  # one line in so many is validation text
 
 
 def complete_settings(settings: PretrainSettings) -> PretrainSettings:
-    """Return the settings in their right types, with the device and the precision; a resumed run keeps its precision."""
+    """Return the settings in their right types, with the device and the precision, which a resumed run keeps."""
     if under_torchrun() and os.environ["WORLD_SIZE"] != "1":
         raise MinipeftError("pretraining takes one process; start it without torchrun")
     settings = PretrainSettings(**check_given(PretrainSettings, vars(settings)))

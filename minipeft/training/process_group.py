@@ -33,9 +33,7 @@ def join_processes(device: str, resume: bool, held: int | None = None, timeout_m
     several_nodes = os.environ["GROUP_WORLD_SIZE"] != "1"
     if int(os.environ["TORCHELASTIC_MAX_RESTARTS"]):
         if not resume:
-            raise MinipeftError(
-                "torchrun --max-restarts needs --resume. Pass --resume, so that a restart continues the run."
-            )
+            raise MinipeftError("torchrun --max-restarts needs --resume. Pass it, so that a restart continues the run.")
         if several_nodes and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
             raise MinipeftError(
                 "torchrun --nnodes with --max-restarts keeps the address of a lost node. "
@@ -53,7 +51,7 @@ def join_processes(device: str, resume: bool, held: int | None = None, timeout_m
         on_this_node = int(os.environ["LOCAL_WORLD_SIZE"])
         if on_this_node > (count := torch.cuda.device_count()):
             raise MinipeftError(
-                f"torchrun started {on_this_node} processes for {count} CUDA devices. Start one for each device."
+                f"torchrun started {on_this_node} processes for {count} CUDA devices. Start one for each."
             )
         torch.cuda.set_device(local_rank)
     timeout = timedelta(minutes=timeout_minutes)

@@ -85,9 +85,7 @@ def execute(
                     bar.set_postfix_str(format_names(sorted(running), 4))
                 time.sleep(POLL_INTERVAL)
                 if received:
-                    raise Interrupted(
-                        received[0], f"interrupted with {done} of {total} {unit}s done; resume with --resume"
-                    )
+                    raise Interrupted(received[0], f"interrupted after {done} of {total} {unit}s; resume with --resume")
                 for name, error in runner.poll().items():
                     running.remove(name)
                     done += 1

@@ -68,7 +68,7 @@ def read_lines(place: str, start: Callable[[], BinaryIO]) -> Iterator[str]:
             number += 1
             if len(line) > LONGEST_LINE:
                 raise MinipeftError(
-                    f"{place}, line {number}: longer than {LONGEST_LINE >> 20} MiB; is it text? Shorten the line"
+                    f"{place}, line {number}: longer than {LONGEST_LINE >> 20} MiB; is it text? Shorten it"
                 )
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")

@@ -116,9 +116,7 @@ def encode_windows(
     room = max_length - tokenizer.tokenizer.num_special_tokens_to_add(pairs is not None)
     if stride >= (room if pairs is None else room // 2):
         half = "" if pairs is None else " half of"
-        raise MinipeftError(
-            f"--stride {stride} is not below{half} the {room} tokens of text in a sequence. Choose a smaller one."
-        )
+        raise MinipeftError(f"--stride {stride} is not below{half} the {room} tokens of text in a sequence. Lower it.")
     windows = [[encoding] for encoding in whole]
     long = [number for number, encoding in enumerate(whole) if encoding.overflowing]
     if pairs is None:

@@ -101,9 +101,7 @@ def encode_words(
     room = max_length - len(before) - len(after)
     stride = 0 if long_texts is None else long_texts.stride
     if stride >= room:
-        raise MinipeftError(
-            f"--stride {stride} is not below the {room} tokens of text in a sequence. Choose a smaller one."
-        )
+        raise MinipeftError(f"--stride {stride} is not below the {room} tokens of text in a sequence. Lower it.")
     sequences: list[list[int]] = []
     counts, piece_counts, tokens, words = [], [], [], []
     for encoding in tokenizer.encode_words(rows):

@@ -104,9 +104,7 @@ class ModernBertConfig(EncoderConfig):
             distance = next((i for i, kind in enumerate(kinds) if i and kind == "full_attention"), len(kinds))
             expected = ["sliding_attention" if i % distance else "full_attention" for i in range(len(kinds))]
             if not kinds or kinds != expected or len(kinds) != content.get("num_hidden_layers", cls.num_hidden_layers):
-                raise MinipeftError(
-                    f"layer_types {short_repr(kinds)} is not supported; global attention in every n-th is"
-                )
+                raise MinipeftError(f"layer_types {short_repr(kinds)} is not supported; global attention every n-th is")
             content["global_attn_every_n_layers"] = distance
         rope = content.get("rope_parameters") or {}
         for name, kind in (("global_rope_theta", "full_attention"), ("local_rope_theta", "sliding_attention")):

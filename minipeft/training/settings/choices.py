@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipeft.data.tasks.draw import draw_together
 from minipeft.data.tasks.splits import choose_data, training_strata, validation_targets
@@ -48,8 +48,7 @@ class DataSource:
     warnings: tuple[str, ...] = ()  # what may be a mistake, one line each
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """A pretrained model on this machine: its folder, what describes it, and its shape."""
 
     folder: Path
@@ -119,10 +118,8 @@ def choose_model(name_or_dir: str) -> Checkpoint:
 def choose_method(settings: TrainSettings, initial: Any = None) -> Any:
     """Return the method's config.
 
-    Args:
-        settings: the method by name, and its options.
-        initial: the method of an adapter that the run is initialized from. Options that are not given are the
-            adapter's; those that are given must not change what it computes.
+    `initial` is the method of an adapter that the run is initialized from: options that are not given are its options,
+    and those that are given must not change what it computes.
     """
     config = get_method(settings.method)
     fields = [field.name for field in dataclasses.fields(config)]
@@ -209,9 +206,7 @@ def choose_max_length(wanted: int | None, method: Any, longest: int) -> int:
     """Return --max-length, or 512 tokens or fewer, as the model and the method's virtual tokens allow."""
     longest -= getattr(method, "num_virtual_tokens", 0)
     if wanted is not None and wanted > longest:
-        raise MinipeftError(
-            f"--max-length {wanted} is beyond the model's position table. Choose at most {longest} tokens."
-        )
+        raise MinipeftError(f"--max-length {wanted} is beyond the model's position table. Choose at most {longest}.")
     return wanted or min(DEFAULT_MAX_LENGTH, longest)
 
 

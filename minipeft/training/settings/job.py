@@ -30,19 +30,7 @@ from minipeft.training.optimization.loss import LossSettings
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.run_folder.checkpoint import held_of
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
-from minipeft.training.settings.choices import (
-    Checkpoint,
-    DataSource,
-    check_windows,
-    choose_max_length,
-    choose_method,
-    choose_model,
-    choose_output,
-    choose_schedule,
-    choose_select_by,
-    choose_source,
-    find_task,
-)
+from minipeft.training.settings import choices
 from minipeft.training.settings.recipes import recipe
 from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings
 
@@ -57,8 +45,8 @@ class Job:
     """A run, complete: no setting is left to be chosen."""
 
     settings: TrainSettings  # with every choice made; None only where a setting has no effect
-    data: DataSource
-    model: Checkpoint
+    data: choices.DataSource
+    model: choices.Checkpoint
     method: Any  # its config
     initial_adapter: Adapter | None  # that the run is initialized from
     schedule: Schedule
@@ -126,12 +114,12 @@ def resolve(given: Mapping[str, Any]) -> Job:
     if settings.resume and settings.output is not None:
         settings = continued(Path(settings.output))
     settings, task, custom, method, adapter = _find(settings, processes)
-    output = processes.on_rank_zero(lambda: choose_output(settings, task, method))
+    output = processes.on_rank_zero(lambda: choices.choose_output(settings, task, method))
     if settings.resume and settings.output is None:  # the name of the folder follows from the task and the method
         settings, task, custom, method, adapter = _find(continued(output), processes)
 
-    model = processes.once_per_node(lambda: choose_model(settings.model))
-    data = processes.once_per_node(lambda: choose_source(settings, task, custom))
+    model = processes.once_per_node(lambda: choices.choose_model(settings.model))
+    data = processes.once_per_node(lambda: choices.choose_source(settings, task, custom))
     precision = choose_precision(settings.precision, device)
     hidden_size, model_type = model.config.hidden_size, model.config.model_type
     defaults = recipe(None if custom else task.name, settings.method, hidden_size, model_type)
@@ -139,8 +127,8 @@ def resolve(given: Mapping[str, Any]) -> Job:
     saved_per_token = family_of(model.config).saved_per_token * hidden_size * model.config.num_hidden_layers
     fits = choose_max_tokens(device, precision, hidden_size, saved_per_token)  # on the device of this process
     max_tokens = settings.max_tokens or -processes.all_reduce_max(-fits)
-    schedule = choose_schedule(settings, data, defaults, max_tokens)
-    max_length = choose_max_length(settings.max_length, method, model.config.max_length)
+    schedule = choices.choose_schedule(settings, data, defaults, max_tokens)
+    max_length = choices.choose_max_length(settings.max_length, method, model.config.max_length)
     complete = dataclasses.replace(
         settings,
         **_settings_of_task(settings, data.task),
@@ -171,13 +159,13 @@ def _find(
     """Return the settings with --select-by, the task, and the method with the adapter that it is initialized from."""
 
     def method_of(adapter: Adapter | None) -> Any:
-        check_windows(settings)
-        return choose_method(settings, adapter and adapter.method)
+        choices.check_windows(settings)
+        return choices.choose_method(settings, adapter and adapter.method)
 
     adapter = None
     if settings.init_adapter is None:
         method = processes.on_rank_zero(lambda: method_of(None))
-    task, custom = processes.once_per_node(lambda: find_task(settings))
+    task, custom = processes.once_per_node(lambda: choices.find_task(settings))
     if settings.init_adapter is not None:
         from minipeft.adapters.adapter import read_initial_adapter
 
@@ -185,11 +173,13 @@ def _find(
         if settings.model == "auto" and (folder / "config.json").is_file():
             recorded = processes.once_per_node(lambda: str(read_json(folder / "config.json").get("model", "auto")))
             settings = dataclasses.replace(settings, model=recorded)  # an adapter fits its own base model only
-        adapter = processes.on_rank_zero(lambda: read_initial_adapter(folder, choose_model(settings.model).config))
+        adapter = processes.on_rank_zero(
+            lambda: read_initial_adapter(folder, choices.choose_model(settings.model).config)
+        )
         method = processes.on_rank_zero(lambda: method_of(adapter))
     loss = LossSettings(settings.class_weights or "", settings.label_smoothing)
     processes.on_rank_zero(lambda: loss.check(task))
-    select_by = processes.once_per_node(lambda: choose_select_by(settings, task))
+    select_by = processes.once_per_node(lambda: choices.choose_select_by(settings, task))
     task = processes.on_rank_zero(lambda: task.with_metric(select_by))
     return dataclasses.replace(settings, select_by=select_by), task, custom, method, adapter
 

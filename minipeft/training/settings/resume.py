@@ -32,7 +32,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     config = config and {name: ROWS[name].default for name in ADDED_SETTINGS} | config
     if config and (missing := [name for name in (*ROWS, "source", "labels") if name not in config]):
         raise MinipeftError(
-            f"{path}: the setting {missing[0]} is missing. Another version wrote the file: choose another --output."
+            f"{path}: the setting {missing[0]} is missing. Another version wrote it: choose another --output."
         )
     return config
 

@@ -126,9 +126,7 @@ def check_given(table: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known:
             from minipeft.training.settings.other_names import nearest_setting
 
-            raise MinipeftError(
-                f"unknown setting {name!r}{nearest_setting(name, known)}. The settings are train.py's flags."
-            )
+            raise MinipeftError(f"unknown setting {name!r}{nearest_setting(name, known)}. They are train.py's flags.")
     return {name: known[name].check(known[name].flag, value) for name, value in given.items() if value is not None}
 
 

@@ -228,7 +228,7 @@ def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         if one in checked and other in checked:
             flags = rows(TrainSettings)[one].flag, rows(TrainSettings)[other].flag
             raise MinipeftError(
-                f"{flags[0]} {checked[one]} and {flags[1]} {checked[other]} exclude each other. Leave one out."
+                f"{flags[0]} {checked[one]} and {flags[1]} {checked[other]} exclude each other. Drop one."
             )
     return checked
 
