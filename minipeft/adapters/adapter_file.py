@@ -46,7 +46,7 @@ class Adapter:
 
 def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     """Read an adapter for a model of shape `config`; files that do not fit it, or each other, raise MinipeftError."""
-    content = read_config(folder)
+    content = read_json(folder / CONFIG)
     state, details = _read_tensors(folder)
     base, labels = details.get("base"), details.get("labels")
     of_model = base_model_fields(config)
@@ -84,11 +84,6 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
     again = re.compile(r"\.(modules_to_save|original_module)\.(.*\.)?bias$")
     state = {name: tensor for name, tensor in state.items() if not again.search(name)}
     return Adapter(folder, method, content, state, details, num_labels, kind)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the content of adapter_config.json."""
-    return read_json(folder / CONFIG)
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from minipeft.adapters.adapter import install_adapter
-from minipeft.adapters.adapter_file import read_adapter, read_config
+from minipeft.adapters.adapter_file import read_adapter
 from minipeft.adapters.save import CONFIG
 from minipeft.data.tasks.custom import custom_task
 from minipeft.data.tasks.task import TASKS, Task, get_task
@@ -103,7 +103,7 @@ def load_adapter_folder(folder: Path, device: str, precision: str | None, pairs:
     `pairs` says whether it takes pairs of texts, where its file does not.
     """
     place = f"{folder / CONFIG}: base_model_name_or_path"
-    name = read_config(folder).get("base_model_name_or_path")
+    name = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
         raise MinipeftError(f"{place} {short_repr(name)} is not the name of a model. Write the base model's name.")
     try:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from minipeft.data.batches.packing import PackedBatch, PackingConfig
+from minipeft.data.batches.packing import PackedBatch
+from minipeft.data.tokens.token_table import PackingConfig
 from minipeft.problems import problem_class
 
 MAX_SEQLENS = (32, 64, 128, 256, 512)

@@ -12,37 +12,17 @@ No sequence is cut or joined here. Truncation is the tokenizer's, and which sequ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Encoding
 from torch import Tensor
 
-from minipeft.data.tokens.token_table import TokenTable
+from minipeft.data.tokens.token_table import PackingConfig, TokenTable
 from minipeft.errors import MinipeftError
 from minipeft.problems import problem_class
-
-
-# A protocol and not EncoderConfig, because data/ stands below model/ and does not import it.
-class PackingConfig(Protocol):
-    """The fields of a model config that packing and padding read; EncoderConfig has them."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def pad_token_id(self) -> int: ...
-    @property
-    def type_vocab_size(self) -> int: ...
-    @property
-    def position_offset(self) -> int: ...
-    @property
-    def max_length(self) -> int: ...
-    @property
-    def num_labels(self) -> int: ...
-    @property
-    def problem_type(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -83,11 +63,8 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Return the batch on another device, without waiting for a CUDA device."""
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            moved[field.name] = to_device(value, torch.device(device)) if isinstance(value, Tensor) else value
-        return PackedBatch(**moved)
+        tensors: dict[str, Any] = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **{name: to_device(x, torch.device(device)) for name, x in tensors.items()})
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -7,11 +7,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from minipeft.data.batches.packing import PackedBatch, PackingConfig, pack
+from minipeft.data.batches.packing import PackedBatch, pack
 from minipeft.data.tokens.examples import Encoded
+from minipeft.data.tokens.token_table import Array, PackingConfig
 from minipeft.problems import problem_row
-
-Array = np.ndarray[Any, Any]
 
 
 def split_by_tokens(indices: Sequence[int], lengths: Sequence[int] | Array, max_tokens: int) -> Iterator[list[int]]:

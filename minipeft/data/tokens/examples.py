@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minipeft.data.tasks.draw import draw_together
 from minipeft.data.tasks.task import Split, Task
-from minipeft.data.tokens.token_table import TokenTable
+from minipeft.data.tokens.token_table import PackingConfig, TokenTable
 from minipeft.data.tokens.tokenizer import Tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.problems import problem_row
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from minipeft.data.tokens.long_texts import LongTexts, Windows
 
 FINGERPRINT_CHUNK = 4096  # sequences that are in memory at once
-
-
-class VocabularyConfig(Protocol):
-    """The fields of a model config that token ids are compared with; EncoderConfig has them."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def type_vocab_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -134,7 +125,7 @@ def encode_split(
     chunks: Iterable[Split],
     tokenizer: Tokenizer,
     max_length: int,
-    config: VocabularyConfig,
+    config: PackingConfig,
     long_texts: LongTexts | None = None,
 ) -> Encoded:
     """Tokenize a split chunk by chunk; 16 bytes per sequence and the labels stay in memory.
@@ -180,7 +171,7 @@ def encode_texts(
     return Encoded(split, TokenTable.from_sequences(chain.from_iterable(sequences)), windows)
 
 
-def _check_fits(table: TokenTable, tokenizer: Tokenizer, config: VocabularyConfig) -> None:
+def _check_fits(table: TokenTable, tokenizer: Tokenizer, config: PackingConfig) -> None:
     """Raise where a model cannot take what its tokenizer gives."""
     types = np.zeros(1) if table.types is None or config.type_vocab_size <= 1 else table.types
     found = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from tokenizers import Encoding
@@ -13,6 +13,26 @@ from tokenizers import Encoding
 from minipeft.errors import MinipeftError, short_repr
 
 Array = np.ndarray[Any, Any]
+
+
+# A protocol and not EncoderConfig, because data/ stands below model/ and does not import it.
+class PackingConfig(Protocol):
+    """The fields of a model config that token ids are checked with, packed and padded; EncoderConfig has them."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pad_token_id(self) -> int: ...
+    @property
+    def type_vocab_size(self) -> int: ...
+    @property
+    def position_offset(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def num_labels(self) -> int: ...
+    @property
+    def problem_type(self) -> str | None: ...
 
 
 @dataclass(frozen=True, eq=False)
