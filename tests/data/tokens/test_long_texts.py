@@ -88,7 +88,7 @@ def test_a_pair_of_two_long_texts_is_truncated_and_counted(tiny_checkpoint: Path
 
 def test_a_stride_that_leaves_no_room_is_refused(tiny_checkpoint: Path) -> None:
     tokenizer = load_tokenizer(tiny_checkpoint)
-    with pytest.raises(MinipeftError, match=r"--stride 14 is not below the 14 tokens of text in a sequence\. Choose"):
+    with pytest.raises(MinipeftError, match=r"--stride 14 is not below the 14 tokens of text in a sequence\. Lower"):
         encode_windows(tokenizer, ["a text"], None, LENGTH, 14)
     with pytest.raises(MinipeftError, match=r"--stride 6 is not below half of the 12 tokens"):
         encode_windows(tokenizer, ["a text"], ["another"], LENGTH, 6)
