@@ -134,7 +134,8 @@ def _evaluate(wanted: dict[str, Any]) -> None:
         return
     report = report_split(run, **wanted) if path is None else report_file(run, path, **wanted)
     if folder is not None:
-        print(f"{folder}: {', '.join(file.name for file in write_report(report, folder))}", file=sys.stderr)
+        files = write_report({"run": place, **report}, folder)
+        print(f"{folder}: {', '.join(file.name for file in files)}", file=sys.stderr)
     print(describe_report(report) if as_table else json.dumps(report["metrics"]) + "\n", end="")
 
 

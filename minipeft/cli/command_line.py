@@ -15,6 +15,7 @@ COMPARE_EXAMPLES = """examples:
   minipeft compare --task rte sst2 --method lora bitfit --output comparisons/two
   minipeft compare --task rte --method lora --rank 1 2 8 --lr 3e-4 1e-3 --seed 1 2 3 --output comparisons/ranks
   minipeft compare --task rte mrpc --method lora full --epochs rte=20 mrpc=10 --jobs 2 --output comparisons/epochs
+  minipeft compare --task rte --method lora head --lr auto head=1e-3 --output comparisons/search
 
 every flag with a VALUE takes it for all runs, or for some:
   VALUE              for every run that can take it: --rank 4 goes to the methods that have a rank
@@ -22,7 +23,8 @@ every flag with a VALUE takes it for all runs, or for some:
   METHOD=VALUE       for the runs of a method:    --lr 1e-3 full=3e-4
   TASK/METHOD=VALUE  for the runs of both:        --lr stsb/full=1e-4
 --rank, --lr and --seed take several, as in --lr lora=1e-3,3e-3. Of several learning rates the tables
-keep the one with the best median over the seeds, for each task, method and rank.
+keep the one with the best median over the seeds, for each task, method and rank. --lr auto searches:
+short runs of five learning rates, longer ones of the best two, and the best in full for every seed.
 
 DIR gets page.html, table.csv, table.json, plan.json and a folder for each run. Exit status: 0 done,
 2 wrong input or a run that failed, 130 or 143 interrupted, with every run saved."""

@@ -172,30 +172,40 @@ def curves(task: Row, row: Row, style: int, names: Sequence[str]) -> Chart:
 def against_learning_rate(task: Row, row: Row, style: int) -> Chart:
     """Draw the metric against the learning rate, on a logarithmic axis: medians, and a band from minimum to maximum.
 
-    All rows of a task share the axis of the metric. A ring is at the learning rate that the table shows.
+    All rows of a task share the axis of the metric. A ring is at the learning rate that the table shows. The rungs of
+    a search are dashed.
     """
-    rates = [rate for rate in row["learning_rates"] if rate["best"] and rate["lr"]]
-    described = "; ".join(f"{rate['lr']:g}: {rate['best']['median']:.3f}" for rate in rates)
+    rates = [rate for rate in row["learning_rates"] if rate["lr"] and (rate["best"] or rate["rungs"])]
+    described = "; ".join(f"{rate['lr']:g}: {_levels(rate)[-1]:.3f}" for rate in rates if _levels(rate))
     title = f"{row['name']}: {task['metric']} against the learning rate"
     chart = Chart(title, described, SMALL_WIDTH, SMALL_HEIGHT)
-    spreads = [rate["best"] for other in task["rows"] for rate in other["learning_rates"] if rate["best"]]
-    low, high = min(spread["min"] for spread in spreads), max(spread["max"] for spread in spreads)
-    y, y_ticks = _linear_axis(low, high, SMALL_HEIGHT - 18, 6, 3)
+    levels = [level for other in task["rows"] for rate in other["learning_rates"] for level in _levels(rate)]
+    y, y_ticks = _linear_axis(min(levels), max(levels), SMALL_HEIGHT - 18, 6, 3)
     x, _ = _log_axis([rate["lr"] for rate in rates], 46, SMALL_WIDTH - 18)
     for height, text in y_ticks:
         chart.lines.append(("grid", [(34, height), (SMALL_WIDTH - 6, height)]))
         chart.texts.append((29, height + 3.5, text, "tick", "end"))
     for rate, shift, anchor in ((rates[0], -8, "start"), (rates[-1], 8, "end"))[: len(rates)]:
         chart.texts.append((x(rate["lr"]) + shift, SMALL_HEIGHT - 4, f"{rate['lr']:g}", "tick", anchor))
+    for rung in range(max(len(rate["rungs"]) for rate in rates)):
+        trials = [(rate["lr"], rate["rungs"][rung]["value"]) for rate in rates if len(rate["rungs"]) > rung]
+        chart.lines.append((f"dashed s{style}", [(x(lr), y(value)) for lr, value in trials if value is not None]))
+    rates = [rate for rate in rates if rate["best"]]
     lower, middle, upper = (
         [(x(rate["lr"]), y(rate["best"][value])) for rate in rates] for value in ("min", "median", "max")
     )
     chart.areas.append((f"band s{style}", [*upper, *reversed(lower)]))
-    chart.lines.append((f"thin s{style}", middle))
+    chart.lines += [(f"thin s{style}", middle), (f"thin s{style}", [lower[0], upper[0]])]
     for rate, point in zip(rates, middle, strict=True):
         look, radius = ("best", 3.2) if rate["lr"] == row["lr"] else ("dot", 2.2)
         chart.dots.append((f"s{style} {look}", *point, radius))
     return chart
+
+
+def _levels(rate: Row) -> list[float]:
+    """Return the values of a learning rate: those of the rungs, then minimum, maximum and median of the whole runs."""
+    values = [rung["value"] for rung in rate["rungs"] if rung["value"] is not None]
+    return [*values, *(rate["best"][value] for value in ("min", "max", "median"))] if rate["best"] else values
 
 
 def seed_strip(task: Row, row: Row, style: int) -> Chart:

@@ -21,6 +21,7 @@ from minipeft.compare.plan import NUMBERS, ROWS, Plan, Run, format_values, make_
 from minipeft.compare.runners.local_runner import Command
 from minipeft.compare.runners.runner import execute, make_runner
 from minipeft.compare.runners.runner_options import RunnerOptions
+from minipeft.compare.search import choose_rates, describe_cost, make_searches
 from minipeft.compare.table import MIN_SEEDS, comparison_table
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Task
@@ -31,7 +32,6 @@ from minipeft.hub import resolve_model
 from minipeft.lease import Lease
 from minipeft.training.settings.choices import choose_source, find_task
 from minipeft.training.settings.resume import FREE_TO_CHANGE
-from minipeft.training.settings.train_settings import TrainSettings, read_settings
 
 DATA_SETTINGS = ("data", "text_column", "pair_column", "label_column", "label_type", "label_separator", "validation")
 
@@ -68,11 +68,20 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
         }
         write_json(folder / "plan.json", content)
         make_folder(folder / "logs")
-        commands = [run.train_command(folder) for run in plan.runs if not _is_finished(folder, run)]
-        runner = partial(make_runner, folder, options, device, len(commands))
-        if commands and not quiet:
-            print(_announce(plan, len(commands)), file=sys.stderr)
-        failed = execute(commands, len(plan.runs), "run", runner, quiet, _describe_result)
+
+        def train(runs: list[Run], title: str) -> dict[str, str]:
+            commands = [run.train_command(folder) for run in runs if not _is_finished(folder, run)]
+            runner = partial(make_runner, folder, options, device, len(commands))
+            if commands and not quiet:
+                print(_announce(title, len(commands), runs), file=sys.stderr)
+            return execute(commands, len(runs), "run", runner, quiet, _describe_result)
+
+        failed: dict[str, str] = {}
+        if searches := make_searches(plan):
+            if not quiet:
+                print(describe_cost(searches, plan), file=sys.stderr)
+            plan, failed = choose_rates(folder, plan, searches, train)
+        failed |= train([run for run in plan.runs if run.name not in failed], "")
         table = comparison_table(folder, plan, examples, failed)
         table["extension"] = extension(plan, table, folder)
         write_json(folder / "table.json", table)
@@ -88,11 +97,13 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
         )
 
 
-def _announce(plan: Plan, waiting: int) -> str:
+def _announce(title: str, waiting: int, runs: list[Run]) -> str:
     """Return how many runs follow, and whether they allow a statement about differences."""
-    seeds = len({run.settings["seed"] for run in plan.runs})
+    if title:
+        return f"{title}: {waiting} of {len(runs)} runs to train"
+    seeds = len({run.settings["seed"] for run in runs})
     few = f"; fewer than {MIN_SEEDS} seeds allow no statement about differences" if seeds < MIN_SEEDS else ""
-    return f"{waiting} of {len(plan.runs)} runs to train; the time that is left follows after the first{few}"
+    return f"{waiting} of {len(runs)} runs to train; the time that is left follows after the first{few}"
 
 
 def _describe_result(command: Command) -> str:
@@ -141,7 +152,7 @@ def _is_finished(folder: Path, run: Run) -> bool:
 
 def _check_runs(runs: list[Run], here: bool) -> str:
     """Check the settings of all runs, fetch their models once, and return the device that they use if they run here."""
-    settings = [TrainSettings(**read_settings(run.settings)) for run in runs]
+    settings = [run.wanted for run in runs]
     devices = {name: choose_device(name) for name in {wanted.device for wanted in settings} if here}
     for wanted in {(wanted.precision, wanted.device) for wanted in settings if here}:
         choose_precision(wanted[0], devices[wanted[1]])
@@ -154,7 +165,7 @@ def _sources(runs: list[Run]) -> list[tuple[Task, str, int | None]]:
     """Return (task, source, evaluation limit) for each distinct choice of data."""
     found: dict[tuple[Any, ...], tuple[Task, str, int | None]] = {}
     for run in runs:
-        wanted = TrainSettings(**read_settings(run.settings))
+        wanted = run.wanted
         choice = tuple(getattr(wanted, name) for name in ("task", "eval_limit", *DATA_SETTINGS))
         if choice not in found:
             data = choose_source(wanted, *find_task(wanted))

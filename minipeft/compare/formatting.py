@@ -107,11 +107,16 @@ def describe_spread(spread: Table) -> str:
 def rate_cells(row: Table) -> list[list[str]]:
     """Return a heading and a line for each learning rate of a row of table.json."""
     ends = {row["learning_rates"][0]["lr"]: "the smallest tried", row["learning_rates"][-1]["lr"]: "the largest tried"}
-    lines = [["lr", f"best: {SPREAD}", ""]]
+    rungs = max((rate["rungs"] for rate in row["learning_rates"]), key=len)
+    titles = [f"rung {number}: {rung['steps']:,} steps" for number, rung in enumerate(rungs, 1)]
+    lines = [["lr", *titles, f"best: {SPREAD}", ""]]
     for rate in row["learning_rates"]:
-        shown = "shown above" if rate["lr"] == row["lr"] else ""
-        at_end = f", {ends[rate['lr']]}" if shown and next_rate(row) else ""
-        lines.append([f"{rate['lr']:g}", describe_spread(rate["best"]) if rate["best"] else "failed", shown + at_end])
+        values = ["failed" if rung["value"] is None else f"{rung['value']:.3f}" for rung in rate["rungs"]]
+        note = f"stopped at rung {len(values)}" if rungs else ""
+        if rate["lr"] == row["lr"]:
+            note = f"shown above, {ends[rate['lr']]}" if next_rate(row) else "shown above"
+        best = describe_spread(rate["best"]) if rate["best"] else "" if rungs else "failed"
+        lines.append([f"{rate['lr']:g}", *values, *[""] * (len(rungs) - len(values)), best, note])
     return lines
 
 

@@ -9,11 +9,11 @@ One rule for every flag that has a value:
 
 What is more special comes before what is less; a task's and a method's value that meet in a run are refused. Rank,
 learning rate and seed may have several values, --lr lora=1e-3,3e-3, and every combination is a run; the other flags
-have one.
+have one. Of a learning rate "auto", search.py makes one that is tried.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from shlex import quote
@@ -30,6 +30,7 @@ from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSetting
 SWEPT = ("rank", "lr", "seed")  # with task and method: what a comparison is a product of
 OWN = ("output", "resume", "quiet")  # the comparison sets them for its runs
 SEEDS = (1, 2, 3)
+AUTO = "auto"  # of --lr: search.py chooses it
 ROWS = rows(TrainSettings)
 LISTS = tuple(name for name, row in ROWS.items() if row.several)  # all arguments of the flag are one value
 NUMBERS = tuple(name for name, row in ROWS.items() if row.number)
@@ -44,6 +45,19 @@ class Run:
 
     name: str
     settings: dict[str, Any]
+    tried: dict[float, list[dict[str, Any]]] = field(default_factory=dict)  # learning rate → results of rungs
+
+    @property
+    def row(self) -> tuple[str, str, int | None]:
+        """The row of the table: task, method and rank."""
+        return self.settings["task"], self.settings["method"], self.settings.get("rank")
+
+    @property
+    def wanted(self) -> TrainSettings:
+        """The settings, checked, without a learning rate that is searched."""
+        return TrainSettings(
+            **read_settings({name: value for name, value in self.settings.items() if (name, value) != ("lr", AUTO)})
+        )
 
     def train_command(self, folder: Path) -> Command:
         """Return the command that trains the run in `folder`/runs, or continues it there."""
@@ -100,12 +114,16 @@ def make_plan(given: dict[str, Any]) -> Plan:
             if chosen:
                 used.add((name, where))
                 choices[name] = [chosen] if name in LISTS else chosen
+            if name == "lr" and AUTO in chosen:
+                for rate in chosen:
+                    read_settings({"lr": None if rate == AUTO else rate})
+                choices[name] = [AUTO]
         for combination in product(*choices.values()):
             settings = {"task": task, "method": method, **dict(zip(choices, combination, strict=True))}
-            wanted = TrainSettings(**read_settings(settings))  # what can be refused is refused before anything runs
-            check_windows(wanted)
-            choose_method(wanted)
-            runs.append(Run(_name(settings), settings))
+            run = Run(run_name(settings), settings)
+            check_windows(run.wanted)  # what can be refused is refused before anything runs
+            choose_method(run.wanted)
+            runs.append(run)
     for name, values in flags.items():
         if "" in values and len(values) == 1 and (name, "") not in used:
             raise MinipeftError(
@@ -190,7 +208,8 @@ def _accepted_values(name: str, values: list[Any], fields: set[str]) -> list[Any
     return values if name not in METHOD_FLAGS or name in fields else []
 
 
-def _name(settings: dict[str, Any]) -> str:
+def run_name(settings: dict[str, Any]) -> str:
+    """Return the name of a run's folder."""
     rank, lr = (f"-{sign}{settings[name]}" if name in settings else "" for name, sign in (("rank", "r"), ("lr", "lr")))
     return f"{settings['task']}-{settings['method']}{rank}{lr}-seed{settings['seed']}"
 

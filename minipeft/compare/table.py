@@ -13,6 +13,7 @@ correlation φ, √((1 − φ²) / n), which is that of balanced classes. The la
 """
 
 import math
+from datetime import date
 from itertools import permutations
 from pathlib import Path
 from statistics import median
@@ -23,6 +24,7 @@ from minipeft.errors import MinipeftError
 from minipeft.files import FORMAT, read_json, read_json_lines
 from minipeft.methods import METHODS
 from minipeft.training.progress import NOT_METRICS, largest_is_best
+from minipeft.version import __version__
 
 MIN_SEEDS = 3  # for a significant difference
 RULE = (
@@ -44,6 +46,8 @@ def comparison_table(folder: Path, plan: Plan, examples: dict[str, int], failed:
         "failed": failed,
         "rule": RULE,
         "command": plan.command,
+        "minipeft": __version__,
+        "date": date.today().isoformat(),
     }
 
 
@@ -63,6 +67,7 @@ def _task_table(folder: Path, task: str, plan: Plan, examples: int, failed: dict
     return {
         "task": task,
         "metric": metric,
+        "training_examples": sorted({run["examples"]["training"] for run in found.values() if run["examples"]}),
         "validation_examples": examples,
         "models": sorted({run["model"] for run in found.values()}),
         "data": sorted({run["data"] for run in found.values()}),
@@ -76,7 +81,10 @@ def _read_run(folder: Path) -> Table:
     try:
         keys = ("metric", "model", "data", "best", "last", "parameters", "train_seconds", "peak_memory_bytes", "seed")
         found = {key: result[key] for key in keys} | {"lr": config["lr"], "rank": config.get("rank")}
-        return found | {"history": read_json_lines(folder / "metrics.jsonl")}
+        return found | {
+            "history": read_json_lines(folder / "metrics.jsonl"),
+            "examples": result.get("examples"),
+        }
     except (OSError, ValueError, KeyError) as error:
         raise MinipeftError(f"{folder}: the run is incomplete ({error}). Remove the folder to run it again.") from None
 
@@ -84,7 +92,7 @@ def _read_run(folder: Path) -> Table:
 def _row(runs: list[Run], found: dict[str, Table], failed: dict[str, str]) -> Table:
     """Summarize a method and rank: the learning rate with the fewest failures, then the best median."""
     by_rate = []
-    for lr in sorted({run.settings.get("lr") for run in runs}):
+    for lr in sorted({run.settings.get("lr") for run in runs}, key=lambda lr: lr or 0):
         of_rate = [run for run in runs if run.settings.get("lr") == lr]
         by_rate.append(([found[run.name] for run in of_rate if run.name in found], of_rate))
     done, chosen = max(
@@ -94,6 +102,8 @@ def _row(runs: list[Run], found: dict[str, Table], failed: dict[str, str]) -> Ta
             median(_sign(run) * run["best"]["value"] for run in rate[0]) if rate[0] else 0,
         ),
     )
+    tried: dict[Any, Any] = runs[0].tried
+    best = {of_rate[0].settings.get("lr"): _spread([run["best"]["value"] for run in rate]) for rate, of_rate in by_rate}
     method, rank = runs[0].settings["method"], runs[0].settings.get("rank")
     name = METHODS[method].config_name
     row: Table = {
@@ -101,10 +111,7 @@ def _row(runs: list[Run], found: dict[str, Table], failed: dict[str, str]) -> Ta
         "method": method,
         "rank": rank if not done else done[0]["rank"],
         "lr": chosen[0].settings.get("lr") if not done else done[0]["lr"],
-        "learning_rates": [
-            {"lr": of_rate[0].settings.get("lr"), "best": _spread([run["best"]["value"] for run in rate])}
-            for rate, of_rate in by_rate
-        ],
+        "learning_rates": [{"lr": lr, "best": best.get(lr), "rungs": tried.get(lr, [])} for lr in tried or best],
         "failed": {run.name: failed[run.name] for run in runs if run.name in failed},
         "parameters": done[0]["parameters"] if done else None,
         "best": _spread([run["best"]["value"] for run in done]),

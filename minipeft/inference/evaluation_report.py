@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Iterable
+from datetime import date
 from itertools import islice
 from typing import Any
 
@@ -12,6 +13,7 @@ from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Split
 from minipeft.errors import MinipeftError, public_address
 from minipeft.inference.predict import LoadedRun
+from minipeft.version import __version__
 
 MISTAKES = 20
 
@@ -60,10 +62,10 @@ def build_report(run: LoadedRun, chunks: Iterable[Split], data: str) -> dict[str
         data: A description of them.
 
     Returns:
-        What report.json holds: "task", "data", "examples", "metrics", and "mistakes", the MISTAKES that are the most
-        confident (for regression those with the largest errors), the first of equals first. For classes also "classes",
-        "averages", "confusion_matrix", "confusions" and "calibration"; for multi-label the same without the confusions,
-        with "threshold"; for regression "errors".
+        What report.json holds: "task", "method", "model", "data", "minipeft" (its version), "date", "examples",
+        "metrics", and "mistakes", the MISTAKES that are the most confident (for regression those with the largest
+        errors), the first of equals first. For classes also "classes", "averages", "confusion_matrix", "confusions" and
+        "calibration"; for multi-label the same without the confusions, with "threshold"; for regression "errors".
     """
     task = run.task
     logits: list[Tensor] = []
@@ -87,7 +89,11 @@ def build_report(run: LoadedRun, chunks: Iterable[Split], data: str) -> dict[str
     everything = torch.cat(logits)
     return {
         "task": task.name,
+        "method": run.settings.get("method"),
+        "model": run.settings["model"],
         "data": public_address(data),
+        "minipeft": __version__,
+        "date": date.today().isoformat(),
         "examples": len(labels),
         "metrics": task.problem.score(everything, labels, task.metrics),
         **task.problem.report(everything, labels),

@@ -32,8 +32,8 @@ class Result:
     """What a run leaves.
 
     Attributes:
-        content: result.json's: task, method, model, data, metric, best and last (epoch and value), parameters (counts),
-            train_seconds, samples_per_second, peak_memory_bytes, seed and versions.
+        content: result.json's: task, method, model, data, examples (counts), metric, best and last (epoch and value),
+            parameters (counts), train_seconds, samples_per_second, peak_memory_bytes, seed and versions.
         model: the model with the best epoch's adapter, in evaluation mode.
         output: the run's folder.
         job: the settings, complete, and what was found for them.
@@ -106,6 +106,7 @@ def result_content(job: Job, examples: Examples, model: SequenceClassifier, prog
         "method": settings.method,
         "model": job.model.description,
         "data": job.data.description,
+        "examples": {"training": len(examples.train), "validation": len(examples.validation)},
         "precision": settings.precision,
         "metric": metric,
         "best": {"epoch": best["epoch"], "value": best[metric]},

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from minipeft.cli.cli import main
 from minipeft.cli.command_line import command_line
 from minipeft.compare.charts import spread_out
-from minipeft.compare.plan import make_plan, read_values, value_for
+from minipeft.compare.plan import Plan, make_plan, read_values, value_for
 from minipeft.compare.runners.local_runner import PROGRAM, format_flags
 from minipeft.compare.table import standard_error
 from minipeft.errors import MinipeftError, public_settings
@@ -338,7 +338,7 @@ def without_checkpoints(folder: Path, name: str) -> str:
 # Tables of runs that are written here, in the format of a run's folder
 
 GLUE = ("sst2", "mrpc", "stsb")
-OTHERS = {"sst2": ("accuracy",), "mrpc": ("accuracy", "f1"), "stsb": ("pearson", "spearman")}
+OTHERS = {"sst2": ("accuracy",), "mrpc": ("accuracy", "f1"), "stsb": ("pearson", "spearman"), "rte": ("accuracy",)}
 BIG = [
     *("compare", "--task", *GLUE, "--method", "lora", "bitfit", "full", "head", "--rank", "1", "2", "4", "8", "16"),
     *("--lr", "1e-3", "full=1e-4,1e-5", "--epochs", "stsb=1", "6", "--quiet"),
@@ -350,12 +350,16 @@ def write_comparison(folder: Path, arguments: list[str], value: Callable[[dict[s
 
     words = vars(command_line().parse_args([*arguments, "--output", str(folder)]))
     made = make_plan(words)
-    folder.mkdir()
     examples = {"sst2": 872, "mrpc": 408, "stsb": 1500}
-    plan = {"flags": made.flags, "validation_examples": examples, "runs": [{"name": run.name} for run in made.runs]}
-    (folder / "plan.json").write_text(json.dumps(plan))
+    write_plan(folder, made, examples)
     for run in made.runs:
         write_run(folder / "runs" / run.name, run.settings, value(run.settings))
+
+
+def write_plan(folder: Path, made: Plan, examples: dict[str, int]) -> None:
+    folder.mkdir(exist_ok=True)
+    plan = {"flags": made.flags, "validation_examples": examples, "runs": [{"name": run.name} for run in made.runs]}
+    (folder / "plan.json").write_text(json.dumps(plan))
 
 
 def write_run(place: Path, settings: dict[str, Any], top: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from minipeft.problems.figures import calibration
 from minipeft.problems.multi_label import MultiLabel
 from minipeft.problems.regression import Regression
 from minipeft.problems.single_label import SingleLabel
+from minipeft.version import __version__
 
 NAMES = ("a", "b & <c>", "d")
 CONFIDENCE = st.one_of(st.floats(0, 1), st.integers(0, 15).map(lambda number: number / 15))
@@ -39,6 +41,7 @@ class Fixed:
 
     def __init__(self, logits: list[list[float]], task: Task) -> None:
         self.logits, self.task = torch.tensor(logits, dtype=torch.float32), task
+        self.settings = {"model": "test"}
 
     def predict_logits(self, texts: list[str], pairs: list[str] | None = None) -> torch.Tensor:
         return self.logits[[int(text) for text in texts]]
@@ -232,10 +235,13 @@ def test_a_report_on_a_file_holds_what_evaluate_prints(
     assert f"{tmp_path / 'report'}: confusion_matrix.png, confusion_matrix.txt, report.html, report.json" in said
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["metrics"] == plain and report["examples"] == 60 and report["data"] == str(data)
+    of_run = {"run": str(run), "method": "head", "minipeft": __version__, "date": date.today().isoformat()}
+    assert {name: report[name] for name in of_run} == of_run
     assert [row["support"] for row in report["classes"]] == [20, 20, 20]
     assert (tmp_path / "report" / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "report" / "report.html").read_text()
     assert "b &amp; &lt;c&gt;" in page and "<b>" not in page and "http" not in page
+    assert all(value in page for value in (*of_run.values(), Path(report["model"]).name))
     rows = sum(1 for tag in Page(page).tags if tag == "tr")
     mistakes, confusions, figures = len(report["mistakes"]), len(report["confusions"]), len(report["metrics"])
     assert rows == figures + (1 + 3 + 2) + (1 + 3) + (1 + confusions) + (1 + mistakes)

@@ -49,6 +49,7 @@ RESULT_FIELDS = {
     "method",
     "model",
     "data",
+    "examples",
     "metric",
     "best",
     "last",
