@@ -175,8 +175,8 @@ def against_learning_rate(task: Row, row: Row, style: int) -> Chart:
     All rows of a task share the axis of the metric. A ring is at the learning rate that the table shows. The rungs of
     a search are dashed.
     """
-    rates = [rate for rate in row["learning_rates"] if rate["lr"] and (rate["best"] or rate["rungs"])]
-    described = "; ".join(f"{rate['lr']:g}: {_levels(rate)[-1]:.3f}" for rate in rates if _levels(rate))
+    rates = [rate for rate in row["learning_rates"] if rate["lr"] and _levels(rate)]
+    described = "; ".join(f"{rate['lr']:g}: {_levels(rate)[-1]:.3f}" for rate in rates)
     title = f"{row['name']}: {task['metric']} against the learning rate"
     chart = Chart(title, described, SMALL_WIDTH, SMALL_HEIGHT)
     levels = [level for other in task["rows"] for rate in other["learning_rates"] for level in _levels(rate)]

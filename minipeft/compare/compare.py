@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.compare.formatting import format_csv, format_text
-from minipeft.compare.learning_rates import extension
+from minipeft.compare.learning_rates import choose_rates, describe_cost, extension, make_searches
 from minipeft.compare.page import render_page
 from minipeft.compare.plan import NUMBERS, ROWS, Plan, Run, format_values, make_plan
 from minipeft.compare.runners.local_runner import Command
 from minipeft.compare.runners.runner import execute, make_runner
 from minipeft.compare.runners.runner_options import RunnerOptions
-from minipeft.compare.search import choose_rates, describe_cost, make_searches
 from minipeft.compare.table import MIN_SEEDS, comparison_table
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Task

@@ -106,15 +106,15 @@ def describe_spread(spread: Table) -> str:
 
 def rate_cells(row: Table) -> list[list[str]]:
     """Return a heading and a line for each learning rate of a row of table.json."""
-    ends = {row["learning_rates"][0]["lr"]: "the smallest tried", row["learning_rates"][-1]["lr"]: "the largest tried"}
+    beyond = next_rate(row)
+    end = "" if beyond is None else ", the largest tried" if beyond > row["lr"] else ", the smallest tried"
     rungs = max((rate["rungs"] for rate in row["learning_rates"]), key=len)
     titles = [f"rung {number}: {rung['steps']:,} steps" for number, rung in enumerate(rungs, 1)]
     lines = [["lr", *titles, f"best: {SPREAD}", ""]]
     for rate in row["learning_rates"]:
         values = ["failed" if rung["value"] is None else f"{rung['value']:.3f}" for rung in rate["rungs"]]
-        note = f"stopped at rung {len(values)}" if rungs else ""
-        if rate["lr"] == row["lr"]:
-            note = f"shown above, {ends[rate['lr']]}" if next_rate(row) else "shown above"
+        stopped = f"stopped at rung {len(values)}" if rungs else ""
+        note = f"shown above{end}" if rate["lr"] == row["lr"] else stopped
         best = describe_spread(rate["best"]) if rate["best"] else "" if rungs else "failed"
         lines.append([f"{rate['lr']:g}", *values, *[""] * (len(rungs) - len(values)), best, note])
     return lines

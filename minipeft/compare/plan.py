@@ -9,7 +9,7 @@ One rule for every flag that has a value:
 
 What is more special comes before what is less; a task's and a method's value that meet in a run are refused. Rank,
 learning rate and seed may have several values, --lr lora=1e-3,3e-3, and every combination is a run; the other flags
-have one. Of a learning rate "auto", search.py makes one that is tried.
+have one. Of the learning rate "auto", learning_rates.py makes one.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSetting
 SWEPT = ("rank", "lr", "seed")  # with task and method: what a comparison is a product of
 OWN = ("output", "resume", "quiet")  # the comparison sets them for its runs
 SEEDS = (1, 2, 3)
-AUTO = "auto"  # of --lr: search.py chooses it
+AUTO = "auto"  # of --lr: learning_rates.py chooses it
 ROWS = rows(TrainSettings)
 LISTS = tuple(name for name, row in ROWS.items() if row.several)  # all arguments of the flag are one value
 NUMBERS = tuple(name for name, row in ROWS.items() if row.number)

@@ -13,8 +13,8 @@ from test_compare import write_plan, write_run
 
 from minipeft.cli.cli import main
 from minipeft.cli.command_line import command_line
+from minipeft.compare.learning_rates import Search, choose_rates, describe_cost, make_searches
 from minipeft.compare.plan import Plan, Run, make_plan
-from minipeft.compare.search import Search, choose_rates, describe_cost, make_searches
 from minipeft.errors import MinipeftError
 from minipeft.training.settings.recipes import SMALL_LR
 
