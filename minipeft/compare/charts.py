@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 40  # margins
 LETTER, LINE = 6.4, 15  # width of a letter and height of a line, at 11.5 pixels
 SMALL_WIDTH, SMALL_HEIGHT = 172, 104  # of one of many
+SMALL_LEFT, SMALL_RIGHT = 34, SMALL_WIDTH - 6  # of its area
 Row = dict[str, Any]
 Scale = Callable[[float], float]
 Tick = tuple[float, str]  # its place on the axis, and what is written there
@@ -137,17 +138,12 @@ def curves(task: Row, row: Row, style: int, names: Sequence[str]) -> Chart:
     """
     title = f"{row['name']}: {' and '.join(name.replace('_', ' ') for name in names)} by epoch"
     ends = ", ".join(f"seed {run['seed']} {run['history'][-1][names[0]]:.3f}" for run in row["runs"])
-    chart = Chart(title, f"After the last epoch: {ends}", SMALL_WIDTH, SMALL_HEIGHT)
     rows = [other for other in task["rows"] if other["runs"]]
     history = [entry for other in rows for run in other["runs"] for entry in run["history"]]
     last = max(entry["epoch"] for entry in history)
     values = [entry[name] for entry in history for name in names]
-    left, right, top, bottom = 34, 6, 6, 18
-    y, ticks = _linear_axis(min(values), max(values), SMALL_HEIGHT - bottom, top, 3)
-    x = _scale(1, last, left + 5, SMALL_WIDTH - right - 5)
-    for height, text in ticks:
-        chart.lines.append(("grid", [(left, height), (SMALL_WIDTH - right, height)]))
-        chart.texts.append((left - 5, height + 3.5, text, "tick", "end"))
+    chart, y = _small_chart(title, f"After the last epoch: {ends}", values)
+    x = _scale(1, last, SMALL_LEFT + 5, SMALL_RIGHT - 5)
     chart.texts.append((x(1), SMALL_HEIGHT - 4, "1", "tick", "middle"))
     chart.texts.append((x(last) + 3, SMALL_HEIGHT - 4, f"epoch {last}", "tick", "end"))
 
@@ -169,22 +165,19 @@ def curves(task: Row, row: Row, style: int, names: Sequence[str]) -> Chart:
     return chart
 
 
-def against_learning_rate(task: Row, row: Row, style: int) -> Chart:
+def against_learning_rate(task: Row, row: Row, style: int) -> Chart | None:
     """Draw the metric against the learning rate, on a logarithmic axis: medians, and a band from minimum to maximum.
 
     All rows of a task share the axis of the metric. A ring is at the learning rate that the table shows. The rungs of
-    a search are dashed.
+    a search are dashed. None where only a learning rate of 0 has a result.
     """
     rates = [rate for rate in row["learning_rates"] if rate["lr"] and _levels(rate)]
+    if not any(rate["best"] for rate in rates):
+        return None
     described = "; ".join(f"{rate['lr']:g}: {_levels(rate)[-1]:.3f}" for rate in rates)
-    title = f"{row['name']}: {task['metric']} against the learning rate"
-    chart = Chart(title, described, SMALL_WIDTH, SMALL_HEIGHT)
     levels = [level for other in task["rows"] for rate in other["learning_rates"] for level in _levels(rate)]
-    y, y_ticks = _linear_axis(min(levels), max(levels), SMALL_HEIGHT - 18, 6, 3)
-    x, _ = _log_axis([rate["lr"] for rate in rates], 46, SMALL_WIDTH - 18)
-    for height, text in y_ticks:
-        chart.lines.append(("grid", [(34, height), (SMALL_WIDTH - 6, height)]))
-        chart.texts.append((29, height + 3.5, text, "tick", "end"))
+    chart, y = _small_chart(f"{row['name']}: {task['metric']} against the learning rate", described, levels)
+    x, _ = _log_axis([rate["lr"] for rate in rates], SMALL_LEFT + 12, SMALL_RIGHT - 12)
     for rate, shift, anchor in ((rates[0], -8, "start"), (rates[-1], 8, "end"))[: len(rates)]:
         chart.texts.append((x(rate["lr"]) + shift, SMALL_HEIGHT - 4, f"{rate['lr']:g}", "tick", anchor))
     for rung in range(max(len(rate["rungs"]) for rate in rates)):
@@ -200,6 +193,16 @@ def against_learning_rate(task: Row, row: Row, style: int) -> Chart:
         look, radius = ("best", 3.2) if rate["lr"] == row["lr"] else ("dot", 2.2)
         chart.dots.append((f"s{style} {look}", *point, radius))
     return chart
+
+
+def _small_chart(title: str, description: str, values: Sequence[float]) -> tuple[Chart, Scale]:
+    """Return one chart of many with the grid of its y axis, and the scale of that axis."""
+    chart = Chart(title, description, SMALL_WIDTH, SMALL_HEIGHT)
+    y, ticks = _linear_axis(min(values), max(values), SMALL_HEIGHT - 18, 6, 3)
+    for height, text in ticks:
+        chart.lines.append(("grid", [(SMALL_LEFT, height), (SMALL_RIGHT, height)]))
+        chart.texts.append((SMALL_LEFT - 5, height + 3.5, text, "tick", "end"))
+    return chart, y
 
 
 def _levels(rate: Row) -> list[float]:

@@ -464,6 +464,19 @@ def test_a_best_learning_rate_at_the_end_of_its_grid_is_called_so_until_the_grid
     assert main([*arguments, *rates.split(), "--output", str(folder), "--resume", "--quiet"]) == 2
 
 
+def test_a_learning_rate_of_0_is_a_row_of_the_grid_but_has_no_neighbour(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compare", "--task", "mrpc", "--method", "head", "--seed", "1", "--epochs", "1", "--lr", "0", "1e-4"]
+    for number, (more, beyond) in enumerate(((["1e-3"], "1e-05"), ([], None))):
+        folder = tmp_path / str(number)
+        write_comparison(folder, [*arguments, *more], lambda settings: 0.9 if settings["lr"] == 1e-4 else 0.5)
+        assert main([*arguments, *more, "--output", str(folder), "--resume", "--quiet"]) == 0
+        extension = json.loads((folder / "table.json").read_text())["extension"]
+        assert re.search(r"^0 +0.500 \(one seed\)$", capsys.readouterr().out, re.MULTILINE)
+        assert extension is None if beyond is None else f" {beyond} " in extension["command"]
+
+
 def test_rows_are_apart_beyond_the_seeds_and_the_validation_splits_error(glue: Path) -> None:
     """Checked against the rule, pair by pair, from the runs' own figures."""
     apart = 0
