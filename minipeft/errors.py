@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+# A command, whose flags are always flags; or a flag.
+FLAG = re.compile(r"(?:minipeft [a-z]+ |train\.py )(?:(?!\. |[;)]).)*|(?<![\w-])--([a-z][a-z0-9-]*)")
+names_flags = False  # true while the command line runs a command: its messages name flags, those of Python keywords
+
 
 class MinipeftError(Exception):
     """Invalid input; the message names the value, the place and the remedy, in one line.
@@ -17,6 +21,14 @@ class MinipeftError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(printable(message))
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if names_flags else FLAG.sub(_keyword, text)
+
+
+def _keyword(found: re.Match[str]) -> str:
+    return found[1].replace("-", "_") if found[1] else found[0]
 
 
 class WorkerError(MinipeftError):

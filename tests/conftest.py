@@ -31,6 +31,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST = ("training/test_cuda_steps", "compare/test_ray", "faults", "model/families", "test_walk", "test_bench", "hub")
 SHARED = Path(os.environ.get("MINIPEFT_SHARED", REPOSITORY.parent / "shared"))
 
+
+@pytest.fixture(autouse=True)
+def messages_name_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors as the command line prints them; test_python_interface.py has those of Python, which name keywords."""
+    monkeypatch.setattr("minipeft.errors.names_flags", True)
+
+
 # A small shape a family; hidden sizes and head counts are odd on purpose.
 SMALL: dict[str, Any] = {
     "vocab_size": 300,

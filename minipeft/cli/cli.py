@@ -11,6 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from minipeft import errors
 from minipeft.cli.flags import TRAIN_EXAMPLES, Parser, add_train_flags
 from minipeft.errors import ErrorOnRankZero, Interrupted, MinipeftError, WorkerError, is_rank_zero
 from minipeft.training.settings.setting import rows
@@ -60,6 +61,7 @@ def run(name: str, wanted: dict[str, Any]) -> int:
     if wanted.get("quiet"):
         logging.getLogger("minipeft").setLevel(logging.ERROR)
     command = COMMANDS[name]
+    names_flags, errors.names_flags = errors.names_flags, True
     try:
         if isinstance(command, str):
             answer = resolve_name(command)(**wanted)
@@ -92,6 +94,8 @@ def run(name: str, wanted: dict[str, Any]) -> int:
             return 128 + 13
         print(f"minipeft: standard output: cannot be written ({error.strerror}). Free space.", file=sys.stderr)
         return 2
+    finally:
+        errors.names_flags = names_flags
     return 0
 
 

@@ -13,6 +13,7 @@ from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Split
 from minipeft.errors import MinipeftError, public_address
 from minipeft.inference.predict import LoadedRun
+from minipeft.progress_bar import show_progress
 from minipeft.version import __version__
 
 MISTAKES = 20
@@ -71,7 +72,7 @@ def build_report(run: LoadedRun, chunks: Iterable[Split], data: str) -> dict[str
     logits: list[Tensor] = []
     labels: list[Any] = []
     mistakes: list[tuple[float, int, dict[str, Any]]] = []
-    for chunk in chunks:
+    for chunk in show_progress(chunks, "evaluating"):
         of_chunk = run.predict_logits(chunk.texts, chunk.pairs)
         for mistake in islice(task.problem.mistakes(of_chunk, chunk.labels, chunk.texts), MISTAKES):
             example = {

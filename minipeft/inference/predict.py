@@ -31,6 +31,7 @@ from minipeft.inference.load_model import (
 )
 from minipeft.inference.predictor import Predictor
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.progress_bar import show_progress
 from minipeft.training.evaluate import evaluate, predict_logits
 from minipeft.training.settings.checks import threshold as check_threshold
 
@@ -65,7 +66,7 @@ class LoadedRun(Predictor):
             limit = limit or self.settings.get("eval_limit")
         values: dict[str, float] = {}
         for prefix, name in splits.items():
-            rows = read_chunks(self.task, name, source, limit)
+            rows = show_progress(read_chunks(self.task, name, source, limit), f"tokenizing {name}")
             max_length, long_texts = self.settings["max_length"], LongTexts.of(self.settings)
             examples = encode_split(self.task, rows, self.tokenizer, max_length, self.model.config, long_texts)
             figures = evaluate(self.model, examples, self.settings["max_tokens"])
@@ -85,7 +86,8 @@ class LoadedRun(Predictor):
             raise MinipeftError(f"{folder}: no adapter to store a calibration in. Name a run or an adapter.")
         problem = self.task.problem.with_thresholds(*self.task.problem.thresholds) if thresholds else self.task.problem
         chunks = list(read_chunks(self.task, self.task.validation, self.source(data), self.settings.get("eval_limit")))
-        logits = torch.cat([self.predict_logits(chunk.texts, chunk.pairs) for chunk in chunks])
+        shown = show_progress(chunks, "calibrating", total=sum(map(len, chunks)))
+        logits = torch.cat([self.predict_logits(chunk.texts, chunk.pairs) for chunk in shown])
         labels = [label for chunk in chunks for label in chunk.labels]
         content: dict[str, Any] = {"examples": len(labels)}
         if temperatures:
@@ -176,7 +178,8 @@ class LoadedRun(Predictor):
         logits: list[Tensor] = []
         labels: list[Any] = []
         label_column = label_column or self.task.label_column
-        for chunk in self.read_chunks(path, text_column, pair_column, label_column, file_format):
+        chunks = self.read_chunks(path, text_column, pair_column, label_column, file_format)
+        for chunk in show_progress(chunks, "evaluating"):
             logits.append(self.predict_logits(chunk.texts, chunk.pairs))
             labels += chunk.labels
         return self.task.problem.score(torch.cat(logits), labels, self.task.metrics)

@@ -40,7 +40,7 @@ from minipeft.inference.predict import load_run
 from minipeft.lease import Lease, clear_folder
 from minipeft.problems import problem_row
 from minipeft.problems.labels import NUMBER
-from minipeft.training.reporting.console import disable_bar
+from minipeft.progress_bar import disable_bar
 from minipeft.training.run_folder.signals import handle_signals
 from minipeft.version import __version__
 

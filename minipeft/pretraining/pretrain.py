@@ -45,9 +45,9 @@ from minipeft.pretraining.corpus import TokenizedText, mask, read_texts, tokeniz
 from minipeft.pretraining.init_from_counts import init_from_counts
 from minipeft.pretraining.pretrain_checks import HELD_OUT_EVERY, RECORD, complete_settings, new_config
 from minipeft.pretraining.pretrain_settings import PretrainSettings
+from minipeft.progress_bar import disable_bar
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import linear_schedule
-from minipeft.training.reporting.console import disable_bar
 from minipeft.training.run_folder.checkpoint_files import (
     has_checkpoint,
     load_state,

@@ -82,8 +82,8 @@ class Problem:
 
     def with_details(self, details: Mapping[str, Any]) -> Problem:
         """Return the problem with the settings that an adapter's details or a config.json have of it."""
-        found = {name: details.get(name, getattr(self, name)) for name in ("temperatures", "thresholds")}
-        return replace(self, **{name: tuple(values) for name, values in found.items()})
+        temperatures = tuple(details.get("temperatures", self.temperatures))
+        return replace(self, temperatures=temperatures, thresholds=tuple(details.get("thresholds", self.thresholds)))
 
     def details(self) -> dict[str, Any]:
         """Return the settings that an adapter's file has of the problem."""

@@ -47,7 +47,7 @@ class TokenLabels(SingleLabel):
     columns: ClassVar[tuple[str, str]] = ("tokens", "ner_tags")
     pipeline_tag: ClassVar[str] = "token-classification"
     auto_model: ClassVar[str] = "AutoModelForTokenClassification"
-    has_thresholds: ClassVar[bool] = False  # type: ignore[assignment]
+    has_thresholds: ClassVar[bool] = False
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from minipeft.data.batches.packing import pack
 from minipeft.data.batches.sampling import split_by_tokens
 from minipeft.data.tokens.examples import Encoded, Examples
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.progress_bar import show_progress
 from minipeft.training.distributed import SINGLE_PROCESS, Processes
 from minipeft.training.progress import CONSTANT, HOLDOUT
 
@@ -32,16 +33,25 @@ class HostCopy:
 
 @torch.inference_mode()
 def predict_logits(
-    model: SequenceClassifier, examples: Encoded, max_tokens: int, processes: Processes = SINGLE_PROCESS
+    model: SequenceClassifier,
+    examples: Encoded,
+    max_tokens: int,
+    processes: Processes = SINGLE_PROCESS,
+    title: str = "",
 ) -> Tensor:
-    """Return the logits on every process, float32 on the host: (num_examples or num_words, num_labels)."""
+    """Return the logits on every process, float32 on the host: (num_examples or num_words, num_labels).
+
+    The progress is shown under a `title`.
+    """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     count = len(examples.sequences)
     # Zeros, so that the sum over the processes is the whole.
     logits = torch.zeros(examples.num_outputs, model.config.num_labels)
     prev: tuple[Any, HostCopy] | None = None  # the batch before, whose logits are read while this one is computed
-    for indices in split_by_tokens(processes.share(range(count), examples.lengths), examples.lengths, max_tokens):
+    own = processes.share(range(count), examples.lengths)
+    batches = split_by_tokens(own, examples.lengths, max_tokens)
+    for indices in show_progress(batches, title, quiet=not title, total=len(own)):
         batch = pad_to_bucket(pack(examples.sequences.take(indices), config=model.config), model.config)
         chosen, rows = examples.outputs(indices)
         computed = HostCopy(model(batch.to(device))[chosen])
@@ -59,12 +69,12 @@ def evaluate(
     model: SequenceClassifier, examples: Encoded, max_tokens: int, processes: Processes = SINGLE_PROCESS
 ) -> dict[str, float]:
     """Return eval_loss, the mean over the split's sequences, and the task's metrics by name."""
-    logits = predict_logits(model, examples, max_tokens, processes)
+    logits = predict_logits(model, examples, max_tokens, processes, "evaluating")
     return examples.split.task.problem.score(logits, examples.split.labels, examples.split.task.metrics)
 
 
 def evaluate_all(
-    model: SequenceClassifier, examples: Examples, max_tokens: int, processes: Processes, select_by: str
+    model: SequenceClassifier, examples: Examples, max_tokens: int, processes: Processes, select_by: str, quiet: bool
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the validation logits, and eval_loss and the metrics of the validation and the other splits.
 
@@ -72,7 +82,8 @@ def evaluate_all(
     them, on the validation examples.
     """
     splits = {"": examples.validation, **{f"{name}_": other for name, other in examples.others.items()}}
-    logits = {name: predict_logits(model, split, max_tokens, processes) for name, split in splits.items()}
+    title = "" if quiet else "evaluating"
+    logits = {name: predict_logits(model, split, max_tokens, processes, title) for name, split in splits.items()}
     task, chooser = examples.validation.split.task, f"{HOLDOUT}_" if HOLDOUT in examples.others else ""
     problem = task.problem
     if problem.auto_thresholds:

@@ -33,13 +33,14 @@ from minipeft.data.tokens.examples import Examples
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.methods import METHODS, method_name
 from minipeft.model.classifier import SequenceClassifier
+from minipeft.progress_bar import disable_bar
 from minipeft.training.distributed import SINGLE_PROCESS, GradientSum, Processes
 from minipeft.training.evaluate import HostCopy, evaluate_all
 from minipeft.training.optimization.loss import Loss
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.progress import Progress, best_epoch
-from minipeft.training.reporting.console import EpochTable, disable_bar, warn_about_predictions
+from minipeft.training.reporting.console import EpochTable, warn_about_predictions
 from minipeft.training.reporting.trackers import Events
 from minipeft.training.run_folder.checkpoint import (
     complete_epoch,
@@ -192,7 +193,7 @@ def train_loop(
             progress.seconds += time.perf_counter() - start_time
 
             # Every rank evaluates a share of the examples, and all of them get the metrics.
-            logits, metrics = evaluate_all(model, examples, schedule.max_tokens, processes, schedule.select_by)
+            logits, metrics = evaluate_all(model, examples, schedule.max_tokens, processes, schedule.select_by, quiet)
             if not math.isfinite(metrics["eval_loss"]):
                 raise MinipeftError(
                     f"step {progress.step}: the validation loss is {metrics['eval_loss']}. Lower --lr "

@@ -29,6 +29,7 @@ from minipeft.lease import Lease
 from minipeft.methods import apply
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.pretrained import cast_frozen, load_for_training
+from minipeft.progress_bar import show_progress
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.progress import HOLDOUT, Progress, best_epoch
 from minipeft.training.reporting.console import print_banner, print_result
@@ -124,6 +125,8 @@ def load_examples(job: Job) -> Examples:
         hashes[name] = Hashes()
         # A stream: the texts are never all in memory.
         chunks = hashes[name].read(read_chunks(task, split, job.data.source, limit))
+        quiet = settings.quiet or not job.processes.is_main_process
+        chunks = show_progress(chunks, f"tokenizing {split}", quiet)
         encoded[name] = encode_split(task, chunks, tokenizer, job.max_length, job.model.config, long_texts)
     train, validation = encoded.pop("train"), encoded.pop("validation")
     kept, warnings = check_duplicates(task, job.data.source, hashes, settings.drop_duplicates)

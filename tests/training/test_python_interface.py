@@ -20,7 +20,7 @@ import pytest
 
 from minipeft import LoRA, MinipeftError, Result, load_run, train
 from minipeft.cli.flags import add_train_flags
-from minipeft.training.reporting.console import disable_bar
+from minipeft.progress_bar import disable_bar
 from minipeft.training.settings.train_settings import TrainSettings
 
 SMALL: dict[str, Any] = {"method": "head", "epochs": 1, "precision": "fp32", "device": "cpu", "quiet": True}
@@ -171,3 +171,13 @@ def test_a_run_in_memory_is_evaluated_on_a_file(in_memory: Result, tmp_path: Pat
 def test_a_validation_split_in_memory_needs_its_training_split_there() -> None:
     with pytest.raises(MinipeftError, match="--validation: rows in memory need a training split in memory"):
         train(data="some.csv", validation=rows())
+
+
+def test_errors_in_python_name_keywords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minipeft.errors.names_flags", False)
+    with pytest.raises(MinipeftError, match=r"^max_length 'x' is not a whole number"):
+        train(task="rte", max_length="x")  # type: ignore[arg-type]
+    with pytest.raises(MinipeftError, match=r"^epochs 2 and steps 3 exclude each other\. Leave one out\.$"):
+        train(task="rte", epochs=2, steps=3)
+    command = "RUN: nothing. Run minipeft evaluate RUN --threshold auto first. Pass --label-type."
+    assert str(MinipeftError(command)) == command.replace("--label-type", "label_type")

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from minipeft.compare.runners.local_runner import Command, LocalRunner, memory_size, visible_gpus
 from minipeft.compare.runners.runner_options import RunnerOptions
 from minipeft.errors import Interrupted, format_names
-from minipeft.training.reporting.console import disable_bar
+from minipeft.progress_bar import disable_bar
 from minipeft.training.run_folder.signals import collect_signals
 from minipeft.training.threads import count_cores
 

@@ -4,7 +4,7 @@ import re
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from minipeft.data.tasks.task import TASKS, Task
 from minipeft.errors import MinipeftError, check_choice, format_names, printable, short_repr
 from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_row, problem_type_of
 from minipeft.problems.labels import NUMBER
+from minipeft.progress_bar import show_progress
 
 ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet", "conll")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
@@ -104,6 +105,7 @@ def inspect_custom_data(
     validation: str | None,
     fold: str | None = None,
     group_column: str | None = None,
+    quiet: bool = False,
     **of_labels: Any,
 ) -> CustomData:
     """Inspect a custom dataset; the labels of the whole training file are read once.
@@ -145,7 +147,8 @@ def inspect_custom_data(
         warnings += (f"{unused} is not used: --fold validates on rows of {files['train']}",)
     hashes, drawn = array("q"), "validation" not in files
     hashed = hash_texts(table, columns, label, hashes, group_column) if drawn or group_column else table
-    found = kind.find(hashed, label, label_type, of_labels)
+    shown = replace(hashed, read=lambda names: show_progress(hashed.read(names), "reading", quiet, rows=lambda row: 1))
+    found = kind.find(shown, label, label_type, of_labels)
     if drawn and found.rows < FEWEST_ROWS:
         raise MinipeftError(
             f"{files['train']}: {found.rows} rows, and a validation split is drawn from at least {FEWEST_ROWS}; "

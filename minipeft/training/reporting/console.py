@@ -87,12 +87,6 @@ def describe_method(method: Any) -> str:
     return f"{type(method).__name__}({given})"
 
 
-def disable_bar(quiet: bool) -> bool | None:
-    """Return tqdm's argument `disable`: a bar is shown on a terminal and in a notebook, whose stderr is no terminal."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return True if quiet else False if hasattr(shell, "kernel") else None
-
-
 class EpochTable:
     """Prints one permanent line per epoch on standard error, above the progress bar where there is one."""
 

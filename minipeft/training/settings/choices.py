@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minipeft.data.tasks.draw import draw_together
 from minipeft.data.tasks.splits import choose_data, training_strata, validation_targets
 from minipeft.data.tasks.task import TASKS, Task, get_task
-from minipeft.errors import MinipeftError, nearest
+from minipeft.errors import MinipeftError, is_rank_zero, nearest
 from minipeft.files import check_output
 from minipeft.hub import resolve_model
 from minipeft.methods import get_method, method_name
@@ -69,7 +69,8 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
 
         if is_custom(settings.task, settings.data):
             labels = {"label_type": settings.label_type, **label_settings(settings, settings.label_type)}
-            custom = inspect_custom_data(settings.task, settings.data, **columns, **labels)
+            quiet = settings.quiet or not is_rank_zero()
+            custom = inspect_custom_data(settings.task, settings.data, quiet=quiet, **columns, **labels)
             return custom.task, custom
     task = get_task("rte" if settings.task == "auto" else settings.task)
     remedy = f"custom datasets, and {task.name} is GLUE's. Name your file by --data, or leave it out."
