@@ -140,7 +140,7 @@ ROOMS = (
     "compare",
     "cli",
 )
-GROUND_FLOOR = ("__init__", "__main__", "version", "errors", "files", "lease", "device")
+GROUND_FLOOR = ("__init__", "__main__", "version", "errors", "files", "lease", "device", "progress_bar")
 # The only import upwards, in the property that uses it: a finished run predicts.
 ALLOWED_UPWARDS = (("minipeft.training.result", "minipeft.inference.predictor"),)
 
