@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 LINE_AFTER = 10.0  # seconds
 BAR_AFTER = 1.0
+READ_BARS = "MINIPEFT_READ_BARS"  # in the environment: a parent process reads the bar of a training's steps
 Part = TypeVar("Part")
 
 

@@ -28,7 +28,7 @@ short runs of five learning rates, longer ones of the best two, and the best in 
 
 DIR gets page.html, table.csv, table.json, plan.json and a folder for each run. Exit status: 0 done,
 2 wrong input or a run that failed, 130 or 143 interrupted, with every run saved."""
-OWN = ("task", "method", "seed", "output", "resume", "quiet")  # where compare has its own
+OWN = ("task", "method", "seed", "fold", "output", "resume", "quiet")  # where compare has its own
 
 PREDICT_EXAMPLES = """examples:
   minipeft predict runs/rte-lora-r2-seed42 --text "It rains." --pair "The street is wet."
@@ -111,6 +111,7 @@ def _add_compare_flags(commands: Any) -> None:
     flag("--task", nargs="+", metavar="TASK", help=f"{', '.join(TASKS)} [the name of --data]")
     flag("--method", nargs="+", required=True, metavar="METHOD", help=METHOD_NAMES)
     flag("--seed", nargs="+", action="extend", metavar="VALUE", help="three or more show a spread [1 2 3]")
+    flag("--folds", type=int, metavar="K", help="cross-validation: each run on K folds of your dataset, seed 1 [none]")
     flag("--output", required=True, metavar="DIR", help="folder of the comparison")
     add_settings(group, RunnerOptions)
     flag("--resume", action="store_true", help="continue the comparison in --output; finished runs are kept [off]")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from minipeft.compare.table import standard_error
+from minipeft.compare.table import center, levels, standard_error
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 40  # margins
@@ -48,8 +48,8 @@ class Chart:
 def against_parameters(task: Row, styles: dict[str, int]) -> Chart:
     """Draw the metric against the method's trainable parameters, on a logarithmic axis that starts with 0.
 
-    A point is a row's median; its bar goes from the minimum to the maximum over the seeds. The band is one standard
-    error above and below the highest median.
+    A point is a row's center; its bar goes from the minimum to the maximum. The band is one standard error above and
+    below the highest center.
     """
     chart = Chart(f"{task['task']}: {task['metric']} against trainable parameters")
     rows = [row for row in task["rows"] if row["best"]]
@@ -58,14 +58,14 @@ def against_parameters(task: Row, styles: dict[str, int]) -> Chart:
     x_ticks += [(LEFT + 14, "0")] * (0 in sizes)
     y, y_ticks = _metric_axis(task)
     chart.add_axes(y_ticks, x_ticks, "trainable parameters, without the head’s", WIDTH - RIGHT)
-    highest = max(row["best"]["median"] for row in rows)
+    highest = max(center(row["best"]) for row in rows)
     error = standard_error(task["metric"], highest, task["validation_examples"])
     top, bottom = max(TOP, y(highest + error)), min(HEIGHT - BOTTOM, y(highest - error))
     chart.areas.append(("error", [(LEFT, top), (WIDTH - RIGHT, top), (WIDTH - RIGHT, bottom), (LEFT, bottom)]))
     taken: list[Box] = []
     for row, size in zip(rows, sizes, strict=True):
         style, px = styles[row["method"]], place(size) if size else LEFT + 14
-        py, worst, best = (y(row["best"][value]) for value in ("median", "min", "max"))
+        worst, py, best = map(y, levels(row["best"]))
         chart.lines.append((f"bar s{style}", [(px, worst), (px, best)]))
         chart.marks.append((style, px, py))
         taken += [(px - 6, py - 6, px + 6, py + 6), (px - 1, best, px + 1, worst)]
@@ -73,8 +73,7 @@ def against_parameters(task: Row, styles: dict[str, int]) -> Chart:
         text = row["name"] if row["rank"] is None else str(row["rank"])
         _place_label(chart, text, px, py, (y(row["best"]["max"]), y(row["best"]["min"])), taken)
     described = [
-        f"{row['name']}: {size:,} parameters, {row['best']['median']:.3f}"
-        for row, size in zip(rows, sizes, strict=True)
+        f"{row['name']}: {size:,} parameters, {center(row['best']):.3f}" for row, size in zip(rows, sizes, strict=True)
     ]
     chart.description = "; ".join(described)
     return chart
@@ -92,7 +91,7 @@ def against_rank(task: Row, styles: dict[str, int]) -> Chart | None:
     ranks = sorted({row["rank"] for of_method in by_method.values() if len(of_method) > 1 for row in of_method})
     if len(ranks) < 2:
         return None
-    described = "; ".join(f"{row['name']}: {row['best']['median']:.3f}" for row in rows)
+    described = "; ".join(f"{row['name']}: {center(row['best']):.3f}" for row in rows)
     chart = Chart(f"{task['task']}: {task['metric']} against rank", described)
     names = [of_method[0]["name"].split(" r = ")[0] for of_method in by_method.values()]
     end = WIDTH - RIGHT - LETTER * max(map(len, names)) - 10
@@ -103,9 +102,9 @@ def against_rank(task: Row, styles: dict[str, int]) -> Chart | None:
     for method, of_method in by_method.items():
         style, has_ranks = styles[method], len(of_method) > 1
         xs = [log_x(math.log(row["rank"])) for row in of_method] if has_ranks else [LEFT, end]
-        levels = [row["best"] for row in (of_method if has_ranks else of_method * 2)]
+        spreads = [levels(row["best"]) for row in (of_method if has_ranks else of_method * 2)]
         lower, middle, upper = (
-            [(x, y(level[value])) for x, level in zip(xs, levels, strict=True)] for value in ("min", "median", "max")
+            [(x, y(spread[level])) for x, spread in zip(xs, spreads, strict=True)] for level in range(3)
         )
         chart.areas.append((f"band s{style}", [*upper, *reversed(lower)]))
         chart.lines.append((f"{'thick' if has_ranks else 'dashed'} s{style}", middle))
@@ -175,8 +174,8 @@ def against_learning_rate(task: Row, row: Row, style: int) -> Chart | None:
     if not any(rate["best"] for rate in rates):
         return None
     described = "; ".join(f"{rate['lr']:g}: {_levels(rate)[-1]:.3f}" for rate in rates)
-    levels = [level for other in task["rows"] for rate in other["learning_rates"] for level in _levels(rate)]
-    chart, y = _small_chart(f"{row['name']}: {task['metric']} against the learning rate", described, levels)
+    values = [level for other in task["rows"] for rate in other["learning_rates"] for level in _levels(rate)]
+    chart, y = _small_chart(f"{row['name']}: {task['metric']} against the learning rate", described, values)
     x, _ = _log_axis([rate["lr"] for rate in rates], SMALL_LEFT + 12, SMALL_RIGHT - 12)
     for rate, shift, anchor in ((rates[0], -8, "start"), (rates[-1], 8, "end"))[: len(rates)]:
         chart.texts.append((x(rate["lr"]) + shift, SMALL_HEIGHT - 4, f"{rate['lr']:g}", "tick", anchor))
@@ -184,9 +183,7 @@ def against_learning_rate(task: Row, row: Row, style: int) -> Chart | None:
         trials = [(rate["lr"], rate["rungs"][rung]["value"]) for rate in rates if len(rate["rungs"]) > rung]
         chart.lines.append((f"dashed s{style}", [(x(lr), y(value)) for lr, value in trials if value is not None]))
     rates = [rate for rate in rates if rate["best"]]
-    lower, middle, upper = (
-        [(x(rate["lr"]), y(rate["best"][value])) for rate in rates] for value in ("min", "median", "max")
-    )
+    lower, middle, upper = ([(x(rate["lr"]), y(levels(rate["best"])[level])) for rate in rates] for level in range(3))
     chart.areas.append((f"band s{style}", [*upper, *reversed(lower)]))
     chart.lines += [(f"thin s{style}", middle), (f"thin s{style}", [lower[0], upper[0]])]
     for rate, point in zip(rates, middle, strict=True):
@@ -206,15 +203,15 @@ def _small_chart(title: str, description: str, values: Sequence[float]) -> tuple
 
 
 def _levels(rate: Row) -> list[float]:
-    """Return the values of a learning rate: those of the rungs, then minimum, maximum and median of the whole runs."""
+    """Return the values of a learning rate: those of the rungs, then minimum, maximum and center of the whole runs."""
     values = [rung["value"] for rung in rate["rungs"] if rung["value"] is not None]
-    return [*values, *(rate["best"][value] for value in ("min", "max", "median"))] if rate["best"] else values
+    return [*values, rate["best"]["min"], rate["best"]["max"], center(rate["best"])] if rate["best"] else values
 
 
 def seed_strip(task: Row, row: Row, style: int) -> Chart:
     """Draw a row's seeds as dots on the scale that all rows of the task share, for a cell of the table."""
     x = _scale(*_range(task), 4, 96)
-    middle = x(row["best"]["median"])
+    middle = x(center(row["best"]))
     return Chart(
         "",
         lines=[("grid", [(0, 8), (100, 8)]), ("median", [(middle, 1), (middle, 15)])],

@@ -16,6 +16,7 @@ from typing import Any
 
 from minipeft.compare.formatting import format_csv, format_text
 from minipeft.compare.learning_rates import choose_rates, describe_cost, extension, make_searches
+from minipeft.compare.out_of_fold import OUT_OF_FOLD, write_out_of_fold
 from minipeft.compare.page import render_page
 from minipeft.compare.plan import NUMBERS, ROWS, Plan, Run, format_values, make_plan
 from minipeft.compare.runners.local_runner import Command
@@ -32,7 +33,10 @@ from minipeft.lease import Lease
 from minipeft.training.settings.choices import choose_source, find_task
 from minipeft.training.settings.resume import FREE_TO_CHANGE
 
-DATA_SETTINGS = ("data", "text_column", "pair_column", "label_column", "label_type", "label_separator", "validation")
+DATA_SETTINGS = (
+    *("data", "text_column", "pair_column", "label_column", "group_column", "label_type", "label_separator"),
+    "validation",
+)
 
 
 def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any) -> None:
@@ -86,8 +90,10 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
         write_json(folder / "table.json", table)
         write_text(folder / "table.csv", format_csv(table))
         write_text(folder / "page.html", render_page(table))
+        predicted = write_out_of_fold(folder, plan.runs)
     print(format_text(table))
-    print(f"\n{folder / 'page.html'} shows the comparison; table.csv and table.json hold its numbers")
+    oof = f"; {OUT_OF_FOLD} has a prediction for each row" if predicted else ""
+    print(f"\n{folder / 'page.html'} shows the comparison; table.csv and table.json hold its numbers{oof}")
     if failed:
         name, reason = next(iter(failed.items()))
         raise MinipeftError(
@@ -100,8 +106,9 @@ def _announce(title: str, waiting: int, runs: list[Run]) -> str:
     """Return how many runs follow, and whether they allow a statement about differences."""
     if title:
         return f"{title}: {waiting} of {len(runs)} runs to train"
-    seeds = len({run.settings["seed"] for run in runs})
-    few = f"; fewer than {MIN_SEEDS} seeds allow no statement about differences" if seeds < MIN_SEEDS else ""
+    unit = "fold" if "fold" in runs[0].settings else "seed"
+    few = f"; fewer than {MIN_SEEDS} {unit}s allow no statement about differences"
+    few *= len({run.settings[unit] for run in runs}) < MIN_SEEDS
     return f"{waiting} of {len(runs)} runs to train; the time that is left follows after the first{few}"
 
 
@@ -173,9 +180,13 @@ def _sources(runs: list[Run]) -> list[tuple[Task, str, int | None]]:
 
 
 def _count_validation(sources: list[tuple[Task, str, int | None]]) -> dict[str, int]:
-    """Read and count the validation examples of each task: an invalid row is found before the first run starts."""
+    """Read and count the validation examples of each task, of all folds together where there are folds.
+
+    An invalid row is found before the first run starts.
+    """
     counts: dict[str, int] = {}
     for task, source, limit in sources:
         if task.name not in counts:
-            counts[task.name] = sum(len(chunk) for chunk in read_chunks(task, task.validation, source, limit))
+            splits = (task.validation, *(["train"] if task.fold else []))
+            counts[task.name] = sum(len(chunk) for split in splits for chunk in read_chunks(task, split, source, limit))
     return counts

@@ -5,21 +5,18 @@ import io
 from itertools import groupby
 
 from minipeft.compare.learning_rates import next_rate
-from minipeft.compare.table import MIN_SEEDS, Table
+from minipeft.compare.table import MIN_SEEDS, Table, center
 
-SPREAD = "median (min to max)"
-HEADINGS = ("", "parameters", "+ head", "lr", f"best: {SPREAD}", f"last: {SPREAD}", "seconds", "memory")
+HEADINGS = ("", "parameters", "+ head", "lr", "best: {}", "last: {}", "seconds", "memory")
 LEFT = (0, 4, 5)  # columns of text
 
 
 def describe_differences(task: Table, which: str) -> list[str]:
     """Describe in sentences which rows of a task differ significantly by the rule of table.py."""
     rows = [row for row in task["rows"] if row[which]]
-    pairs, seeds = len(rows) * (len(rows) - 1) // 2, min((row[which]["seeds"] for row in rows), default=0)
-    if seeds < MIN_SEEDS:
-        several_seeds = sum(row[which]["seeds"] >= MIN_SEEDS for row in rows)
-        if several_seeds < 2:
-            return [f"No statement about differences is possible: it takes {MIN_SEEDS} seeds or more."]
+    pairs, unit = len(rows) * (len(rows) - 1) // 2, "folds" if rows and "folds" in rows[0][which] else "seeds"
+    if not rows or sum(row[which][unit] >= MIN_SEEDS for row in rows) < min(2, len(rows)):
+        return [f"No statement about differences is possible: it takes {MIN_SEEDS} {unit} or more."]
     apart = task["apart"][which]
     lines = [
         f"{len(apart) or 'None'} of {pairs} pairs of rows {'is' if len(apart) == 1 else 'are'} significantly different."
@@ -51,7 +48,8 @@ def format_text(table: Table) -> str:
             f"{task['task']}: {task['metric'] or 'no result'} on {task['validation_examples']:,} validation examples"
         )
         text = [title, *(f"model {model}" for model in task["models"]), *(f"data {data}" for data in task["data"]), ""]
-        text += _align([list(HEADINGS), *(_cells(row) for row in task["rows"])])
+        spread = spread_title(table["folds"])
+        text += _align([[name.format(spread) for name in HEADINGS], *(_cells(row) for row in task["rows"])])
         for row in task["rows"]:
             text += [f"{row['name']}: {name} failed: {reason}" for name, reason in row["failed"].items()]
             if len(row["learning_rates"]) > 1:
@@ -99,9 +97,13 @@ def _cells(row: Table) -> list[str]:
 
 def describe_spread(spread: Table) -> str:
     """Return a spread as 0.812 (0.805 to 0.815), or its only value."""
-    if spread["seeds"] == 1:
-        return f"{spread['median']:.3f} (one seed)"
-    return f"{spread['median']:.3f} ({spread['min']:.3f} to {spread['max']:.3f})"
+    if spread.get("seeds") == 1:
+        return f"{center(spread):.3f} (one seed)"
+    return f"{center(spread):.3f} ({spread['min']:.3f} to {spread['max']:.3f})"
+
+
+def spread_title(folds: int | bool | None) -> str:
+    return f"{'mean' if folds else 'median'} (min to max)"
 
 
 def rate_cells(row: Table) -> list[list[str]]:
@@ -110,7 +112,7 @@ def rate_cells(row: Table) -> list[list[str]]:
     end = "" if beyond is None else ", the largest tried" if beyond > row["lr"] else ", the smallest tried"
     rungs = max((rate["rungs"] for rate in row["learning_rates"]), key=len)
     titles = [f"rung {number}: {rung['steps']:,} steps" for number, rung in enumerate(rungs, 1)]
-    lines = [["lr", *titles, f"best: {SPREAD}", ""]]
+    lines = [["lr", *titles, f"best: {spread_title('folds' in (row['best'] or ()))}", ""]]
     for rate in row["learning_rates"]:
         values = ["failed" if rung["value"] is None else f"{rung['value']:.3f}" for rung in rate["rungs"]]
         stopped = f"stopped at rung {len(values)}" if rungs else ""
@@ -128,16 +130,19 @@ def format_csv(table: Table) -> str:
     """Return one line per row, with unrounded numbers."""
     others = list(dict.fromkeys(name for task in table["tasks"] for row in task["rows"] for name in row["others"]))
     file = io.StringIO()
-    spread = [f"{which}_{part}" for which in ("best", "last") for part in ("median", "min", "max")]
+    parts = ("mean" if table["folds"] else "median", "min", "max")
+    spread = [f"{which}_{part}" for which in ("best", "last") for part in parts]
     writer = csv.writer(file, lineterminator="\n")
-    columns = ["task", "method", "rank", "lr", "metric", "seeds", "failed", "parameters_method", "parameters_head"]
+    columns = ["task", "method", "rank", "lr", "metric", "folds", "seeds", "failed"]
+    columns += ["parameters_method", "parameters_head"]
     writer.writerow([*columns, *spread, *(f"best_{name}" for name in others), "seconds", "peak_memory_bytes"])
     for task in table["tasks"]:
         for row in task["rows"]:
             parameters = row["parameters"] or {"method": None, "head": None}
-            figures = [row[w][part] if row[w] else None for w in ("best", "last") for part in ("median", "min", "max")]
+            figures = [row[w][part] if row[w] else None for w in ("best", "last") for part in parts]
             figures += [*(row["others"].get(name) for name in others), row["seconds"], row["peak_memory_bytes"]]
             what = [task["task"], row["method"], row["rank"], row["lr"], task["metric"]]
-            counts = [len(row["runs"]), len(row["failed"]), parameters["method"], parameters["head"]]
+            seeds = len({run["seed"] for run in row["runs"]})
+            counts = [table["folds"], seeds, len(row["failed"]), parameters["method"], parameters["head"]]
             writer.writerow([*what, *counts, *figures])
     return file.getvalue()

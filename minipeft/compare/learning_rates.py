@@ -25,7 +25,7 @@ from shlex import quote
 from typing import Any
 
 from minipeft.compare.plan import AUTO, Plan, Run, run_name, value_for
-from minipeft.compare.table import Table
+from minipeft.compare.table import Table, center
 from minipeft.data.tasks.splits import training_strata
 from minipeft.files import read_json, read_json_lines
 from minipeft.training.optimization.schedule import count_steps
@@ -138,7 +138,7 @@ def next_rate(row: Table) -> float | None:
     rates = [rate for rate in row["learning_rates"] if rate["lr"]]
     if not row["best"] or len(rates) < 2 or row["lr"] not in (rates[0]["lr"], rates[-1]["lr"]):
         return None
-    if sum(rate["best"] is not None and rate["best"]["median"] == row["best"]["median"] for rate in rates) > 1:
+    if sum(rate["best"] is not None and center(rate["best"]) == center(row["best"]) for rate in rates) > 1:
         return None  # several are the best
     neighbour = rates[1 if row["lr"] == rates[0]["lr"] else -2]["lr"]
     return float(f"{row['lr'] ** 2 / neighbour:.2g}")

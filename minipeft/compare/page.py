@@ -14,7 +14,7 @@ from minipeft.compare.formatting import (
     metric_title,
     rate_cells,
 )
-from minipeft.compare.table import RULE, Table, standard_error
+from minipeft.compare.table import Table, center, standard_error
 
 
 def render_page(table: Table) -> str:
@@ -39,7 +39,7 @@ def render_page(table: Table) -> str:
         models=models,
         seeds=sorted({run["seed"] for row in rows for run in row["runs"]}),
         fallbacks=[source for source in sources if "stand-in" in source],
-        rule=RULE,
+        middle="Means over the folds" if table["folds"] else "Medians over the seeds",
         cells=lambda task, row: _cells(task, row, styles[row["method"]]),
         against_learning_rate=against_learning_rate,
         against_parameters=against_parameters,
@@ -57,12 +57,13 @@ def _describe_task(task: Table) -> Table:
     done = [row for row in task["rows"] if row["best"]]
     if not done:
         return {**task, "done": []}
-    highest = max(row["best"]["median"] for row in done)
+    highest = max(center(row["best"]) for row in done)
     others = list(dict.fromkeys(name for row in done for name in row["others"]))
     epochs = max(run["last"]["epoch"] for row in done for run in row["runs"])
     title = metric_title(task["metric"])
     title = title[0].upper() + title[1:]
-    headings = ["Best epoch", "Seeds", "Last epoch"] if epochs > 1 else [title, "Seeds"]
+    unit = "Folds" if "folds" in done[0]["best"] else "Seeds"
+    headings = ["Best epoch", unit, "Last epoch"] if epochs > 1 else [title, unit]
     headings += [metric_title(name) for name in others]
     return {
         **task,

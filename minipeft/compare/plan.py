@@ -28,7 +28,7 @@ from minipeft.training.settings.setting import rows
 from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSettings, read_settings
 
 SWEPT = ("rank", "lr", "seed")  # with task and method: what a comparison is a product of
-OWN = ("output", "resume", "quiet")  # the comparison sets them for its runs
+OWN = ("output", "resume", "quiet", "fold")  # the comparison sets them for its runs
 SEEDS = (1, 2, 3)
 AUTO = "auto"  # of --lr: learning_rates.py chooses it
 ROWS = rows(TrainSettings)
@@ -80,6 +80,9 @@ class Plan:
         """The command that asks for this plan, but for its --output and for secrets in addresses."""
         arguments = ["minipeft compare"]
         for name, values in public_settings(self.flags).items():
+            if name == "fold":
+                arguments.append(f"--folds {len(values[''])}")
+                continue
             flag = ROWS[name].flag
             switch = values.get("", [None])[0] is True  # 1 == True: a rank of 1 is not a switch
             arguments.append(flag if switch else f"{flag} {format_values(values, quote)}")
@@ -102,7 +105,11 @@ def make_plan(given: dict[str, Any]) -> Plan:
         for name in ROWS
         if name not in ("task", "method", *OWN) and (arguments := given.get(name))
     }
-    flags.setdefault("seed", {}).setdefault("", list(SEEDS))
+    if (num_folds := given.get("folds")) is not None:
+        if num_folds < 2:
+            raise MinipeftError(f"--folds {num_folds} leaves no fold to train on. Choose 2 or more.")
+        flags["fold"] = {"": [f"{number}/{num_folds}" for number in range(1, num_folds + 1)]}
+    flags.setdefault("seed", {}).setdefault("", list(SEEDS[:1] if num_folds else SEEDS))
     used: set[tuple[str, str]] = set()
     runs = []
     for task, method in product(tasks, methods):
@@ -131,7 +138,9 @@ def make_plan(given: dict[str, Any]) -> Plan:
             )
     flags = {"task": {"": tasks}, "method": {"": methods}, **flags}
     seeds = [seed for values in flags["seed"].values() for seed in values]
-    return Plan(flags, sorted(runs, key=lambda run: seeds.index(run.settings["seed"])))
+    folds = flags.get("fold", {}).get("", [None])
+    by_seed = sorted(runs, key=lambda run: (seeds.index(run.settings["seed"]), folds.index(run.settings.get("fold"))))
+    return Plan(flags, by_seed)
 
 
 def _names(name: str, arguments: list[str]) -> list[str]:
@@ -211,7 +220,8 @@ def _accepted_values(name: str, values: list[Any], fields: set[str]) -> list[Any
 def run_name(settings: dict[str, Any]) -> str:
     """Return the name of a run's folder."""
     rank, lr = (f"-{sign}{settings[name]}" if name in settings else "" for name, sign in (("rank", "r"), ("lr", "lr")))
-    return f"{settings['task']}-{settings['method']}{rank}{lr}-seed{settings['seed']}"
+    fold = f"-fold{settings['fold'].replace('/', 'of')}" if "fold" in settings else ""
+    return f"{settings['task']}-{settings['method']}{rank}{lr}-seed{settings['seed']}{fold}"
 
 
 def format_values(values: Values, form: Callable[[str], str] = str) -> str:

@@ -104,10 +104,12 @@ def predict_file(
             echoed.clear()
     chunks = run.read_chunks(path, **columns, echo=echo, echoed=echoed)
 
+    separator = getattr(run.task.problem, "separator", None)
+
     def lines(chunk: Split) -> str:
         predictions = zip(echoed, run.predict(chunk.texts, chunk.pairs), strict=True)
         if as_csv:
-            return "".join(_csv_line([*values, *_csv_columns(row, run.task).values()]) for values, row in predictions)
+            return "".join(csv_line([*values, *csv_columns(row, separator).values()]) for values, row in predictions)
         rows = (dict(zip(echo, map(_json_value, values), strict=True)) | row for values, row in predictions)
         return "".join(json.dumps(row, default=str) + "\n" for row in rows)
 
@@ -214,14 +216,14 @@ def _part_file(parts: Path, number: int) -> Path:
 def _csv_header(task: Task, echo: Sequence[str]) -> str:
     """Return the header of predictions as csv: the echoed columns, and those of any prediction."""
     (row,) = task.problem.predictions(torch.zeros(1, task.num_labels), task.problem.outputs)
-    return _csv_line([*echo, *_csv_columns(row, task)])
+    return csv_line([*echo, *csv_columns(row)])
 
 
-def _csv_columns(row: dict[str, Any], task: Task) -> dict[str, Any]:
+def csv_columns(row: dict[str, Any], separator: str | None = None) -> dict[str, Any]:
     """Return a prediction by column: a column for each probability, and a set of labels as one text."""
     plain = {name: value for name, value in row.items() if name != "probabilities"}
     if "labels" in plain:
-        plain["labels"] = (getattr(task.problem, "separator", None) or ";").join(row["labels"])
+        plain["labels"] = (separator or ";").join(row["labels"])
     return plain | {f"probability_{name}": value for name, value in row.get("probabilities", {}).items()}
 
 
@@ -234,7 +236,7 @@ def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _csv_line(fields: list[Any]) -> str:
+def csv_line(fields: list[Any]) -> str:
     """Return a row of csv; a text that a spreadsheet would execute as a formula begins with an apostrophe."""
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(

@@ -12,6 +12,7 @@ There is no Trainer and no callback: what happens in a step happens in the order
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from minipeft.data.tokens.examples import Examples
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.methods import METHODS, method_name
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.progress_bar import disable_bar
+from minipeft.progress_bar import READ_BARS, disable_bar
 from minipeft.training.distributed import SINGLE_PROCESS, GradientSum, Processes
 from minipeft.training.evaluate import HostCopy, evaluate_all
 from minipeft.training.optimization.loss import Loss
@@ -124,7 +125,8 @@ def train_loop(
         print(resumed, file=sys.stderr)
     table = EpochTable(evaluation_metrics(examples), quiet)
     trackers = Events(folder, run_folder.report_to, progress.step + 1, processes.is_main_process)
-    bar_settings = {"total": total_steps, "initial": progress.step, "unit": "step", "disable": disable_bar(quiet)}
+    no_bar = READ_BARS not in os.environ and disable_bar(quiet)
+    bar_settings = {"total": total_steps, "initial": progress.step, "unit": "step", "disable": no_bar}
     saved_at, cpu = time.monotonic(), CpuMonitor()
     with collect_signals() as received, trackers as events, tqdm(**bar_settings) as bar:
         if progress.step < total_steps:

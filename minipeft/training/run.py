@@ -223,6 +223,11 @@ def write_result(job: Job, examples: Examples, model: SequenceClassifier, progre
         # Only rank 0 has the file; the others get its tensors, so that every process returns the same model.
         reload_adapter(model, job.processes.on_rank_zero(lambda: read_adapter(folder / "adapter", model.config)))
     content = result_content(job, examples, model, progress)
+    if job.settings.fold is not None:
+        from minipeft.training.fold_predictions import write_fold_predictions
+
+        problem = job.task.problem.with_details(best_epoch(progress.history, job.schedule.select_by))
+        write_fold_predictions(job, model, examples.validation, problem)
 
     def write() -> dict[str, Any]:
         if (folder / "result.json").is_file():

@@ -1,6 +1,7 @@
 """Runs `minipeft` commands on this machine, each in a child process that ends when its parent ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.lease import wait_for_release
+from minipeft.progress_bar import READ_BARS
 from minipeft.training.threads import count_cores
 
+BAR = re.compile(r"(\d+)/(\d+) \[[^\]]*step")  # of tqdm: 12/40 [00:03<00:07, 4.0step/s]
+LOG_TAIL = 2048  # bytes
 WAIT_FOR_RUN = 60.0  # seconds in which the same command of a killed parent must save and end
 PROGRAM = (
     "import sys; from minipeft.compare.runners.local_runner import run_child; from minipeft.cli.cli import main; "
@@ -88,7 +92,7 @@ def start_child(
     folder: Path, command: Command, threads: int, environment: Mapping[str, str], cwd: str | None = None
 ) -> subprocess.Popen[bytes]:
     """Start a command as a child process; what it says is written to logs/<name>.txt in `folder`."""
-    shares = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    shares = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads), "TQDM_MININTERVAL": "1"}
     log = log_file(folder, command.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as file:
@@ -97,7 +101,7 @@ def start_child(
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,
-            env={**shares, **environment},
+            env={**shares, **environment, READ_BARS: "1"},
             cwd=cwd,
             start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone; Windows has another option
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -106,6 +110,17 @@ def start_child(
 
 def log_file(folder: Path, name: str) -> Path:
     return folder / "logs" / f"{name}.txt"
+
+
+def read_progress(folder: Path, name: str) -> float:
+    """Return the part of a command that is done, as the last bar of its steps in its log tells."""
+    try:
+        with open(log_file(folder, name), "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
+            bars = BAR.findall(file.read().decode("utf-8", "replace"))
+    except OSError:  # it has not started yet
+        return 0.0
+    return int(bars[-1][0]) / max(1, int(bars[-1][1])) if bars else 0.0
 
 
 def run_child(main: Callable[[Sequence[str]], int], output: str, arguments: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tqdm.auto import tqdm
 
-from minipeft.compare.runners.local_runner import Command, LocalRunner, memory_size, visible_gpus
+from minipeft.compare.runners.local_runner import Command, LocalRunner, memory_size, read_progress, visible_gpus
 from minipeft.compare.runners.runner_options import RunnerOptions
 from minipeft.errors import Interrupted, format_names
 from minipeft.progress_bar import disable_bar
@@ -25,6 +25,7 @@ class Runner(Protocol):
     """Where commands are executed: LocalRunner or RayRunner."""
 
     jobs: int  # how many commands to execute at once
+    folder: Path  # where their logs/ are
 
     def start(self, command: Command) -> None: ...
     def poll(self) -> dict[str, str | None]: ...
@@ -76,7 +77,8 @@ def execute(
         return {}
     runner, start_time, by_name = make(), time.monotonic(), {command.name: command for command in commands}
     done, no_bar = total - len(queue), disable_bar(quiet)
-    with collect_signals() as received, tqdm(total=total, initial=done, unit=unit, disable=no_bar) as bar:
+    bar_settings = {"total": total, "initial": done, "unit": unit, "miniters": 0, "disable": no_bar}
+    with collect_signals() as received, tqdm(**bar_settings) as bar:
         try:
             while queue or running:
                 while queue and len(running) < runner.jobs:
@@ -89,7 +91,6 @@ def execute(
                 for name, error in runner.poll().items():
                     running.remove(name)
                     done += 1
-                    bar.update()
                     if error is not None:
                         failed[name] = error
                     if not quiet:
@@ -97,6 +98,9 @@ def execute(
                         left = (time.monotonic() - start_time) / (done - total + len(commands)) * (total - done)
                         minutes = f"; about {left / 60:.0f} minutes left" if left >= 60 else ""
                         tqdm.write(f"{done} of {total}: {name} {outcome}{minutes}", file=sys.stderr)
+                if not bar.disable:
+                    bar.n = round(done + sum(read_progress(runner.folder, name) for name in running), 1)
+                    bar.update(0)
         finally:
             runner.stop()
     return {command.name: failed[command.name] for command in commands if command.name in failed}

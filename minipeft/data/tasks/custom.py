@@ -209,7 +209,7 @@ def task_name(source: str) -> str:
     """Return the name of a source without folders, owner, config and endings; "data" for rows in memory."""
     if source == PLACE:
         return "data"
-    if is_hub_source(source):
+    if is_hub_source(source) and not Path(source).exists():
         return source.split(":")[0].split("/")[-1]
     return Path(source).name if Path(source).is_dir() else stem_of(source)
 
