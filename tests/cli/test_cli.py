@@ -137,7 +137,7 @@ TRAIN_FLAGS = """task data long-text stride window-pooling text-column pair-colu
 RUNNER_FLAGS = "runner jobs jobs-per-gpu ray-address cpus-per-run gpus-per-run"
 FLAGS = {
     "train": TRAIN_FLAGS,
-    "compare": f"{TRAIN_FLAGS} {RUNNER_FLAGS}",
+    "compare": f"{TRAIN_FLAGS} {RUNNER_FLAGS}".replace(" fold ", " folds "),
     "pretrain": """text block-length long-block-length model start vocab-size hidden-size num-hidden-layers
         num-attention-heads dropout steps batch-tokens lr warmup-steps weight-decay seed device precision output
         evaluate-every checkpoint-minutes resume quiet""",
