@@ -1,15 +1,12 @@
 """Which device and precision a run uses, and how many tokens a batch has. torch is imported where it is needed."""
 
-import logging
 import os
 import platform
 import re
 import sys
 from pathlib import Path
 
-from minipeft.errors import MinipeftError, check_choice, under_torchrun
-
-logger = logging.getLogger("minipeft")
+from minipeft.errors import MinipeftError, check_choice, logger, under_torchrun
 
 MAX_TOKENS = {"cpu": 768, "mps": 4096, "cuda": 16384}  # of a batch, where the memory allows
 MEMORY_FRACTION = 0.5  # of a GPU's free memory, for saved activations; the rest is for weights, gradients and AdamW

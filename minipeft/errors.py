@@ -1,5 +1,6 @@
-"""The exceptions that end a command early, and checks of values that raise them."""
+"""The exceptions that end a command early, checks of values that raise them, and the logger of warnings."""
 
+import logging
 import math
 import operator
 import os
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+logger = logging.getLogger("minipeft")
 # A command, whose flags are always flags; or a flag.
 FLAG = re.compile(r"(?:minipeft [a-z]+ |train\.py )(?:(?!\. |[;)]).)*|(?<![\w-])--([a-z][a-z0-9-]*)")
 names_flags = False  # true while the command line runs a command: its messages name flags, those of Python keywords

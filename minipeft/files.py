@@ -114,8 +114,10 @@ def json_text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or a MinipeftError that names the file."""
+def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON object, `missing` where there is no file, or a MinipeftError that names the file."""
+    if missing is not None and not path.is_file():
+        return missing
     try:
         content = parse_json(read_small(path))
     except FileNotFoundError:

@@ -1,6 +1,5 @@
 """An adapter's files → a model: load_adapter, a run's best epoch, and an adapter to start from."""
 
-import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from minipeft.adapters.adapter_file import Adapter, read_adapter
 from minipeft.adapters.save import CONFIG, PREFIX, WEIGHTS, adapter_tensors
-from minipeft.errors import MinipeftError, first_line, short_repr
+from minipeft.errors import MinipeftError, first_line, logger, short_repr
 from minipeft.files import user_path
 from minipeft.methods import METHODS, apply, method_name
 from minipeft.methods.peft_format.reading import read_pattern
@@ -20,8 +19,6 @@ from minipeft.model.families import family_of
 from minipeft.model.layers import Linear
 from minipeft.model.pretrained import check_tensor
 from minipeft.problems import problem_row
-
-logger = logging.getLogger("minipeft")
 
 
 def load_adapter(model: SequenceClassifier, folder: str | Path) -> SequenceClassifier:

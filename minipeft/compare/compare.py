@@ -52,7 +52,7 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
     options = RunnerOptions.take_from(flags)
     plan = make_plan(flags)
     check_output(folder, "plan.json", "comparison", resume)
-    before = read_json(folder / "plan.json") if (folder / "plan.json").is_file() else {}
+    before = read_json(folder / "plan.json", {})
     if before:
         _check_same_flags(folder, before, plan)
         plan = _with_precision_of(folder, plan)

@@ -1,16 +1,13 @@
 """Requests to the Hugging Face hub that are repeated after transient errors."""
 
-import logging
 import random
 import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from minipeft.errors import MinipeftError, first_line
+from minipeft.errors import MinipeftError, first_line, logger
 from minipeft.hub.network import endpoint
-
-logger = logging.getLogger("minipeft")
 
 ATTEMPTS = 6
 FIRST_WAIT_SECONDS = 1.0  # before the second attempt; each further wait is twice as long

@@ -13,8 +13,8 @@ from minipeft.adapters.save import CONFIG
 from minipeft.data.tasks.custom import custom_task
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.device import choose_max_tokens, inference_precision
-from minipeft.errors import MinipeftError, check_int, first_line, format_names, short_repr
-from minipeft.files import parse_json, read_json, read_json_lines, read_small
+from minipeft.errors import MinipeftError, check_int, first_line, format_names, logger, short_repr
+from minipeft.files import read_json, read_json_lines
 from minipeft.hub import resolve_model
 from minipeft.hub.names import name_in_path
 from minipeft.model.classifier import SequenceClassifier
@@ -28,8 +28,6 @@ from minipeft.training.settings.choices import choose_max_length
 LONGEST_NAME = 1024  # characters of a base model's name or folder
 OTHER = "Name a run, an adapter or a merged checkpoint"
 
-logger = logging.getLogger("minipeft")
-
 Loaded = tuple[SequenceClassifier, Path, Task, dict[str, Any]]  # with the tokenizer's folder and the settings
 
 
@@ -41,10 +39,9 @@ def is_adapter_folder(folder: Path) -> bool:
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds a model as transformers writes it; a run's config.json names no model_type."""
     try:
-        content = parse_json(read_small(folder / "config.json"))
-    except (OSError, ValueError):
+        return "model_type" in read_json(folder / "config.json", {})
+    except MinipeftError:
         return False
-    return isinstance(content, dict) and "model_type" in content
 
 
 def load_best(folder: Path, device: str, precision: str | None, pairs: bool | None) -> Loaded:

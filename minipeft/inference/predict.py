@@ -1,6 +1,5 @@
 """A run folder → its metrics, predictions and merged checkpoint, in a new process."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from minipeft.data.tokens.examples import Encoded, encode_split, encode_texts
 from minipeft.data.tokens.long_texts import LongTexts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import choose_device
-from minipeft.errors import MinipeftError, format_names
+from minipeft.errors import MinipeftError, format_names, logger
 from minipeft.files import FORMAT, user_path, write_json
 from minipeft.inference.load_model import (
     is_adapter_folder,
@@ -34,8 +33,6 @@ from minipeft.model.classifier import SequenceClassifier
 from minipeft.progress_bar import show_progress
 from minipeft.training.evaluate import evaluate, predict_logits
 from minipeft.training.settings.checks import threshold as check_threshold
-
-logger = logging.getLogger("minipeft")
 
 COMPARED_TEXTS = 256  # on which the logits of an export are compared
 

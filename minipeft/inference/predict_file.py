@@ -8,7 +8,6 @@ lease on the folder of the chunk files keeps other jobs out.
 import csv
 import io
 import json
-import logging
 import math
 import os
 import shutil
@@ -25,7 +24,7 @@ from tqdm.auto import tqdm
 from minipeft.data.tables.open_table import STANDARD_INPUT, list_files
 from minipeft.data.tables.remote_tables.remote import local_copy
 from minipeft.data.tasks.task import Split, Task
-from minipeft.errors import Interrupted, MinipeftError
+from minipeft.errors import Interrupted, MinipeftError, logger
 from minipeft.files import (
     LEASE,
     check_ownership,
@@ -44,7 +43,6 @@ from minipeft.progress_bar import disable_bar
 from minipeft.training.run_folder.signals import handle_signals
 from minipeft.version import __version__
 
-logger = logging.getLogger("minipeft")
 PLAN = "plan.json"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how texts begin that spreadsheets execute
 LONGEST_WAIT = 600.0  # seconds until rank 0 has started

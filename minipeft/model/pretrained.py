@@ -10,15 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, check_int, first_line, format_names, is_rank_zero
+from minipeft.errors import MinipeftError, check_int, first_line, format_names, is_rank_zero, logger
 from minipeft.files import write_atomically, write_json
 from minipeft.model.classifier import SequenceClassifier, new_classifier
 from minipeft.model.config import EncoderConfig, generic_labels, label_order
 from minipeft.model.families import family_of, load_config
 from minipeft.model.layers import init_weights
 from minipeft.problems import problem_row
-
-logger = logging.getLogger("minipeft")
 
 
 def load_pretrained(

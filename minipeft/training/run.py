@@ -9,7 +9,6 @@ Left out: how a setting is chosen (settings/), how a step is computed (loop.py),
 (run_folder/). With several processes (distributed.py) every process executes this file; only rank 0 writes and prints.
 """
 
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,7 +22,7 @@ from minipeft.data.tasks.duplicates import Hashes, check_duplicates
 from minipeft.data.tasks.splits import read_chunks, training_strata
 from minipeft.data.tokens.examples import Examples, encode_split, hold_out
 from minipeft.data.tokens.tokenizer import load_tokenizer
-from minipeft.errors import MinipeftError, WorkerError, first_line
+from minipeft.errors import MinipeftError, WorkerError, first_line, logger
 from minipeft.files import FORMAT, PARTIAL, check_output, read_json, write_json, write_text
 from minipeft.lease import Lease
 from minipeft.methods import apply
@@ -40,8 +39,6 @@ from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings.job import Job, resolve
 from minipeft.training.settings.train_settings import TrainSettings, keywords_of, read_settings
 from minipeft.training.threads import choose_threads
-
-logger = logging.getLogger("minipeft")
 
 
 @keywords_of(TrainSettings)

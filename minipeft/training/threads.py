@@ -5,13 +5,12 @@ down all of them: with one busy process on two cores, two threads train at a fif
 half of it.
 """
 
-import logging
 import math
 import os
 import time
 from pathlib import Path
 
-logger = logging.getLogger("minipeft")
+from minipeft.errors import logger
 
 SAMPLE_SECONDS = 0.1  # in which the machine's load is measured
 LOW_SHARE = 0.7  # CPU seconds per thread and second, below which a run is told that its threads wait

@@ -1,6 +1,5 @@
 """A table: the rows of a file or data set as a stream."""
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,9 +8,7 @@ from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
-from minipeft.errors import MinipeftError, format_names, is_rank_zero, nearest, printable, short_repr
-
-logger = logging.getLogger("minipeft")
+from minipeft.errors import MinipeftError, format_names, is_rank_zero, logger, nearest, printable, short_repr
 
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 100, 1 << 20  # limits of the rows that are looked at before all are read
 HEADER_WORDS = 4  # a column name of so many words is rather a text

@@ -9,7 +9,7 @@ known, tokenizer.json is used as it is. This is what transformers 5 does. Other 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer, models
 
@@ -30,7 +30,7 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, Settings]:
         MinipeftError: where a file is missing, and for an unsupported class or setting.
         Exception: whatever the readers raise for damaged files.
     """
-    settings = _read_object(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json", {})
     if settings.get("fast_tokenizer_files"):
         raise MinipeftError(f"{folder}: fast_tokenizer_files in tokenizer_config.json is unsupported. Remove it.")
     kind, loaded = _read_vocabulary(folder, settings)
@@ -56,10 +56,6 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, Settings]:
         tokenizer.post_processor = kind.template(*ends)
     tokenizer.encode_special_tokens = read_flag(settings, "split_special_tokens", False)
     return tokenizer, settings
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
 
 
 def _read_vocabulary(folder: Path, settings: Settings) -> tuple[TokenizerClass | None, Tokenizer]:
@@ -105,7 +101,7 @@ def _read_vocabulary(folder: Path, settings: Settings) -> tuple[TokenizerClass |
 
 def _class_name(folder: Path, settings: Settings) -> tuple[str, bool]:
     """Return the name of the class, "" if it is unknown, and whether the folder says it."""
-    config = _read_object(folder / "config.json")
+    config = read_json(folder / "config.json", {})
     if config.get("model_type") == "modernbert":  # whatever is named: published checkpoints name other classes
         return GENERIC[0], False
     name = settings.get("tokenizer_class") or config.get("tokenizer_class")
@@ -132,11 +128,11 @@ def _read_added_tokens(folder: Path, settings: Settings, tokenizer: Tokenizer) -
     if "added_tokens_decoder" in settings:
         added = {int(number): special_token(token) for number, token in settings.pop("added_tokens_decoder").items()}
         return added if (folder / "tokenizer.json").is_file() else added | own
-    settings.update(_read_object(folder / "special_tokens_map.json"))
+    settings.update(read_json(folder / "special_tokens_map.json", {}))
     special = {token.content for token in special_tokens(settings)}
     added = {
         int(number): AddedToken(content, special=content in special)
-        for content, number in _read_object(folder / "added_tokens.json").items()
+        for content, number in read_json(folder / "added_tokens.json", {}).items()
     }
     return added | own
 

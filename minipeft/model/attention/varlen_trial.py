@@ -1,18 +1,15 @@
 """Whether the variable-length operators work on a device, by trying them. No release of torch promises them."""
 
-import logging
 from functools import cache
 
 import torch
 
-from minipeft.errors import first_line
+from minipeft.errors import first_line, logger
 from minipeft.model.attention.grouped import attend_grouped, group_by_length
 from minipeft.model.attention.varlen import Varlen, attend_varlen
 
 LENGTHS = [5, 1, 9]  # of the sequences that are tried
 NUM_HEADS = 2
-
-logger = logging.getLogger("minipeft")
 
 
 @cache

@@ -13,7 +13,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, cast
 
 from minipeft.errors import MinipeftError, first_line, short_repr
-from minipeft.files import parse_json, read_small
+from minipeft.files import read_json
 from minipeft.model.config import EncoderConfig
 from minipeft.problems import problem_row
 
@@ -185,16 +185,9 @@ def load_config(folder: Path) -> EncoderConfig:
             mathematics (a decoder, another kind of positions).
     """
     path = folder / "config.json"
-    try:
-        content = parse_json(read_small(path))
-    except FileNotFoundError:
-        raise MinipeftError(
-            f"{folder}: no config.json; a checkpoint folder needs config.json, weights and a tokenizer"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise MinipeftError(f"{path}: not readable as JSON ({first_line(error)}); fetch the checkpoint again") from None
-    if not isinstance(content, dict):
-        raise MinipeftError(f"{path}: holds no JSON object; fetch the checkpoint again")
+    if not path.exists():
+        raise MinipeftError(f"{folder}: no config.json; a checkpoint folder needs config.json, weights and a tokenizer")
+    content = read_json(path)
     if "model_type" not in content:
         raise MinipeftError(f"{path}: no model_type; one of {', '.join(FAMILIES)} is needed")
     try:

@@ -1,6 +1,5 @@
 """What a run prints: its banner, one line per epoch, warnings about runs that learn nothing, and its last line."""
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,11 @@ from tqdm.auto import tqdm
 
 from minipeft.data.tasks.task import Task
 from minipeft.data.tokens.examples import Examples
-from minipeft.errors import format_names, printable
+from minipeft.errors import format_names, logger, printable
 from minipeft.methods import changed_options, count_parameters
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.progress import best_epoch
 from minipeft.training.settings.job import Job
-
-logger = logging.getLogger("minipeft")
 
 DIVERGED = 10.0  # a loss of so many times that of a constant prediction
 

@@ -25,7 +25,7 @@ class WandB:
             id=_run_id(folder, "wandb"),
             resume="allow",
             dir=str(folder),
-            config=_read(folder / CONFIG),
+            config=read_json(folder / CONFIG, {}),
             settings=wandb.Settings(console="off"),
         )
         _keep_run_id(folder, "wandb", self.run.id)
@@ -55,7 +55,7 @@ class MLflow:
         experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name)
         self.run_id = self.client.create_run(experiment_id, run_name=folder.name).info.run_id
         _keep_run_id(folder, "mlflow", self.run_id)
-        params = [Param(name, str(value)[:500]) for name, value in _read(folder / CONFIG).items()]
+        params = [Param(name, str(value)[:500]) for name, value in read_json(folder / CONFIG, {}).items()]
         for start in range(0, len(params), 100):  # MLflow's limit
             self.client.log_batch(self.run_id, params=params[start : start + 100])
 
@@ -74,16 +74,12 @@ class MLflow:
         self.client.set_terminated(self.run_id, status="FINISHED" if finished else "KILLED")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
 def _run_id(folder: Path, name: str) -> str | None:
     """Return a tracker's name of the run, where it has started before."""
-    run_id = _read(folder / RUN_IDS).get(name)
+    run_id = read_json(folder / RUN_IDS, {}).get(name)
     return run_id if isinstance(run_id, str) else None
 
 
 def _keep_run_id(folder: Path, name: str, run_id: str) -> None:
     make_folder(folder)
-    write_json(folder / RUN_IDS, _read(folder / RUN_IDS) | {name: run_id})
+    write_json(folder / RUN_IDS, read_json(folder / RUN_IDS, {}) | {name: run_id})

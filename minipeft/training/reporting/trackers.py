@@ -6,7 +6,6 @@ full disk.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +15,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from minipeft.errors import first_line
+from minipeft.errors import first_line, logger
 from minipeft.files import check_ownership, make_folder
-
-logger = logging.getLogger("minipeft")
 
 OWNERSHIP_SECONDS = 1.0  # between two checks of the folder's lease, each of which opens a file
 

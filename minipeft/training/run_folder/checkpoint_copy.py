@@ -1,15 +1,12 @@
 """--checkpoint-copy: the checkpoints of a run at a second address, such as s3://bucket/run, through fsspec."""
 
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minipeft.errors import MinipeftError, first_line, printable
+from minipeft.errors import MinipeftError, first_line, logger, printable
 from minipeft.files import make_folder, write_atomically
 from minipeft.training.run_folder.checkpoint_files import FOLDER, has_checkpoint, list_checkpoints
-
-logger = logging.getLogger("minipeft")
 
 
 def copy_checkpoint(folder: Path, address: str) -> None:

@@ -10,7 +10,6 @@ the steps since the one before. No pickle is read, which could execute code.
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, first_line
+from minipeft.errors import MinipeftError, first_line, logger
 from minipeft.files import (
     FORMAT,
     check_format,
@@ -37,7 +36,6 @@ KEPT = 2  # checkpoints
 Content = dict[str, Any]
 Tensors = dict[str, Tensor]
 Found = TypeVar("Found")
-logger = logging.getLogger("minipeft")
 
 
 class DamagedError(MinipeftError):

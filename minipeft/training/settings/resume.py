@@ -28,7 +28,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     Settings that the version which wrote it did not have are at their defaults.
     """
     path = folder / "config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path, {})
     config = config and {name: ROWS[name].default for name in ADDED_SETTINGS} | config
     if config and (missing := [name for name in (*ROWS, "source", "labels") if name not in config]):
         raise MinipeftError(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import re
 import time
@@ -11,11 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minipeft.errors import MinipeftError, first_line, printable
+from minipeft.errors import MinipeftError, first_line, logger, printable
 from minipeft.files import make_folder
 from minipeft.hub.network import datasets_offline_variable
-
-logger = logging.getLogger("minipeft")
 
 ATTEMPTS = 3
 CONNECT_SECONDS, READ_SECONDS, WAIT_SECONDS = 5.0, 60.0, 0.5
