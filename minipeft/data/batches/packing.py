@@ -63,8 +63,9 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Return the batch on another device, without waiting for a CUDA device."""
-        tensors: dict[str, Any] = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **{name: to_device(x, torch.device(device)) for name, x in tensors.items()})
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        moved: dict[str, Any] = {name: to_device(x, torch.device(device)) for name, x in tensors.items()}
+        return replace(self, **moved)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
