@@ -66,8 +66,8 @@ def command_line() -> Parser:
     add_settings(pretrain, PretrainSettings)
 
     export = commands.add_parser(
-        "export",
-        aliases=["merge"],
+        "merge",
+        aliases=["export"],
         help="merge a run's adapter: a checkpoint that transformers loads, or an ONNX program, and the largest "
         "difference of a logit",
     )

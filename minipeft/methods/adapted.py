@@ -17,6 +17,8 @@ from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.families import FAMILIES, LINEAR_NAMES, family_of, get_family
 from minipeft.model.layers import Linear
 
+ALL = "all"  # every linear layer of the encoder's layers
+
 
 class AdaptedLinear(Linear):
     """A linear layer with the weight and bias of a frozen one, y = x Wᵀ + b, to which a subclass adds its method.
@@ -66,11 +68,13 @@ class AdaptedLinear(Linear):
 
 
 def check_targets(name: str, targets: Any) -> tuple[str, ...]:
-    """Return names of linear layers as a tuple of our names; peft's names and "query,value" are accepted."""
+    """Return names of linear layers as a tuple of our names; peft's names, "query,value" and "all" are accepted."""
     targets = (targets,) if isinstance(targets, str) else targets
     if not isinstance(targets, (tuple, list)):
         raise MinipeftError(f"{name} {targets!r} is not a list of names; name some of {', '.join(LINEAR_NAMES)}")
     names = [name for target in targets for name in str(target).split(",")]
+    if names == [ALL]:
+        return (ALL,)
     if not set(names) <= set(LINEAR_NAMES):
         names = [_linear_name(name) for name in names]
     if not names:
@@ -98,9 +102,11 @@ def targets_of(model: SequenceClassifier, targets: tuple[str, ...]) -> tuple[str
         MinipeftError: for a linear layer that the family lacks.
     """
     family = family_of(model.config)
+    if targets == (ALL,):
+        return tuple(family.linears)
     names = tuple(dict.fromkeys(family.aliases.get(target, target) for target in targets))
     for name in names:
-        check_choice(f"target of a {model.config.model_type} encoder:", name, family.linears)
+        check_choice(f"target of a {model.config.model_type} encoder:", name, (*family.linears, ALL))
     return names
 
 

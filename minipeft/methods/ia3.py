@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.methods.adapted import (
+    ALL,
     AdaptedLinear,
     check_modules,
     check_targets,
@@ -44,7 +45,8 @@ class IA3(MethodConfig):
     def __post_init__(self) -> None:
         check_settings(self, targets=check_targets, modules_to_save=check_modules)
         scaled = check_targets("feedforward", self.feedforward) if self.feedforward else ()
-        object.__setattr__(self, "feedforward", tuple(target for target in self.targets if target in scaled))
+        targets = scaled if self.targets == (ALL,) else self.targets
+        object.__setattr__(self, "feedforward", tuple(target for target in targets if target in scaled))
 
 
 class IA3Linear(AdaptedLinear):

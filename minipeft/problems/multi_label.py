@@ -219,13 +219,15 @@ class MultiLabel(Problem):
         return {"thresholds": list(self.thresholds) or [DEFAULT], **figures}
 
     def mistakes(self, logits: Tensor, targets: Sequence[tuple[int, ...]], inputs: Any = ()) -> Iterator[Mistake]:
-        """Yield the examples with a wrong decision, by the largest error of a probability in one."""
+        """Yield the examples with a wrong decision, by the largest error of a probability in one; "wrong" names it."""
         probabilities, predicted, actual = self.probabilities(logits), self.decide(logits), self._multi_hot(targets)
-        severity = np.where(predicted == actual, 0.0, np.abs(probabilities - actual)).max(1)
+        errors = np.where(predicted == actual, 0.0, np.abs(probabilities - actual))
+        severity, worst = errors.max(1), errors.argmax(1)
         for row in most_severe(severity):
             sides = {"label": actual[row], "prediction": predicted[row]}
             named = {side: [self.labels[n] for n in np.flatnonzero(flags)] for side, flags in sides.items()}
-            yield Mistake(row, float(severity[row]), {**named, "confidence": float(severity[row])})
+            wrong = {"wrong": self.labels[worst[row]], "confidence": float(severity[row])}
+            yield Mistake(row, float(severity[row]), named | wrong)
 
 
 def label_names(value: Any, separator: str | None, place: str) -> list[str]:

@@ -123,7 +123,7 @@ def train_loop(
     quiet = run_folder.quiet or not processes.is_main_process
     if resumed and not quiet:
         print(resumed, file=sys.stderr)
-    table = EpochTable(evaluation_metrics(examples), quiet)
+    table = EpochTable(evaluation_metrics(examples, schedule.select_by), quiet)
     trackers = Events(folder, run_folder.report_to, progress.step + 1, processes.is_main_process)
     no_bar = READ_BARS not in os.environ and disable_bar(quiet)
     bar_settings = {"total": total_steps, "initial": progress.step, "unit": "step", "disable": no_bar}
@@ -254,10 +254,11 @@ class StepScalars:
         return loss, norm
 
 
-def evaluation_metrics(examples: Examples) -> list[str]:
-    """Return the names of the figures of an evaluation, as metrics.jsonl has them."""
-    names = ["eval_loss", *examples.train.split.task.metrics]
-    return names + [f"{other}_{name}" for other in examples.others for name in names]
+def evaluation_metrics(examples: Examples, select_by: str) -> list[str]:
+    """Return the figures of the epoch table: those of validation, and one of each other split (metrics.jsonl: all)."""
+    metrics = examples.train.split.task.metrics
+    others = [select_by if select_by.startswith(f"{name}_") else f"{name}_{metrics[0]}" for name in examples.others]
+    return ["eval_loss", *metrics, *others]
 
 
 def _add_step(scalars: StepScalars | None, progress: Progress, events: Events, folder: Path) -> None:

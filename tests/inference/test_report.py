@@ -157,6 +157,9 @@ def test_figures_of_sets_of_labels_are_those_of_scikit_learn(
     for row in report["mistakes"]:
         assert row["label"] == [NAMES[number] for number in labels[row["index"]]]
         assert row["prediction"] == [NAMES[number] for number in np.flatnonzero(predicted[row["index"]])]
+        number = NAMES.index(row["wrong"])
+        assert predicted[row["index"], number] != actual[row["index"], number]
+        assert row["confidence"] == abs(probabilities - actual)[row["index"], number]
     assert "confusion_matrix" not in report and "A label is predicted from" in render_report(report)
 
 

@@ -66,6 +66,8 @@ def meta(config: EncoderConfig, method: Any) -> SequenceClassifier:
     [
         (LoRA(rank=2), 73_728),  # 12 layers · 2 targets · 2 · (768 + 768)
         (LoRA(rank=8, targets=LINEAR_NAMES), 12 * 8 * (4 * 2 * 768 + 2 * (768 + 3072))),
+        (LoRA(rank=8, targets=("all",)), 12 * 8 * (4 * 2 * 768 + 2 * (768 + 3072))),
+        (IA3(targets=("all",)), 12 * (3 * 768 + 768 + 3072 + 3072)),
         (DoRA(rank=2), 92_160),  # LoRA's and 12 layers · 2 targets · 768
         (BitFit(), 102_144),  # 12 · 11 · 768 + 768
         (PromptTuning(20), 15_360),  # 20 · 768

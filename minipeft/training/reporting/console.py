@@ -44,7 +44,12 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
     ]
     if loss := describe_loss(job, examples):
         lines.insert(-1, f"loss    {loss}")
-    if settings.select_by == task.problem.unbalanced_metric:
+    if settings.long_text == "window":
+        windows = ", ".join(f"{len(split.sequences):,} {name}" for name, split in splits.items())
+        lines.insert(3, f"windows {windows}, of at most {job.max_length} tokens")
+    if settings.holdout:
+        lines.insert(-1, f"best    the epoch with the best {schedule.select_by}: that of the held-out rows")
+    elif settings.select_by == task.problem.unbalanced_metric:
         lines.insert(-1, f"best    the epoch with the highest {schedule.select_by} (--select-by names another metric)")
     if not settings.quiet:
         print("\n".join(map(printable, lines)), file=sys.stderr)

@@ -3,12 +3,13 @@
 import html
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from minipeft.errors import printable
-from minipeft.hub.names import base_name
+from minipeft.hub.names import base_name, name_in_path
 from minipeft.methods import METHODS
 from minipeft.training.reporting.console import describe_method
 from minipeft.training.settings.job import Job
@@ -55,6 +56,7 @@ def make_card(job: Job, content: dict[str, Any]) -> str:
         name=name,
         method=type(job.method).__name__,
         base=base,
+        local=Path(name_in_path(str(job.model.folder.resolve()))).is_absolute(),
         pairs=len(task.columns) == 2,
         in_peft=in_peft,
         auto_model=task.problem.auto_model,

@@ -106,7 +106,9 @@ class TrainSettings:
         None, f"LoRA's alpha; alpha / rank scales the update [{recipes.ALPHA:g}]", check=check_float
     )
     dropout: float | None = METHOD(None, f"on LoRA's input [{recipes.DROPOUT:g}]", check=check_probability)
-    targets: tuple[str, ...] | None = METHOD(None, "query key value output intermediate ffn_output [query value]")
+    targets: tuple[str, ...] | None = METHOD(
+        None, "query key value output intermediate ffn_output, or all [query value]"
+    )
     method_options: dict[str, Any] | list[str] | None = METHOD(
         None, "other settings of the method: rslora=true … [none]", "NAME=VALUE", check=checks.options
     )
