@@ -66,23 +66,20 @@ class LayerCache:
 
 def cache_frozen_layers(job: Job, examples: Examples, model: SequenceClassifier) -> Examples:
     """Return the examples with the caches of the splits that are read more than once."""
-    processes, epochs = job.processes, job.schedule.epochs
+    start_time, processes, epochs = time.perf_counter(), job.processes, job.schedule.epochs
     if processes.on_rank_zero(lambda: (job.output / "result.json").is_file()):  # the run is finished
         return examples
     shared = os.environ.get(SHARED_CACHE) if processes.size == 1 else None
     splits = {"train": examples.train, "": examples.validation, **examples.others}
-    seconds = {}
     for name, split in splits.items():
-        start_time = time.perf_counter()
         if shared or epochs > 1 or (name != "train" and job.schedule.eval_every):
             splits[name] = _cache_split(job, split, model, shared)
-        seconds[name] = time.perf_counter() - start_time
+    seconds = time.perf_counter() - start_time
     size = sum(split.layer_cache.rows.nbytes for split in splits.values() if split.layer_cache)
     if size and processes.is_main_process and not job.settings.quiet:
-        of_all = sum(seconds.values())
-        print(f"cache   {size / 1e6:,.0f} MB: the output of the frozen layers, in {of_all:.1f} s", file=sys.stderr)
+        print(f"cache   {size / 1e6:,.0f} MB: the output of the frozen layers, in {seconds:.1f} s", file=sys.stderr)
     train, validation = splits.pop("train"), splits.pop("")
-    return replace(examples, train=train, validation=validation, others=splits, cache_seconds=seconds["train"])
+    return replace(examples, train=train, validation=validation, others=splits, cache_seconds=seconds)
 
 
 def _cache_split(job: Job, examples: Encoded, model: SequenceClassifier, shared: str | None) -> Encoded:
@@ -108,8 +105,9 @@ def _cache_split(job: Job, examples: Encoded, model: SequenceClassifier, shared:
             file = stack.enter_context(open(name, "r+b")) if name else None
             # After this exchange every process has opened the file, which then needs no name. Windows keeps it.
             nodes = processes.all_gather(processes.node_rank_zero) if processes.size > 1 else [0]
-            with suppress(OSError):
-                os.unlink("" if path else name)
+            if not path:
+                with suppress(OSError):
+                    os.unlink(name)
             ranks = [rank for rank, node in enumerate(nodes) if node == processes.node_rank_zero]
             of_node = replace(processes, rank=ranks.index(processes.rank), size=len(ranks))
             failed = file is None or not _fill(file, cache, examples, model, job, of_node)

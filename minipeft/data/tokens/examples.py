@@ -95,7 +95,7 @@ class Examples:
         others: Further examples to evaluate, by the prefix of their metrics: "holdout", "mismatched".
         truncated: Number of texts that were longer than the maximum length.
         warnings: What may be a mistake in the examples, one line each.
-        cache_seconds: Time in which the layer cache of `train` was computed, a part of the training time.
+        cache_seconds: Time in which the layer caches were computed, which counts as training time.
     """
 
     train: Encoded
