@@ -130,8 +130,8 @@ assert not {{"transformers", "peft", "accelerate"}} & set(sys.modules)
 TRAIN_FLAGS = """task data long-text stride window-pooling text-column pair-column label-column label-type
     drop-duplicates label-separator threshold validation holdout fold group-column
     max-length train-limit eval-limit model init-adapter method rank alpha dropout targets train-layers method-options
-    epochs lr steps lr-schedule batch-size grad-accum warmup-steps warmup-ratio weight-decay beta1 beta2 epsilon max-grad-norm
-    class-weights label-smoothing select-by patience eval-every seed device precision max-tokens
+    epochs lr steps lr-schedule batch-size grad-accum warmup-steps warmup-ratio weight-decay beta1 beta2 epsilon
+    max-grad-norm class-weights label-smoothing select-by patience eval-every seed device precision max-tokens
     threads compile activation-checkpointing cuda-graphs group-timeout output checkpoint-minutes checkpoint-copy resume
     report-to quiet"""
 RUNNER_FLAGS = "runner jobs jobs-per-gpu ray-address cpus-per-run gpus-per-run"
