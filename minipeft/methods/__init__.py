@@ -169,7 +169,9 @@ def _frozen_layers(model: SequenceClassifier, name: str, method: Any) -> int | N
     """Return how many of the lowest layers are frozen with the embeddings; None where a method may train everything."""
     layers, most = getattr(method, "train_layers", None), model.config.num_hidden_layers
     if layers is not None and not (isinstance(layers, int) and 1 <= layers <= most):
-        raise MinipeftError(f"train_layers {short_repr(layers)} is not from 1 to {most}, the layers of the model.")
+        raise MinipeftError(
+            f"train_layers {short_repr(layers)} is not from 1 to {most}, the model's layers. Choose fewer."
+        )
     if name == "head":
         return most
     return None if layers is None else most - layers
