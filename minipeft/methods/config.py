@@ -29,7 +29,7 @@ class MethodConfig:
         cls.__repr__ = MethodConfig.__repr__  # type: ignore[method-assign]  # before @dataclass, which keeps it
 
     def __repr__(self) -> str:
-        by_place = sorted(fields(self), key=lambda field: field.kw_only)  # type: ignore[arg-type]
+        by_place = sorted(fields(self), key=lambda field: bool(field.kw_only))  # type: ignore[arg-type]
         values = {field.name: getattr(self, field.name) for field in by_place}
         return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in values.items() if v is not None)})"
 
