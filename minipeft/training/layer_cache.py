@@ -25,7 +25,6 @@ from typing import IO
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from minipeft.data.batches.buckets import pad_to_bucket
 from minipeft.data.batches.sampling import pack_sequences, split_by_tokens
@@ -34,8 +33,8 @@ from minipeft.data.tokens.token_table import Array, ranges, starts_of
 from minipeft.files import SHARED_CACHE, make_folder
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.problems import problem_row
+from minipeft.progress_bar import show_progress
 from minipeft.training.distributed import Processes
-from minipeft.training.reporting.console import disable_bar
 from minipeft.training.settings.job import Job
 
 logger = logging.getLogger("minipeft")
@@ -146,9 +145,10 @@ def _fill(
     """Compute and write the rows of this process's part of the sequences; return False where the disk is full."""
     indices = processes.share(range(len(cache.counts)), examples.lengths)
     row_size = cache.rows.itemsize * cache.rows.shape[1]
-    quiet = disable_bar(job.settings.quiet or not job.processes.is_main_process)
-    with suppress(OSError), tqdm(total=len(indices), desc="frozen layers", disable=quiet, leave=False) as bar:
-        for chosen in split_by_tokens(indices, examples.lengths, job.schedule.max_tokens):
+    quiet = job.settings.quiet or not job.processes.is_main_process
+    batches = split_by_tokens(indices, examples.lengths, job.schedule.max_tokens)
+    with suppress(OSError):
+        for chosen in show_progress(batches, "frozen layers", quiet, len(indices)):
             batch = pad_to_bucket(pack_sequences(examples, chosen, model.config), model.config).to(job.settings.device)
             output = model.features(batch) if cache.field == "features" else model.encoder.frozen_output(batch)
             counts = cache.counts[chosen].tolist()
@@ -156,7 +156,6 @@ def _fill(
             for sequence, part in zip(chosen, rows.split(counts), strict=True):
                 file.seek(int(cache.starts[sequence]) * row_size)
                 file.write(part.contiguous().view(torch.uint8).numpy())
-            bar.update(len(chosen))
         file.flush()
         return True
     return False
