@@ -81,7 +81,7 @@ def has_fast_bf16(device: str) -> bool:
 
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability() >= (8, 0)
-    if device != "cpu":
+    if device != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":  # ATEN_CPU_CAPABILITY may lower it
         return False
     # Private in torch, and absent in some builds.
     amx, avx512_bf16 = (

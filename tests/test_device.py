@@ -43,6 +43,9 @@ def test_auto_is_bf16_on_a_cpu_that_is_faster_in_it(
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda name=name: name in instructions, raising=False)
     monkeypatch.setattr(device, "cpu_vendor", lambda: f"vendor_id : {vendor}")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert choose_precision("auto", "cpu") == "fp32"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert choose_precision("auto", "cpu") == expected
     assert [choose_precision(precision, "cpu") for precision in ("fp32", "bf16")] == ["fp32", "bf16"]
     assert choose_precision("auto", "mps") == "fp32"

@@ -31,10 +31,17 @@ def _coarse_tokens(tokens: int) -> int:
     return round_up(tokens, max(256, 1 << max(0, tokens.bit_length() - 4)))
 
 
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
 # COARSE is for CUDA graphs, which take a second to record. FINE is for oneDNN kernels, which take a millisecond to
-# compile and keep half a megabyte.
-COARSE = BucketSizes(_coarse_tokens, lambda count: 1 << (count - 1).bit_length())
-FINE = BucketSizes(lambda tokens: round_up(tokens, 64), lambda count: round_up(count, 8))
+# compile and keep half a megabyte; a single short text is not padded to several times its length.
+COARSE = BucketSizes(_coarse_tokens, _power_of_two)
+FINE = BucketSizes(
+    lambda tokens: round_up(tokens, 64 if tokens > 64 else 8),
+    lambda count: round_up(count, 8) if count > 8 else _power_of_two(count),
+)
 
 
 def pad_to_bucket(
