@@ -17,6 +17,7 @@ from minipeft.errors import MinipeftError, first_line
 PARTIAL = ".*.partial"  # the temporary files that a kill may leave; nothing reads them
 LEASE = ".owner"  # in a run's folder, see minipeft/lease.py
 OWNERSHIP_CHECKS: dict[Path, Callable[[], None]] = {}  # of the folders that this process holds a lease of
+SHARED_CACHE = "MINIPEFT_SHARED_CACHE"  # the environment variable that names the folder of caches of compare's runs
 FORMAT = 1  # of the files that minipeft writes and reads again
 LARGEST_SMALL_FILE = 1 << 26  # bytes of a config, an index or a tokenizer; xlm-roberta's tokenizer has 17 MB
 

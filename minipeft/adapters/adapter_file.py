@@ -70,7 +70,7 @@ def read_adapter(folder: Path, config: EncoderConfig) -> Adapter:
                 f"{folder}: {name} {short_repr(values)} are not one number for each label. Remove {CALIBRATION}."
             )
     try:
-        method = _method(content, config)
+        method = _method(content, details, config)
     except (MinipeftError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise MinipeftError(f"{folder / CONFIG}: no usable config of a method ({first_line(error)})") from None
     saved = details.get("config", content)  # a kill between the two renames of saving leaves files of two adapters
@@ -159,8 +159,8 @@ def _describe(base: dict[str, Any]) -> str:
     ).format(**values)
 
 
-def _method(content: dict[str, Any], config: EncoderConfig) -> Any:
-    """The method's config that an adapter_config.json describes."""
+def _method(content: dict[str, Any], details: dict[str, Any], config: EncoderConfig) -> Any:
+    """The method's config that an adapter_config.json describes, or, with train_layers, the weights' metadata."""
     known = {name: peft_type_of(name) for name in METHODS}
     for name, entry in METHODS.items():
         if content.get("peft_type") != known[name]:
@@ -170,6 +170,6 @@ def _method(content: dict[str, Any], config: EncoderConfig) -> Any:
             check_fields(content, options)
             return entry.config(**{option: value for option, value in content.items() if option in options})
         if entry.peft.describes(content):  # of several methods with one peft_type, a field decides
-            return entry.peft.read(content, config)
+            return entry.config(**details["method"]) if "method" in details else entry.peft.read(content, config)
     names = ", ".join(dict.fromkeys(known.values()))
     raise MinipeftError(f"unknown peft_type {content.get('peft_type')!r}; {names} are known")

@@ -18,6 +18,7 @@ from minipeft.errors import MinipeftError
 from minipeft.files import FORMAT, json_text, make_folder, user_path, write_together
 from minipeft.methods import METHODS, method_name
 from minipeft.methods.adapted import AdaptedLinear, adapted_layers
+from minipeft.methods.peft_format import trained_paths, write_layers
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of
@@ -53,6 +54,8 @@ def save_adapter(model: SequenceClassifier, folder: str | Path, **details: Any) 
     content = adapter_content(model)
     # The config travels in the weights too: a kill between the two renames is then seen when the adapter is loaded.
     details = {"format": FORMAT, "problem_type": config.problem_type} | details
+    if getattr(model.method, "train_layers", None) is not None:  # peft's fields list layers, and not how many
+        details["method"] = asdict(model.method)
     details = {"labels": list(config.id2label.values()), "base": base_model_fields(config), "config": content} | details
     metadata = {"minipeft": json.dumps(details)}  # one entry: safetensors orders several at random
     write_together(
@@ -104,13 +107,17 @@ def adapter_content(model: SequenceClassifier) -> dict[str, Any]:
     name = method_name(method)
     peft = METHODS[name].peft
     content = asdict(method) if peft is None else peft.write(method, config)
+    modules = getattr(method, "modules_to_save", ())
+    if peft is not None and getattr(method, "train_layers", None) is not None:
+        content |= write_layers(content, peft_type_of(name), model.encoder)
+        modules = trained_paths(modules, model.encoder)
     return {
         "peft_type": peft_type_of(name),
         **content,
         "base_model_name_or_path": str(model.folder) if model.folder else None,
         "task_type": problem_row(config.problem_type, config.num_labels).peft_task,
         "inference_mode": True,
-        "modules_to_save": [*family_of(config).head_modules, *getattr(method, "modules_to_save", ())],
+        "modules_to_save": [*family_of(config).head_modules, *modules],
     }
 
 

@@ -33,7 +33,7 @@ def _describe_method(name: str, explained: bool) -> list[str]:
     arguments = about.partition("\nArgs:\n")[2].partition("\n\n")[0]
     parameters = about.partition("\nParameters: ")[2].partition("\n\n")[0]
     options = [
-        f"--{field.name} {written}" if field.name in METHOD_FLAGS else f"{field.name}={written}"
+        f"--{field.name.replace('_', '-')} {written}" if field.name in METHOD_FLAGS else f"{field.name}={written}"
         for field in dataclasses.fields(method)
         for written in [_written(getattr(method, field.name))]
     ]

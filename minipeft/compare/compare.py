@@ -8,7 +8,9 @@ Each run is a separate process, `minipeft train … --resume`: finished runs are
 """
 
 import json
+import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -61,7 +63,9 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
     device = _check_runs(waiting, here=options.runner == "local")
     examples = before.get("validation_examples") or _count_validation(sources)
 
-    with Lease(folder):
+    with Lease(folder), ExitStack() as stack:
+        # The output of frozen layers, which the runs share (training/layer_cache.py), goes at the end.
+        stack.callback(shutil.rmtree, folder / "cache", ignore_errors=True)
         check_output(folder, "plan.json", "comparison", resume)  # again, now that nobody else can change it
         content = {
             "format": FORMAT,

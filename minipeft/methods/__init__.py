@@ -147,8 +147,15 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
         raise MinipeftError(f"{name} does not work with model_type {model.config.model_type}: {reason}")
     if (targets := getattr(method, "targets", None)) and (known := targets_of(model, targets)) != targets:
         method = replace(method, targets=known)
+    model.encoder.frozen_layers = _frozen_layers(model, name, method)
     model.requires_grad_(False)
     METHODS[name].install(model, method)
+    trained = 0
+    for path, parameter in model.encoder.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and model.encoder.may_train(path))
+        trained += parameter.requires_grad
+    if not trained and getattr(method, "train_layers", None) is not None:
+        raise MinipeftError(f"{method!r} trains nothing in these layers. Leave out train_layers, or choose head.")
     model.train(model.training)  # new layers are in training; a model in evaluation mode stays without dropout
     model.head.requires_grad_(True)
     for parameter in model.parameters():
@@ -156,6 +163,18 @@ def apply(model: SequenceClassifier, method: Any) -> SequenceClassifier:
             parameter.data = parameter.data.float()
     model.method = method
     return model
+
+
+def _frozen_layers(model: SequenceClassifier, name: str, method: Any) -> int | None:
+    """Return how many of the lowest layers are frozen with the embeddings; None where a method may train everything."""
+    layers, most = getattr(method, "train_layers", None), model.config.num_hidden_layers
+    if layers is not None and not (isinstance(layers, int) and 1 <= layers <= most):
+        raise MinipeftError(
+            f"train_layers {short_repr(layers)} is not from 1 to {most}, the model's layers. Choose fewer."
+        )
+    if name == "head":
+        return most
+    return None if layers is None else most - layers
 
 
 def count_parameters(model: SequenceClassifier) -> ParameterCount:

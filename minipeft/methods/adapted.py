@@ -127,13 +127,15 @@ class TargetModule(NamedTuple):
 
 
 def target_modules_of(model: SequenceClassifier, targets: Collection[str]) -> list[TargetModule]:
-    """Return the linear layers that `targets` name, of all layers."""
+    """Return the linear layers that `targets` name, of all layers that may train."""
     modules = []
     for (layer, target), (path, _) in family_of(model.config).linear_paths(model.config).items():
-        if target in targets:
+        if target in targets and model.encoder.may_train(path):
             linear = model.encoder.get_submodule(path)
             assert isinstance(linear, Linear)
             modules.append(TargetModule(layer, target, path, linear))
+    if not modules:
+        raise MinipeftError(f"targets: {', '.join(targets)} are below the layers that train. Leave out train_layers.")
     return modules
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from minipeft.errors import MinipeftError
 from minipeft.methods.adapted import check_targets
-from minipeft.methods.config import MethodConfig, check_settings
+from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.model.classifier import SequenceClassifier
 
 
-@dataclass(frozen=True, repr=False)
-class BitFit(MethodConfig):
+@dataclass(frozen=True)
+class BitFit(LayerMethodConfig):
     """Train the biases of the encoder: y = W x + b with W frozen (Ben Zaken et al. 2022, section 3).
 
     Args:
@@ -37,9 +37,6 @@ class BitFit(MethodConfig):
     def __post_init__(self) -> None:
         if self.targets is not None:
             check_settings(self, targets=check_targets)
-
-    def __repr__(self) -> str:
-        return f"BitFit(targets={self.targets})" if self.targets else "BitFit()"
 
 
 def install(model: SequenceClassifier, method: BitFit) -> None:

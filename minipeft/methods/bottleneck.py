@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minipeft.errors import check_choice, check_int
 from minipeft.methods.adapted import AdaptedLinear, target_modules_of
-from minipeft.methods.config import MethodConfig, check_settings
+from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.layers import LayerNorm, Linear
 
@@ -17,7 +17,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.
 
 
 @dataclass(frozen=True)
-class Houlsby(MethodConfig):
+class Houlsby(LayerMethodConfig):
     """r ← r + U f(D r) after each sublayer, r its output before the residual sum    (Houlsby et al. 2019, section 2.1)
 
     Args:
@@ -41,7 +41,7 @@ class Houlsby(MethodConfig):
 
 
 @dataclass(frozen=True)
-class Pfeiffer(MethodConfig):
+class Pfeiffer(LayerMethodConfig):
     """r ← r + U f(D h) after the feed-forward, h = LayerNorm(x + r)    (Pfeiffer et al. 2020, MAD-X, equation 1)
 
     r is the feed-forward's output and x its input; the layer's own LayerNorm(x + r) then comes once more, so that the
@@ -120,7 +120,7 @@ class BottleneckLayerNorm(LayerNorm):
 def install(model: SequenceClassifier, method: Houlsby | Pfeiffer) -> None:
     """Put the adapters into a frozen model."""
     if isinstance(method, Pfeiffer):
-        for layer in model.encoder.layers:
+        for layer in model.encoder.layers[model.encoder.frozen_layers or 0 :]:
             frozen = layer.output_layer_norm
             assert isinstance(frozen, LayerNorm)
             layer.output_layer_norm = BottleneckLayerNorm(frozen, method.size, method.activation)

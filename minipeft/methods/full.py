@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from minipeft.methods.config import MethodConfig
+from minipeft.methods.config import LayerMethodConfig
 from minipeft.model.classifier import SequenceClassifier
 
 
 @dataclass(frozen=True)
-class Full(MethodConfig):
+class Full(LayerMethodConfig):
     """Every parameter of the encoder trains (Devlin et al. 2019, section 3.2).
 
     Parameters: all of the encoder's; 124,055,040 for roberta-base.

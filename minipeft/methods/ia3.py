@@ -14,7 +14,7 @@ from minipeft.methods.adapted import (
     target_modules_of,
     train_modules,
 )
-from minipeft.methods.config import MethodConfig, check_settings
+from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_in_every_layer
 from minipeft.methods.peft_format.reading import check_fields, check_names, in_every_layer, matching, read_targets
 from minipeft.model.classifier import SequenceClassifier
@@ -23,7 +23,7 @@ from minipeft.model.layers import Linear
 
 
 @dataclass(frozen=True)
-class IA3(MethodConfig):
+class IA3(LayerMethodConfig):
     """softmax(Q (l_k ⊙ K)ᵀ / √head_size) (l_v ⊙ V), and W₂ (l_ff ⊙ gelu(W₁ x))    (Liu et al. 2022, section 3.3)
 
     Args:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.errors import MinipeftError, check_choice
-from minipeft.methods.config import MethodConfig
+from minipeft.methods.config import LayerMethodConfig
 from minipeft.methods.peft_format import PeftFormat, Targets
 from minipeft.methods.peft_format.reading import check_fields, in_every_layer, match_targets
 from minipeft.model.classifier import SequenceClassifier
@@ -16,7 +16,7 @@ NAMES = tuple(dict.fromkeys(name for family in map(get_family, FAMILIES) for nam
 
 
 @dataclass(frozen=True)
-class LayerNormTuning(MethodConfig):
+class LayerNormTuning(LayerMethodConfig):
     """y = (x − mean) / √(variance + eps) · weight + bias, weight and bias trained    (Ba et al. 2016; Zhao et al. 2023)
 
     Args:

@@ -37,7 +37,7 @@ from minipeft.methods.adapted import (
     train_biases,
     train_modules,
 )
-from minipeft.methods.config import MethodConfig, check_settings
+from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig
@@ -48,7 +48,7 @@ BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True)
-class LoRA(MethodConfig):
+class LoRA(LayerMethodConfig):
     """h = W x + b + s · B A dropout(x), s = alpha / rank    (Hu et al. 2021, equation 3)
 
     Args:
@@ -224,8 +224,8 @@ def _check_patterns(method: LoRA, modules: list[TargetModule]) -> None:
         for key in getattr(method, name):
             if key not in known:
                 raise MinipeftError(
-                    f"{name}: {key!r} fits no target. The targets are {', '.join(method.targets)} in layers 0 to "
-                    f"{modules[-1].layer}: write {', '.join(map(repr, keys[-1]))}"
+                    f"{name}: {key!r} fits no target. The targets are {', '.join(method.targets)} in layers "
+                    f"{modules[0].layer} to {modules[-1].layer}: write {', '.join(map(repr, keys[-1]))}"
                 )
     ranks = [method.rank_of(module.layer, module.target) for module in modules]
     if not any(ranks):

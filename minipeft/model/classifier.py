@@ -48,4 +48,8 @@ class SequenceClassifier(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Return the logits (num_sequences, num_labels), float32, of a packed batch, in the order given to pack."""
-        return self.head(self.encoder.pooled(batch))
+        return self.head(self.features(batch) if batch.features is None else batch.features)
+
+    def features(self, batch: PackedBatch) -> Tensor:
+        """Return what the head reads of a packed batch, (num_sequences, hidden_size)."""
+        return self.encoder.pooled(batch)

@@ -12,6 +12,7 @@ Shapes: total_tokens = all tokens of the batch, without padding; num_sequences =
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,6 +101,8 @@ class Encoder(nn.Module):
         # Set by LoRA and AdaLoRA: casts A and B of all layers together (methods/adapted.py).
         self.low_rank: Any = None
         self.dtype = torch.float32  # of the activations and of the frozen weights
+        # Set by a method with train_layers: this many lowest layers and the embeddings do not train.
+        self.frozen_layers: int | None = None
         # Save only the input of each layer, and recompute the layer in the backward pass with the same dropout: less
         # memory for about a third more time.
         self.activation_checkpointing = False
@@ -144,23 +147,55 @@ class Encoder(nn.Module):
         """Return the hidden states of every token (total_tokens, hidden_size), in `self.dtype`.
 
         With `first_only`, return those of each sequence's first token only (num_sequences, hidden_size); the last layer
-        then computes no others. The virtual tokens of a prompt count as tokens.
+        then computes no others. The virtual tokens of a prompt count as tokens. If the batch has `hidden_states`, they
+        replace the embeddings and the frozen layers.
         """
-        words = self.word_embeddings(batch.input_ids)  # (total_tokens, embedding_size)
+        if self.frozen_layers is not None and self.training and batch.hidden_states is None:
+            batch = replace(batch, hidden_states=self.frozen_output(batch, first_only))
+        return self._compute(batch, first_only, len(self.layers))
+
+    @torch.no_grad()
+    def frozen_output(self, batch: PackedBatch, first_only: bool = False) -> Tensor:
+        """Return the output of the frozen layers (total_tokens, hidden_size), computed without dropout.
+
+        So it is the same in every epoch, and training can read it from a cache (training/layer_cache.py).
+        """
+        was_training = self.training
+        self.eval()
+        x = self._compute(batch, first_only, self.frozen_layers or 0)
+        self.train(was_training)
+        return x
+
+    def may_train(self, path: str) -> bool:
+        """Return whether a method may change a module or parameter of the encoder, such as layers.3.query."""
+        if self.frozen_layers is None:
+            return True
+        if path.startswith("layers."):
+            return int(path.split(".")[1]) >= self.frozen_layers
+        return path.startswith("final_layer_norm")  # ModernBERT's, after the last layer; the others are embeddings
+
+    def _compute(self, batch: PackedBatch, first_only: bool, stop: int) -> Tensor:
+        """Compute the layers up to number `stop`, from the embeddings or from the frozen layers' output."""
+        start, x = 0, batch.hidden_states  # (total_tokens, hidden_size)
         prefixes: Sequence[Prefix | None] = [None] * len(self.layers)
-        if self.virtual_tokens is not None:
-            batch, words, prefixes = self.virtual_tokens(batch, words, prefixes)
+        if x is not None:
+            start = self.frozen_layers or 0
+        else:
+            words = self.word_embeddings(batch.input_ids)  # (total_tokens, embedding_size)
+            if self.virtual_tokens is not None:
+                batch, words, prefixes = self.virtual_tokens(batch, words, prefixes)
         # A prefix adds keys to every sequence, and so changes where each one's keys begin.
         plan = self.plan(batch, 0 if prefixes[0] is None else len(prefixes[0][0]))
         last = len(self.layers) - 1
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         # A layer that is recomputed later, in the backward pass, casts its own matrices both times.
         with nullcontext() if self.low_rank is None or recompute else self.low_rank.cast(self.dtype):
-            x = self.embed(words, batch)  # (total_tokens, hidden_size)
-            for number, layer in enumerate(self.layers):
+            x = self.embed(words, batch) if x is None else x  # (total_tokens, hidden_size)
+            for number in range(start, stop):
                 # Only the last layer may drop tokens: the layers before it feed the keys and values of the next one.
                 first_tokens = batch.cu_seqlens[:-1] if first_only and number == last else None
                 inputs = x, plan, first_tokens, prefixes[number]
+                layer = self.layers[number]
                 x = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         return x
 

@@ -12,14 +12,14 @@ from minipeft.model.layers import Linear, dropout
 class TokenClassifier(SequenceClassifier):
     """Encoder and head: logits = head(hidden state of each token)  (Devlin et al. 2019, section 5.3).
 
-    The last layer computes every token.
+    The last layer computes every token, and the logits are (total_tokens, num_labels).
 
     Args:
         config: The shape; its model_type names the family.
     """
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Return the logits (total_tokens, num_labels), float32, of a packed batch, in the order given to pack."""
+    def features(self, batch: PackedBatch) -> Tensor:
+        """Return the hidden states of a packed batch, (total_tokens, hidden_size), in the order given to pack."""
         x = self.encoder(batch)  # (total_tokens, hidden_size), with the virtual tokens of a prompt
         if x.shape[0] != batch.total_tokens:
             virtual = (len(x) - batch.total_tokens) // len(batch)
@@ -27,7 +27,7 @@ class TokenClassifier(SequenceClassifier):
             sequences = torch.arange(1, len(batch) + 1, device=x.device)
             offsets = torch.repeat_interleave(sequences, lengths, output_size=batch.total_tokens) * virtual
             x = x.index_select(0, torch.arange(batch.total_tokens, device=x.device) + offsets)
-        return self.head(x)
+        return x
 
 
 class TokenHead(nn.Module):

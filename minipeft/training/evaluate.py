@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from minipeft.data.batches.buckets import pad_to_bucket
-from minipeft.data.batches.packing import pack
-from minipeft.data.batches.sampling import split_by_tokens
+from minipeft.data.batches.sampling import pack_sequences, split_by_tokens
 from minipeft.data.tokens.examples import Encoded, Examples
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.progress_bar import show_progress
@@ -52,7 +51,7 @@ def predict_logits(
     own = processes.share(range(count), examples.lengths)
     batches = split_by_tokens(own, examples.lengths, max_tokens)
     for indices in show_progress(batches, title, quiet=not title, total=len(own)):
-        batch = pad_to_bucket(pack(examples.sequences.take(indices), config=model.config), model.config)
+        batch = pad_to_bucket(pack_sequences(examples, indices, model.config), model.config)
         chosen, rows = examples.outputs(indices)
         computed = HostCopy(model(batch.to(device))[chosen])
         if prev is not None:

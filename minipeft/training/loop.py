@@ -112,6 +112,7 @@ def train_loop(
 
     # A new run starts from an empty Progress, a resumed one from the checkpoint's. The code below is the same for both.
     progress = restore_checkpoint(folder, model, optimizer, processes)
+    progress.seconds += examples.cache_seconds
     resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, progress, task, schedule.select_by))
     save = partial(save_checkpoint, folder, model, optimizer, progress, schedule.select_by, run_folder.checkpoint_copy)
     publish_epoch = partial(publish, folder, model, progress, task, schedule.select_by)

@@ -74,6 +74,10 @@ def train(**settings: Any) -> Result:
 
             graphs = StepGraphs(model, loss=loss)
         with job.processes.errors_printed_once(), explain_out_of_memory(job):
+            if model.encoder.frozen_layers is not None and graphs is None:
+                from minipeft.training.layer_cache import cache_frozen_layers
+
+                examples = cache_frozen_layers(job, examples, model)
             progress = train_loop(model, examples, job.schedule, folder, job.processes, graphs, loss)
         return write_result(job, examples, model, progress)
 

@@ -129,9 +129,9 @@ assert not {{"transformers", "peft", "accelerate"}} & set(sys.modules)
 # A new flag is a decision: it is written here too.
 TRAIN_FLAGS = """task data long-text stride window-pooling text-column pair-column label-column label-type
     drop-duplicates label-separator threshold validation holdout fold group-column
-    max-length train-limit eval-limit model init-adapter method rank alpha dropout targets method-options epochs lr
-    steps lr-schedule batch-size grad-accum warmup-steps warmup-ratio weight-decay beta1 beta2 epsilon max-grad-norm
-    class-weights label-smoothing select-by patience eval-every seed device precision max-tokens
+    max-length train-limit eval-limit model init-adapter method rank alpha dropout targets train-layers method-options
+    epochs lr steps lr-schedule batch-size grad-accum warmup-steps warmup-ratio weight-decay beta1 beta2 epsilon
+    max-grad-norm class-weights label-smoothing select-by patience eval-every seed device precision max-tokens
     threads compile activation-checkpointing cuda-graphs group-timeout output checkpoint-minutes checkpoint-copy resume
     report-to quiet"""
 RUNNER_FLAGS = "runner jobs jobs-per-gpu ray-address cpus-per-run gpus-per-run"
@@ -338,7 +338,7 @@ def test_methods_lists_each_with_what_its_config_says(capsys: pytest.CaptureFixt
         assert shown.splitlines()[0] in listed
         method = choose_method(TrainSettings(method=name))
         for field in fields(row.config):
-            assert re.search(rf"\b{field.name}[ =]", " ".join(shown.split())), field.name
+            assert re.search(rf"\b{field.name.replace('_', '[_-]')}[ =]", " ".join(shown.split())), field.name
             value = getattr(method, field.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 assert re.search(rf"\b{field.name}[ =]{value:g}\b", " ".join(shown.split())), field.name

@@ -179,6 +179,7 @@ def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_d
         "eval_every",
         "steps",
         "warmup_ratio",
+        "train_layers",
         "label_separator",
         "stride",
         "class_weights",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minipeft.files import SHARED_CACHE
 from minipeft.lease import wait_for_release
 from minipeft.progress_bar import READ_BARS
 from minipeft.training.threads import count_cores
@@ -93,6 +94,7 @@ def start_child(
 ) -> subprocess.Popen[bytes]:
     """Start a command as a child process; what it says is written to logs/<name>.txt in `folder`."""
     shares = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads), "TQDM_MININTERVAL": "1"}
+    shares[SHARED_CACHE] = str(folder.absolute() / "cache")  # compare removes it at the end
     log = log_file(folder, command.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as file:

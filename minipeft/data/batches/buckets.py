@@ -50,15 +50,17 @@ def pad_to_bucket(
     """Append dummy sequences to a batch, so that its sizes come from a small set.
 
     A dummy sequence has at least one pad token; its label is one that has no loss. The batch's max_seqlen becomes one
-    of MAX_SEQLENS, or `longest`, which is its present one by default.
+    of MAX_SEQLENS, or `longest`, which is its present one by default. A batch for the head alone needs no padding.
     """
+    if batch.features is not None:
+        return batch
     longest = longest or batch.max_seqlen
     max_seqlen = min(
         [bound for bound in (*MAX_SEQLENS, longest) if batch.max_seqlen <= bound <= longest], default=batch.max_seqlen
     )
     extra = _dummies(batch, max_seqlen, sizes)
     added, offset = torch.tensor(extra, dtype=torch.int64), config.position_offset
-    types, labels = batch.token_type_ids, batch.labels
+    types, labels, hidden = batch.token_type_ids, batch.labels, batch.hidden_states
     if types is None and config.type_vocab_size > 1:  # a batch with token types and one without would be two shapes
         types = torch.zeros_like(batch.input_ids)
     if labels is not None:
@@ -75,6 +77,7 @@ def pad_to_bucket(
         lengths=batch.lengths + extra,
         labels=labels,
         weights=weights,
+        hidden_states=None if hidden is None else torch.cat([hidden, hidden.new_zeros(sum(extra), hidden.shape[1])]),
     )
 
 

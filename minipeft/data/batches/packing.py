@@ -40,6 +40,8 @@ class PackedBatch:
             (num_sequences, num_labels), float32, 0 or 1, for multi-label; (total_tokens,), int64, for tokens.
         weights: (num_sequences,), float32: factors on the losses of the sequences; None for 1.
         attention_mask: (num_sequences, length), int64: 0 at padding, in a padded batch (padded.py); else None.
+        hidden_states: (total_tokens, hidden_size), the cached output of frozen layers, where layers above them train.
+        features: What the head reads of the sequences, cached, where it alone trains.
     """
 
     input_ids: Tensor
@@ -51,6 +53,8 @@ class PackedBatch:
     labels: Tensor | None = None
     weights: Tensor | None = None
     attention_mask: Tensor | None = None
+    hidden_states: Tensor | None = None
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of sequences."""

@@ -31,15 +31,23 @@ def split_by_tokens(indices: Sequence[int], lengths: Sequence[int] | Array, max_
         yield batch
 
 
+def pack_sequences(
+    examples: Encoded, indices: list[int], config: PackingConfig, labels: Sequence[Any] | None = None
+) -> PackedBatch:
+    """Return the sequences at `indices`, packed, with the cached output of frozen layers if there is one."""
+    batch = pack(examples.sequences.take(indices), labels, config=config)
+    return batch if examples.layer_cache is None else replace(batch, **examples.layer_cache.take(indices))
+
+
 def pack_examples(examples: Encoded, indices: list[int], config: PackingConfig) -> PackedBatch:
     """Return the sequences at `indices`, packed with their labels; the windows of an example share its weight."""
     windows, labels, problem = examples.windows, examples.split.labels, examples.split.task.problem
     if problem_row(problem.name).per_token:
         targets: Any = cast("Any", windows).token_labels(indices, examples.lengths, labels)
-        return pack(examples.sequences.take(indices), targets, config=config)
+        return pack_sequences(examples, indices, config, targets)
     owners = indices if windows is None else windows.owners[indices].tolist()
     targets = problem.as_packed([labels[owner] for owner in owners])
-    batch = pack(examples.sequences.take(indices), targets, config=config)
+    batch = pack_sequences(examples, indices, config, targets)
     if windows is None:
         return batch
     return replace(batch, weights=torch.from_numpy(1 / windows.counts[owners]).float())

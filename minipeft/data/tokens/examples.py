@@ -32,11 +32,13 @@ class Encoded:
         split: The task and the labels; the texts may be left out.
         sequences: The token ids of each sequence.
         windows: Which sequences are the windows of which example; None where each example is one sequence.
+        layer_cache: The output of the frozen layers (training/layer_cache.py); None where every step computes it.
     """
 
     split: Split
     sequences: TokenTable
     windows: Windows | None = None
+    layer_cache: Any = None
 
     def __len__(self) -> int:
         return len(self.sequences) if self.windows is None else len(self.windows)
@@ -93,6 +95,7 @@ class Examples:
         others: Further examples to evaluate, by the prefix of their metrics: "holdout", "mismatched".
         truncated: Number of texts that were longer than the maximum length.
         warnings: What may be a mistake in the examples, one line each.
+        cache_seconds: Time in which the layer caches were computed, which counts as training time.
     """
 
     train: Encoded
@@ -100,6 +103,7 @@ class Examples:
     others: Mapping[str, Encoded] = field(default_factory=dict)
     truncated: int = 0
     warnings: tuple[str, ...] = ()
+    cache_seconds: float = 0.0
 
 
 def hold_out(

@@ -20,7 +20,7 @@ from minipeft.methods.adapted import (
     train_biases,
     train_modules,
 )
-from minipeft.methods.config import MethodConfig, check_settings
+from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.methods.lora import BIASES, LoRALinear
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_targets
 from minipeft.methods.peft_format.reading import check_fields, read_targets, target_names
@@ -31,7 +31,7 @@ from minipeft.model.layers import Linear
 
 
 @dataclass(frozen=True)
-class AdaLoRA(MethodConfig):
+class AdaLoRA(LayerMethodConfig):
     """h = W x + b + s · P Λ Q dropout(x), s = alpha / init_rank    (Zhang et al. 2023, equation 3)
 
     Training adds `penalty` to the loss, and after each step sets the least important singular values Λ of all layers

@@ -16,7 +16,7 @@ from minipeft.methods.adapted import (
     train_biases,
     train_modules,
 )
-from minipeft.methods.config import MethodConfig, check_settings
+from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_in_every_layer
 from minipeft.methods.peft_format.reading import check_fields, in_every_layer, read_targets
 from minipeft.model.classifier import SequenceClassifier
@@ -27,7 +27,7 @@ BIASES = ("none", "all", "vera_only")
 
 
 @dataclass(frozen=True)
-class VeRA(MethodConfig):
+class VeRA(LayerMethodConfig):
     """h = W x + b + Λ_b B Λ_d A dropout(x), Λ_b and Λ_d diagonal and trained    (Kopiczko et al. 2024, equation 2)
 
     Args:

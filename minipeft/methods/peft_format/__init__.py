@@ -9,6 +9,7 @@ from typing import Any
 
 from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of
+from minipeft.model.roberta import Encoder
 
 Targets = dict[tuple[int, str], str]  # (layer's number, our target) → the module's path in transformers' model
 
@@ -62,6 +63,22 @@ def write_targets(config: EncoderConfig, targets: Collection[tuple[int, str]]) -
 def write_in_every_layer(config: EncoderConfig, targets: Collection[str]) -> list[str]:
     """Return peft's target_modules for targets that every layer has."""
     return write_targets(config, [place for place in linear_modules(config) if place[1] in targets])
+
+
+def write_layers(content: dict[str, Any], peft_type: str, encoder: Encoder) -> dict[str, Any]:
+    """Return the fields that restrict the method of peft's fields `content` to the layers that train."""
+    if peft_type in ("LORA", "ADALORA", "VERA"):
+        return {"layers_to_transform": list(range(encoder.frozen_layers or 0, len(encoder.layers)))}
+    # Other methods have no such field.
+    lists = [name for name in ("target_modules", "feedforward_modules") if name in content]
+    return {name: trained_paths(content[name], encoder) for name in lists}
+
+
+def trained_paths(names: Collection[str], encoder: Encoder) -> list[str]:
+    """Return the paths of the modules that end in one of `names` and are in the layers that train."""
+    modules = family_of(encoder.config).encoder_paths(encoder.config).items()
+    ends = tuple(f".{name}" for name in names)
+    return [theirs for ours, theirs in modules if encoder.may_train(ours) and f".{theirs}".endswith(ends)]
 
 
 def linear_modules(config: EncoderConfig) -> Targets:

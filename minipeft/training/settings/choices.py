@@ -128,7 +128,8 @@ def choose_method(settings: TrainSettings, initial: Any = None) -> Any:
     options = checks.options("--method-options", settings.method_options or {})
     for name, value in flags.items():
         if name not in fields:
-            raise MinipeftError(f"--{name} {value!r} has no meaning for {settings.method}. Leave it out.")
+            flag = rows(TrainSettings)[name].flag
+            raise MinipeftError(f"{flag} {value!r} has no meaning for {settings.method}. Leave it out.")
     known = [name for name in fields if name not in METHOD_FLAGS]
     for name in options:
         if name not in known:

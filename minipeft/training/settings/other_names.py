@@ -29,6 +29,7 @@ OTHER_NAMES = {
     "output_dir": "output",
     "torch_compile": "compile",
     "lora_r": "rank",
+    "layers_to_transform": "train_layers",
     **PEFT_OPTIONS,
 }
 

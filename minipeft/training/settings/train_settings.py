@@ -36,7 +36,8 @@ Keywords = ParamSpec("Keywords")
 Answer = TypeVar("Answer")
 
 METHOD_NAMES = ", ".join(METHODS)
-METHOD_FLAGS = ("rank", "alpha", "dropout", "targets")  # flags of their own; the other options are --method-options
+# Options of methods that are flags of their own; the others are given by --method-options.
+METHOD_FLAGS = ("rank", "alpha", "dropout", "targets", "train_layers")
 # Settings of which a user gives one.
 EXCLUSIVE = (("epochs", "steps"), ("warmup_steps", "warmup_ratio"), ("validation", "fold"))
 
@@ -108,6 +109,9 @@ class TrainSettings:
     dropout: float | None = METHOD(None, f"on LoRA's input [{recipes.DROPOUT:g}]", check=check_probability)
     targets: tuple[str, ...] | None = METHOD(
         None, "query key value output intermediate ffn_output, or all [query value]"
+    )
+    train_layers: int | None = METHOD(
+        None, "train the top N layers; compute the frozen ones below once, and cache them [all]"
     )
     method_options: dict[str, Any] | list[str] | None = METHOD(
         None, "other settings of the method: rslora=true … [none]", "NAME=VALUE", check=checks.options
