@@ -156,7 +156,8 @@ def _by_fold(runs: list[Table], which: str) -> dict[str, float]:
 
 def center(spread: Table | None) -> float:
     """Return what stands for a spread: the median over the seeds, or the mean over the folds."""
-    return float((spread or {}).get("mean", (spread or {}).get("median", 0)))
+    values = spread or {"median": 0}
+    return float(values["mean"] if "mean" in values else values["median"])
 
 
 def _others(runs: list[Table]) -> dict[str, float]:

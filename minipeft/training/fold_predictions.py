@@ -20,7 +20,8 @@ def write_fold_predictions(job: Job, model: SequenceClassifier, validation: Enco
     Tags of words are left out.
     """
     task = job.task
-    assert task.validation_rows is not None
+    drawn_rows = task.validation_rows
+    assert drawn_rows is not None
     if problem_row(problem.name).per_token:
         return
     predictions = problem.predictions(
@@ -29,7 +30,7 @@ def write_fold_predictions(job: Job, model: SequenceClassifier, validation: Enco
 
     def write() -> None:
         labelled = open_split(dict(task.files)["train"]).read_labelled([task.label_column])
-        rows = enumerate(zip(task.validation_rows.tolist(), labelled, strict=True), 1)
+        rows = enumerate(zip(drawn_rows.tolist(), labelled, strict=True), 1)
         chosen = ((number, label) for number, (drawn, (_, (label,))) in rows if drawn)
         lines = (
             json.dumps({"row": number, "target": label, **prediction}, default=str) + "\n"

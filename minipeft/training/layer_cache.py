@@ -101,7 +101,7 @@ def _cache_split(job: Job, examples: Encoded, model: SequenceClassifier, shared:
             stack.enter_context(FileLock(f"{path}.lock"))  # the other runs wait for the first one
         if not Path(path).is_file():
             name = processes.once_per_node(lambda: _new_file(folder, size))
-            file = stack.enter_context(open(name, "r+b")) if name else None
+            file: IO[bytes] | None = stack.enter_context(open(name, "r+b")) if name else None
             # After this exchange every process has opened the file, which then needs no name. Windows keeps it.
             nodes = processes.all_gather(processes.node_rank_zero) if processes.size > 1 else [0]
             if not path:

@@ -161,8 +161,8 @@ def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe,
     if settings.steps is not None or warmup_steps is None:
         count, strata, together = training_strata(data.task, data.source, settings.train_limit)
         if settings.holdout is not None:
-            together = range(count) if together is None else together
-            count -= int(draw_together(together, strata, settings.holdout, settings.seed).sum())
+            units = range(count) if together is None else together
+            count -= int(draw_together(units, strata, settings.holdout, settings.seed).sum())
         steps_per_epoch = max(1, count_steps(1, count, sequences_per_step))
         epochs = epochs if settings.steps is None else -(-settings.steps // steps_per_epoch)
         steps = settings.steps or epochs * steps_per_epoch
