@@ -336,7 +336,7 @@ def test_a_run_resumes_with_data_that_have_moved_and_with_no_others(
 ) -> None:
     run = custom_run(tiny_checkpoint, str(reviews), tmp_path / "run").output
     moved = reviews.rename(tmp_path / "moved")
-    with pytest.raises(MinipeftError, match="reviews"):
+    with pytest.raises(MinipeftError, match="reviews is missing"):
         train(resume=True, output=str(run))
     assert train(resume=True, output=str(run), data=str(moved), quiet=True, device="cpu").content["task"] == "reviews"
     before = contents(run)

@@ -96,7 +96,7 @@ def execute(
                     if not quiet:
                         outcome = describe(by_name[name]) if error is None else f"failed: {error}"
                         left = (time.monotonic() - start_time) / (done - total + len(commands)) * (total - done)
-                        minutes = f"; about {left / 60:.0f} minutes left" if left >= 60 else ""
+                        minutes = f"; about {left / 60:.0f} minutes left" if left >= 90 else ""
                         tqdm.write(f"{done} of {total}: {name} {outcome}{minutes}", file=sys.stderr)
                 if not bar.disable:
                     bar.n = round(done + sum(read_progress(runner.folder, name) for name in running), 1)

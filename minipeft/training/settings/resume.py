@@ -65,7 +65,7 @@ def continue_settings(given: Mapping[str, Any], folder: Path, recorded: Mapping[
     """Return the settings of a run that is resumed: what is not given, or "auto", is as in its config.json.
 
     Raises:
-        MinipeftError: for a value in config.json of the wrong type, and for a run on rows in memory without them.
+        MinipeftError: for a value in config.json of the wrong type, and for a run without its rows or file.
     """
     if not recorded:
         return TrainSettings(**given)
@@ -82,6 +82,9 @@ def continue_settings(given: Mapping[str, Any], folder: Path, recorded: Mapping[
         kept["data"] = recorded["source"]  # the same from every current directory
         if kept["data"] == PLACE:
             raise MinipeftError(f"{folder}: the run was trained on {PLACE}. Pass them as data to resume it.")
+        # Files have an absolute path; addresses and data sets of the hub have not.
+        if recorded["text_column"] is not None and Path(kept["data"]).is_absolute() and not Path(kept["data"]).exists():
+            raise MinipeftError(f"{folder}: the run's data {kept['data']} is missing. Pass where it is now as --data.")
     return TrainSettings(**(kept | given))
 
 
