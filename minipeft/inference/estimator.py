@@ -24,7 +24,7 @@ from minipeft.training.settings.train_settings import TrainSettings
 # Settings that `fit` decides: the texts and labels are its arguments.
 OF_FIT = (
     *("task", "data", "text_column", "pair_column", "label_column", "label_type", "label_separator", "threshold"),
-    *("validation", "resume"),
+    *("validation", "weight_column", "resume"),
 )
 DEFAULTS = {name: row.default for name, row in rows(TrainSettings).items() if name not in OF_FIT} | {"quiet": True}
 PICKLED = ("config.json", "result.json", "metrics.jsonl", "adapter/*")  # the files that prediction needs
@@ -77,16 +77,18 @@ class TextEstimator:
             setattr(self, name, value)
         return self
 
-    def _fit(self, X: Any, labels: list[Any], label_type: str) -> Predictor:
+    def _fit(self, X: Any, labels: list[Any], label_type: str, sample_weight: Any) -> Predictor:
         """Train on texts and their labels, and return the model."""
         texts, pairs = _read_texts(X)
-        if len(labels) != len(texts):
-            raise MinipeftError(f"fit: {len(texts)} texts and {len(labels)} labels. Give each text its label.")
         columns = {"text": texts, "label": labels} | ({} if pairs is None else {"pair": pairs})
+        if sample_weight is not None:
+            columns["weight"] = np.atleast_1d(np.asarray(sample_weight, dtype=object)).tolist()
+        for name, values in columns.items():
+            if len(values) != len(texts):
+                raise MinipeftError(f"fit: {len(texts)} texts and {len(values)} {name}s. Give each text its {name}.")
         temporary = TemporaryDirectory(prefix="minipeft-") if self.output is None else None
         settings = self.get_params() | ({"output": f"{temporary.name}/run"} if temporary else {})
-        if pairs is not None:
-            settings["pair_column"] = "pair"
+        settings |= {f"{name}_column": name for name in ("pair", "weight") if name in columns}
         with _warnings_of(str(settings["output"]), self.quiet):
             result = train(data=columns, label_type=label_type, **settings)
         self._temporary, self._folder = temporary, result.output
@@ -121,9 +123,7 @@ class TextEstimator:
         return hasattr(self, "result_")
 
     def __repr__(self) -> str:
-        changed = [
-            f"{name}={getattr(self, name)!r}" for name, default in DEFAULTS.items() if getattr(self, name) != default
-        ]
+        changed = [f"{name}={value!r}" for name, value in self.get_params().items() if value != DEFAULTS[name]]
         return f"{type(self).__name__}({', '.join(changed)})"
 
 
@@ -149,13 +149,14 @@ class Classifier(TextEstimator):
 
     _estimator_type = "classifier"  # for scikit-learn before 1.6
 
-    def fit(self, X: Any, y: Any) -> Classifier:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Classifier:
         """Train on texts.
 
         Args:
             X: (num_texts,) texts, or (num_texts, 2) pairs of texts; a list, an array, a Series or a DataFrame.
             y: (num_texts,) labels: names, whole numbers or booleans, all of one type; or (num_texts, num_labels) zeros
                 and ones, a column for each label of multi-label data.
+            sample_weight: (num_texts,) finite numbers from 0 on: factors on the losses of the training texts.
 
         Returns:
             The estimator.
@@ -169,7 +170,7 @@ class Classifier(TextEstimator):
             if not np.isin(labels, (0, 1)).all() or not labels.any(0).all():
                 raise MinipeftError("fit: y has two dimensions. Give zeros and ones, with a one in every column.")
             names = [str(name) for name in classes.tolist()]
-            predictor = self._fit(X, [[names[at] for at in np.flatnonzero(row)] for row in labels], LABEL_SETS)
+            targets: list[Any] = [[names[at] for at in np.flatnonzero(row)] for row in labels]
         else:
             if labels.dtype.kind == "f" and (labels % 1 != 0).any():
                 raise MinipeftError("fit: the labels are continuous numbers, not classes. Use minipeft.Regressor.")
@@ -178,7 +179,8 @@ class Classifier(TextEstimator):
             except TypeError:
                 raise MinipeftError("fit: the labels are of several types. Give labels of one type.") from None
             names = [str(name) for name in classes.tolist()]
-            predictor = self._fit(X, [names[index] for index in indices.tolist()], "classes")
+            targets = [names[index] for index in indices.tolist()]
+        predictor = self._fit(X, targets, LABEL_SETS if labels.ndim == 2 else "classes", sample_weight)
         self._columns = [predictor.task.labels.index(name) for name in names]
         self.classes_ = classes
         return self
@@ -222,12 +224,12 @@ class Regressor(TextEstimator):
 
     _estimator_type = "regressor"  # for scikit-learn before 1.6
 
-    def fit(self, X: Any, y: Any) -> Regressor:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Regressor:
         """Train on the texts `X` and their numbers `y`, (num_texts,); see `Classifier.fit`."""
         labels = _array_of(y)
         if labels.ndim != 1 or labels.dtype.kind not in "fiu":
             raise MinipeftError(f"fit: labels of shape {labels.shape} and type {labels.dtype}. Give each a number.")
-        self._fit(X, labels.tolist(), "numbers")
+        self._fit(X, labels.tolist(), "numbers", sample_weight)
         return self
 
     def predict(self, X: Any) -> Array:

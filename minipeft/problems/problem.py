@@ -210,8 +210,8 @@ class Problem:
         _, accuracy = self.baseline(targets)
         return "" if accuracy is None else f"the majority class alone has accuracy {accuracy:.4f}"
 
-    def initial_bias(self, targets: Sequence[Any]) -> float:
-        """Return the bias that the outputs of a new head start with."""
+    def initial_bias(self, targets: Sequence[Any], weights: Array | None = None) -> float:
+        """Return the bias that the outputs of a new head start with; `weights` are those of the rows in the loss."""
         return 0.0
 
     # -- evaluation --

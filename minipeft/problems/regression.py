@@ -75,9 +75,9 @@ class Regression(Problem):
         """The standard deviation of the labels is the error of their mean."""
         return f"the mean of the labels alone has rmse {math.sqrt(self.baseline(targets)[0]):.4f}"
 
-    def initial_bias(self, targets: Sequence[float]) -> float:
+    def initial_bias(self, targets: Sequence[float], weights: Array | None = None) -> float:
         """The mean: otherwise the first steps learn nothing else where the labels are far from 0."""
-        return float(np.mean(targets))
+        return float(np.average(targets, weights=weights))
 
     def decide(self, logits: Tensor) -> Array:
         return logits[:, 0].numpy()

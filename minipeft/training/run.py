@@ -10,8 +10,9 @@ Left out: how a setting is chosen (settings/), how a step is computed (loop.py),
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 
 from minipeft.data.tasks.duplicates import Hashes, check_duplicates
 from minipeft.data.tasks.splits import read_chunks, training_strata
-from minipeft.data.tokens.examples import Examples, encode_split, hold_out
+from minipeft.data.tokens.examples import Encoded, Examples, encode_split, hold_out
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.errors import MinipeftError, WorkerError, first_line, logger
 from minipeft.files import FORMAT, PARTIAL, check_output, read_json, write_json, write_text
@@ -63,7 +64,7 @@ def train(**settings: Any) -> Result:
     with hold_folder(job):
         # The data come first: an invalid row raises before the weights are loaded.
         examples = load_examples(job)
-        model = build_model(job, examples.train.split.labels)
+        model = build_model(job, examples.train)
         folder = open_run(job, examples, model)
         # Balanced class weights depend on the labels, so the loss is made when the examples are known.
         loss = job.loss.make_loss(examples.train.split.labels, job.task.problem, job.settings.device)
@@ -130,6 +131,10 @@ def load_examples(job: Job) -> Examples:
         chunks = show_progress(chunks, f"tokenizing {split}", quiet)
         encoded[name] = encode_split(task, chunks, tokenizer, job.max_length, job.model.config, long_texts)
     train, validation = encoded.pop("train"), encoded.pop("validation")
+    if settings.weight_column is not None:
+        from minipeft.data.tasks.row_weights import read_weights
+
+        train = replace(train, weights=read_weights(task, settings.weight_column, settings.train_limit))
     kept, warnings = check_duplicates(task, job.data.source, hashes, settings.drop_duplicates)
     if not kept.all():
         train = train.subset(kept)
@@ -138,17 +143,23 @@ def load_examples(job: Job) -> Examples:
         if settings.group_column is not None:
             *_, together = training_strata(task, job.data.source, settings.train_limit)
         train, encoded[HOLDOUT] = hold_out(train, settings.holdout, settings.seed, np.asarray(together)[kept])
+    if train.weights is not None:
+        if not train.weights.any():
+            raise MinipeftError(f"the weights of the training rows ({settings.weight_column}): all are 0. Correct them.")
+        # The loss depends on their ratios only. With 1 as the largest, float32 holds weights of any size.
+        train = replace(train, weights=train.weights / train.weights.max())
     return Examples(train, validation, encoded, tokenizer.truncated, warnings)
 
 
-def build_model(job: Job, targets: Sequence[Any]) -> SequenceClassifier:
+def build_model(job: Job, train: Encoded) -> SequenceClassifier:
     """Load the pretrained weights, install the method, and move the model to the job's device."""
     settings = job.settings
     # The same seed on every rank: all start from the same weights, and nothing needs to be broadcast.
     torch.manual_seed(settings.seed)  # the new head and LoRA's A are drawn from here on, in this order
     model = load_for_training(job.model.folder, job.task.problem.outputs, job.task.problem.name)
     if "head.out_proj.bias" in model.new_tensors:
-        torch.nn.init.constant_(model.get_parameter("head.out_proj.bias"), job.task.problem.initial_bias(targets))
+        bias = job.task.problem.initial_bias(train.split.labels, train.weights)
+        torch.nn.init.constant_(model.get_parameter("head.out_proj.bias"), bias)
     apply(model, job.method)  # freezes the encoder; the method's parameters and the head are trainable
     if job.initial_adapter is not None:
         from minipeft.adapters.adapter import initialize_from_adapter

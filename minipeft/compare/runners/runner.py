@@ -77,7 +77,7 @@ def execute(
         return {}
     runner, start_time, by_name = make(), time.monotonic(), {command.name: command for command in commands}
     done, no_bar = total - len(queue), disable_bar(quiet)
-    bar_settings = {"total": total, "initial": done, "unit": unit, "miniters": 0, "disable": no_bar}
+    bar_settings = {"total": total, "initial": done, "unit": unit, "miniters": 0, "smoothing": 0, "disable": no_bar}
     with collect_signals() as received, tqdm(**bar_settings) as bar:
         try:
             while queue or running:

@@ -40,7 +40,7 @@ def pack_sequences(
 
 
 def pack_examples(examples: Encoded, indices: list[int], config: PackingConfig) -> PackedBatch:
-    """Return the sequences at `indices`, packed with their labels; the windows of an example share its weight."""
+    """Return the sequences at `indices`, packed with labels and weights; the windows of an example share its weight."""
     windows, labels, problem = examples.windows, examples.split.labels, examples.split.task.problem
     if problem_row(problem.name).per_token:
         targets: Any = cast("Any", windows).token_labels(indices, examples.lengths, labels)
@@ -48,6 +48,9 @@ def pack_examples(examples: Encoded, indices: list[int], config: PackingConfig) 
     owners = indices if windows is None else windows.owners[indices].tolist()
     targets = problem.as_packed([labels[owner] for owner in owners])
     batch = pack_sequences(examples, indices, config, targets)
-    if windows is None:
+    if windows is None and examples.weights is None:
         return batch
-    return replace(batch, weights=torch.from_numpy(1 / windows.counts[owners]).float())
+    weights = np.ones(len(owners)) if examples.weights is None else examples.weights[owners]
+    if windows is not None:
+        weights = weights / windows.counts[owners]
+    return replace(batch, weights=torch.from_numpy(weights).float())

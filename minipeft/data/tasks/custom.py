@@ -105,6 +105,7 @@ def inspect_custom_data(
     validation: str | None,
     fold: str | None = None,
     group_column: str | None = None,
+    weight_column: str | None = None,
     quiet: bool = False,
     **of_labels: Any,
 ) -> CustomData:
@@ -129,8 +130,9 @@ def inspect_custom_data(
         raise MinipeftError(f"--task {name!r} cannot be the name of a folder; choose a plain name")
     problem_type = problem_type_of(label_type)
     kind = problem_class(problem_type)
-    if pair_column and problem_row(problem_type).per_token:
-        raise MinipeftError(f"--pair-column {pair_column!r} is not for --label-type {label_type}. Leave it out.")
+    for flag, column in (("--pair-column", pair_column), ("--weight-column", weight_column)):
+        if column and problem_row(problem_type).per_token:
+            raise MinipeftError(f"{flag} {column!r} is not for --label-type {label_type}. Leave it out.")
     columns = (text_column or kind.columns[0], *([pair_column] if pair_column else []))
     label = label_column or kind.columns[1]
     flags = dict(zip(columns, ("--text-column", "--pair-column"), strict=False)) | {label: "--label-column"}
@@ -139,9 +141,9 @@ def inspect_custom_data(
         for column, flag in flags.items():
             if column not in opened.columns:
                 raise opened.missing(column, f"{flag} names another")
-    if group_column is not None and group_column not in table.columns:
-        raise table.missing(group_column, "--group-column names another")
-    unread = tuple(column for column in table.columns if column not in (*flags, group_column))
+    for flag, column in (("--group-column", group_column), ("--weight-column", weight_column)):
+        table.require([column] if column else [], f"{flag} names another")
+    unread = tuple(column for column in table.columns if column not in (*flags, group_column, weight_column))
     warnings = _column_warnings(table, columns, unread)
     if unused is not None:
         warnings += (f"{unused} is not used: --fold validates on rows of {files['train']}",)

@@ -33,12 +33,14 @@ class Encoded:
         sequences: The token ids of each sequence.
         windows: Which sequences are the windows of which example; None where each example is one sequence.
         layer_cache: The output of the frozen layers (training/layer_cache.py); None where every step computes it.
+        weights: (num_examples,), float64: factors on the losses of the examples in training; None for 1.
     """
 
     split: Split
     sequences: TokenTable
     windows: Windows | None = None
     layer_cache: Any = None
+    weights: np.ndarray[Any, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.sequences) if self.windows is None else len(self.windows)
@@ -56,10 +58,9 @@ class Encoded:
         """Return the examples where `mask` is true, in their order; their tokens are not copied."""
         indices = np.flatnonzero(mask)
         labels = self.split.task.problem.store(self.split.labels[index] for index in indices.tolist())
-        split, windows = Split(self.split.task, [], None, labels), self.windows
-        if windows is None:
-            return Encoded(split, self.sequences.take(indices))
-        return Encoded(split, self.sequences.take(windows.sequences(indices)), windows.subset(indices))
+        split, weights = Split(self.split.task, [], None, labels), None if self.weights is None else self.weights[mask]
+        windows = None if self.windows is None else self.windows.subset(indices)
+        return Encoded(split, self.sequences.take(self.sequences_of(indices)), windows, weights=weights)
 
     @property
     def num_outputs(self) -> int:
@@ -74,7 +75,7 @@ class Encoded:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the token ids, token types and labels, in their order."""
+        """A hash of the token ids, token types, labels and weights, in their order."""
         digest = hashlib.sha256(self.lengths.tobytes())
         for start in range(0, len(self.sequences), FINGERPRINT_CHUNK):
             chunk = self.sequences.take(slice(start, start + FINGERPRINT_CHUNK))
@@ -82,6 +83,7 @@ class Encoded:
                 digest.update(b"" if values is None else values.tobytes())
         for start in range(0, len(self), FINGERPRINT_CHUNK):
             digest.update(repr(list(self.split.labels[start : start + FINGERPRINT_CHUNK])).encode())
+        digest.update(b"" if self.weights is None else self.weights.tobytes())
         return digest.hexdigest()
 
 

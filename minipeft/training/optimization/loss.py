@@ -52,15 +52,20 @@ class Loss:
         assert batch.labels is not None
         # A sum and not a mean: the batches of a step have different sizes, and the caller divides by the whole step's.
         losses = self.problem.losses(logits, batch.labels, self.on_device, self.label_smoothing)  # (num_sequences,)
-        # A long text is several sequences (--long-text window), whose weights sum to 1.
+        # A long text is several sequences (--long-text window), whose weights sum to its row's: 1, or --weight-column.
         return losses.sum() if batch.weights is None else (losses * batch.weights).sum()
 
-    def total_weight(self, targets: Sequence[Any]) -> float:
+    def total_weight(self, targets: Sequence[Any], weights: Sequence[float] | None = None) -> float:
         """Return what the sum of the losses of a step's examples is divided by.
 
         It is what torch's reduction "mean" divides by: the sum of the class weights of their labels, or their number.
+        With the `weights` of their rows it is the sum of the products.
         """
-        return self.problem.total_weight(targets, self.class_weights)
+        if weights is None:
+            return self.problem.total_weight(targets, self.class_weights)
+        of_labels = [self.problem.total_weight([target], self.class_weights) for target in targets]
+        # Above 0: all rows of a step may have weight 0. Its loss is then 0.
+        return max(1e-30, sum(weight * of_label for weight, of_label in zip(weights, of_labels, strict=True)))
 
 
 @dataclass(frozen=True)

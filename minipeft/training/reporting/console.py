@@ -74,12 +74,14 @@ def print_banner(job: Job, examples: Examples, model: SequenceClassifier) -> Non
 
 
 def describe_loss(job: Job, examples: Examples) -> str:
-    """Return the class weights and the label smoothing; "" where there are none."""
+    """Return the class weights, the label smoothing and the column of row weights; "" where there are none."""
     weights = job.loss.weights(examples.train.split.labels, job.task.problem)
     named = [f"{name} {weight:.4g}" for name, weight in zip(job.task.labels, weights, strict=False)]
     parts = [f"class weights {format_names(named)}"] if named else []
     if smoothing := job.loss.label_smoothing:
         parts.append(f"label smoothing {smoothing:g}")
+    if examples.train.weights is not None:
+        parts.append(f"rows weighted by {job.settings.weight_column}")
     return "; ".join(parts)
 
 

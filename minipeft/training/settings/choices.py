@@ -62,7 +62,7 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
     Raises:
         MinipeftError: for an unknown task, and for settings of a custom dataset with one of GLUE's.
     """
-    names = ("text_column", "pair_column", "label_column", "validation", "fold", "group_column")
+    names = ("text_column", "pair_column", "label_column", "validation", "fold", "group_column", "weight_column")
     columns = {name: getattr(settings, name) for name in names}
     if settings.task not in ("auto", *TASKS) or settings.data not in ("auto", "standin"):
         from minipeft.data.tasks.custom import inspect_custom_data, is_custom

@@ -17,7 +17,7 @@ from minipeft.training.settings.train_settings import EXCLUSIVE, TrainSettings
 
 ROWS = rows(TrainSettings)
 FREE_TO_CHANGE = tuple(name for name, row in ROWS.items() if row.on_resume in ("may change", "of the call"))
-ADDED_SETTINGS = ("drop_duplicates", "fold", "group_column", "train_layers")  # since format 1 began
+ADDED_SETTINGS = ("drop_duplicates", "fold", "group_column", "train_layers", "weight_column")  # since format 1 began
 # Settings that others depend on: they are compared before anything is read.
 ANCHORS = ("task", "method", "data", "text_column", "pair_column", "label_column", "label_type")
 

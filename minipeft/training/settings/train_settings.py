@@ -87,6 +87,7 @@ class TrainSettings:
     group_column: str | None = DATA(
         None, "of a custom dataset: rows with one value are on one side of every draw [none]", "COLUMN"
     )
+    weight_column: str | None = DATA(None, "of a custom dataset: the weights of the rows in the loss [all 1]", "COLUMN")
     drop_duplicates: bool = DATA(
         False, "leave out training rows whose text occurs in an earlier row, or in another split"
     )
