@@ -147,9 +147,8 @@ def train_loop(
 
                 # Forward and backward: gradients add up over the batches of this process.
                 step_loss = torch.zeros((), device=device)  # (): a sum on the device, which the host does not wait for
-                labels = [train.split.labels[index] for index in step_examples]
                 weights = None if train.weights is None else train.weights[step_examples].tolist()
-                step_weight = loss_function.total_weight(labels, weights)
+                step_weight = loss_function.total_weight([train.split.labels[at] for at in step_examples], weights)
                 if method.penalty is not None and processes.is_main_process:  # once, as gradients are summed over ranks
                     method.penalty(model).backward()
                 sequences = processes.share(train.sequences_of(step_examples), train.lengths)

@@ -12,7 +12,6 @@ Left out: how a setting is chosen (settings/), how a step is computed (loop.py),
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,22 +131,16 @@ def load_examples(job: Job) -> Examples:
         encoded[name] = encode_split(task, chunks, tokenizer, job.max_length, job.model.config, long_texts)
     train, validation = encoded.pop("train"), encoded.pop("validation")
     if settings.weight_column is not None:
-        from minipeft.data.tasks.row_weights import read_weights
+        from minipeft.data.tokens.row_weights import add_weights
 
-        train = replace(train, weights=read_weights(task, settings.weight_column, settings.train_limit))
+        train = add_weights(train, settings.weight_column, settings.train_limit)
     kept, warnings = check_duplicates(task, job.data.source, hashes, settings.drop_duplicates)
-    if not kept.all():
-        train = train.subset(kept)
+    train = train if kept.all() else train.subset(kept)
     if settings.holdout is not None:
         together: Any = hashes["train"].texts
         if settings.group_column is not None:
             *_, together = training_strata(task, job.data.source, settings.train_limit)
         train, encoded[HOLDOUT] = hold_out(train, settings.holdout, settings.seed, np.asarray(together)[kept])
-    if train.weights is not None:
-        if not train.weights.any():
-            raise MinipeftError(f"the weights of the training rows ({settings.weight_column}): all are 0. Correct them.")
-        # The loss depends on their ratios only. With 1 as the largest, float32 holds weights of any size.
-        train = replace(train, weights=train.weights / train.weights.max())
     return Examples(train, validation, encoded, tokenizer.truncated, warnings)
 
 

@@ -20,7 +20,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.utils import estimator_checks
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 import minipeft
 from minipeft import Classifier, MinipeftError, Regressor
@@ -157,6 +157,42 @@ def test_cross_val_score_and_grid_search_take_it(new: Callable[..., Classifier])
     texts, labels = np.array(TEXTS), np.array(LABELS)
     by_hand = new(lr=1e-2).fit(texts[train], labels[train]).score(texts[test], labels[test])
     assert search.cv_results_["split1_test_score"][1] == by_hand
+
+
+def test_fit_takes_sample_weights_and_scikit_learn_passes_them(new: Callable[..., Classifier]) -> None:
+    assert has_fit_parameter(new(), "sample_weight") and has_fit_parameter(Regressor(), "sample_weight")
+    weights = np.array([0.0 if n % 12 < 6 else 2.0 for n in range(48)])
+    equal, weighted, plain = (new(lr=1e-2).fit(TEXTS, LABELS, given) for given in (np.ones(48), weights, None))
+    np.testing.assert_allclose(equal.predict_proba(TEXTS), plain.predict_proba(TEXTS), atol=1e-6)
+    assert np.abs(weighted.predict_proba(TEXTS) - plain.predict_proba(TEXTS)).max() > 1e-4
+    folds = list(StratifiedKFold(2).split(TEXTS, LABELS))
+    search = GridSearchCV(new(lr=1e-2), {"lr": [1e-2]}, cv=folds, error_score="raise")
+    search.fit(TEXTS, LABELS, sample_weight=weights)
+    np.testing.assert_array_equal(search.predict_proba(TEXTS), weighted.predict_proba(TEXTS))
+    numbers = [float(n % 12 < 6) for n in range(48)]
+    fitted = Regressor(**new().get_params() | {"lr": 1e-9}).fit(TEXTS, numbers, pandas.Series(weights))
+    assert fitted._predictor is not None
+    bias = fitted._predictor.model.get_parameter("head.out_proj.bias")
+    assert bias.item() == pytest.approx(0.0, abs=1e-6)  # the mean of the labels that have a weight
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(47), "48 texts and 47 weights. Give each text its weight"),
+        (1.0, "48 texts and 1 weights"),
+        (np.ones((48, 1)), r"weight is \[1.0\], not a finite number from 0 on"),
+        ([1] * 47 + [-1], "weight is -1, not a finite number from 0 on"),
+        ([np.nan] * 48, "weight is nan, not a finite number"),
+        ([np.inf] * 48, "weight is inf, not a finite number"),
+        (np.zeros(48), "the weight of every training row is 0"),
+    ],
+    ids=["length", "number", "matrix", "negative", "nan", "infinite", "zeros"],
+)
+def test_weights_that_cannot_be_are_one_line(weights: Any, message: str, new: Callable[..., Classifier]) -> None:
+    with pytest.raises(MinipeftError, match=message) as caught:
+        new().fit(TEXTS, LABELS, weights)
+    assert "\n" not in str(caught.value)
 
 
 CHECKS = [

@@ -51,6 +51,5 @@ def pack_examples(examples: Encoded, indices: list[int], config: PackingConfig) 
     if windows is None and examples.weights is None:
         return batch
     weights = np.ones(len(owners)) if examples.weights is None else examples.weights[owners]
-    if windows is not None:
-        weights = weights / windows.counts[owners]
+    weights = weights if windows is None else weights / windows.counts[owners]
     return replace(batch, weights=torch.from_numpy(weights).float())

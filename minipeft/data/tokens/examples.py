@@ -69,21 +69,18 @@ class Encoded:
 
     def outputs(self, indices: list[int]) -> tuple[Any, Any]:
         """Return which outputs for a batch of sequences count, and their rows of logits."""
-        if self.windows is None:
-            return slice(len(indices)), indices
-        return self.windows.outputs(indices, self.lengths)
+        return (slice(len(indices)), indices) if self.windows is None else self.windows.outputs(indices, self.lengths)
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the token ids, token types, labels and weights, in their order."""
-        digest = hashlib.sha256(self.lengths.tobytes())
+        digest = hashlib.sha256(self.lengths.tobytes() + (b"" if self.weights is None else self.weights.tobytes()))
         for start in range(0, len(self.sequences), FINGERPRINT_CHUNK):
             chunk = self.sequences.take(slice(start, start + FINGERPRINT_CHUNK))
             for values in chunk.concatenate():
                 digest.update(b"" if values is None else values.tobytes())
         for start in range(0, len(self), FINGERPRINT_CHUNK):
             digest.update(repr(list(self.split.labels[start : start + FINGERPRINT_CHUNK])).encode())
-        digest.update(b"" if self.weights is None else self.weights.tobytes())
         return digest.hexdigest()
 
 

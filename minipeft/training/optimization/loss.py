@@ -58,14 +58,12 @@ class Loss:
     def total_weight(self, targets: Sequence[Any], weights: Sequence[float] | None = None) -> float:
         """Return what the sum of the losses of a step's examples is divided by.
 
-        It is what torch's reduction "mean" divides by: the sum of the class weights of their labels, or their number.
-        With the `weights` of their rows it is the sum of the products.
+        It is what torch's reduction "mean" divides by: the sum of their weights, of class times row, or their number.
         """
         if weights is None:
             return self.problem.total_weight(targets, self.class_weights)
-        of_labels = [self.problem.total_weight([target], self.class_weights) for target in targets]
         # Above 0: all rows of a step may have weight 0. Its loss is then 0.
-        return max(1e-30, sum(weight * of_label for weight, of_label in zip(weights, of_labels, strict=True)))
+        return max(1e-30, sum(weight * self.total_weight([of]) for of, weight in zip(targets, weights, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,7 @@ def describe_loss(job: Job, examples: Examples) -> str:
     parts = [f"class weights {format_names(named)}"] if named else []
     if smoothing := job.loss.label_smoothing:
         parts.append(f"label smoothing {smoothing:g}")
-    if examples.train.weights is not None:
-        parts.append(f"rows weighted by {job.settings.weight_column}")
+    parts += [] if examples.train.weights is None else [f"rows weighted by {job.settings.weight_column}"]
     return "; ".join(parts)
 
 
