@@ -60,7 +60,7 @@ class Encoded:
         labels = self.split.task.problem.store(self.split.labels[index] for index in indices.tolist())
         split, weights = Split(self.split.task, [], None, labels), None if self.weights is None else self.weights[mask]
         windows = None if self.windows is None else self.windows.subset(indices)
-        return Encoded(split, self.sequences.take(self.sequences_of(indices)), windows, weights=weights)
+        return Encoded(split, self.sequences.take(self.sequences_of(indices.tolist())), windows, weights=weights)
 
     @property
     def num_outputs(self) -> int:
