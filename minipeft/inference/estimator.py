@@ -225,7 +225,7 @@ class Regressor(TextEstimator):
     _estimator_type = "regressor"  # for scikit-learn before 1.6
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Regressor:
-        """Train on the texts `X` and their numbers `y`, (num_texts,); see `Classifier.fit`."""
+        """Train on the texts `X`, their numbers `y` and `sample_weight`, both (num_texts,); see `Classifier.fit`."""
         labels = _array_of(y)
         if labels.ndim != 1 or labels.dtype.kind not in "fiu":
             raise MinipeftError(f"fit: labels of shape {labels.shape} and type {labels.dtype}. Give each a number.")

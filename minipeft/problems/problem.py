@@ -206,7 +206,7 @@ class Problem:
         raise NotImplementedError
 
     def describe_baseline(self, targets: Sequence[Any]) -> str:
-        """Return the accuracy of the best constant prediction in words; "" where it has none."""
+        """Return that accuracy as text; "" where there is none."""
         _, accuracy = self.baseline(targets)
         return "" if accuracy is None else f"the majority class alone has accuracy {accuracy:.4f}"
 
@@ -227,8 +227,7 @@ class Problem:
         for name in metrics:
             metric, label = find_metric(name)
             assert metric is not None
-            outputs = self.probabilities(logits) if metric.of_probabilities else self.decide(logits)
-            sides = outputs, self.actual(expected)
+            sides = (self.probabilities if metric.of_probabilities else self.decide)(logits), self.actual(expected)
             if metric.of_class:
                 sides = self.of_class(sides[0], self.numbers[label]), self.of_class(sides[1], self.numbers[label])
             values[name] = metric.function(*sides)
