@@ -3,10 +3,11 @@
     python benchmarks/ablations.py --data ../shared/glue --model FOLDER
 
 FOLDER holds a checkpoint, for example all-MiniLM-L6-v2. Every row is one `python train.py` with seed 42, which changes
-one thing of the reference: LoRA of rank 8. Rows whose accuracy differs from the reference's by less than two standard
-errors are trained again with the seeds 1 and 2, and so is the reference. Each training adds a row to
-benchmarks/results/ablations.json when it ends; those that are there are not run again. `--only` takes some rows,
-`--list` prints every command, and `--page` writes the page from the rows that are there.
+one thing of the reference: LoRA of rank 8. The row with padded batches is the reference's training with transformers +
+peft. Rows whose accuracy differs from the reference's by less than two standard errors are trained again with the seeds
+1 and 2, and so is the reference. Each training adds a row to benchmarks/results/ablations.json when it ends; those that
+are there are not run again. `--only` takes some rows, `--list` prints every command, and `--page` writes the page from
+the rows that are there.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def trials(model: str, seed: int, names: list[str]) -> Iterator[Trial]:
     """Yield the trainings of the named rows with one seed."""
     for row in ablation_tables.ROWS:
         if row.flags and row.name in names:
-            yield Trial(row.part, row.name, model, row.all_flags(), seed)
+            yield Trial(row.part, row.name, model, row.all_flags(), seed, row.script)
 
 
 def bag_of_words(data: str, rows: int) -> float:

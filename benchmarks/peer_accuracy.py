@@ -107,6 +107,8 @@ def main() -> None:
         for split, limit in (("train", wanted.train_limit), (task.validation, wanted.eval_limit))
     )
     torch.manual_seed(wanted.seed)
+    if wanted.threads:
+        torch.set_num_threads(wanted.threads)
     model = build(wanted, str(folder), task.num_labels).train()
     per_step = wanted.batch_size * wanted.grad_accum
     steps_per_epoch = -(-len(train) // per_step)

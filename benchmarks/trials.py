@@ -1,7 +1,8 @@
 """Run trainings one after the other and keep one row of each in a JSON file, so that a study can stop and continue.
 
 A row holds the flags of `python train.py`, the model's name, the seed, result.json's figures and one entry an epoch.
-Rows that the file has for this machine are not run again.
+A trial of another script, peer_accuracy.py, takes the same flags. Rows that the file has for this machine are not run
+again.
 """
 
 import json
@@ -22,16 +23,17 @@ EPOCH = ("epoch", "train_loss", "eval_loss", "accuracy", "seconds")
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: the part of the study that it belongs to, its name there, and the flags of train.py."""
+    """One training: the part of the study that it belongs to, its name there, and the flags of its script."""
 
     part: str
     name: str
     model: str
     flags: str
     seed: int
+    script: str = "train.py"
 
     def command(self, data: str = "GLUE") -> str:
-        return f"python train.py --data {data} --model {Path(self.model).name} {self.flags} --seed {self.seed}"
+        return f"python {self.script} --data {data} --model {Path(self.model).name} {self.flags} --seed {self.seed}"
 
 
 def run_trials(trials: Iterable[Trial], data: str, path: Path) -> None:
@@ -47,7 +49,7 @@ def run_trials(trials: Iterable[Trial], data: str, path: Path) -> None:
 
 def described(trial: Trial) -> dict[str, Any]:
     """Return the fields of a row that identify it."""
-    return {**vars(trial), "model": Path(trial.model).name}
+    return {name: getattr(trial, name) for name in IDENTITY} | {"model": Path(trial.model).name}
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -61,12 +63,24 @@ def read_rows(path: Path, machine: str | None = None) -> list[dict[str, Any]]:
 
 
 def train(trial: Trial, data: str) -> dict[str, Any]:
-    """Run train.py in a process of its own, which leaves nothing on the disk, and return its figures."""
+    """Run the script in a process of its own, which leaves nothing on the disk, and return its figures."""
+    command = [sys.executable, str(ROOT / trial.script), "--data", data, "--model", trial.model, *trial.flags.split()]
+    command += ["--seed", str(trial.seed)]
+    if trial.script != "train.py":  # peer_accuracy.py: a JSON line with the number of parameters, then one per epoch
+        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        _, *epochs = map(json.loads, process.stdout.splitlines())
+        points = [{"epoch": entry["epoch"], "value": entry["accuracy"]} for entry in epochs]
+        return {
+            "best": max(points, key=lambda point: point["value"]),
+            "last": points[-1],
+            "parameters": None,
+            "train_seconds": sum(entry["seconds"] for entry in epochs),
+            "samples_per_second": epochs[-1]["samples_per_second"],
+            "epochs": epochs,
+        }
     with tempfile.TemporaryDirectory() as name:
         output = Path(name, "run")
-        command = [sys.executable, str(ROOT / "train.py"), "--data", data, "--model", trial.model, *trial.flags.split()]
-        command += ["--seed", str(trial.seed), "--output", str(output), "--quiet"]
-        subprocess.run(command, check=True)
+        subprocess.run([*command, "--output", str(output), "--quiet"], check=True)
         result = json.loads((output / "result.json").read_text(encoding="utf-8"))
         lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     epochs = [{name: entry[name] for name in EPOCH} for entry in map(json.loads, lines)]

@@ -24,16 +24,17 @@ class Row:
     name: str
     question: str
     flags: str
+    script: str = "train.py"
 
     def all_flags(self) -> str:
-        """Return the flags of train.py, with the reference's for those that the row leaves out."""
+        """Return the flags of the script, with the reference's for those that the row leaves out."""
         rest = [flag for flag in (RATE, EPOCHS, PRECISION, WARMUP) if f"{flag.split()[0]} " not in f"{self.flags} "]
         return " ".join([COMMON, self.flags, *rest])
 
     def command(self) -> str:
         if not self.flags:
             return f'python benchmarks/ablations.py --data GLUE --only "{self.name}"'
-        return shlex.join(f"python train.py --data GLUE --model {MODEL} {self.all_flags()} --seed 42".split())
+        return shlex.join(f"python {self.script} --data GLUE --model {MODEL} {self.all_flags()} --seed 42".split())
 
 
 ROWS = (
@@ -64,6 +65,13 @@ ROWS = (
     ),
     Row("method", "BitFit", "Are biases enough?", "--method bitfit"),
     Row("method", "full fine-tuning", "What do all weights add?", "--method full --lr 1e-4"),
+    Row(
+        "packing",
+        "padded batches, transformers + peft",
+        "Does padding change the result?",
+        f"{LORA} --rank 8",
+        "benchmarks/peer_accuracy.py",
+    ),
     Row("precision", "bf16", "Does bf16 cost accuracy?", f"{LORA} --rank 8 --precision bf16"),
     Row("learning rate", "learning rate x 0.3", "Is a lower rate as good?", f"{LORA} --rank 8 --lr 3e-4"),
     Row("learning rate", "learning rate x 3", "Is a higher rate as good?", f"{LORA} --rank 8 --lr 3e-3"),

@@ -48,8 +48,8 @@ def test_a_row_of_the_ablations_is_one_command_that_parses(curves: ModuleType) -
     for row in tables.ROWS:
         words = shlex.split(row.command())
         if row.flags:
-            assert words[:2] == ["python", "train.py"]
-            parse(words[1:])
+            assert words[:2] == ["python", row.script]
+            parse(["train.py", *words[2:]])
             once = [word for word in words if word.startswith("--")]
             assert len(once) == len(set(once)), row.name
 
