@@ -29,9 +29,10 @@ from minipeft.hub import resolve_model
 from minipeft.model.families import load_config
 from minipeft.training.optimization.optimizer import parameter_groups
 from minipeft.training.settings.recipes import ALPHA, DROPOUT, RANK, WARMUP_STEPS
+from minipeft.training.settings.train_settings import TrainSettings
 
 
-def build(wanted: argparse.Namespace, folder: str, num_labels: int) -> torch.nn.Module:
+def build(wanted: TrainSettings, folder: str, num_labels: int) -> torch.nn.Module:
     """The peer's model; what minipeft trains is left trainable: the method's parameters, the head, bert's pooler."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=num_labels, dtype=torch.float32)
     head = ["classifier", "pooler"]
@@ -88,9 +89,9 @@ def inputs(examples: Encoded, indices: list[int], config: object) -> dict[str, t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, add_help=False)  # add_train_flags has --help
     add_train_flags(parser)
-    wanted = parser.parse_args()
+    wanted = TrainSettings(**vars(parser.parse_args()))
     if wanted.data == "auto" or wanted.epochs is None or wanted.lr is None:
         parser.error("--data, --epochs and --lr are needed")
     task = get_task(wanted.task)
