@@ -293,10 +293,11 @@ assert in_feed_forward > in_layers / 2
 # and the query, `output`, both feed-forward layers and both LayerNorms for `<s>` only. In the earlier layers nothing
 # can be left out, since the next layer needs the keys and values of every token.
 #
-# This is what the list of shapes shows. It is not an approximation:
+# This is what the list of shapes shows. It is not an approximation. (`frozen_layers` and `hidden_states` serve
+# `--train-layers`, where the lower layers are frozen.)
 
 # %%
-source(roberta.Encoder.forward)
+source(roberta.Encoder.forward, roberta.Encoder.compute_layers)
 
 # %%
 everyone = encoder(several)  # (total_tokens, hidden_size)

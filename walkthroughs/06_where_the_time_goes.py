@@ -459,7 +459,7 @@ assert operations[1] / operations[0] > cost["full"] / cost["LoRA"]
 # linear operations are not.
 
 # %%
-piece(Encoder.forward, "last = len(self.layers)", "return x")
+piece(Encoder.compute_layers, "last = len(self.layers)", "return x")
 whole = forward_operations(config, batch.lengths, first_only=False)
 print(f"roberta-mini: {1 - by_formula.total() / whole.total():.1%} of the forward operations saved; ", end="")
 many = [64] * 16

@@ -152,7 +152,7 @@ class Encoder(nn.Module):
         """
         if self.frozen_layers is not None and self.training and batch.hidden_states is None:
             batch = replace(batch, hidden_states=self.frozen_output(batch, first_only))
-        return self._compute(batch, first_only, len(self.layers))
+        return self.compute_layers(batch, first_only, len(self.layers))
 
     @torch.no_grad()
     def frozen_output(self, batch: PackedBatch, first_only: bool = False) -> Tensor:
@@ -162,7 +162,7 @@ class Encoder(nn.Module):
         """
         was_training = self.training
         self.eval()
-        x = self._compute(batch, first_only, self.frozen_layers or 0)
+        x = self.compute_layers(batch, first_only, self.frozen_layers or 0)
         self.train(was_training)
         return x
 
@@ -174,7 +174,7 @@ class Encoder(nn.Module):
             return int(path.split(".")[1]) >= self.frozen_layers
         return path.startswith("final_layer_norm")  # ModernBERT's, after the last layer; the others are embeddings
 
-    def _compute(self, batch: PackedBatch, first_only: bool, stop: int) -> Tensor:
+    def compute_layers(self, batch: PackedBatch, first_only: bool, stop: int) -> Tensor:
         """Compute the layers up to number `stop`, from the embeddings or from the frozen layers' output."""
         start, x = 0, batch.hidden_states  # (total_tokens, hidden_size)
         prefixes: Sequence[Prefix | None] = [None] * len(self.layers)
