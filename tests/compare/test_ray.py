@@ -271,7 +271,7 @@ def test_ctrl_c_ends_a_ray_on_this_machine_and_the_comparison_resumes(
     os.killpg(first.pid, signal.SIGINT)
     _, said = first.communicate(timeout=100)
     assert first.returncode == 130, said
-    assert re.search(r"^minipeft: interrupted with \d of 3 runs done; resume with --resume\n\Z", said, re.M), said
+    assert re.search(r"^minipeft: interrupted after \d of 3 runs; resume with --resume\n\Z", said, re.M), said
     assert "Traceback" not in said
     assert not children_in(folder) and not (folder / TOKEN).exists()
     wait_until(lambda: not processes_of_session(first.pid))
