@@ -268,7 +268,7 @@ def test_a_comparison_that_is_killed_and_interrupted_ends_in_the_same_table(
         _, said = process.communicate(timeout=100)
         assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), said
         if number != signal.SIGKILL:
-            assert re.fullmatch(r"minipeft: interrupted with \d of 3 runs done; resume with --resume\n", said)
+            assert re.fullmatch(r"minipeft: interrupted after \d of 3 runs; resume with --resume\n", said)
             assert not children_in(folder)
     wait_until(lambda: not children_in(folder))
     done = contents(folder / "runs")

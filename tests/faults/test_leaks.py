@@ -170,7 +170,7 @@ def test_an_interruption_while_modules_are_imported_is_one_line(tmp_path: Path) 
         "        signal.raise_signal(signal.SIGINT)\n"
         "sys.addaudithook(at)\n"
     )
-    for module in ("argparse", "minipeft.cli.flags", "safetensors", "torch", "minipeft.training.run"):
+    for module in ("argparse", "minipeft.cli.flags", "safetensors", "torch", "minipeft.training.loop"):
         paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
         done = run_command("-m", "minipeft", "train", "--output", tmp_path / "run", AT=module, PYTHONPATH=paths)
         assert (done.returncode, done.stderr) == (130, "minipeft: interrupted\n"), (module, done.stderr)
