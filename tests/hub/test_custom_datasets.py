@@ -154,8 +154,10 @@ def test_two_processes_read_the_data_set_that_rank_zero_chose(
 READ = """
 import json
 from minipeft.data.tasks.custom import inspect_custom_data
+from minipeft import errors
 from minipeft.data.tasks.splits import read_split
 from minipeft.errors import MinipeftError
+errors.names_flags = True  # as on the command line
 columns = {"text_column": "review", "pair_column": None, "label_column": "sentiment", "label_type": "auto"}
 for name, validation in CALLS:
     try:
