@@ -52,7 +52,10 @@ def draw_together(
     _, first, groups = np.unique(np.asarray(together), return_index=True, return_inverse=True)
     if len(first) == 1:  # one text alone has to be on both sides
         return draw_mask(len(groups), strata, fraction, seed)
-    return draw_mask(len(first), None if strata is None else np.asarray(strata)[first], fraction, seed)[groups]
+    mask = draw_mask(len(first), None if strata is None else np.asarray(strata)[first], fraction, seed)
+    if not mask.any() and len(first) < len(groups):  # every class has one text, in several examples
+        mask = draw_mask(len(first), None, fraction, seed)
+    return mask[groups]
 
 
 def stratified_quotas(counts: Sequence[int] | Array, fraction: float) -> Array:

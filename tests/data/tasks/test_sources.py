@@ -110,7 +110,7 @@ def test_a_download_that_fails_is_an_error_and_never_synthetic_data(server: HubS
     done = choose_and_read(server, {}, tmp_path)
     assert done.returncode != 0 and done.stdout == ""
     error = done.stderr.splitlines()[-1]
-    assert "nyu-mll/glue rte: the download from the hub failed" in error and "--data standin" in error
+    assert "nyu-mll/glue rte: the download from the hub failed" in error and "data standin" in error
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
