@@ -48,7 +48,7 @@ def test_a_table_follows_its_json_and_a_new_machine_gets_its_own(
     slow |= {"peer_precision": "fp32", "group_by_length": False}
     slow["ratio"] = {"median": 1.23, "min": 1.1, "max": 1.3}
     machine = entry["machine"] | {"cpu": "CPU B", "date": "2026-01-02", "command": "python other.py"}
-    grouped = slow | {"group_by_length": True, "ratio": {"median": 1.02, "min": 1.0, "max": 1.1}}
+    grouped = slow | {"group_by_length": True, "ratio": {"median": 0.82, "min": 1.0, "max": 1.1}}
     content["CPU B"] = {"machine": machine, "rows": [slow, grouped]}
     (tmp_path / "cpu.json").write_text(json.dumps(content), encoding="utf-8")
     (tmp_path / "recorded.json").write_bytes((tables.RESULTS / "recorded.json").read_bytes())
@@ -61,7 +61,7 @@ def test_a_table_follows_its_json_and_a_new_machine_gets_its_own(
         "1.23 (1.10 to 1.30)",
         "2026-01-02",
         "python other.py",
-        "is 1.02, with the peer at its best\n  (batches grouped by length; CPU B)",
+        "is 0.82, with the peer at\n  its best (batches grouped by length; CPU B)",
         "is 1.2 to 4.9 times as fast",
     ):
         assert wanted in text
