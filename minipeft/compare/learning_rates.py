@@ -26,11 +26,10 @@ from typing import Any
 
 from minipeft.compare.plan import AUTO, Plan, Run, run_name, value_for
 from minipeft.compare.table import Table, center
-from minipeft.data.tasks.splits import training_strata
 from minipeft.files import read_json, read_json_lines
 from minipeft.training.optimization.schedule import count_steps
 from minipeft.training.progress import CONSTANT, largest_is_best
-from minipeft.training.settings.choices import choose_model, choose_source, find_task
+from minipeft.training.settings.choices import choose_model, choose_source, count_examples, find_task
 from minipeft.training.settings.recipes import recipe
 
 GRID = (0.1, 0.3, 1, 3, 10)  # x the default learning rate
@@ -79,19 +78,18 @@ class Search:
 
 def make_searches(plan: Plan) -> list[Search]:
     """Return the search of each row whose learning rate is "auto"; the training rows are counted."""
-    first, found = dict[Any, Run](), dict[Any, tuple[bool, int]]()
+    first, found = dict[Any, Run](), dict[Any, tuple[bool, int]]()  # the examples are counted once for each task
     for run in plan.runs:
         if run.settings.get("lr") == AUTO:
             first.setdefault(run.row, run)
     searches = []
     for (task, method, _), run in first.items():
         wanted, config = run.wanted, choose_model(run.wanted.model).config
-        if (key := (task, wanted.train_limit)) not in found:
+        if (key := (task, wanted.train_limit, wanted.holdout)) not in found:
             data = choose_source(wanted, *find_task(wanted))
-            found[key] = data.task.is_custom, training_strata(data.task, data.source, wanted.train_limit)[0]
+            found[key] = data.task.is_custom, count_examples(wanted, data)
         is_custom, examples = found[key]
         defaults = recipe(None if is_custom else task, method, config.hidden_size, config.model_type)
-        examples = round(examples * (1 - (wanted.holdout or 0)))
         epochs, sequences = wanted.epochs or defaults.epochs, wanted.batch_size * wanted.grad_accum
         given = [rate for rate in value_for("lr", plan.flags["lr"], task, method)[1] if rate != AUTO]
         rates = {float(f"{defaults.lr * factor:.2g}") for factor in GRID} | set(given)

@@ -11,7 +11,6 @@ the frozen layers: the figures are the same within rounding.
 """
 
 import hashlib
-import logging
 import os
 import shutil
 import sys
@@ -30,14 +29,13 @@ from minipeft.data.batches.buckets import pad_to_bucket
 from minipeft.data.batches.sampling import pack_sequences, split_by_tokens
 from minipeft.data.tokens.examples import Encoded, Examples
 from minipeft.data.tokens.token_table import Array, ranges, starts_of
+from minipeft.errors import logger
 from minipeft.files import SHARED_CACHE, make_folder
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.problems import problem_row
 from minipeft.progress_bar import show_progress
 from minipeft.training.distributed import Processes
 from minipeft.training.settings.job import Job
-
-logger = logging.getLogger("minipeft")
 
 
 @dataclass(frozen=True)

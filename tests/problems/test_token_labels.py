@@ -236,14 +236,13 @@ def finished(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     limits: dict[str, Any] = {"train_limit": None, "eval_limit": None, "epochs": 16, "lr": 5e-3}
     limits["targets"] = ("query", "value", "intermediate")
     given = {"label_type": "tokens", "holdout": 0.2, "class_weights": "balanced", "label_smoothing": 0.05}
-    given["precision"] = "fp32"  # bf16 differs between machines
     settings = {**SMALL, **limits, **given, "model": str(tiny_checkpoint), "max_length": 40}
     return train(data=str(folder / "names.jsonl"), output=str(folder / "run"), **settings).output
 
 
 def test_a_run_learns_and_predicts_what_it_evaluated(finished: Path, tmp_path: Path) -> None:
     result, history = json.loads((finished / "result.json").read_text()), rows(finished)
-    assert result["metric"] == "f1" and result["best"]["value"] > 0.8
+    assert result["metric"] == "f1" and result["best"]["value"] > 0.9
     best = max(history, key=lambda row: row["holdout_f1"])
     run = load_run(finished)
     values = run.evaluate()

@@ -48,8 +48,11 @@ def draw_mask(count: int, strata: Sequence[int] | Array | None, fraction: float,
 def draw_together(
     together: Sequence[int] | Array, strata: Sequence[int] | Array | None, fraction: float, seed: int
 ) -> Array:
-    """Return the mask of `draw_mask`, in which examples with one number in `together` are as the first of them."""
-    _, first, groups = np.unique(np.asarray(together), return_index=True, return_inverse=True)
+    """Return the mask of `draw_mask`, in which examples with one number in `together` are as the first of them.
+
+    Which numbers they are has no effect: hashes of texts differ between processes.
+    """
+    first, groups = np.unique(first_occurrences(together), return_inverse=True)
     if len(first) == 1:  # one text alone has to be on both sides
         return draw_mask(len(groups), strata, fraction, seed)
     mask = draw_mask(len(first), None if strata is None else np.asarray(strata)[first], fraction, seed)

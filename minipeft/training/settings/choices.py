@@ -154,16 +154,21 @@ def choose_method(settings: TrainSettings, initial: Any = None) -> Any:
     return method
 
 
+def count_examples(settings: TrainSettings, data: DataSource) -> int:
+    """Return the number of examples that a run trains on: the rows, but for those that are held out."""
+    count, strata, together = training_strata(data.task, data.source, settings.train_limit)
+    if settings.holdout is None:
+        return count
+    units = range(count) if together is None else together
+    return count - int(draw_together(units, strata, settings.holdout, settings.seed).sum())
+
+
 def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe, max_tokens: int) -> Schedule:
     """Return what the loop computes; the training rows are counted where the settings depend on their number."""
     sequences_per_step = settings.batch_size * settings.grad_accum
     epochs, warmup_steps = settings.epochs or defaults.epochs, settings.warmup_steps
     if settings.steps is not None or warmup_steps is None:
-        count, strata, together = training_strata(data.task, data.source, settings.train_limit)
-        if settings.holdout is not None:
-            units = range(count) if together is None else together
-            count -= int(draw_together(units, strata, settings.holdout, settings.seed).sum())
-        steps_per_epoch = max(1, count_steps(1, count, sequences_per_step))
+        steps_per_epoch = max(1, count_steps(1, count_examples(settings, data), sequences_per_step))
         epochs = epochs if settings.steps is None else -(-settings.steps // steps_per_epoch)
         steps = settings.steps or epochs * steps_per_epoch
         if warmup_steps is None:

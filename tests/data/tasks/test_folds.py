@@ -72,6 +72,8 @@ def test_a_drawn_part_has_whole_groups_of_both_sides(groups: list[int], fraction
     if len(set(groups)) > 1:
         assert not {g for g, drawn in zip(groups, mask, strict=True) if drawn} & set(np.array(groups)[~mask].tolist())
         assert mask.any() and not mask.all()
+    hashes = [hash(f"{group}") for group in groups]  # other numbers in another order, as in another process
+    assert (draw_together(hashes, None, fraction, 0) == mask).all()
 
 
 def table(rows: int = 60) -> dict[str, list[Any]]:
