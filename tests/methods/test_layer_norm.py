@@ -1,4 +1,4 @@
-"""LayerNorm tuning: what trains, and peft's own numbers."""
+"""LayerNorm tuning: the trainable parameters, and peft's own numbers."""
 
 from __future__ import annotations
 

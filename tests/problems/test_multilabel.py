@@ -97,7 +97,7 @@ SETTINGS: dict[str, Any] = {"task": "auto", "label_type": "multilabel", "train_l
 @pytest.fixture(scope="module")
 def finished(tiny_checkpoint: Path, topics: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("multilabel") / "run"
-    options = {"threshold": "auto", "holdout": 0.25, "class_weights": "balanced", "precision": "fp32"}
+    options = {"threshold": "auto", "holdout": 0.25, "class_weights": "balanced", "precision": "fp32", "seed": 1}
     return small_run(tiny_checkpoint, topics, folder, **SETTINGS, **options, lr=5e-3, epochs=3).output
 
 

@@ -1,4 +1,4 @@
-"""--train-layers: what trains, the frozen layers' output in a cache, and runs that are the same with and without it."""
+"""--train-layers: trainable parameters, the cache of frozen layers, and runs that are the same with and without it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def assert_close(one: Path, other: Path) -> None:
     assert all(largest(ours[name], theirs[name]) < 1e-4 for name in ours)
 
 
-# What trains
+# Trainable parameters
 
 
 @pytest.mark.parametrize("name", RESTRICTED)

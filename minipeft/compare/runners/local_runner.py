@@ -55,7 +55,7 @@ class LocalRunner:
         self.gpu_of: dict[str, str] = {}
 
     def start(self, command: Command) -> None:
-        """Start a command. The user's own OMP_NUM_THREADS takes precedence over the equal share of the cores."""
+        """Start a command. An OMP_NUM_THREADS that is set takes precedence over the equal share of the cores."""
         environment = dict(os.environ)
         if self.gpus:
             running = [self.gpu_of[other] for other in self.processes]

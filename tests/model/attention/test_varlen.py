@@ -106,7 +106,7 @@ def test_a_model_computes_the_same_either_way(method: Any, tmp_path: Path, monke
 
 
 def step(model: roberta.SequenceClassifier, batch: PackedBatch) -> list[Tensor]:
-    """The logits, and the gradients of what trains."""
+    """The logits, and the gradients of the trainable parameters."""
     logits = model(batch)
     assert batch.labels is not None
     F.cross_entropy(logits, batch.labels, reduction="sum").backward()
