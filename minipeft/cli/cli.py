@@ -162,7 +162,7 @@ def _predict(wanted: dict[str, Any]) -> None:
         in_folder = output is not None and not Path(output).suffix and Path(wanted["input"]).is_dir()
         runner = (*rows(RunnerOptions), "resume") if in_folder else ()
         _allow(wanted, "with --input", "input", "output", "echo", "threshold", *COLUMNS, *runner)
-        options: dict[str, Any] = dict.fromkeys(COLUMNS) | {"echo": ()} | wanted
+        options: dict[str, Any] = dict.fromkeys((*COLUMNS, "threshold")) | {"echo": ()} | wanted
         predict: Callable[..., None] = predict_folder if in_folder else predict_file
         predict(options.pop("run"), options.pop("input"), **options)
     elif "text" in wanted:
