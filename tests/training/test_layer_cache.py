@@ -224,25 +224,13 @@ def test_a_shared_folder_has_one_file_for_each_split_data_and_number_of_layers(
 @pytest.mark.full
 def test_a_comparison_removes_its_cache(tiny_checkpoint: Path, small_data: Path, tmp_path: Path) -> None:
     flags = ["--task", "rte", "--method", "lora", "head", "--data", small_data, "--model", tiny_checkpoint, "--seed", 1]
-    flags += [
-        "--epochs",
-        1,
-        "--train-limit",
-        16,
-        "--eval-limit",
-        8,
-        "--train-layers",
-        1,
-        "--jobs",
-        1,
-        "--device",
-        "cpu",
-    ]
+    flags += ["--epochs", 1, "--train-limit", 16, "--eval-limit", 8, "--device", "cpu"]
+    flags += ["--train-layers", 1, "--jobs", 1]
     done = run_command("-m", "minipeft", "compare", *flags, "--output", tmp_path / "c", "--quiet")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "c" / "cache").exists()
-    (config,) = (json.loads(path.read_text()) for path in (tmp_path / "c").glob("runs/*/config.json"))
-    assert config["train_layers"] == 1
+    configs = [json.loads(path.read_text()) for path in (tmp_path / "c").glob("runs/*/config.json")]
+    assert {config["method"]: config["train_layers"] for config in configs} == {"lora": 1, "head": None}
 
 
 def test_no_file_is_left(

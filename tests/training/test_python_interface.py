@@ -177,7 +177,7 @@ def test_errors_in_python_name_keywords(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("minipeft.errors.names_flags", False)
     with pytest.raises(MinipeftError, match=r"^max_length 'x' is not a whole number"):
         train(task="rte", max_length="x")  # type: ignore[arg-type]
-    with pytest.raises(MinipeftError, match=r"^epochs 2 and steps 3 exclude each other\. Leave one out\.$"):
+    with pytest.raises(MinipeftError, match=r"^epochs 2 and steps 3 exclude each other\. Drop one\.$"):
         train(task="rte", epochs=2, steps=3)
     command = "RUN: nothing. Run minipeft evaluate RUN --threshold auto first. Pass --label-type."
     assert str(MinipeftError(command)) == command.replace("--label-type", "label_type")

@@ -130,7 +130,7 @@ def test_the_best_evaluation_may_be_within_an_epoch(checkpoint: Path, tmp_path: 
     """Validation is the training data with the labels exchanged, so the loss rises from the first evaluation on."""
     train, validation = encoded(COUNT), encoded(COUNT, flip=True)
     model = apply(load_pretrained(checkpoint), LoRA(rank=8))
-    options = {"epochs": 6, "lr": 2e-2, "warmup_steps": 0, "select_by": "eval_loss", "eval_every": 1}
+    options = {"epochs": 6, "lr": 3e-3, "warmup_steps": 0, "select_by": "eval_loss", "eval_every": 1}
     done = run_loop(model, train, validation, tmp_path / "run", **options)
     several = [row for row in done.history if "constant_prediction" not in row]  # an epoch of one class is not chosen
     best = min(several, key=lambda row: row["eval_loss"])
