@@ -295,6 +295,14 @@ def largest(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().abs().max())
 
 
+def evaluate(model: Any, examples: Any, max_tokens: int) -> dict[str, float]:
+    """Return the loss and metrics of a model on an encoded split."""
+    from minipeft.training.evaluate import predict_logits
+
+    task = examples.split.task
+    return task.problem.score(predict_logits(model, examples, max_tokens), examples.split.labels, task.metrics)
+
+
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a child process: no network, this checkout's package."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY), **extra}

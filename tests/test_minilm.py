@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import shared
+from conftest import evaluate, shared
 
 from minipeft import LoRA, apply, load_pretrained, load_run, load_tokenizer, pack, train
 from minipeft.data.tasks.splits import read_chunks, read_split
 from minipeft.data.tasks.task import get_task
 from minipeft.data.tokens.examples import Examples, encode_split, encode_texts
 from minipeft.inference.onnx_export import OnnxClassifier
-from minipeft.training.evaluate import evaluate
 from minipeft.training.loop import RunFolder, Schedule, train_loop
 
 

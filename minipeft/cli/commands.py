@@ -39,14 +39,11 @@ def evaluate(**wanted: Any) -> None:
         found = run.calibrate(Path(place), wanted.get("data"), calibrate, choose)
         print(describe_calibration(found, run.task.labels), file=sys.stderr)
         run = replace(run, task=replace(run.task, problem=run.task.problem.with_details(found)))
-    as_table = sys.stdout.isatty() and not as_json
-    if folder is None and not as_table:
-        print(json.dumps(run.evaluate(**wanted) if path is None else run.evaluate_file(path, **wanted)))
-        return
     report = report_split(run, **wanted) if path is None else report_file(run, path, **wanted)
     if folder is not None:
         files = write_report({"run": place, **report}, folder)
         print(f"{folder}: {', '.join(file.name for file in files)}", file=sys.stderr)
+    as_table = sys.stdout.isatty() and not as_json
     print(describe_report(report) if as_table else json.dumps(report["metrics"]) + "\n", end="")
 
 

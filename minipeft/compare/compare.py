@@ -19,7 +19,7 @@ from typing import Any
 from minipeft.compare.formatting import format_csv, format_text
 from minipeft.compare.learning_rates import choose_rates, describe_cost, extension, make_searches
 from minipeft.compare.out_of_fold import OUT_OF_FOLD, write_out_of_fold
-from minipeft.compare.page import render_page
+from minipeft.compare.page import render_comparison
 from minipeft.compare.plan import NUMBERS, ROWS, Plan, Run, format_values, make_plan
 from minipeft.compare.runners.local_runner import Command
 from minipeft.compare.runners.runner import execute, make_runner
@@ -93,7 +93,7 @@ def compare(output: str, resume: bool = False, quiet: bool = False, **flags: Any
         table["extension"] = extension(plan, table, folder)
         write_json(folder / "table.json", table)
         write_text(folder / "table.csv", format_csv(table))
-        write_text(folder / "page.html", render_page(table))
+        write_text(folder / "page.html", render_comparison(table))
         predicted = write_out_of_fold(folder, plan.runs)
     print(format_text(table))
     oof = f"; {OUT_OF_FOLD} has a prediction for each row" if predicted else ""

@@ -6,6 +6,7 @@ from itertools import groupby
 
 from minipeft.compare.learning_rates import next_rate
 from minipeft.compare.table import MIN_SEEDS, Table, center
+from minipeft.inference.evaluation_files import format_table
 
 HEADINGS = ("", "parameters", "+ head", "lr", "best: {}", "last: {}", "seconds", "memory")
 LEFT = (0, 4, 5)  # columns of text
@@ -49,11 +50,13 @@ def format_text(table: Table) -> str:
         )
         text = [title, *(f"model {model}" for model in task["models"]), *(f"data {data}" for data in task["data"]), ""]
         spread = spread_title(table["folds"])
-        text += _align([[name.format(spread) for name in HEADINGS], *(_cells(row) for row in task["rows"])])
+        lines = [[name.format(spread) for name in HEADINGS], *(_cells(row) for row in task["rows"])]
+        text += format_table(lines, LEFT).splitlines()
         for row in task["rows"]:
             text += [f"{row['name']}: {name} failed: {reason}" for name, reason in row["failed"].items()]
             if len(row["learning_rates"]) > 1:
-                text += ["", f"{row['name']}: {task['metric']} against the learning rate", *_align(rate_cells(row))]
+                text += ["", f"{row['name']}: {task['metric']} against the learning rate"]
+                text += format_table(rate_cells(row), LEFT).splitlines()
         one_epoch = all(run["last"]["epoch"] == 1 for row in task["rows"] for run in row["runs"])
         for which in ("last",) if one_epoch else ("best", "last"):
             text += ["", f"By the {which} epoch: " + "\n  ".join(describe_differences(task, which))]
@@ -71,27 +74,23 @@ def describe_extension(wider: dict[str, str]) -> str:
     )
 
 
-def _align(lines: list[list[str]]) -> list[str]:
-    """Return the lines of a table with the columns LEFT to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = []
-    for line in lines:
-        cells = zip(line, widths, strict=True)
-        texts.append("  ".join(f"{cell:{'<' if n in LEFT else '>'}{width}}" for n, (cell, width) in enumerate(cells)))
-    return [text.rstrip() for text in texts]
-
-
 def _cells(row: Table) -> list[str]:
     if not row["best"]:
         return [row["name"], "", "", "", "failed", "", "", ""]
+    spreads = [describe_spread(row[which]) for which in ("best", "last")]
+    parameters, head, lr, seconds, memory = row_figures(row)
+    return [row["name"], parameters, head, lr, *spreads, seconds, memory]
+
+
+def row_figures(row: Table) -> list[str]:
+    """Return the parameters of the method and the head, the learning rate, the seconds and the memory of a row."""
+    memory = row["peak_memory_bytes"]
     return [
-        row["name"],
         f"{row['parameters']['method']:,}",
         f"{row['parameters']['head']:,}",
         f"{row['lr']:g}",
-        *(describe_spread(row[which]) for which in ("best", "last")),
         f"{row['seconds']:,.0f}",
-        describe_memory(row["peak_memory_bytes"]),
+        f"{memory / 2**30:.1f} GiB" if memory >= 2**30 else f"{memory / 2**20:.0f} MiB",
     ]
 
 
@@ -120,10 +119,6 @@ def rate_cells(row: Table) -> list[list[str]]:
         best = describe_spread(rate["best"]) if rate["best"] else "" if rungs else "failed"
         lines.append([f"{rate['lr']:g}", *values, *[""] * (len(rungs) - len(values)), best, note])
     return lines
-
-
-def describe_memory(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def format_csv(table: Table) -> str:

@@ -2,22 +2,21 @@
 
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
 from minipeft.compare.charts import against_learning_rate, against_parameters, against_rank, curves, seed_strip
 from minipeft.compare.formatting import (
     describe_differences,
     describe_extension,
-    describe_memory,
     describe_spread,
     join_names,
     metric_title,
     rate_cells,
+    row_figures,
 )
 from minipeft.compare.table import Table, center, standard_error
+from minipeft.inference.evaluation_files import render_page
 
 
-def render_page(table: Table) -> str:
+def render_comparison(table: Table) -> str:
     """Return the page as HTML; `table` is the content of table.json."""
     tasks = [_describe_task(task) for task in table["tasks"]]
     rows = [row for task in tasks for row in task["rows"]]
@@ -25,13 +24,8 @@ def render_page(table: Table) -> str:
     methods = join_names(list(dict.fromkeys(_method_name(row) for row in rows)))
     models = list(dict.fromkeys(model for task in tasks for model in task["models"]))
     sources = [*models, *dict.fromkeys(data for task in tasks for data in task["data"])]
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("minipeft.compare", ""), PackageLoader("minipeft.inference", "")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    return render_page(
+        "compare/page.html.j2",
         table=table,
         tasks=tasks,
         styles=styles,
@@ -90,9 +84,5 @@ def _cells(task: Table, row: Table, style: int) -> list[Any]:
         seed_strip(task, row, style),
         *([row["last"]] if task["epochs"] > 1 else []),
         *(f"{row['others'][name]:.3f}" if name in row["others"] else "" for name in task["others"]),
-        f"{row['parameters']['method']:,}",
-        f"{row['parameters']['head']:,}",
-        f"{row['lr']:g}",
-        f"{row['seconds']:,.0f}",
-        describe_memory(row["peak_memory_bytes"]),
+        *row_figures(row),
     ]

@@ -1,9 +1,10 @@
 """A report as files: JSON, a page, and the confusion matrix as text and, with the extra `plot`, as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from minipeft.errors import MinipeftError, format_names, printable
@@ -14,6 +15,7 @@ REPORT = "report.json"
 LONGEST_NAME = 24  # characters of a class name in a text table
 LARGEST_TABLE = 30  # classes of the matrix on the page
 LARGEST_PICTURE = 100  # classes of the matrix as a picture, and of its text
+WITH_NUMBERS = 25  # classes at most whose cells in the picture hold their counts
 
 
 def check_report_folder(folder: str | Path) -> None:
@@ -43,8 +45,19 @@ def write_report(report: dict[str, Any], folder: str | Path) -> list[Path]:
 
 def render_report(report: dict[str, Any]) -> str:
     """Return the page as HTML; `report` is the content of report.json."""
+    matrix = report.get("confusion_matrix")
+    return render_page(
+        "inference/report.html.j2",
+        report=report,
+        matrix=matrix if matrix is not None and len(matrix["labels"]) <= LARGEST_TABLE else None,
+        largest_table=LARGEST_TABLE,
+    )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return the page that a template of minipeft gives for its values."""
     environment = Environment(
-        loader=PackageLoader("minipeft.inference", ""),
+        loader=PackageLoader("minipeft", ""),
         autoescape=True,
         # What a macro made is Markup, not str, and stays as it is.
         finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
@@ -53,12 +66,7 @@ def render_report(report: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    matrix = report.get("confusion_matrix")
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        matrix=matrix if matrix is not None and len(matrix["labels"]) <= LARGEST_TABLE else None,
-        largest_table=LARGEST_TABLE,
-    )
+    return environment.get_template(template).render(values)
 
 
 def describe_metrics(metrics: dict[str, float]) -> str:
@@ -72,14 +80,10 @@ def describe_report(report: dict[str, Any]) -> str:
     if "errors" in report:
         return f"{text}\n{describe_metrics(report['errors'])}"
     names = ("precision", "recall", "f1")
+    figures = [(_short(row["label"]), row) for row in report["classes"]]
+    figures += [(f"{kind} average", row) for kind, row in report["averages"].items()]
     rows = [["", *names, "support"]]
-    rows += [
-        [row["label"], *(f"{row[name]:.4f}" for name in names), f"{row['support']:,}"] for row in report["classes"]
-    ]
-    rows += [
-        [f"{kind} average", *(f"{values[name]:.4f}" for name in names), f"{values['support']:,}"]
-        for kind, values in report["averages"].items()
-    ]
+    rows += [[of, *(f"{row[name]:.4f}" for name in names), f"{row['support']:,}"] for of, row in figures]
     error = report["calibration"]["expected_calibration_error"]
     return f"{text}\n{format_table(rows)}\nexpected calibration error  {error:.4f}\n"
 
@@ -107,13 +111,15 @@ def describe_matrix(matrix: dict[str, Any]) -> str:
     return format_table(rows)
 
 
-def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as aligned text, the first column to the left and the others to the right."""
-    rows = [[_short(row[0]), *row[1:]] for row in rows]
+def format_table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Return rows as aligned text, the columns `left` to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() + "\n" for row in rows
-    )
+    lines = []
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        padded = [cell.ljust(width) if n in left else cell.rjust(width) for n, (cell, width) in cells]
+        lines.append("  ".join(padded).rstrip() + "\n")
+    return "".join(lines)
 
 
 def _short(name: str) -> str:
@@ -122,10 +128,24 @@ def _short(name: str) -> str:
 
 
 def _draw_matrix(matrix: dict[str, Any], path: Path) -> None:
-    """Draw a confusion matrix, where the extra `plot` is installed."""
+    """Draw a confusion matrix, coloured by the fraction of the row, where the extra `plot` is installed."""
     try:
-        from minipeft.inference.matrix_picture import draw_matrix
+        from matplotlib.figure import Figure
     except ImportError:
         return
-    figure = draw_matrix([_short(label) for label in matrix["labels"]], matrix["rows"])
+    counts = np.asarray(matrix["rows"])
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = min(3.2 + 0.42 * len(counts), 20.0)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="prediction", ylabel="label")
+    texts = [_short(label).replace("$", r"\$") for label in matrix["labels"]]  # no mathematical notation
+    axes.set_xticks(range(len(counts)), texts, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(counts)), texts)
+    if len(counts) <= WITH_NUMBERS:
+        for row, column in np.ndindex(*counts.shape):
+            colour = "white" if fractions[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(image, ax=axes, label="fraction of the row", shrink=0.8)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))

@@ -41,17 +41,9 @@ def report_split(
     return report
 
 
-def report_file(
-    run: LoadedRun,
-    path: str,
-    text_column: str | None = None,
-    pair_column: str | None = None,
-    label_column: str | None = None,
-    file_format: str | None = None,
-) -> dict[str, Any]:
+def report_file(run: LoadedRun, path: str, **columns: Any) -> dict[str, Any]:
     """Return the report on a labelled file, a folder of files, or standard input ("-"); see `LoadedRun.read_chunks`."""
-    label_column = label_column or run.task.label_column
-    return build_report(run, run.read_chunks(path, text_column, pair_column, label_column, file_format), path)
+    return build_report(run, run.read_labelled_chunks(path, **columns), path)
 
 
 def build_report(run: LoadedRun, chunks: Iterable[Split], data: str) -> dict[str, Any]:

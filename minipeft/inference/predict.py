@@ -1,6 +1,6 @@
 """A run folder → its metrics, predictions and merged checkpoint, in a new process."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from minipeft.data.tables.table import Table
 from minipeft.data.tasks import synthetic as standin
 from minipeft.data.tasks.splits import choose_data, chunk_examples, read_chunks, read_examples
 from minipeft.data.tasks.task import TASKS, Split
-from minipeft.data.tokens.examples import Encoded, encode_split, encode_texts
-from minipeft.data.tokens.long_texts import LongTexts
+from minipeft.data.tokens.examples import Encoded, encode_texts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, format_names, logger
@@ -31,7 +30,7 @@ from minipeft.inference.load_model import (
 from minipeft.inference.predictor import Predictor
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.progress_bar import show_progress
-from minipeft.training.evaluate import evaluate, predict_logits
+from minipeft.training.evaluate import predict_logits
 from minipeft.training.settings.checks import threshold as check_threshold
 
 COMPARED_TEXTS = 256  # on which the logits of an export are compared
@@ -63,12 +62,28 @@ class LoadedRun(Predictor):
             limit = limit or self.settings.get("eval_limit")
         values: dict[str, float] = {}
         for prefix, name in splits.items():
-            rows = show_progress(read_chunks(self.task, name, source, limit), f"tokenizing {name}")
-            max_length, long_texts = self.settings["max_length"], LongTexts.of(self.settings)
-            examples = encode_split(self.task, rows, self.tokenizer, max_length, self.model.config, long_texts)
-            figures = evaluate(self.model, examples, self.settings["max_tokens"])
+            figures = self._score(read_chunks(self.task, name, source, limit))
             values |= {prefix + figure: value for figure, value in figures.items()}
         return values
+
+    def evaluate_file(self, path: str, **columns: Any) -> dict[str, float]:
+        """Return the loss and metrics on a labelled file, a folder of files, or standard input ("-").
+
+        The file is read as a stream. `columns` are text_column, pair_column, label_column and file_format.
+        """
+        return self._score(self.read_labelled_chunks(path, **columns))
+
+    def _score(self, chunks: Iterable[Split]) -> dict[str, float]:
+        return self.task.problem.score(*self._predict_chunks(chunks, "evaluating"), self.task.metrics)
+
+    def _predict_chunks(self, chunks: Iterable[Split], title: str) -> tuple[Tensor, list[Any]]:
+        """Return the logits and the labels of chunks; nothing else of them stays in memory."""
+        logits: list[Tensor] = []
+        labels: list[Any] = []
+        for chunk in show_progress(chunks, title):
+            logits.append(self.predict_logits(chunk.texts, chunk.pairs))
+            labels += chunk.labels
+        return torch.cat(logits), labels
 
     def calibrate(
         self, folder: Path, data: str | None = None, temperatures: bool = True, thresholds: bool = False
@@ -82,10 +97,8 @@ class LoadedRun(Predictor):
         if not is_adapter_folder(adapter := folder if is_adapter_folder(folder) else folder / "adapter"):
             raise MinipeftError(f"{folder}: no adapter to store a calibration in. Name a run or an adapter.")
         problem = self.task.problem.with_thresholds(*self.task.problem.thresholds) if thresholds else self.task.problem
-        chunks = list(read_chunks(self.task, self.task.validation, self.source(data), self.settings.get("eval_limit")))
-        shown = show_progress(chunks, "calibrating", total=sum(map(len, chunks)))
-        logits = torch.cat([self.predict_logits(chunk.texts, chunk.pairs) for chunk in shown])
-        labels = [label for chunk in chunks for label in chunk.labels]
+        chunks = read_chunks(self.task, self.task.validation, self.source(data), self.settings.get("eval_limit"))
+        logits, labels = self._predict_chunks(chunks, "calibrating")
         content: dict[str, Any] = {"examples": len(labels)}
         if temperatures:
             problem = problem.calibrate(logits, labels)
@@ -160,26 +173,9 @@ class LoadedRun(Predictor):
         logits = predict_logits(model.to(self.device), examples, self.settings["max_tokens"])
         return logits[~logits.isneginf().all(1)]
 
-    def evaluate_file(
-        self,
-        path: str,
-        text_column: str | None = None,
-        pair_column: str | None = None,
-        label_column: str | None = None,
-        file_format: str | None = None,
-    ) -> dict[str, float]:
-        """Return the loss and metrics on a labelled file, a folder of files, or standard input ("-").
-
-        The file is read as a stream; only the logits and labels of all rows stay in memory.
-        """
-        logits: list[Tensor] = []
-        labels: list[Any] = []
-        label_column = label_column or self.task.label_column
-        chunks = self.read_chunks(path, text_column, pair_column, label_column, file_format)
-        for chunk in show_progress(chunks, "evaluating"):
-            logits.append(self.predict_logits(chunk.texts, chunk.pairs))
-            labels += chunk.labels
-        return self.task.problem.score(torch.cat(logits), labels, self.task.metrics)
+    def read_labelled_chunks(self, path: str, label_column: str | None = None, **columns: Any) -> Iterator[Split]:
+        """Read rows with labels; `columns` are the others that `read_chunks` takes."""
+        return self.read_chunks(path, label_column=label_column or self.task.label_column, **columns)
 
     def read_chunks(
         self,

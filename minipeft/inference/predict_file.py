@@ -123,17 +123,18 @@ def predict_file(
         _raise_on_signals(target, parts if path == STANDARD_INPUT else None),
         _hold_parts(parts, target, plan, rank) as is_needed,
     ):
-        count = written = 0
+        names: list[Path] = []
+        written = 0
         with tqdm(desc=str(target), total=rows or None, unit=" rows", disable=disable_bar(rank > 0)) as bar:
-            for count, chunk in enumerate(chunks if is_needed else (), 1):
-                part = _part_file(parts, count - 1)
-                if (count - 1) % processes == rank and not part.exists():
+            for chunk in chunks if is_needed else ():
+                part = parts / f"{len(names):09d}.jsonl"
+                if len(names) % processes == rank and not part.exists():
                     write_text(part, lines(chunk))
+                names.append(part)
                 echoed.clear()
                 written += len(chunk)
                 bar.update(len(chunk))
         if rank == 0:
-            names = [_part_file(parts, number) for number in range(count)]
             for number, part in enumerate(names):
                 _wait_for_part(part, number % processes)
             check_ownership(parts / PLAN)
@@ -176,7 +177,7 @@ def _hold_parts(parts: Path, target: Path, plan: dict[str, Any], rank: int) -> I
             if time.monotonic() - start > LONGEST_WAIT:
                 raise MinipeftError(f"{parts}: rank 0 has not started after {LONGEST_WAIT:g} s; start all together")
             time.sleep(POLL_SECONDS)
-        with Lease(_rank_folder(parts, rank), target):
+        with Lease(parts / f"rank-{rank}", target):
             yield True
         with suppress(OSError):  # not empty, unless rank 0 has finished meanwhile
             parts.rmdir()
@@ -205,10 +206,6 @@ def _read_plan(parts: Path) -> dict[str, Any] | None:
     with suppress(MinipeftError):
         return read_json(parts / PLAN)
     return None
-
-
-def _part_file(parts: Path, number: int) -> Path:
-    return parts / f"{number:09d}.jsonl"
 
 
 def _csv_header(task: Task, echo: Sequence[str]) -> str:
@@ -252,13 +249,9 @@ def _concatenate_parts(parts: list[Path], target: Path, header: str) -> None:
                 shutil.copyfileobj(file, out)
 
 
-def _rank_folder(parts: Path, rank: int) -> Path:
-    return parts / f"rank-{rank}"
-
-
 def _wait_for_part(part: Path, rank: int) -> None:
     """Wait for a chunk file of another rank while that rank lives, as the lease of its folder shows."""
-    lease = _rank_folder(part.parent, rank) / LEASE
+    lease = part.parent / f"rank-{rank}" / LEASE
     heartbeat, since = 0, time.monotonic()
     while not part.exists():
         with suppress(OSError):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import processors
+from tokenizers.implementations import ByteLevelBPETokenizer
 from torch import Tensor
 
 from minipeft.data.batches.packing import PackedBatch
@@ -43,17 +44,9 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Toke
 
     Reference: Sennrich et al. 2016; on bytes, Radford et al. 2019.
     """
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=ROBERTA_SPECIALS,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(lines, trainer)
+    bpe = ByteLevelBPETokenizer(add_prefix_space=True, lowercase=True, unicode_normalizer="nfc")
+    bpe.train_from_iterator(lines, vocab_size, min_frequency=0, show_progress=False, special_tokens=ROBERTA_SPECIALS)
+    tokenizer = tokenizers.Tokenizer.from_str(bpe.to_str())
     first, last = (ROBERTA_SPECIALS.index(token) for token in ("<s>", "</s>"))
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", last), ("<s>", first), add_prefix_space=False)
     folder.mkdir(parents=True, exist_ok=True)

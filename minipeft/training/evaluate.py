@@ -64,14 +64,6 @@ def predict_logits(
     return logits if examples.windows is None else examples.windows.pool(logits)
 
 
-def evaluate(
-    model: SequenceClassifier, examples: Encoded, max_tokens: int, processes: Processes = SINGLE_PROCESS
-) -> dict[str, float]:
-    """Return eval_loss, the mean over the split's sequences, and the task's metrics by name."""
-    logits = predict_logits(model, examples, max_tokens, processes, "evaluating")
-    return examples.split.task.problem.score(logits, examples.split.labels, examples.split.task.metrics)
-
-
 def evaluate_all(
     model: SequenceClassifier, examples: Examples, max_tokens: int, processes: Processes, select_by: str, quiet: bool
 ) -> tuple[Tensor, dict[str, float]]:

@@ -255,7 +255,7 @@ def test_a_report_on_a_file_holds_what_evaluate_prints(
 def test_a_report_on_a_split_of_a_task_and_without_matplotlib(
     small_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "minipeft.inference.matrix_picture", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for task in ("sst2", "rte"):
         plain, _ = evaluated(capsys, small_runs[task])
         printed, _ = evaluated(capsys, small_runs[task], "--report", tmp_path / task)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import padded, reference_model
+from conftest import evaluate, padded, reference_model
 from safetensors import safe_open
 from small_runs import COUNT, EPOCHS, LR, PER_STEP, WARMUP, encoded, interrupted_at, last_step
 from small_runs import run_loop as run
@@ -35,7 +35,6 @@ from minipeft.data.tasks.draw import epoch_order
 from minipeft.errors import Interrupted
 from minipeft.model.pretrained import tensor_names
 from minipeft.training import loop
-from minipeft.training.evaluate import evaluate
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.progress import CONSTANT
 from minipeft.training.run_folder.signals import collect_signals

@@ -10,7 +10,6 @@ from minipeft.methods.lora import LoRA, LoRALinear, install_low_rank, to_peft
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.peft_format.reading import read_lora
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.config import EncoderConfig
 from minipeft.model.layers import Linear
 
 
@@ -59,19 +58,9 @@ def install(model: SequenceClassifier, method: DoRA) -> None:
     install_low_rank(model, method, DoRALinear)
 
 
-def dora_to_peft(method: DoRA, config: EncoderConfig) -> dict[str, Any]:
-    """Return the fields of peft's LoraConfig."""
-    return to_peft(method, config) | {"use_dora": True}
-
-
-def dora_from_peft(content: dict[str, Any], config: EncoderConfig) -> DoRA:
-    """Return the config that peft's LoraConfig fields describe."""
-    return DoRA(**read_lora(content, config, "use_dora"))
-
-
 PEFT = PeftFormat(
-    dora_to_peft,
-    dora_from_peft,
+    write=lambda method, config: to_peft(method, config) | {"use_dora": True},
+    read=lambda content, config: DoRA(**read_lora(content, config, "use_dora")),
     names={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},
     marks={"use_dora": True},
     layer=DoRALinear,
