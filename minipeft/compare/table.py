@@ -75,7 +75,7 @@ def _task_table(folder: Path, task: str, plan: Plan, examples: int, failed: dict
     return {
         "task": task,
         "metric": metric,
-        "training_examples": sorted({run["examples"]["training"] for run in found.values() if run["examples"]}),
+        "training_examples": sorted({run["examples"]["training"] for run in found.values()}),
         "validation_examples": examples,
         "models": sorted({run["model"] for run in found.values()}),
         "data": sorted({run["data"] for run in found.values()}),
@@ -87,14 +87,12 @@ def _task_table(folder: Path, task: str, plan: Plan, examples: int, failed: dict
 def _read_run(folder: Path) -> Table:
     result, config = read_json(folder / "result.json"), read_json(folder / "config.json")
     try:
-        keys = ("metric", "model", "data", "best", "last", "parameters", "train_seconds", "peak_memory_bytes", "seed")
-        found = {key: result[key] for key in keys} | {key: config.get(key) for key in ("lr", "rank", "fold")}
+        of_result = ("metric", "model", "data", "examples", "best", "last", "parameters", "seed")
+        found = {key: result[key] for key in (*of_result, "train_seconds", "peak_memory_bytes")}
+        found |= {key: config.get(key) for key in ("lr", "rank", "fold")}
         # The folds of a comparison have one description.
         found["data"] = found["data"].replace(f"fold {found['fold']} is", "one fold is")
-        return found | {
-            "history": read_json_lines(folder / "metrics.jsonl"),
-            "examples": result.get("examples"),
-        }
+        return found | {"history": read_json_lines(folder / "metrics.jsonl")}
     except (OSError, ValueError, KeyError) as error:
         raise MinipeftError(f"{folder}: the run is incomplete ({error}). Remove the folder to run it again.") from None
 

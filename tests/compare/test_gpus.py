@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minipeft.compare.runners import local_runner
-from minipeft.compare.runners.local_runner import Command, LocalRunner, choose_gpu, log_file, visible_gpus
+from minipeft.compare.runners.local_runner import Command, LocalRunner, log_file, visible_gpus
 from minipeft.compare.runners.runner import default_jobs
 from minipeft.compare.runners.runner_options import RunnerOptions
 from minipeft.device import choose_device
@@ -21,16 +21,6 @@ import os, sys, time
 print("GPU", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 sys.stdin.read()
 """
-
-
-def test_jobs_are_divided_evenly_among_the_gpus() -> None:
-    gpus = ["0", "1", "2"]
-    running: list[str] = []
-    for _ in range(7):
-        running.append(choose_gpu(gpus, running))
-    assert running == ["0", "1", "2", "0", "1", "2", "0"]
-    running.remove("1")
-    assert choose_gpu(gpus, running) == "1"
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,8 @@ class LocalRunner:
         environment = dict(os.environ)
         if self.gpus:
             running = [self.gpu_of[other] for other in self.processes]
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpu_of[command.name] = choose_gpu(self.gpus, running)
+            gpu = min(self.gpus, key=running.count)  # the first of those with the fewest running jobs
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpu_of[command.name] = gpu
         threads = max(1, count_cores() // self.jobs)
         self.processes[command.name] = start_child(self.folder, command, threads, environment)
 
@@ -76,11 +77,6 @@ class LocalRunner:
             process.stdin.close()
         for process in self.processes.values():
             process.wait()
-
-
-def choose_gpu(gpus: Sequence[str], running: Sequence[str]) -> str:
-    """Return the GPU with the fewest running jobs, the first of several; `running` has the GPU of each job."""
-    return min(gpus, key=lambda gpu: running.count(gpu))
 
 
 def visible_gpus(environment: Mapping[str, str], count: int) -> list[str]:
