@@ -60,7 +60,7 @@ def render_page(template: str, **values: Any) -> str:
         loader=PackageLoader("minipeft", ""),
         autoescape=True,
         # What a macro made is Markup, not str, and stays as it is.
-        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
+        finalize=lambda value: printable(value, keep="\n\t\u00a0") if type(value) is str else value,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,

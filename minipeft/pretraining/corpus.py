@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 import torch
-from tokenizers import processors
-from tokenizers.implementations import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, processors
 from torch import Tensor
 
 from minipeft.data.batches.packing import PackedBatch
@@ -45,7 +44,9 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, folder: Path) -> Toke
     Reference: Sennrich et al. 2016; on bytes, Radford et al. 2019.
     """
     bpe = ByteLevelBPETokenizer(add_prefix_space=True, lowercase=True, unicode_normalizer="nfc")
-    bpe.train_from_iterator(lines, vocab_size, min_frequency=0, show_progress=False, special_tokens=ROBERTA_SPECIALS)
+    bpe.train_from_iterator(
+        iter(lines), vocab_size, min_frequency=0, show_progress=False, special_tokens=[*ROBERTA_SPECIALS]
+    )
     tokenizer = tokenizers.Tokenizer.from_str(bpe.to_str())
     first, last = (ROBERTA_SPECIALS.index(token) for token in ("<s>", "</s>"))
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", last), ("<s>", first), add_prefix_space=False)
