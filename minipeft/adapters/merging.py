@@ -10,16 +10,12 @@ import torch
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.files import check_ownership, make_folder, user_path
+from minipeft.hub.names import TOKENIZER_FILES
 from minipeft.lease import staging_folder
 from minipeft.methods import METHODS, method_name
 from minipeft.methods.adapted import adapted_layers
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.pretrained import save_checkpoint
-
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "vocab.txt", "spm.model", "sentencepiece.bpe.model"),
-)
 
 
 @torch.no_grad()

@@ -123,21 +123,21 @@ def rate_cells(row: Table) -> list[list[str]]:
 
 def format_csv(table: Table) -> str:
     """Return one line per row, with unrounded numbers."""
-    others = list(dict.fromkeys(name for task in table["tasks"] for row in task["rows"] for name in row["others"]))
-    file = io.StringIO()
+    others = dict.fromkeys(name for task in table["tasks"] for row in task["rows"] for name in row["others"])
     parts = ("mean" if table["folds"] else "median", "min", "max")
-    spread = [f"{which}_{part}" for which in ("best", "last") for part in parts]
-    writer = csv.writer(file, lineterminator="\n")
-    columns = ["task", "method", "rank", "lr", "metric", "folds", "seeds", "failed"]
-    columns += ["parameters_method", "parameters_head"]
-    writer.writerow([*columns, *spread, *(f"best_{name}" for name in others), "seconds", "peak_memory_bytes"])
+    lines = []
     for task in table["tasks"]:
         for row in task["rows"]:
-            parameters = row["parameters"] or {"method": None, "head": None}
-            figures = [row[w][part] if row[w] else None for w in ("best", "last") for part in parts]
-            figures += [*(row["others"].get(name) for name in others), row["seconds"], row["peak_memory_bytes"]]
-            what = [task["task"], row["method"], row["rank"], row["lr"], task["metric"]]
-            seeds = len({run["seed"] for run in row["runs"]})
-            counts = [table["folds"], seeds, len(row["failed"]), parameters["method"], parameters["head"]]
-            writer.writerow([*what, *counts, *figures])
+            parameters, seeds = row["parameters"] or {}, {run["seed"] for run in row["runs"]}
+            line = {"task": task["task"], "method": row["method"], "rank": row["rank"], "lr": row["lr"]}
+            line |= {"metric": task["metric"], "folds": table["folds"], "seeds": len(seeds)}
+            line |= {"failed": len(row["failed"])}
+            line |= {f"parameters_{part}": parameters.get(part) for part in ("method", "head")}
+            line |= {f"{which}_{part}": (row[which] or {}).get(part) for which in ("best", "last") for part in parts}
+            line |= {f"best_{name}": row["others"].get(name) for name in others}
+            lines.append(line | {name: row[name] for name in ("seconds", "peak_memory_bytes")})
+    file = io.StringIO()
+    writer = csv.DictWriter(file, lines[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return file.getvalue()

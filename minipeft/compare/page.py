@@ -2,16 +2,8 @@
 
 from typing import Any
 
-from minipeft.compare.charts import against_learning_rate, against_parameters, against_rank, curves, seed_strip
-from minipeft.compare.formatting import (
-    describe_differences,
-    describe_extension,
-    describe_spread,
-    join_names,
-    metric_title,
-    rate_cells,
-    row_figures,
-)
+from minipeft.compare import charts, formatting
+from minipeft.compare.formatting import join_names, metric_title, row_figures
 from minipeft.compare.table import Table, center, standard_error
 from minipeft.inference.evaluation_files import render_page
 
@@ -35,14 +27,8 @@ def render_comparison(table: Table) -> str:
         fallbacks=[source for source in sources if "stand-in" in source],
         middle="Means over the folds" if table["folds"] else "Medians over the seeds",
         cells=lambda task, row: _cells(task, row, styles[row["method"]]),
-        against_learning_rate=against_learning_rate,
-        against_parameters=against_parameters,
-        against_rank=against_rank,
-        curves=curves,
-        describe_differences=describe_differences,
-        describe_extension=describe_extension,
-        describe_spread=describe_spread,
-        rate_cells=rate_cells,
+        charts=charts,
+        formatting=formatting,
     )
 
 
@@ -81,7 +67,7 @@ def _cells(task: Table, row: Table, style: int) -> list[Any]:
     """Return the cells of a row, in the order of the headings: texts, spreads over the seeds, and a Chart."""
     return [
         row["best"],
-        seed_strip(task, row, style),
+        charts.seed_strip(task, row, style),
         *([row["last"]] if task["epochs"] > 1 else []),
         *(f"{row['others'][name]:.3f}" if name in row["others"] else "" for name in task["others"]),
         *row_figures(row),

@@ -63,14 +63,10 @@ def _task_table(folder: Path, task: str, plan: Plan, examples: int, failed: dict
     runs = [run for run in plan.runs if run.settings["task"] == task]
     found = {run.name: _read_run(folder / "runs" / run.name) for run in runs if run.name not in failed}
     methods = list(plan.flags["method"][""])
-    settings = {(run.settings["method"], run.settings.get("rank")) for run in runs}
-    order = sorted(settings, key=lambda row: (methods.index(row[0]), row[1] or 0))
-    rows = [
-        _row(
-            [run for run in runs if (run.settings["method"], run.settings.get("rank")) == (method, rank)], found, failed
-        )
-        for method, rank in order
-    ]
+    by_row: dict[Any, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (methods.index(run.settings["method"]), run.settings.get("rank") or 0)):
+        by_row.setdefault(run.row, []).append(run)
+    rows = [_row(of_row, found, failed) for of_row in by_row.values()]
     metric = next((run["metric"] for run in found.values()), None)
     return {
         "task": task,

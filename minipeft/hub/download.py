@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minipeft.errors import MinipeftError, first_line
 from minipeft.files import sha256
-from minipeft.hub.names import ALIASES, CONFIG, INDEX, PICKLE, TOKENIZERS, WEIGHTS
+from minipeft.hub.names import ALIASES, CONFIG, INDEX, PICKLE, TOKENIZER_FILES, TOKENIZERS, WEIGHTS
 from minipeft.hub.network import endpoint, offline_variable
 from minipeft.hub.retries import (
     ATTEMPTS,
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-EXTRAS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model"}
 RERUN = "run the same command again"
 BY_HAND = "put config.json, model.safetensors and tokenizer.json in a folder and pass --model DIR"
 ANSWER_SECONDS = 10.0
@@ -72,7 +71,7 @@ def _choose(name: str, listing: list[RepoSibling]) -> list[RepoSibling]:
                 name, f"the weights are shards of {PICKLE}; of shards only safetensors are read. Choose another model."
             )
         raise _failure(name, "config.json, the weights or tokenizer.json is missing. Choose another model.")
-    wanted = {CONFIG, *EXTRAS, *weights}.union(*TOKENIZERS)
+    wanted = {CONFIG, *weights, *TOKENIZER_FILES}
     chosen = [file for file in listing if file.rfilename in wanted]
     for file in chosen:
         if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", _expected(file)[1]) or _expected(file)[0] < 0:

@@ -18,6 +18,8 @@ SHORT_NAMES = {repo_id: name for name, repo_id in ALIASES.items()}
 
 CONFIG, WEIGHTS, PICKLE, INDEX = "config.json", "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"
 TOKENIZERS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spm.model"})  # any of them is enough
+FURTHER = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model"}
+TOKENIZER_FILES = FURTHER.union(*TOKENIZERS)
 
 SEGMENT = r"(?!.*(?:\.\.|--))\w(?:[\w.-]{0,94}\w)?"  # the owner or the name of a repository
 REPO_ID = re.compile(f"{SEGMENT}/{SEGMENT}", re.ASCII)

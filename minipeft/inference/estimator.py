@@ -54,6 +54,7 @@ class TextEstimator:
     output: str | None
     device: str
     quiet: bool
+    _estimator_type: str  # for scikit-learn before 1.6
     _files: dict[str, bytes]  # of an unpickled estimator
 
     @_with_keywords_of(TrainSettings)
@@ -122,6 +123,17 @@ class TextEstimator:
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "result_")
 
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type=self._estimator_type,
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(multi_label=True) if self._estimator_type == "classifier" else None,
+            regressor_tags=RegressorTags() if self._estimator_type == "regressor" else None,
+            input_tags=InputTags(one_d_array=True, two_d_array=False, string=True),
+        )
+
     def __repr__(self) -> str:
         changed = [f"{name}={value!r}" for name, value in self.get_params().items() if value != DEFAULTS[name]]
         return f"{type(self).__name__}({', '.join(changed)})"
@@ -147,7 +159,7 @@ class Classifier(TextEstimator):
         MinipeftError: for an unknown setting; other values are checked by `fit`.
     """
 
-    _estimator_type = "classifier"  # for scikit-learn before 1.6
+    _estimator_type = "classifier"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Classifier:
         """Train on texts.
@@ -206,11 +218,6 @@ class Classifier(TextEstimator):
         correct = self.predict(X) == np.asarray(y)
         return float(np.average(correct if correct.ndim == 1 else correct.all(1), weights=sample_weight))
 
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags
-
-        return _tags("classifier", classifier_tags=ClassifierTags(multi_label=True))
-
 
 class Regressor(TextEstimator):
     """Predict a number for whole texts, or pairs of texts: an estimator like `Classifier`.
@@ -222,7 +229,7 @@ class Regressor(TextEstimator):
         result_: the content of result.json.
     """
 
-    _estimator_type = "regressor"  # for scikit-learn before 1.6
+    _estimator_type = "regressor"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Regressor:
         """Train on the texts `X`, their numbers `y` and `sample_weight`, both (num_texts,); see `Classifier.fit`."""
@@ -245,18 +252,6 @@ class Regressor(TextEstimator):
             np.average((labels - other) ** 2, weights=sample_weight) for other in (self.predict(X), mean)
         )
         return float(1 - error / variance)
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import RegressorTags
-
-        return _tags("regressor", regressor_tags=RegressorTags())
-
-
-def _tags(kind: str, **of_kind: Any) -> Any:
-    from sklearn.utils import InputTags, Tags, TargetTags
-
-    texts = InputTags(one_d_array=True, two_d_array=False, string=True)
-    return Tags(estimator_type=kind, target_tags=TargetTags(required=True), input_tags=texts, **of_kind)
 
 
 @contextmanager

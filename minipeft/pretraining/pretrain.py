@@ -141,7 +141,8 @@ def _train(folder: Path, settings: PretrainSettings) -> dict[str, Any]:
             if received:
                 raise Interrupted(received[0], f"interrupted in step {done}; continue with --resume")
     save_checkpoint(model, folder, torch.float16)
-    result = {"format": FORMAT, "steps": settings.steps, **evaluate_language_model(model, validation, settings.device)}
+    result = {"format": FORMAT, "steps": settings.steps}
+    result |= {name: history[-1][name] for name in ("eval_loss", "perplexity")}
     write_json(folder / "result.json", result)
     return result
 
