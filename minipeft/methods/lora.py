@@ -266,6 +266,5 @@ PEFT = PeftFormat(
     to_peft,
     from_peft,
     names={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},
-    marks={"use_dora": False},
     layer=LoRALinear,
 )

@@ -62,6 +62,6 @@ PEFT = PeftFormat(
     write=lambda method, config: to_peft(method, config) | {"use_dora": True},
     read=lambda content, config: DoRA(**read_lora(content, config, "use_dora")),
     names={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},
-    marks={"use_dora": True},
+    use_dora=True,
     layer=DoRALinear,
 )

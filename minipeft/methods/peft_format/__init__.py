@@ -23,7 +23,7 @@ class PeftFormat:
         read: peft's fields and the model's config → the method's config; raises MinipeftError.
         names: The last part of a tensor's name here → in peft's file, where it differs; or the whole name. The head's
             tensors keep theirs.
-        marks: Fields that distinguish methods of one peft_type.
+        use_dora: peft's field that distinguishes DoRA from LoRA, which have one peft_type.
         prefix: What peft puts before transformers' names.
         layer: LoRA's kind of linear layer; peft can adapt the head's with it too, and loading merges these.
     """
@@ -31,13 +31,9 @@ class PeftFormat:
     write: Callable[[Any, EncoderConfig], dict[str, Any]]
     read: Callable[[dict[str, Any], EncoderConfig], Any]
     names: dict[str, str] = field(default_factory=dict)
-    marks: dict[str, Any] = field(default_factory=dict)
+    use_dora: bool = False
     prefix: str = "base_model.model."
     layer: type[Any] | None = None
-
-    def describes(self, content: dict[str, Any]) -> bool:
-        """Return whether an adapter_config.json of the method's peft_type is of this method."""
-        return all(bool(content.get(name)) == value for name, value in self.marks.items())
 
 
 def write_targets(config: EncoderConfig, targets: Collection[tuple[int, str]]) -> list[str]:
