@@ -18,7 +18,7 @@ from machine import describe_machine, machine_name, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = ("part", "name", "model", "flags", "seed")  # of a row
-EPOCH = ("epoch", "train_loss", "eval_loss", "accuracy", "seconds")
+EPOCH = ("epoch", "train_loss", "eval_loss", "accuracy", "pearson", "seconds")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,6 @@ def train(trial: Trial, data: str) -> dict[str, Any]:
         subprocess.run([*command, "--output", str(output), "--quiet"], check=True)
         result = json.loads((output / "result.json").read_text(encoding="utf-8"))
         lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    epochs = [{name: entry[name] for name in EPOCH} for entry in map(json.loads, lines)]
+    epochs = [{name: entry[name] for name in EPOCH if name in entry} for entry in map(json.loads, lines)]
     kept = ("best", "last", "parameters", "train_seconds", "samples_per_second")
     return {name: result[name] for name in kept} | {"epochs": epochs}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from report_tables import dates, entries, markdown
+from report_tables import TASKS, dates, entries, markdown
 
 TRAIN_ROWS, VALIDATION_ROWS = 20_000, 872
 COMMON = f"--task sst2 --train-limit {TRAIN_ROWS} --max-length 128 --threads 1"
@@ -143,5 +143,36 @@ def ablation_commands() -> str:
     return "```bash\n" + "\n".join(f"{row.command()}  # {row.name}" for row in ROWS) + "\n```\n"
 
 
+def train_layers() -> str:
+    """The best metric and the seconds of training with the top layers only and with all, and of the peer."""
+    content, text = entries("train_layers"), ""
+    for machine, entry in content.items():
+        found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        for row in sorted(entry["rows"], key=lambda row: (row["model"], row["part"], row["name"])):
+            found.setdefault((row["part"], row["model"], row["name"]), []).append(row)
+        lines = []
+        for (task, model, name), rows in found.items():
+            method, part, *peer = name.split(", ")
+            layers = {"1 layers": "top layer", "all layers": "all layers"}.get(part, f"top {part}")
+            case = [TASKS[task], model, {"lora": "LoRA, r = 8"}.get(method, method), ", ".join([layers, *peer])]
+            seconds = [str(round(statistics.mean(values))) for values in zip(*map(epoch_seconds, rows), strict=True)]
+            lines.append([*case, mean_and_error([row["best"]["value"] for row in rows]), str(len(rows)), *seconds])
+        columns = ["data", "model", "method", "trained", "best value", "seeds", "seconds", "of the last epoch"]
+        text += markdown(columns, [False] * 4 + [True] * 4, lines)
+        text += f"\nRun on {machine}; {dates(entry['rows'])}; other work shared the cores.\n"
+    return text
+
+
+def epoch_seconds(row: dict[str, Any]) -> tuple[float, float]:
+    """Return the seconds of a training and of its last epoch."""
+    return row["train_seconds"], row["epochs"][-1]["seconds"]
+
+
+def mean_and_error(values: list[float]) -> str:
+    """Return the mean of the values of several seeds and its standard error."""
+    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{error}"
+
+
 def tables() -> dict[str, Callable[[], str]]:
-    return {"ablations": ablations, "ablation-commands": ablation_commands}
+    return {"ablations": ablations, "ablation-commands": ablation_commands, "train-layers": train_layers}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
-TASKS = {"rte": "RTE", "sst2": "SST-2"}
+TASKS = {"rte": "RTE", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "wnut17": "WNUT-17", "ewt": "EWT"}
 REPORTED = {"rte LoRA": "0.726", "rte BitFit": "0.740", "sst2 LoRA": "0.923", "sst2 BitFit": "0.892"}  # the report's
 SEEDS = 3
 WORDS = {

@@ -16,11 +16,11 @@ from typing import Any
 
 import ablation_tables
 import report_tables
+from report_tables import TASKS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TASKS = {"rte": "RTE", "sst2": "SST-2", "wnut17": "WNUT-17", "ewt": "EWT"}
 METHODS = {"lora": "LoRA", "bitfit": "BitFit", "full": "full", "head": "head"}
 
 
@@ -247,17 +247,11 @@ def tokens() -> Iterator[str]:
         lines = []
         for (data, model, method, metric, limit, epochs, lr), runs in found.items():
             training = f"{f'{limit:,}' if limit else 'all'} sentences, {epochs} epochs, lr {lr:g}"
-            values = [mean_and_error([run[side] for run in runs]) for side in ("minipeft", "peer")]
+            values = [ablation_tables.mean_and_error([run[side] for run in runs]) for side in ("minipeft", "peer")]
             case = [TASKS[data], model, {"lora": "LoRA, r = 8"}.get(method, method), metric, training, str(len(runs))]
             lines.append([*case, *values])
         columns = ["data", "model", "method", "metric", "training", "seeds", "minipeft", "transformers + peft"]
         yield markdown(columns, [False] * 5 + [True] * 3, lines) + provenance(machine, rows)
-
-
-def mean_and_error(values: list[float]) -> str:
-    """Return the mean of the values of several seeds and its standard error."""
-    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{error}"
 
 
 @for_each_machine
