@@ -10,6 +10,7 @@ import socket
 import torch
 
 from minipeft.data.tokens.examples import Examples
+from minipeft.errors import MinipeftError
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.settings import checks
 from minipeft.training.settings.job import Job
@@ -36,7 +37,7 @@ def check_ranks(job: Job, examples: Examples, model: SequenceClassifier) -> None
     for name, value in gathered[0][1].items():
         for rank, (host, theirs) in enumerate(gathered):
             if theirs.get(name) != value:
-                raise job.processes.error(
+                raise MinipeftError(
                     f"rank {rank} on {host}: {name} differ from those of rank 0. "
                     "Start all processes with the same flags, model and data."
                 )

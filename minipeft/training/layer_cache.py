@@ -101,7 +101,7 @@ def _cache_split(job: Job, examples: Encoded, model: SequenceClassifier, shared:
             name = processes.once_per_node(lambda: _new_file(folder, size))
             file: IO[bytes] | None = stack.enter_context(open(name, "r+b")) if name else None
             # After this exchange every process has opened the file, which then needs no name. Windows keeps it.
-            nodes = processes.all_gather(processes.node_rank_zero) if processes.size > 1 else [0]
+            nodes = processes.all_gather(processes.node_rank_zero)
             if not path:
                 with suppress(OSError):
                     os.unlink(name)

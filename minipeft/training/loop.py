@@ -35,7 +35,7 @@ from minipeft.errors import Interrupted, MinipeftError
 from minipeft.methods import METHODS, method_name
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.progress_bar import READ_BARS, disable_bar
-from minipeft.training.distributed import SINGLE_PROCESS, GradientSum, Processes
+from minipeft.training.distributed import SINGLE_PROCESS, Processes
 from minipeft.training.evaluate import HostCopy, evaluate_all
 from minipeft.training.optimization.loss import Loss
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
@@ -106,7 +106,6 @@ def train_loop(
     loss_function = loss or Loss(task.problem)
     method = METHODS[method_name(model.method)]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradient_sum = GradientSum(processes, trainable)
     optimizer = adamw(model, schedule.weight_decay, schedule.betas, schedule.epsilon)
     total_steps = schedule.total_steps(len(train))
 
@@ -163,7 +162,7 @@ def train_loop(
                         batch_loss.backward()
                         step_loss += batch_loss.detach()
                 # Each rank has divided by the weight of the whole step, so the sum is the gradient of the step's loss.
-                gradient_sum.all_reduce(step_loss)
+                processes.sum_gradients(trainable, step_loss)
                 norm = clip_grad_norm_(trainable, schedule.max_grad_norm or math.inf)
                 # Loss and norm stay on the device; the host reads them one step later, when they have arrived.
                 scalars = StepScalars(progress.step + 1, learning_rate, step_weight, step_loss, norm)

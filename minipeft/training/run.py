@@ -175,7 +175,8 @@ def open_run(job: Job, examples: Examples, model: SequenceClassifier) -> RunFold
     if processes.size > 1:
         from minipeft.training.check_ranks import check_ranks
 
-        check_ranks(job, examples, model)
+        with processes.errors_printed_once():
+            check_ranks(job, examples, model)
     if processes.is_main_process:
         print_banner(job, examples, model)
     if examples.truncated and processes.is_main_process:

@@ -19,7 +19,8 @@ from runs import assert_same, assert_whole, finish, history, start_workers, stat
 from safetensors.torch import load_file
 
 from minipeft.files import LEASE
-from minipeft.training.distributed import Processes
+from minipeft.training.distributed import SINGLE_PROCESS
+from minipeft.training.process_group import ProcessGroup
 
 
 @pytest.fixture
@@ -267,13 +268,13 @@ def test_a_step_is_shared_out_by_its_tokens() -> None:
     """Every example once, and no process with more than the longest example above the mean."""
     lengths = [1 + (37 * number) % 101 for number in range(64)]
     for size in (2, 3, 8):
-        shares = [Processes(rank, size).share(range(64), lengths) for rank in range(size)]
+        shares = [ProcessGroup(rank, size).share(range(64), lengths) for rank in range(size)]
         assert sorted(index for share in shares for index in share) == list(range(64))
         tokens = [sum(lengths[index] for index in share) for share in shares]
         assert max(tokens) - min(tokens) <= max(lengths)
-    assert [list(Processes(rank, 3).share([4], lengths)) for rank in range(3)] == [[4], [], []]
+    assert [list(ProcessGroup(rank, 3).share([4], lengths)) for rank in range(3)] == [[4], [], []]
     alone = [3, 1, 2]
-    assert Processes().share(alone, lengths) is alone
+    assert SINGLE_PROCESS.share(alone, lengths) is alone
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the threads of a process are read from /proc")
