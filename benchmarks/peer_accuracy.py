@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
 from minipeft.cli.flags import add_train_flags
-from minipeft.data.tasks.draw import epoch_order
+from minipeft.data.batches.sampling import epoch_order
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import get_task
 from minipeft.data.tokens.examples import Encoded, encode_split

@@ -24,9 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForTokenClassification, get_linear_schedule_with_warmup
 
 import minipeft
-from minipeft.data.batches.sampling import pack_examples
+from minipeft.data.batches.sampling import epoch_order, pack_examples
 from minipeft.data.tasks.custom import inspect_custom_data
-from minipeft.data.tasks.draw import epoch_order
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tokens.examples import Encoded, encode_split
 from minipeft.hub import resolve_model

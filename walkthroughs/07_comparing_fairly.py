@@ -29,7 +29,7 @@ from minipeft.adapters.adapter import initialize_from_adapter, read_initial_adap
 from minipeft.cli import main
 from minipeft.compare import table as rule
 from minipeft.compare.formatting import describe_differences, format_text, join_names
-from minipeft.data.tasks.draw import epoch_order
+from minipeft.data.batches.sampling import epoch_order
 from minipeft.data.tasks.synthetic import generate
 from minipeft.model.layers import init_weights
 from minipeft.model.roberta import ClassificationHead

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minipeft.data.batches.packing import PackedBatch, pack
-from minipeft.data.tasks.draw import epoch_order
+from minipeft.data.batches.sampling import epoch_order
 from minipeft.data.tokens.tokenizer import Tokenizer, load_tokenizer
 from minipeft.errors import Interrupted, MinipeftError, first_line
 from minipeft.files import (

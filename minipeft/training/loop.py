@@ -28,8 +28,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from minipeft.data.batches.buckets import pad_to_bucket
-from minipeft.data.batches.sampling import pack_examples, split_by_tokens
-from minipeft.data.tasks.draw import epoch_order
+from minipeft.data.batches.sampling import epoch_order, pack_examples, split_by_tokens
 from minipeft.data.tokens.examples import Examples
 from minipeft.errors import Interrupted, MinipeftError
 from minipeft.methods import METHODS, method_name

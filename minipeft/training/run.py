@@ -20,7 +20,7 @@ import torch
 
 from minipeft.data.tasks.duplicates import Hashes, check_duplicates
 from minipeft.data.tasks.splits import read_chunks, training_strata
-from minipeft.data.tokens.examples import Encoded, Examples, encode_split, hold_out
+from minipeft.data.tokens.examples import Encoded, Examples, encode_split
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.errors import MinipeftError, WorkerError, first_line, logger
 from minipeft.files import FORMAT, PARTIAL, check_output, read_json, write_json, write_text
@@ -137,6 +137,8 @@ def load_examples(job: Job) -> Examples:
     kept, warnings = check_duplicates(task, job.data.source, hashes, settings.drop_duplicates)
     train = train if kept.all() else train.subset(kept)
     if settings.holdout is not None:
+        from minipeft.data.tokens.holdout import hold_out
+
         together: Any = hashes["train"].texts
         if settings.group_column is not None:
             *_, together = training_strata(task, job.data.source, settings.train_limit)

@@ -27,7 +27,8 @@ from sklearn.metrics import (
 
 from minipeft import MinipeftError, load_pretrained, load_tokenizer
 from minipeft.data.tasks.task import TASKS, Split, get_task
-from minipeft.data.tokens.examples import Encoded, encode_split, hold_out
+from minipeft.data.tokens.examples import Encoded, encode_split
+from minipeft.data.tokens.holdout import hold_out
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.problems import PROBLEMS, problem_class
 from minipeft.problems.metrics import METRICS, accuracy, f1, macro_f1, matthews_correlation, pearson, spearman

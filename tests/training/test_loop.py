@@ -31,7 +31,7 @@ from minipeft import (
     load_adapter,
     load_pretrained,
 )
-from minipeft.data.tasks.draw import epoch_order
+from minipeft.data.batches.sampling import epoch_order
 from minipeft.errors import Interrupted
 from minipeft.model.pretrained import tensor_names
 from minipeft.training import loop

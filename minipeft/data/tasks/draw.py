@@ -1,7 +1,7 @@
-"""Random orders and random parts of examples: epochs, validation splits, held-out examples.
+"""Random parts of examples: validation splits and held-out examples.
 
-Examples with equal texts, or of one group, are in one part. Texts are compared by hashes, with their case and white
-space folded, so that they need not be in memory.
+Examples with equal texts, or of one group, are in one part. Texts are compared by hashes, so that they need not be in
+memory.
 """
 
 from array import array
@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from minipeft.data.tables.remote_tables.hub_rows import open_split
 from minipeft.data.tables.table import Table
+from minipeft.data.tasks.duplicates import first_occurrences, text_hash
+from minipeft.data.tasks.task import Task
 from minipeft.errors import MinipeftError
 from minipeft.problems.metrics import Array
 
@@ -21,13 +24,9 @@ from minipeft.problems.metrics import Array
 VALIDATION_FRACTION, VALIDATION_SEED = 0.1, 0
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> Sequence[int]:
-    """Return a random order of `count` examples, a pure function of seed and epoch, so that a resumed run repeats it.
-
-    The order is an array of 8 bytes per example; a list takes 40.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return array("q", torch.randperm(count, generator=generator).numpy().tobytes())
+def random_order(count: int, seed: int) -> Array:
+    """Return a random order of `count` examples, which is not that of an epoch (data/batches/sampling.py)."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 - 1)).numpy()
 
 
 def draw_mask(count: int, strata: Sequence[int] | Array | None, fraction: float, seed: int) -> Array:
@@ -37,7 +36,7 @@ def draw_mask(count: int, strata: Sequence[int] | Array | None, fraction: float,
     """
     labels = np.zeros(count, dtype=np.int64) if strata is None else np.asarray(strata, dtype=np.int64)
     _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.asarray(epoch_order(count, seed, -1))  # -1: not the order of an epoch
+    order = random_order(count, seed)
     by_class = order[np.argsort(classes[order], kind="stable")]  # each class's examples, still in random order
     place_in_class = np.arange(count) - np.repeat(np.cumsum(counts) - counts, counts)
     mask = np.zeros(count, dtype=bool)
@@ -78,15 +77,6 @@ def stratified_quotas(counts: Sequence[int] | Array, fraction: float) -> Array:
     return quotas
 
 
-def text_hash(text: Any, pair: Any = None) -> int:
-    """Return a hash of a text (or a list of words) and its pair; equal texts have one hash within a process."""
-    return hash((_fold(text), None if pair is None else _fold(pair)))
-
-
-def _fold(text: Any) -> str:
-    return " ".join((text if isinstance(text, str) else " ".join(map(str, text or ()))).casefold().split())
-
-
 def hash_texts(
     table: Table, columns: Sequence[str], label_column: str, hashes: "array[int]", group_column: str | None = None
 ) -> Table:
@@ -112,7 +102,22 @@ def hash_texts(
     return replace(table, read=read)
 
 
-def first_occurrences(texts: Sequence[int] | Array) -> Array:
-    """Return for each example the index of the first one with its text, (num_examples,)."""
-    _, first, groups = np.unique(np.asarray(texts), return_index=True, return_inverse=True)
-    return first[groups]
+def draw_validation(task: Task) -> Array:
+    """Return which rows of a custom dataset's training file are drawn for validation, (num_rows,).
+
+    Rows with one text or group are all drawn or none. They are read, unless `task.train_rows` has what is needed.
+    """
+    from minipeft.data.tasks.folds import connected_rows, draw_folds
+
+    if task.train_rows is None:
+        hashes, opened = array("q"), open_split(dict(task.files)["train"])
+        table = hash_texts(opened, task.columns, task.label_column, hashes, task.group_column)
+        labels = table.read_labelled([task.label_column])
+        targets = task.problem.store(task.problem.read(label, place) for place, (label,) in labels)
+        strata, together = task.problem.strata(targets), connected_rows(hashes, 1 + bool(task.group_column))
+    else:
+        _, strata, together = task.train_rows
+    if task.fold is None:
+        return draw_together(together, strata, VALIDATION_FRACTION, VALIDATION_SEED)
+    fold, num_folds = map(int, task.fold.split("/"))
+    return draw_folds(together, strata, num_folds, VALIDATION_SEED) == fold - 1

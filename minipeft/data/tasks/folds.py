@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minipeft.data.tasks.draw import epoch_order
+from minipeft.data.tasks.draw import random_order
 from minipeft.problems.metrics import Array
 
 
@@ -16,7 +16,7 @@ def draw_folds(
     Examples with one number in `together` are in one fold. Where there are none, the counts of a class (and the sizes)
     of two folds differ by 1 at most. A pure function of its arguments.
     """
-    order = np.asarray(epoch_order(len(together), seed, -1))
+    order = random_order(len(together), seed)
     _, groups, sizes = np.unique(np.asarray(together)[order], return_inverse=True, return_counts=True)
     labels = np.zeros(len(order), dtype=np.int64) if strata is None else np.asarray(strata)[order]
     _, classes, totals = np.unique(labels, return_inverse=True, return_counts=True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minipeft.data.tasks.draw import draw_together
 from minipeft.data.tasks.splits import choose_data, training_strata, validation_targets
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.errors import MinipeftError, is_rank_zero, nearest
@@ -159,6 +158,8 @@ def count_examples(settings: TrainSettings, data: DataSource) -> int:
     count, strata, together = training_strata(data.task, data.source, settings.train_limit)
     if settings.holdout is None:
         return count
+    from minipeft.data.tasks.draw import draw_together
+
     units = range(count) if together is None else together
     return count - int(draw_together(units, strata, settings.holdout, settings.seed).sum())
 

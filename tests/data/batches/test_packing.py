@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from minipeft import EncoderConfig, MinipeftError, pack
-from minipeft.data.batches.sampling import split_by_tokens
-from minipeft.data.tasks.draw import draw_mask, epoch_order
+from minipeft.data.batches.sampling import epoch_order, split_by_tokens
+from minipeft.data.tasks.draw import draw_mask
 
 ROBERTA = EncoderConfig(vocab_size=50, hidden_size=4, num_attention_heads=1, max_position_embeddings=32)
 BERT = EncoderConfig(

@@ -19,7 +19,8 @@ from hub_support import GLUE_CARD
 from minipeft import MinipeftError
 from minipeft.data.tasks.splits import choose_data, read_split
 from minipeft.data.tasks.task import Split, get_task
-from minipeft.data.tokens.examples import Encoded, hold_out
+from minipeft.data.tokens.examples import Encoded
+from minipeft.data.tokens.holdout import hold_out
 from minipeft.data.tokens.token_table import TokenTable
 
 RTE = get_task("rte")

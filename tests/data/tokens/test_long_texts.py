@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from minipeft import Full, MinipeftError, apply, load_pretrained, load_run, load_tokenizer
 from minipeft.cli.cli import main, main_train
-from minipeft.data.tasks.draw import epoch_order
+from minipeft.data.batches.sampling import epoch_order
 from minipeft.data.tasks.task import get_task
 from minipeft.data.tokens.examples import encode_texts
 from minipeft.data.tokens.long_texts import LongTexts, Windows, encode_windows

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minipeft.data.batches.packing import pack
-from minipeft.data.batches.sampling import pack_examples
-from minipeft.data.tasks.draw import epoch_order
+from minipeft.data.batches.sampling import epoch_order, pack_examples
 from minipeft.data.tasks.splits import CHUNK_ROWS
 from minipeft.data.tasks.task import Split, get_task
 from minipeft.data.tokens.examples import encode_split

@@ -90,7 +90,7 @@ def test_training_with_weights_and_smoothing_is_torch_s_whatever_the_batches(tmp
         folder = tmp_path / f"run-{max_tokens}"
         histories.append(run_loop(model, train, validation, folder, loss=loss, epochs=1, max_tokens=max_tokens).history)
 
-    from minipeft.data.tasks.draw import epoch_order
+    from minipeft.data.batches.sampling import epoch_order
 
     schedule = Schedule(1, 1e-3, 2, 0.1, 8, 64, 3, "accuracy")
     criterion = torch.nn.CrossEntropyLoss(loss.on_device, label_smoothing=0.1)
