@@ -23,7 +23,8 @@ from minipeft.training import loop
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.progress import Progress
-from minipeft.training.run_folder.checkpoint_files import list_checkpoints, read_last_checkpoint
+from minipeft.training.run_folder.checkpoint_files import list_checkpoints
+from minipeft.training.run_folder.checkpoint_reader import read_last_checkpoint
 
 SMALL = {
     "epochs": 2,

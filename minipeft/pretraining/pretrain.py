@@ -48,12 +48,8 @@ from minipeft.pretraining.pretrain_settings import PretrainSettings
 from minipeft.progress_bar import disable_bar
 from minipeft.training.optimization.optimizer import adamw, set_learning_rate
 from minipeft.training.optimization.schedule import linear_schedule
-from minipeft.training.run_folder.checkpoint_files import (
-    has_checkpoint,
-    load_state,
-    read_last_checkpoint,
-    write_checkpoint,
-)
+from minipeft.training.run_folder.checkpoint_files import has_checkpoint, write_checkpoint
+from minipeft.training.run_folder.checkpoint_reader import load_state, read_last_checkpoint
 from minipeft.training.run_folder.signals import collect_signals
 from minipeft.training.settings.setting import rows
 

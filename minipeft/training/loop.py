@@ -42,13 +42,8 @@ from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.progress import Progress, best_epoch
 from minipeft.training.reporting.console import EpochTable, warn_about_predictions
 from minipeft.training.reporting.trackers import Events
-from minipeft.training.run_folder.checkpoint import (
-    complete_epoch,
-    describe_checkpoint,
-    publish,
-    restore_checkpoint,
-    save_checkpoint,
-)
+from minipeft.training.run_folder.checkpoint import describe_checkpoint, publish, save_checkpoint
+from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.run_folder.signals import collect_signals
 from minipeft.training.settings.recipes import CHECKPOINT_MINUTES
 from minipeft.training.threads import CpuMonitor
@@ -108,20 +103,24 @@ def train_loop(
     optimizer = adamw(model, schedule.weight_decay, schedule.betas, schedule.epsilon)
     total_steps = schedule.total_steps(len(train))
 
+    # Only rank 0 prints.
+    quiet = run_folder.quiet or not processes.is_main_process
     # A new run starts from an empty Progress, a resumed one from the checkpoint's. The code below is the same for both.
-    progress = restore_checkpoint(folder, model, optimizer, processes)
+    progress = Progress()
+    if processes.on_rank_zero(lambda: has_checkpoint(folder)):
+        from minipeft.training.run_folder.checkpoint_reader import complete_epoch, restore_checkpoint
+
+        progress = restore_checkpoint(folder, model, optimizer, processes)
+        message = processes.on_rank_zero(partial(complete_epoch, folder, model, progress, task, schedule.select_by))
+        if not quiet:
+            print(message, file=sys.stderr)
     progress.seconds += examples.cache_seconds
-    resumed = processes.on_rank_zero(partial(complete_epoch, folder, model, progress, task, schedule.select_by))
     save = partial(save_checkpoint, folder, model, optimizer, progress, schedule.select_by, run_folder.checkpoint_copy)
     publish_epoch = partial(publish, folder, model, progress, task, schedule.select_by)
 
     # With several processes the launcher's command is unknown here, so the message names the flag alone.
     command = f"minipeft train --resume --output {quote(str(folder))}" if processes.size == 1 else "--resume"
     resume = f"continue with {command}"
-    # Only rank 0 prints.
-    quiet = run_folder.quiet or not processes.is_main_process
-    if resumed and not quiet:
-        print(resumed, file=sys.stderr)
     table = EpochTable(evaluation_metrics(examples, schedule.select_by), quiet)
     trackers = Events(folder, run_folder.report_to, progress.step + 1, processes.is_main_process)
     no_bar = READ_BARS not in os.environ and disable_bar(quiet)

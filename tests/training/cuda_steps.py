@@ -43,7 +43,6 @@ from minipeft.training import loop
 from minipeft.training.loop import RunFolder, train_loop
 from minipeft.training.optimization.cuda_graphs import StepGraphs
 from minipeft.training.optimization.schedule import Schedule
-from minipeft.training.progress import Progress
 
 pytestmark = needs_fake_cuda
 
@@ -92,8 +91,6 @@ def steps(
     monkeypatch.setattr(varlen_trial, "varlen_agrees", agrees)
     for name, instead in {
         "save_checkpoint": lambda *_: None,
-        "restore_checkpoint": lambda *_: Progress(),
-        "complete_epoch": lambda *_: "",
         "publish": lambda *_: None,
     }.items():
         monkeypatch.setattr(loop, name, instead)

@@ -5,24 +5,22 @@
     checkpoint/step-00000120.optimizer.safetensors    the optimizer's state
 
 The JSON file is written last: a checkpoint exists when it does. The last two are kept, so that a damaged one costs only
-the steps since the one before. No pickle is read, which could execute code.
+the steps since the one before. checkpoint_reader.py reads them.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minipeft.errors import MinipeftError, first_line, logger
+from minipeft.errors import MinipeftError, first_line
 from minipeft.files import (
     FORMAT,
-    check_format,
     make_folder,
     parse_json,
     read_small,
@@ -35,7 +33,6 @@ FOLDER = "checkpoint"
 KEPT = 2  # checkpoints
 Content = dict[str, Any]
 Tensors = dict[str, Tensor]
-Found = TypeVar("Found")
 
 
 class DamagedError(MinipeftError):
@@ -59,12 +56,12 @@ def write_checkpoint(
     }
     kinds = {"weights": changing_tensors(model), "optimizer": of_optimizer}
     for kind, tensors in kinds.items():
-        path = _path(folder, content["step"], f"{kind}.safetensors")
+        path = path_of(folder, content["step"], f"{kind}.safetensors")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_atomically(path, partial(save_file, state))
         files[path.name] = sha256(path)
     content = {"format": FORMAT, **content, "files": files}
-    write_json(_path(folder, content["step"], "json"), {**content, "sha256": _hash_of(content)})
+    write_json(path_of(folder, content["step"], "json"), {**content, "sha256": _hash_of(content)})
     needed = {name for path in list_checkpoints(folder)[:KEPT] for name in (path.name, *_files_of(path))}
     for path in (folder / FOLDER).glob("step-*"):
         if path.name not in needed:
@@ -80,94 +77,19 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(list_checkpoints(folder))
 
 
-def read_content(folder: Path) -> Content:
-    """Return the content of the newest readable checkpoint."""
-    return _read_newest(folder, lambda content: content)[0]
-
-
-def read_last_checkpoint(folder: Path) -> tuple[Content, Tensors, Tensors]:
-    """Return the content, the weights and the optimizer's state of the newest complete checkpoint.
-
-    A newer, damaged one is reported and removed: the steps since the complete one are repeated.
-    """
-
-    def read(content: Content) -> tuple[Content, Tensors, Tensors]:
-        weights, state = (read_tensors(folder, content, kind, content["step"]) for kind in ("weights", "optimizer"))
-        return content, weights, state
-
-    found, damaged = _read_newest(folder, read)
-    for path, reason in damaged.items():
-        logger.warning("%s is damaged (%s): continuing from step %d", path, reason, found[0]["step"])
-        path.unlink()
-    return found
-
-
-def _read_newest(folder: Path, read: Callable[[Content], Found]) -> tuple[Found, dict[Path, str]]:
-    """Return what `read` makes of the newest checkpoint that is not damaged, and what is wrong with each newer one."""
-    damaged: dict[Path, str] = {}
-    for path in list_checkpoints(folder):
-        try:
-            content = _read_json(path)
-            check_format(path, content)
-            return read(content), damaged
-        except DamagedError as error:
-            damaged[path] = str(error)
-    path, reason = next(iter(damaged.items()), (folder / FOLDER, "it has no files"))
-    raise MinipeftError(
-        f"{path}: the checkpoint cannot be read ({reason}). Remove {folder / FOLDER} to start the run from scratch."
-    )
-
-
-def read_tensors(folder: Path, content: Content, kind: str, step: int) -> Tensors:
-    """Return the "weights" or the "optimizer" tensors of a step; raise DamagedError without the SHA-256 in content."""
-    path = _path(folder, step, f"{kind}.safetensors")
-    try:
-        whole = sha256(path) == content["files"].get(path.name)
-    except OSError as error:
-        raise DamagedError(f"{path}: {first_line(error)}") from None
-    if not whole:
-        raise DamagedError(f"{path} does not have its SHA-256")
-    return load_file(path)
-
-
-def load_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, weights: Tensors, state: Tensors
-) -> None:
-    """Load the tensors of a checkpoint in `folder` into model and optimizer; the optimizer's settings stay."""
-    parameters = dict(model.named_parameters())
-    try:
-        load_weights(model, weights)
-        for name, tensor in state.items():
-            key, _, of_parameter = name.partition(".")
-            parameter = parameters[of_parameter]
-            optimizer.state[parameter][key] = tensor.to(parameter.device)
-    except (KeyError, RuntimeError) as error:  # a tensor that the model does not have, or that has another shape
-        raise MinipeftError(
-            f"{folder}: the checkpoint does not fit the model ({first_line(error)}). Resume with the same model."
-        ) from None
-
-
-@torch.no_grad()
-def load_weights(model: nn.Module, weights: Tensors) -> None:
-    """Copy tensors into those of the same names that training changes; KeyError where the names differ."""
-    tensors = changing_tensors(model)
-    if differing := tensors.keys() ^ weights.keys():
-        raise KeyError(min(differing))
-    for name, tensor in tensors.items():
-        tensor.copy_(weights[name])
-
-
 def changing_tensors(model: nn.Module) -> Tensors:
     """Return the tensors that a step changes: the trainable parameters, and a method's buffers."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {**parameters, **dict(model.named_buffers())}
 
 
-def _path(folder: Path, step: int, ending: str) -> Path:
+def path_of(folder: Path, step: int, ending: str) -> Path:
+    """Return the path of a file of a step."""
     return folder / FOLDER / f"step-{step:08d}.{ending}"
 
 
-def _read_json(path: Path) -> Content:
+def read_checkpoint_json(path: Path) -> Content:
+    """Return the content of a checkpoint's JSON file; raise DamagedError without its SHA-256."""
     try:
         content = dict(parse_json(read_small(path)))
     except (OSError, TypeError, ValueError) as error:
@@ -180,7 +102,7 @@ def _read_json(path: Path) -> Content:
 def _files_of(path: Path) -> dict[str, str]:
     """Return the files of a checkpoint with their SHA-256; none of a damaged one."""
     try:
-        return dict(_read_json(path)["files"])
+        return dict(read_checkpoint_json(path)["files"])
     except DamagedError:
         return {}
 

@@ -10,8 +10,8 @@ from minipeft.errors import MinipeftError, short_repr
 from minipeft.files import read_json
 from minipeft.methods import METHODS
 from minipeft.training.optimization.schedule import Schedule
-from minipeft.training.run_folder.checkpoint import read_progress
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
+from minipeft.training.run_folder.checkpoint_reader import read_progress
 from minipeft.training.settings.setting import rows
 from minipeft.training.settings.train_settings import EXCLUSIVE, TrainSettings
 
