@@ -22,7 +22,8 @@ from minipeft import MinipeftError
 from minipeft import lease as lease_module
 from minipeft.cli.cli import main_train
 from minipeft.files import LEASE, write_lines, write_text
-from minipeft.lease import Lease, wait_for_release
+from minipeft.lease import Lease
+from minipeft.staging import wait_for_release
 from minipeft.training.reporting.trackers import Events
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 
@@ -268,7 +269,7 @@ STAGE = """
 import sys
 from pathlib import Path
 from minipeft import MinipeftError
-from minipeft.lease import staging_folder
+from minipeft.staging import staging_folder
 for _ in range(500):
     try:
         with staging_folder(Path(sys.argv[1])):

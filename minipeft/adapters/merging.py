@@ -11,11 +11,11 @@ from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.errors import MinipeftError
 from minipeft.files import check_ownership, make_folder, user_path
 from minipeft.hub.names import TOKENIZER_FILES
-from minipeft.lease import staging_folder
 from minipeft.methods import METHODS, method_name
 from minipeft.methods.adapted import adapted_layers
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.pretrained import save_checkpoint
+from minipeft.staging import staging_folder
 
 
 @torch.no_grad()

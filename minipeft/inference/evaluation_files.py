@@ -9,7 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from minipeft.errors import MinipeftError, format_names, printable
 from minipeft.files import FORMAT, check_output, user_path, write_atomically, write_json, write_text
-from minipeft.lease import Lease, clear_folder
+from minipeft.lease import Lease
+from minipeft.staging import clear_folder
 
 REPORT = "report.json"
 LONGEST_NAME = 24  # characters of a class name in a text table

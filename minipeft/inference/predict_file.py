@@ -36,10 +36,11 @@ from minipeft.files import (
     write_text,
 )
 from minipeft.inference.predict import load_run
-from minipeft.lease import Lease, clear_folder
+from minipeft.lease import Lease
 from minipeft.problems import problem_row
 from minipeft.problems.labels import NUMBER
 from minipeft.progress_bar import disable_bar
+from minipeft.staging import clear_folder
 from minipeft.training.run_folder.signals import handle_signals
 from minipeft.version import __version__
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.files import SHARED_CACHE
-from minipeft.lease import wait_for_release
 from minipeft.progress_bar import READ_BARS
+from minipeft.staging import wait_for_release
 from minipeft.training.threads import count_cores
 
 BAR = re.compile(r"(\d+)/(\d+) \[[^\]]*step")  # of tqdm: 12/40 [00:03<00:07, 4.0step/s]

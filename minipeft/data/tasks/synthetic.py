@@ -9,8 +9,8 @@ Examples are generated in matched groups, so that single words do not give the l
              Every word occurs equally often under both labels.
     SST-2    pairs or quartets of minimal changes: a judging word, a negation, the order of two clauses.
 
-All examples of a group are in one split, and no premise or sentence is in both splits. RTE_WEIGHTS and SST2_WEIGHTS say
-how often each kind of group is generated: only they set the difficulty.
+All examples of a group are in one split, and no premise or sentence is in both splits. RTE_WEIGHTS here,
+and SST2_WEIGHTS in synthetic_sst2.py, say how often each kind of group is generated: only they set the difficulty.
 """
 
 import random
@@ -30,7 +30,6 @@ TEXT_COLUMNS = {"rte": ("sentence1", "sentence2"), "sst2": ("sentence",)}
 SEED = 20190220  # one seed for all: another would be another data set
 
 ENTAILMENT, NOT_ENTAILMENT = 0, 1
-NEGATIVE, POSITIVE = 0, 1
 
 
 def generate(task: str, split: str) -> dict[str, list[Any]]:
@@ -47,13 +46,18 @@ def generate(task: str, split: str) -> dict[str, list[Any]]:
 def _splits(task: str) -> dict[str, list[Row]]:
     """Generate every split of a task; together, because no text may be in two of them."""
     rng = random.Random(SEED)
-    groups = _new_groups(rng, RTE_WEIGHTS if task == "rte" else SST2_WEIGHTS)
+    grammar = RTE_WEIGHTS
+    if task == "sst2":
+        from minipeft.data.tasks.synthetic_sst2 import SST2_WEIGHTS
+
+        grammar = SST2_WEIGHTS
+    groups = _new_groups(rng, grammar)
     splits: dict[str, list[Row]] = {}
     for split, size in SIZES[task].items():
         rows: list[Row] = []
         while len(rows) < size:
             rows += next(groups)
-        splits[split] = _shuffled(rng, rows[:size])
+        splits[split] = shuffled(rng, rows[:size])
     return splits
 
 
@@ -62,7 +66,7 @@ def _new_groups(rng: random.Random, grammar: Grammar) -> Iterator[Group]:
     deck = [phenomenon for phenomenon, weight in grammar.items() for _ in range(weight)]
     taken: set[str] = set()
     while True:
-        for phenomenon in _shuffled(rng, deck):
+        for phenomenon in shuffled(rng, deck):
             group = phenomenon(rng)
             # This ends, because each phenomenon has far more groups than are needed.
             while any(texts[0] in taken for texts, _ in group):
@@ -74,16 +78,16 @@ def _new_groups(rng: random.Random, grammar: Grammar) -> Iterator[Group]:
 # Only Random.random() gives the same sequence in every Python version; choice() and shuffle() do not.
 
 
-def _pick(rng: random.Random, items: Sequence[T]) -> T:
+def pick(rng: random.Random, items: Sequence[T]) -> T:
+    """Return one of the items."""
     return items[int(rng.random() * len(items))]
 
 
-def _shuffled(rng: random.Random, items: Sequence[T]) -> list[T]:
+def shuffled(rng: random.Random, items: Sequence[T]) -> list[T]:
+    """Return the items in random order."""
     remaining = list(items)
     return [remaining.pop(int(rng.random() * len(remaining))) for _ in items]
 
-
-# ---------------------------------------------------------------------------------------------------- RTE
 
 PEOPLE = ("Tom", "Mary", "John", "David", "Sarah", "Peter", "Helen", "George", "Jane", "Paul", "Alice")
 PLACES = ("garden", "kitchen", "park", "church", "school", "street", "station", "library", "village")
@@ -105,14 +109,14 @@ def _quartet(premises: Sequence[str], hypotheses: Sequence[str]) -> Group:
 
 def negation(rng: random.Random) -> Group:
     """Jane was never tired in the park. => Jane was not tired. Not: Jane was tired."""
-    person, state, place = _pick(rng, PEOPLE), _pick(rng, STATES), _pick(rng, PLACES)
-    premises = tuple(f"{person} was {form} {state} in the {place}." for form in _pick(rng, SAID_AND_DENIED))
+    person, state, place = pick(rng, PEOPLE), pick(rng, STATES), pick(rng, PLACES)
+    premises = tuple(f"{person} was {form} {state} in the {place}." for form in pick(rng, SAID_AND_DENIED))
     return _quartet(premises, (f"{person} was {state}.", f"{person} was not {state}."))
 
 
 def quantifiers(rng: random.Random) -> Group:
     """All the dogs in the park were tired. => Some dogs were tired. Not: Some dogs were not tired."""
-    group, state, place = _pick(rng, GROUPS), _pick(rng, STATES), _pick(rng, PLACES)
+    group, state, place = pick(rng, GROUPS), pick(rng, STATES), pick(rng, PLACES)
     rest = f"the {group} in the {place} were {state}."
     hypotheses = (f"Some {group} were {state}.", f"Some {group} were not {state}.")
     return _quartet((f"All {rest}", f"None of {rest}"), hypotheses)
@@ -120,70 +124,3 @@ def quantifiers(rng: random.Random) -> Group:
 
 # Groups in 100. Both kinds are about the polarity of two words, which a small model learns in a few epochs.
 RTE_WEIGHTS: Grammar = {negation: 50, quantifiers: 50}
-
-# -------------------------------------------------------------------------------------------------- SST-2
-
-PRAISE = (
-    "good", "great", "fine", "clever", "fresh", "warm", "brilliant", "moving",
-    "beautiful", "wonderful", "powerful", "funny", "charming", "sweet", "lovely", "perfect",
-)  # fmt: skip
-BLAME = (
-    "bad", "dull", "weak", "flat", "slow", "thin", "poor", "terrible",
-    "stupid", "boring", "silly", "dreadful", "tired", "cold", "false", "messy",
-)  # fmt: skip
-WHOLES = ("movie", "film", "story", "drama", "comedy", "picture", "tale", "show")
-PARTS = ("plot", "script", "cast", "ending", "score", "theme", "style", "hero", "idea", "opening")
-NEGATORS = ("not", "never", "hardly")
-INTENSIFIERS = ("very", "really", "truly", "so", "quite")
-
-
-def plain(rng: random.Random) -> Group:
-    """a warm and funny film with a great script"""
-    whole, part = _pick(rng, WHOLES), _pick(rng, PARTS)
-    good, bad = _shuffled(rng, PRAISE), _shuffled(rng, BLAME)
-    frame = _pick(rng, (
-        f"a {{0}} and {{1}} {whole} with a {{2}} {part}",
-        f"the {part} of this {whole} is {{0}} and {{1}}",
-        f"a {{0}} {whole} , {{1}} and {{2}}",
-        f"this {whole} has a {{0}} {part}",
-    ))  # fmt: skip
-    return [((frame.format(*good),), POSITIVE), ((frame.format(*bad),), NEGATIVE)]
-
-
-def intensifiers(rng: random.Random) -> Group:
-    """the acting in this film is really good"""
-    whole, part, degree = _pick(rng, WHOLES), _pick(rng, PARTS), _pick(rng, INTENSIFIERS)
-    frame = _pick(rng, (
-        f"the {part} in this {whole} is {degree} {{}}",
-        f"this {whole} is {degree} {{}} from start to end",
-    ))  # fmt: skip
-    return [((frame.format(_pick(rng, PRAISE)),), POSITIVE), ((frame.format(_pick(rng, BLAME)),), NEGATIVE)]
-
-
-def negated(rng: random.Random) -> Group:
-    """the plot of this film is not good: with and without the negation, with praise and with blame"""
-    whole, part, negator = _pick(rng, WHOLES), _pick(rng, PARTS), _pick(rng, NEGATORS)
-    good, bad = _pick(rng, PRAISE), _pick(rng, BLAME)
-    frame = f"the {part} of this {whole} is {{}}"
-    return [
-        ((frame.format(good),), POSITIVE),
-        ((frame.format(f"{negator} {good}"),), NEGATIVE),
-        ((frame.format(f"{negator} {bad}"),), POSITIVE),
-        ((frame.format(bad),), NEGATIVE),
-    ]
-
-
-def contrast(rng: random.Random) -> Group:
-    """the plot is dull , but the film is charming: what follows `but` decides, not what follows `although`"""
-    whole, part = _pick(rng, WHOLES), _pick(rng, PARTS)
-    good, bad = _pick(rng, PRAISE), _pick(rng, BLAME)
-    frame = _pick(rng, (
-        f"the {part} is {{0}} , but the {whole} is {{1}}",
-        f"although the {part} is {{0}} , the {whole} is {{1}}",
-        f"the {whole} is {{1}} , although the {part} is {{0}}",
-    ))  # fmt: skip
-    return [((frame.format(bad, good),), POSITIVE), ((frame.format(good, bad),), NEGATIVE)]
-
-
-# Groups in 100; a negated group has four sentences, the others two. Single words decide the first two kinds.
-SST2_WEIGHTS: Grammar = {plain: 45, intensifiers: 20, negated: 17, contrast: 18}

@@ -19,6 +19,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from minipeft.data.tasks import synthetic as standin
+from minipeft.data.tasks.synthetic_sst2 import BLAME, NEGATORS, PRAISE
 from minipeft.errors import MinipeftError
 
 SIZES = {
@@ -206,9 +207,9 @@ def sentiment(sentence: str) -> int:
     else:
         deciding = sentence
     words = deciding.split()
-    values = {word in standin.PRAISE for word in words if word in standin.PRAISE + standin.BLAME}
+    values = {word in PRAISE for word in words if word in PRAISE + BLAME}
     assert len(values) == 1, sentence
-    return int(values.pop() != any(word in standin.NEGATORS for word in words))
+    return int(values.pop() != any(word in NEGATORS for word in words))
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -225,7 +226,7 @@ def test_taking_a_negation_out_flips_the_sentiment() -> None:
     compared = 0
     for sentence, label in labels.items():
         words = sentence.split()
-        without = " ".join(word for word in words if word not in standin.NEGATORS)
+        without = " ".join(word for word in words if word not in NEGATORS)
         if without != sentence:
             assert labels[without] != label, sentence
             compared += 1
@@ -237,7 +238,7 @@ def test_exchanging_the_clauses_of_a_contrast_flips_the_sentiment() -> None:
     labels = dict(zip(columns["sentence"], columns["label"], strict=False))
     compared = 0
     for sentence, label in labels.items():
-        judgements = [word for word in sentence.split() if word in standin.PRAISE + standin.BLAME]
+        judgements = [word for word in sentence.split() if word in PRAISE + BLAME]
         if " but " in sentence or "although" in sentence:
             one, two = judgements
             exchanged = " ".join({one: two, two: one}.get(word, word) for word in sentence.split())
@@ -247,7 +248,7 @@ def test_exchanging_the_clauses_of_a_contrast_flips_the_sentiment() -> None:
 
 
 def test_no_word_is_both_praise_and_blame() -> None:
-    assert set(standin.PRAISE).isdisjoint(standin.BLAME)
+    assert set(PRAISE).isdisjoint(BLAME)
 
 
 def test_sentiment_needs_more_than_single_words() -> None:
