@@ -156,17 +156,6 @@ def check_deterministic(device: str) -> None:
         )
 
 
-def check_cuda_graphs(device: str, activation_checkpointing: bool) -> None:
-    """Raise where --cuda-graphs on is not possible, whatever the model is."""
-    if not device.startswith("cuda"):
-        raise MinipeftError(f"--cuda-graphs on: the device is {device}, not a CUDA device. Pass --cuda-graphs off.")
-    if activation_checkpointing:
-        raise MinipeftError(
-            "--cuda-graphs on with --activation-checkpointing: a graph cannot draw the same dropout twice. "
-            "Pass --cuda-graphs off."
-        )
-
-
 def peak_memory(device: str) -> int:
     """Return the peak in bytes: of the CUDA allocator, or of the whole process; 0 where the system does not say."""
     if device.startswith("cuda"):

@@ -4,11 +4,9 @@ import argparse
 import re
 from collections.abc import Collection, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
-from minipeft.errors import MinipeftError, nearest
-from minipeft.files import read_json
+from minipeft.errors import nearest
 from minipeft.training.settings.setting import REQUIRED, Setting, rows
 from minipeft.training.settings.train_settings import TrainSettings, recipe_defaults
 
@@ -57,34 +55,12 @@ class RecipeHelp(argparse.Action):
         self.actions = actions
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, *rest: Any) -> None:
-        names = {"task": "rte", "method": "lora", "model": "roberta-base"}
-        for name in names:
-            given = getattr(namespace, name, None) or "auto"
-            first = given[0] if isinstance(given, list) else given  # compare takes several
-            names[name] = names[name] if first == "auto" else first
-        shape = _shape(names["model"])
-        found = recipe_defaults(names["task"], names["method"], Path(names["model"]).name, shape)
-        for name in found:
-            self.actions[name].help = rows(TrainSettings)[name].describe(found)
+        from minipeft.cli.recipe_help import describe_recipe
+
+        for name, text in describe_recipe(namespace).items():
+            self.actions[name].help = text
         parser.print_help()
         parser.exit()
-
-
-def _shape(model: str) -> tuple[int, str]:
-    """Return the hidden size and model_type of a checkpoint on this machine, else what its name suggests."""
-    from minipeft.hub import bundled, weights_folder
-
-    for folder in (Path(model).expanduser(), weights_folder() / model, bundled(model)):
-        if folder is not None and (folder / "config.json").is_file():
-            try:
-                content = read_json(folder / "config.json")
-            except MinipeftError:
-                break
-            size = content.get("hidden_size", content.get("dim"))
-            return size if isinstance(size, int) and size > 0 else 768, str(content.get("model_type"))
-    families = {"deberta-v3": "deberta-v2", "electra": "electra", "modernbert": "modernbert"}
-    model_type = next((families[name] for name in families if name in model.lower()), "roberta")
-    return 1024 if "large" in model else 768, model_type
 
 
 def add_settings(

@@ -76,23 +76,12 @@ def check_targets(name: str, targets: Any) -> tuple[str, ...]:
     if names == [ALL]:
         return (ALL,)
     if not set(names) <= set(LINEAR_NAMES):
-        names = [_linear_name(name) for name in names]
+        from minipeft.methods.peft_format.reading import linear_name
+
+        names = [linear_name(name) for name in names]
     if not names:
         raise MinipeftError(f"no targets; name some of {', '.join(LINEAR_NAMES)}")
     return tuple(dict.fromkeys(names))
-
-
-def _linear_name(name: str) -> str:
-    """Return our name of a linear layer of any family, for ours or for the end of its path in transformers."""
-    names = dict.fromkeys(LINEAR_NAMES)
-    for family in map(get_family, FAMILIES):
-        names |= dict.fromkeys(family.linears)
-        for ours, module in family.linears.items():
-            path = family.names[module].rpartition("{i}.")[2]  # "attention.q_lin", which ends in "q_lin"
-            if name in (path, path.rpartition(".")[2]) and name not in ("dense", "Wo"):  # the ends of several paths
-                return ours
-    check_choice("target", name, names)
-    return name
 
 
 def targets_of(model: SequenceClassifier, targets: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import math
 import re
 import unicodedata
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -15,6 +16,7 @@ from minipeft.errors import MinipeftError, is_unicode, nearest, short_repr
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 NUMBER_WITH_COMMA = re.compile(r"[+-]?\d[\d.'\s]*,[\d.,'\s]*\d")  # 3,5 or 1.234,5 or 1,234.5
+SEPARATORS = (";", "|")  # that a warning looks for
 MOST_CLASSES, LONGEST_NAME = 100_000, 1000
 FEWEST_ROWS_PER_CLASS = 2  # on average; with fewer the column is hardly one of classes
 
@@ -69,6 +71,31 @@ def warn_of_similar(place: str, column: str, counts: Mapping[str, int]) -> tuple
         f"{place}: the {column} {' and '.join(f'{short_repr(name)} ({counts[name]:,} rows)' for name in names)} differ "
         "in white space or case only and are read as different; write them alike if they are one"
         for names in similar[:3]
+    )
+
+
+def warn_of_lists(file: Any, column: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return a warning where class names look like lists of labels: "a;b", "a|b" or '["a", "b"]'.
+
+    A name with a separator counts if one of its parts occurs in another name, alone or in a list.
+    """
+    names = list(names)
+    lists = [name for name in names if re.fullmatch(r"\s*\[.*\]\s*", name)]
+    flags = "--label-type multilabel"
+    for separator in SEPARATORS:
+        parts = Counter(part.strip() for name in names for part in set(name.split(separator)))
+        found = [
+            name
+            for name in names
+            if separator in name and any(parts[part.strip()] > 1 for part in name.split(separator))
+        ]
+        if found and not lists:
+            lists, flags = found, f"{flags} --label-separator '{separator}'"
+    if not lists:
+        return ()
+    return (
+        f"{file}: the {column} {short_repr(lists[0])} looks like several labels and is read as one class; "
+        f"if it is a list, pass {flags}",
     )
 
 

@@ -1,9 +1,8 @@
 """Single-label classification: an example has one class, and the loss is the cross-entropy."""
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,8 +15,6 @@ from minipeft.errors import MinipeftError, format_names, short_repr
 from minipeft.problems import problem_class
 from minipeft.problems.metrics import Array, find_metric
 from minipeft.problems.problem import Found, Mistake, Problem, most_severe
-
-SEPARATORS = (";", "|")  # that a warning looks for
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class SingleLabel(Problem):
 
     @classmethod
     def find(cls, table: Table, column: str, label_type: str, settings: Mapping[str, Any]) -> Found:
-        from minipeft.problems.labels import find_labels
+        from minipeft.problems.labels import find_labels, warn_of_lists
 
         counts, rows, strata, warnings = find_labels(table, column, label_type)
         if not counts:  # with "auto", of a column of numbers
@@ -125,28 +122,3 @@ class SingleLabel(Problem):
         for row in most_severe(np.where(predicted == np.asarray(targets), 0.0, confidence)):
             names = {"label": self.labels[targets[row]], "prediction": self.labels[predicted[row]]}
             yield Mistake(row, float(confidence[row]), names | {"confidence": float(confidence[row])})
-
-
-def warn_of_lists(file: Any, column: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Return a warning where class names look like lists of labels: "a;b", "a|b" or '["a", "b"]'.
-
-    A name with a separator counts if one of its parts occurs in another name, alone or in a list.
-    """
-    names = list(names)
-    lists = [name for name in names if re.fullmatch(r"\s*\[.*\]\s*", name)]
-    flags = "--label-type multilabel"
-    for separator in SEPARATORS:
-        parts = Counter(part.strip() for name in names for part in set(name.split(separator)))
-        found = [
-            name
-            for name in names
-            if separator in name and any(parts[part.strip()] > 1 for part in name.split(separator))
-        ]
-        if found and not lists:
-            lists, flags = found, f"{flags} --label-separator '{separator}'"
-    if not lists:
-        return ()
-    return (
-        f"{file}: the {column} {short_repr(lists[0])} looks like several labels and is read as one class; "
-        f"if it is a list, pass {flags}",
-    )

@@ -6,7 +6,8 @@ than two classes, which depend on one another.
 
 import numpy as np
 
-from minipeft.problems.metrics import Array, f1_of_counts
+from minipeft.problems.class_metrics import f1_of_counts
+from minipeft.problems.metrics import Array
 from minipeft.problems.numeric_metrics import counts_by_threshold
 
 DEFAULT = 0.5  # of the probability of a label

@@ -530,7 +530,7 @@ def test_standard_errors_are_those_of_many_splits() -> None:
     """Against the spread over drawn validation splits: accuracy, and Pearson's correlation of two normal sides."""
     import numpy as np
 
-    from minipeft.problems.metrics import matthews_correlation
+    from minipeft.problems.class_metrics import matthews_correlation
     from minipeft.problems.numeric_metrics import pearson
 
     generator = np.random.default_rng(0)

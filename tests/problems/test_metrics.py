@@ -31,7 +31,8 @@ from minipeft.data.tokens.examples import Encoded, encode_split
 from minipeft.data.tokens.holdout import hold_out
 from minipeft.data.tokens.token_table import TokenTable
 from minipeft.problems import PROBLEMS, problem_class
-from minipeft.problems.metrics import METRICS, accuracy, f1, macro_f1, matthews_correlation
+from minipeft.problems.class_metrics import f1, macro_f1, matthews_correlation
+from minipeft.problems.metrics import METRICS, accuracy
 from minipeft.problems.multi_label import MultiLabel
 from minipeft.problems.numeric_metrics import pearson, spearman
 from minipeft.problems.problem import Problem

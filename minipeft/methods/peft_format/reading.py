@@ -4,10 +4,10 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from minipeft.errors import MinipeftError, first_line, short_repr
+from minipeft.errors import MinipeftError, check_choice, first_line, short_repr
 from minipeft.methods.peft_format import Targets, linear_modules
 from minipeft.model.config import EncoderConfig
-from minipeft.model.families import family_of
+from minipeft.model.families import FAMILIES, LINEAR_NAMES, family_of, get_family
 
 # Fields that change no number of a loaded adapter.
 WITHOUT_EFFECT = {
@@ -46,6 +46,19 @@ def read_targets(content: dict[str, Any], config: EncoderConfig) -> Targets:
     # peft's "all-linear" names the head's layers too, and leaves them out where modules_to_save has them.
     head = (*family.head_names.values(), *family.head_modules, "score")
     return match_targets(content, linear_modules(config), "linear layer", head)
+
+
+def linear_name(name: str) -> str:
+    """Return our name of a linear layer of any family, for ours or for the end of its path in transformers."""
+    names = dict.fromkeys(LINEAR_NAMES)
+    for family in map(get_family, FAMILIES):
+        names |= dict.fromkeys(family.linears)
+        for ours, module in family.linears.items():
+            path = family.names[module].rpartition("{i}.")[2]  # "attention.q_lin", which ends in "q_lin"
+            if name in (path, path.rpartition(".")[2]) and name not in ("dense", "Wo"):  # the ends of several paths
+                return ours
+    check_choice("target", name, names)
+    return name
 
 
 def target_names(targets: Targets, config: EncoderConfig) -> tuple[str, ...]:

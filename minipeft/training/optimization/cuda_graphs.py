@@ -23,6 +23,7 @@ from minipeft.model.config import EncoderConfig
 from minipeft.model.families import family_of
 from minipeft.problems import problem_of
 from minipeft.training.optimization.loss import Loss
+from minipeft.training.settings.train_settings import TrainSettings
 
 MOST_GRAPHS = 64  # further sizes run without a graph; each graph takes a second to record, and memory
 WARM_UPS = 2  # runs before the recording, in which libraries allocate their buffers and choose their kernels
@@ -30,6 +31,29 @@ WARM_UPS = 2  # runs before the recording, in which libraries allocate their buf
 Compute = Callable[[], None]
 # A computation and the parameters to whose gradients it adds → a function that repeats the computation.
 Record = Callable[[Compute, Sequence[nn.Parameter]], Compute]
+
+
+def check_cuda_graphs(device: str, activation_checkpointing: bool) -> None:
+    """Raise where --cuda-graphs on is not possible, whatever the model is."""
+    if not device.startswith("cuda"):
+        raise MinipeftError(f"--cuda-graphs on: the device is {device}, not a CUDA device. Pass --cuda-graphs off.")
+    if activation_checkpointing:
+        raise MinipeftError(
+            "--cuda-graphs on with --activation-checkpointing: a graph cannot draw the same dropout twice. "
+            "Pass --cuda-graphs off."
+        )
+
+
+def choose_cuda_graphs(settings: TrainSettings, device: str, precision: str, config: EncoderConfig) -> str:
+    """Return "on" or "off" for on and auto: auto is on where graphs are possible, and on raises where they are not."""
+    try:
+        check_cuda_graphs(device, settings.activation_checkpointing)
+        check_recordable(config, precision)
+    except MinipeftError:
+        if settings.cuda_graphs == "on":
+            raise
+        return "off"
+    return "on"
 
 
 def check_recordable(config: EncoderConfig, precision: str) -> None:

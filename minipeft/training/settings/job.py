@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from minipeft.data.tasks.task import Task
 from minipeft.device import (
-    check_cuda_graphs,
     check_deterministic,
     choose_device,
     choose_max_tokens,
     choose_precision,
     warn_of_slow_bf16,
 )
-from minipeft.errors import MinipeftError, public_settings, under_torchrun
+from minipeft.errors import public_settings, under_torchrun
 from minipeft.files import read_json, user_path
 from minipeft.hub.names import model_name
 from minipeft.methods import changed_options
@@ -37,7 +36,6 @@ from minipeft.training.settings.train_settings import METHOD_FLAGS, TrainSetting
 if TYPE_CHECKING:
     from minipeft.adapters.adapter_file import Adapter
     from minipeft.data.tasks.custom import CustomData
-    from minipeft.model.config import EncoderConfig
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,8 @@ def resolve(given: Mapping[str, Any]) -> Job:
     device = choose_device(settings.device)
     check_deterministic(device)
     if settings.cuda_graphs == "on":
+        from minipeft.training.optimization.cuda_graphs import check_cuda_graphs
+
         check_cuda_graphs(device, settings.activation_checkpointing)
     if settings.resume and settings.output and settings.checkpoint_copy and os.environ.get("LOCAL_RANK", "0") == "0":
         from minipeft.training.run_folder.checkpoint_copy import fetch_checkpoint
@@ -129,6 +129,11 @@ def resolve(given: Mapping[str, Any]) -> Job:
     max_tokens = settings.max_tokens or -processes.all_reduce_max(-fits)
     schedule = choices.choose_schedule(settings, data, defaults, max_tokens)
     max_length = choices.choose_max_length(settings.max_length, method, model.config.max_length)
+    cuda_graphs = "off"
+    if settings.cuda_graphs != "off":
+        from minipeft.training.optimization.cuda_graphs import choose_cuda_graphs
+
+        cuda_graphs = choose_cuda_graphs(settings, device, precision, model.config)
     complete = dataclasses.replace(
         settings,
         **_settings_of_task(settings, data.task),
@@ -145,7 +150,7 @@ def resolve(given: Mapping[str, Any]) -> Job:
         stride=max_length // 4 if settings.long_text == "window" and settings.stride is None else settings.stride,
         device=device,
         precision=precision,
-        cuda_graphs=choose_cuda_graphs(settings, device, precision, model.config),
+        cuda_graphs=cuda_graphs,
         output=str(output),
     )
     job = Job(complete, data, model, method, adapter, schedule, max_length, output, processes)
@@ -204,19 +209,3 @@ def _model_to_reload(wanted: str, folder: Path) -> str:
     if wanted == "auto":
         return model_name(folder)
     return str(folder.resolve()) if Path(wanted).is_dir() else wanted
-
-
-def choose_cuda_graphs(settings: TrainSettings, device: str, precision: str, config: EncoderConfig) -> str:
-    """Return "on" or "off"; auto is on where graphs are possible, and on raises where they are not."""
-    if settings.cuda_graphs == "off" or (settings.cuda_graphs == "auto" and not device.startswith("cuda")):
-        return "off"
-    from minipeft.training.optimization.cuda_graphs import check_recordable
-
-    try:
-        check_cuda_graphs(device, settings.activation_checkpointing)
-        check_recordable(config, precision)
-    except MinipeftError:
-        if settings.cuda_graphs == "on":
-            raise
-        return "off"
-    return "on"

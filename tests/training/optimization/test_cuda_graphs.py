@@ -31,13 +31,12 @@ from minipeft import (
     load_pretrained,
 )
 from minipeft.data.batches.sampling import pack_examples
-from minipeft.device import check_cuda_graphs, check_deterministic
+from minipeft.device import check_deterministic
 from minipeft.model import roberta
 from minipeft.model.families import get_family
 from minipeft.training import loop
 from minipeft.training.optimization import cuda_graphs as graphs
-from minipeft.training.optimization.cuda_graphs import StepGraphs
-from minipeft.training.settings.job import choose_cuda_graphs
+from minipeft.training.optimization.cuda_graphs import StepGraphs, check_cuda_graphs, choose_cuda_graphs
 from minipeft.training.settings.train_settings import TrainSettings
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -200,7 +199,6 @@ def test_graphs_are_chosen_where_the_attention_is_planned_on_the_device(
 ) -> None:
     monkeypatch.setattr(graphs, "varlen_agrees", lambda *_: True)
     config = get_family(family).config(**{"hidden_size": 48, "num_attention_heads": 3, **shape})
-    assert choose_cuda_graphs(TrainSettings(cuda_graphs="off"), "cuda", precision, config) == "off"
     assert choose_cuda_graphs(TrainSettings(cuda_graphs="auto"), "cpu", precision, config) == "off"
     chosen = choose_cuda_graphs(TrainSettings(cuda_graphs="auto"), "cuda", precision, config)
     assert chosen == ("off" if problem else "on")
