@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import minipeft
-from minipeft.methods import METHODS, MethodEntry
+from minipeft.methods import METHODS, MethodEntry, check_settings
 from minipeft.methods.adapted import AdaptedLinear, check_targets, target_modules_of
-from minipeft.methods.config import check_settings
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.layers import Linear
 

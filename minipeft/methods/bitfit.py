@@ -7,8 +7,8 @@ It adds no module and no parameter: `install` chooses which parameters require a
 from dataclasses import dataclass
 
 from minipeft.errors import MinipeftError
+from minipeft.methods import LayerMethodConfig, check_settings
 from minipeft.methods.adapted import check_targets
-from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.model.classifier import SequenceClassifier
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.errors import check_choice, check_int
+from minipeft.methods import LayerMethodConfig, check_settings
 from minipeft.methods.adapted import AdaptedLinear, target_modules_of
-from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.layers import LayerNorm, Linear
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from minipeft.methods.config import LayerMethodConfig
+from minipeft.methods import LayerMethodConfig
 from minipeft.model.classifier import SequenceClassifier
 
 

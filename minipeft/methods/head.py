@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from minipeft.methods.config import MethodConfig
+from minipeft.methods import MethodConfig
 from minipeft.model.classifier import SequenceClassifier
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minipeft.methods import LayerMethodConfig, check_settings
 from minipeft.methods.adapted import (
     ALL,
     AdaptedLinear,
@@ -14,7 +15,6 @@ from minipeft.methods.adapted import (
     target_modules_of,
     train_modules,
 )
-from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_in_every_layer
 from minipeft.methods.peft_format.reading import check_fields, check_names, in_every_layer, matching, read_targets
 from minipeft.model.classifier import SequenceClassifier

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.errors import MinipeftError, check_choice
-from minipeft.methods.config import LayerMethodConfig
+from minipeft.methods import LayerMethodConfig
 from minipeft.methods.peft_format import PeftFormat, Targets
 from minipeft.methods.peft_format.reading import check_fields, in_every_layer, match_targets
 from minipeft.model.classifier import SequenceClassifier

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_probability
+from minipeft.methods import LayerMethodConfig, check_settings
 from minipeft.methods.adapted import (
     AdaptedLinear,
     Factors,
@@ -37,7 +38,6 @@ from minipeft.methods.adapted import (
     train_biases,
     train_modules,
 )
-from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_targets
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from minipeft.data.batches.packing import PackedBatch
 from minipeft.errors import MinipeftError, check_choice, check_int
-from minipeft.methods.config import MethodConfig, check_settings
+from minipeft.methods import MethodConfig, check_settings
 from minipeft.methods.peft_format import PeftFormat
 from minipeft.methods.peft_format.reading import check_fields
 from minipeft.model.attention.grouped import Prefix

@@ -42,7 +42,7 @@ from minipeft.training.optimization.schedule import Schedule
 from minipeft.training.progress import Progress, best_epoch
 from minipeft.training.reporting.console import EpochTable, warn_about_predictions
 from minipeft.training.reporting.trackers import Events
-from minipeft.training.run_folder.checkpoint import describe_checkpoint, publish, save_checkpoint
+from minipeft.training.run_folder.checkpoint import publish, save_checkpoint
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.run_folder.signals import collect_signals
 from minipeft.training.settings.recipes import CHECKPOINT_MINUTES
@@ -196,10 +196,7 @@ def train_loop(
             # Every rank evaluates a share of the examples, and all of them get the metrics.
             logits, metrics = evaluate_all(model, examples, schedule.max_tokens, processes, schedule.select_by, quiet)
             if not math.isfinite(metrics["eval_loss"]):
-                raise MinipeftError(
-                    f"step {progress.step}: the validation loss is {metrics['eval_loss']}. Lower --lr "
-                    f"({describe_checkpoint(folder)})."
-                )
+                raise _diverged(f"step {progress.step}: the validation loss is {metrics['eval_loss']}", folder)
             # With --eval-every an evaluation may fall within an epoch, which is then a fraction: 1.25.
             epoch_ended = progress.examples_done == len(train)
             fraction = progress.examples_done / len(train)
@@ -272,8 +269,12 @@ def _finite_loss(scalars: StepScalars, folder: Path) -> float:
     """Return the loss of a step; raise where it or the gradient norm is not finite."""
     loss, norm = scalars.read()
     if not math.isfinite(loss) or not math.isfinite(norm):
-        raise MinipeftError(
-            f"step {scalars.step}: the loss is {loss}, the gradient norm {norm}. Lower --lr "
-            f"({describe_checkpoint(folder)})."
-        )
+        raise _diverged(f"step {scalars.step}: the loss is {loss}, the gradient norm {norm}", folder)
     return loss
+
+
+def _diverged(what: str, folder: Path) -> MinipeftError:
+    """Return the error for a loss that is not finite."""
+    from minipeft.training.run_folder.checkpoint_reader import describe_checkpoint
+
+    return MinipeftError(f"{what}. Lower --lr ({describe_checkpoint(folder)}).")

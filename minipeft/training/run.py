@@ -34,7 +34,6 @@ from minipeft.training.progress import HOLDOUT, Progress, best_epoch
 from minipeft.training.reporting.console import print_banner, print_result
 from minipeft.training.reporting.model_card import CARD, make_card
 from minipeft.training.result import Result, result_content
-from minipeft.training.run_folder.checkpoint import describe_checkpoint
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings.job import Job, resolve
 from minipeft.training.settings.train_settings import TrainSettings, keywords_of, read_settings
@@ -88,6 +87,8 @@ def explain_out_of_memory(job: Job) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        from minipeft.training.run_folder.checkpoint_reader import describe_checkpoint
+
         tokens, settings = job.schedule.max_tokens, job.settings
         less = "" if settings.activation_checkpointing else " or pass --activation-checkpointing"
         raise WorkerError(

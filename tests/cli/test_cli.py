@@ -83,7 +83,7 @@ print(*(module.__file__ for name, module in sys.modules.items() if name.split(".
     assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 9_520
 
 
-LORA_FILES = {f"methods/{name}" for name in ("__init__", "adapted", "config", "lora", "peft_format/__init__")}
+LORA_FILES = {f"methods/{name}" for name in ("__init__", "adapted", "lora", "peft_format/__init__")}
 
 
 def test_without_data_or_a_network_the_stand_in_is_used_and_named(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from minipeft.compare.runners.local_runner import PROGRAM, format_flags
 from minipeft.compare.table import standard_error
 from minipeft.errors import MinipeftError, public_settings
 from minipeft.lease import Lease
-from minipeft.training.run_folder.checkpoint import describe_checkpoint
+from minipeft.training.run_folder.checkpoint_reader import describe_checkpoint
 
 TASKS, METHODS = ["rte", "sst2", "stsb"], ["lora", "bitfit", "full"]
 PLACES = ["", *TASKS, *METHODS, *(f"{task}/{method}" for task in TASKS for method in METHODS)]

@@ -18,8 +18,7 @@ import minipeft
 from minipeft import AdaLoRA, BitFit, DoRA, Full, LayerNormTuning, LoRA, MinipeftError, VeRA, apply, pack
 from minipeft.errors import Interrupted
 from minipeft.files import SHARED_CACHE
-from minipeft.methods import METHODS
-from minipeft.methods.config import LayerMethodConfig
+from minipeft.methods import METHODS, LayerMethodConfig
 from minipeft.model.classifier import SequenceClassifier, new_classifier
 from minipeft.model.families import FAMILIES, get_family
 from minipeft.training import layer_cache

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from minipeft.data.tables.remote_tables.hub_rows import open_split
 from minipeft.data.tables.table import Table
-from minipeft.data.tasks.duplicates import first_occurrences, text_hash
-from minipeft.data.tasks.task import Task
+from minipeft.data.tasks.text_hashes import first_occurrences, text_hash
 from minipeft.errors import MinipeftError
 from minipeft.problems.metrics import Array
 
@@ -100,24 +98,3 @@ def hash_texts(
             yield place, [label]
 
     return replace(table, read=read)
-
-
-def draw_validation(task: Task) -> Array:
-    """Return which rows of a custom dataset's training file are drawn for validation, (num_rows,).
-
-    Rows with one text or group are all drawn or none. They are read, unless `task.train_rows` has what is needed.
-    """
-    from minipeft.data.tasks.folds import connected_rows, draw_folds
-
-    if task.train_rows is None:
-        hashes, opened = array("q"), open_split(dict(task.files)["train"])
-        table = hash_texts(opened, task.columns, task.label_column, hashes, task.group_column)
-        labels = table.read_labelled([task.label_column])
-        targets = task.problem.store(task.problem.read(label, place) for place, (label,) in labels)
-        strata, together = task.problem.strata(targets), connected_rows(hashes, 1 + bool(task.group_column))
-    else:
-        _, strata, together = task.train_rows
-    if task.fold is None:
-        return draw_together(together, strata, VALIDATION_FRACTION, VALIDATION_SEED)
-    fold, num_folds = map(int, task.fold.split("/"))
-    return draw_folds(together, strata, num_folds, VALIDATION_SEED) == fold - 1

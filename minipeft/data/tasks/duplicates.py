@@ -6,7 +6,7 @@ not be in memory. Left out: near duplicates.
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -16,23 +16,9 @@ import numpy as np
 
 from minipeft.data.tasks.splits import read_chunks
 from minipeft.data.tasks.task import Split, Task
+from minipeft.data.tasks.text_hashes import first_occurrences, text_hash
 from minipeft.errors import MinipeftError, printable, short_repr
 from minipeft.problems.metrics import Array
-
-
-def text_hash(text: Any, pair: Any = None) -> int:
-    """Return a hash of a text (or a list of words) and its pair; equal texts have one hash within a process."""
-    return hash((_fold(text), None if pair is None else _fold(pair)))
-
-
-def _fold(text: Any) -> str:
-    return " ".join((text if isinstance(text, str) else " ".join(map(str, text or ()))).casefold().split())
-
-
-def first_occurrences(texts: Sequence[int] | Array) -> Array:
-    """Return for each example the index of the first one with its text, (num_examples,)."""
-    _, first, groups = np.unique(np.asarray(texts), return_index=True, return_inverse=True)
-    return first[groups]
 
 
 @dataclass

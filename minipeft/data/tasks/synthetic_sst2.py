@@ -2,7 +2,7 @@
 
 import random
 
-from minipeft.data.tasks.synthetic import Grammar, Group, pick, shuffled
+from minipeft.data.tasks.synthetic_rte import Grammar, Group, pick, shuffled
 
 NEGATIVE, POSITIVE = 0, 1
 PRAISE = (

@@ -5,6 +5,7 @@ A custom dataset is a Task as well, built by custom.py with the columns and labe
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -62,12 +63,28 @@ class Task:
 
     @cached_property
     def validation_rows(self) -> Array | None:
-        """True for each row of the training file that is drawn for validation; None if nothing is drawn."""
+        """True for each row of the training file that is drawn for validation; None if nothing is drawn.
+
+        Rows with one text or group are all drawn or none. They are read, unless `train_rows` has what is needed.
+        """
         if not self.is_custom or "validation" in dict(self.files):
             return None
-        from minipeft.data.tasks.draw import draw_validation
+        from minipeft.data.tables.remote_tables.hub_rows import open_split
+        from minipeft.data.tasks import draw
+        from minipeft.data.tasks.folds import connected_rows, draw_folds
 
-        return draw_validation(self)
+        if self.train_rows is None:
+            hashes, opened = array("q"), open_split(dict(self.files)["train"])
+            table = draw.hash_texts(opened, self.columns, self.label_column, hashes, self.group_column)
+            labels = table.read_labelled([self.label_column])
+            targets = self.problem.store(self.problem.read(label, place) for place, (label,) in labels)
+            strata, together = self.problem.strata(targets), connected_rows(hashes, 1 + bool(self.group_column))
+        else:
+            _, strata, together = self.train_rows
+        if self.fold is None:
+            return draw.draw_together(together, strata, draw.VALIDATION_FRACTION, draw.VALIDATION_SEED)
+        fold, num_folds = map(int, self.fold.split("/"))
+        return draw_folds(together, strata, num_folds, draw.VALIDATION_SEED) == fold - 1
 
     @property
     def is_custom(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_probability
+from minipeft.methods import LayerMethodConfig, check_settings
 from minipeft.methods.adapted import (
     AdaptedLinear,
     SharedCasts,
@@ -20,7 +21,6 @@ from minipeft.methods.adapted import (
     train_biases,
     train_modules,
 )
-from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.methods.lora import BIASES, LoRALinear
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_targets
 from minipeft.methods.peft_format.reading import check_fields, read_targets, target_names

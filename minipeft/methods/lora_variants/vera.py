@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, check_choice, check_float, check_int, check_probability, check_seed
+from minipeft.methods import LayerMethodConfig, check_settings
 from minipeft.methods.adapted import (
     AdaptedLinear,
     check_modules,
@@ -16,7 +17,6 @@ from minipeft.methods.adapted import (
     train_biases,
     train_modules,
 )
-from minipeft.methods.config import LayerMethodConfig, check_settings
 from minipeft.methods.peft_format import PeftFormat, linear_modules, write_in_every_layer
 from minipeft.methods.peft_format.reading import check_fields, in_every_layer, read_targets
 from minipeft.model.classifier import SequenceClassifier

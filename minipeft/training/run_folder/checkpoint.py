@@ -7,24 +7,10 @@ import torch
 
 from minipeft.adapters.save import save_adapter
 from minipeft.data.tasks.task import Task
-from minipeft.errors import MinipeftError
 from minipeft.files import write_lines
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.distributed import CONFIG_ONLY, NOTHING
 from minipeft.training.progress import Progress, best_epoch
-from minipeft.training.run_folder.checkpoint_files import has_checkpoint, write_checkpoint
-
-
-def held_of(folder: Path) -> int:
-    """Return what this machine holds of a run: NOTHING, CONFIG_ONLY, or the step of its checkpoint + 2."""
-    if not has_checkpoint(folder):
-        return CONFIG_ONLY if (folder / "config.json").is_file() else NOTHING
-    from minipeft.training.run_folder.checkpoint_reader import read_progress
-
-    try:
-        return int(read_progress(folder)["step"]) + 2
-    except MinipeftError:  # the process that resumes from it raises the error for all
-        return CONFIG_ONLY
+from minipeft.training.run_folder.checkpoint_files import write_checkpoint
 
 
 def save_checkpoint(
@@ -61,13 +47,3 @@ def save_best_adapter(folder: Path, model: SequenceClassifier, best: dict[str, A
     details = {"task": task.name, "columns": list(task.columns), "metric": metric, "score": best[metric]}
     details |= task.problem.with_details(best).details()
     save_adapter(model, folder / "adapter", **details, epoch=best["epoch"])
-
-
-def describe_checkpoint(folder: Path) -> str:
-    """Describe the last checkpoint, for the message of a run that cannot continue."""
-    if not has_checkpoint(folder):
-        return "no epoch was finished, so there is no checkpoint"
-    from minipeft.training.run_folder.checkpoint_reader import current_epoch, read_progress
-
-    progress = read_progress(folder)
-    return f"{folder} keeps the checkpoint of epoch {current_epoch(progress)}, step {progress['step']}"

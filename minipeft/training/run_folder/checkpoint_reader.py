@@ -16,20 +16,32 @@ from minipeft.data.tasks.task import Task
 from minipeft.errors import MinipeftError, first_line, logger
 from minipeft.files import check_format, sha256, write_lines
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.distributed import Processes
+from minipeft.training.distributed import CONFIG_ONLY, NOTHING, Processes
 from minipeft.training.progress import Progress, best_epoch
+from minipeft.training.run_folder.checkpoint import save_best_adapter
 from minipeft.training.run_folder.checkpoint_files import (
     FOLDER,
     Content,
     DamagedError,
     Tensors,
     changing_tensors,
+    has_checkpoint,
     list_checkpoints,
     path_of,
     read_checkpoint_json,
 )
 
 Found = TypeVar("Found")
+
+
+def held_of(folder: Path) -> int:
+    """Return what this machine holds of a run: NOTHING, CONFIG_ONLY, or the step of its checkpoint + 2."""
+    if not has_checkpoint(folder):
+        return CONFIG_ONLY if (folder / "config.json").is_file() else NOTHING
+    try:
+        return int(read_progress(folder)["step"]) + 2
+    except MinipeftError:  # the process that resumes from it raises the error for all
+        return CONFIG_ONLY
 
 
 def restore_checkpoint(
@@ -56,8 +68,6 @@ def complete_epoch(folder: Path, model: SequenceClassifier, progress: Progress, 
     A run may be killed between the checkpoint of an evaluation and the files that follow from it, and adapter/ may be
     missing or damaged.
     """
-    from minipeft.training.run_folder.checkpoint import save_best_adapter
-
     adapter = "no epoch is finished yet"
     if progress.history:
         best = best_epoch(progress.history, select_by)
@@ -166,3 +176,11 @@ def read_progress(folder: Path) -> dict[str, Any]:
 def current_epoch(progress: dict[str, Any]) -> int:
     """Return the epoch of the last step, from 1."""
     return int(progress["epoch"]) + (progress["examples_done"] > 0)
+
+
+def describe_checkpoint(folder: Path) -> str:
+    """Describe the last checkpoint, for the message of a run that cannot continue."""
+    if not has_checkpoint(folder):
+        return "no epoch was finished, so there is no checkpoint"
+    progress = read_progress(folder)
+    return f"{folder} keeps the checkpoint of epoch {current_epoch(progress)}, step {progress['step']}"

@@ -27,7 +27,6 @@ from minipeft.problems import PROBLEMS
 from minipeft.training.distributed import SINGLE_PROCESS, Processes
 from minipeft.training.optimization.loss import LossSettings
 from minipeft.training.optimization.schedule import Schedule
-from minipeft.training.run_folder.checkpoint import held_of
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings import choices
 from minipeft.training.settings.recipes import recipe
@@ -99,11 +98,12 @@ def resolve(given: Mapping[str, Any]) -> Job:
         from minipeft.training.run_folder.checkpoint_copy import fetch_checkpoint
 
         fetch_checkpoint(Path(settings.output), settings.checkpoint_copy)
-    held = None if settings.output is None else held_of(Path(settings.output))
     processes = SINGLE_PROCESS
     if under_torchrun():
         from minipeft.training.process_group import join_processes
+        from minipeft.training.run_folder.checkpoint_reader import held_of
 
+        held = None if settings.output is None else held_of(Path(settings.output))
         processes = join_processes(device, settings.resume, held, settings.group_timeout)
 
     def continued(folder: Path) -> TrainSettings:

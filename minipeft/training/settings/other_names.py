@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from minipeft.errors import nearest
-from minipeft.methods.config import PEFT_OPTIONS
+from minipeft.methods import PEFT_OPTIONS
 
 # The Trainer's, peft's and run_glue.py's names → ours.
 OTHER_NAMES = {

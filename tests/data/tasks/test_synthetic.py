@@ -19,6 +19,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from minipeft.data.tasks import synthetic as standin
+from minipeft.data.tasks.synthetic_rte import RTE_WEIGHTS
 from minipeft.data.tasks.synthetic_sst2 import BLAME, NEGATORS, PRAISE
 from minipeft.errors import MinipeftError
 
@@ -130,7 +131,7 @@ def phenomenon_of(premise: str, hypothesis: str) -> str:
 def test_every_phenomenon_of_entailment_is_present_as_weighted(split: str) -> None:
     pairs = examples(standin.generate("rte", split), "rte")
     counts = Counter(phenomenon_of(*pair) for pair in pairs)
-    weights = {phenomenon.__name__: weight for phenomenon, weight in standin.RTE_WEIGHTS.items()}
+    weights = {phenomenon.__name__: weight for phenomenon, weight in RTE_WEIGHTS.items()}
     assert set(counts) == set(weights) == set(RTE_MARKS)
     assert min(weights.values()) >= 5
     for name, weight in weights.items():
@@ -152,7 +153,7 @@ def test_entailment_labels_follow_from_the_words_of_the_pair(split: str) -> None
         assert entails(*pair) == (label == 0), pair
 
 
-@pytest.mark.parametrize("phenomenon", standin.RTE_WEIGHTS, ids=lambda phenomenon: str(phenomenon.__name__))
+@pytest.mark.parametrize("phenomenon", RTE_WEIGHTS, ids=lambda phenomenon: str(phenomenon.__name__))
 def test_a_group_crosses_two_premises_with_two_hypotheses(phenomenon: Callable[[random.Random], Any]) -> None:
     rng = random.Random(0)
     for _ in range(200):
