@@ -171,7 +171,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from minipeft.model.config import EncoderConfig
     from minipeft.model.language_model import MaskedLanguageModel
     from minipeft.model.layers import init_weights
-    from minipeft.model.pretrained import save_checkpoint
+    from minipeft.model.saved_checkpoint import save_checkpoint
     from minipeft.pretraining.corpus import train_tokenizer
 
     folder = tmp_path_factory.mktemp("weights") / "tiny"

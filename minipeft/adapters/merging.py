@@ -14,7 +14,7 @@ from minipeft.hub.names import TOKENIZER_FILES
 from minipeft.methods import METHODS, method_name
 from minipeft.methods.adapted import adapted_layers
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.pretrained import save_checkpoint
+from minipeft.model.saved_checkpoint import save_checkpoint
 from minipeft.staging import staging_folder
 
 

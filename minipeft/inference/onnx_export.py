@@ -29,7 +29,7 @@ from minipeft.errors import MinipeftError
 from minipeft.methods import METHODS, method_name
 from minipeft.model.attention.padded import padded_batch
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.model.pretrained import save_config
+from minipeft.model.saved_checkpoint import save_config
 from minipeft.model.token_classifier import TokenClassifier
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # the modules that a node of the graph was traced from

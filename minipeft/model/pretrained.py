@@ -1,4 +1,7 @@
-"""Checkpoints in Hugging Face's format: reading and writing them through the families' tables of names."""
+"""Checkpoints in Hugging Face's format: reading them through the families' tables of names.
+
+saved_checkpoint.py writes them.
+"""
 
 import logging
 import re
@@ -7,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minipeft.errors import MinipeftError, check_int, first_line, format_names, is_rank_zero, logger
-from minipeft.files import write_atomically, write_json
 from minipeft.model.classifier import SequenceClassifier, new_classifier
 from minipeft.model.config import EncoderConfig, generic_labels, label_order
 from minipeft.model.families import family_of, load_config
 from minipeft.model.layers import init_weights
-from minipeft.problems import problem_row
 
 
 def load_pretrained(
@@ -95,25 +96,6 @@ def cast_frozen(model: SequenceClassifier, dtype: torch.dtype) -> SequenceClassi
             parameter.data = parameter.data.clone()
     model.encoder.dtype = dtype
     return model
-
-
-def save_checkpoint(model: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write config.json and model.safetensors as transformers reads them; `folder` must exist."""
-    save_config(model, folder, dtype)
-    tensors = model.state_dict()
-    names = tensor_names(model, model.config)
-    state = {theirs: tensors[ours].to(dtype).contiguous() for ours, theirs in names.items()}
-    write_atomically(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
-
-
-def save_config(model: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write config.json alone, for weights of `dtype`."""
-    config = model.config
-    of_labels = problem_row(config.problem_type, config.num_labels).architecture
-    kind = of_labels if isinstance(model, SequenceClassifier) else "ForMaskedLM"
-    architectures = [family_of(config).architecture + kind]
-    content = {"architectures": architectures, "dtype": str(dtype).removeprefix("torch.")}
-    write_json(folder / "config.json", config.to_dict() | content)
 
 
 def fill_from_checkpoint(model: Any, config: EncoderConfig, folder: Path, reuse_head: bool = True) -> Any:

@@ -39,8 +39,8 @@ from minipeft.lease import Lease
 from minipeft.model.config import EncoderConfig
 from minipeft.model.language_model import MaskedLanguageModel, load_language_model
 from minipeft.model.layers import init_weights
-from minipeft.model.pretrained import save_checkpoint
 from minipeft.model.roberta import Encoder, EncoderLayer
+from minipeft.model.saved_checkpoint import save_checkpoint
 from minipeft.pretraining.corpus import TokenizedText, mask, read_texts, tokenize_lines, train_tokenizer
 from minipeft.pretraining.init_from_counts import init_from_counts
 from minipeft.pretraining.pretrain_checks import HELD_OUT_EVERY, RECORD, complete_settings, new_config

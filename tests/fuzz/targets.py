@@ -92,7 +92,7 @@ def _run() -> Path:
     from minipeft import train
     from minipeft.model.config import EncoderConfig
     from minipeft.model.language_model import MaskedLanguageModel
-    from minipeft.model.pretrained import save_checkpoint
+    from minipeft.model.saved_checkpoint import save_checkpoint
     from minipeft.pretraining.corpus import train_tokenizer
 
     folder = Path(tempfile.mkdtemp())

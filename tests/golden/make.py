@@ -22,7 +22,7 @@ from minipeft.data.tasks.synthetic import generate
 from minipeft.model.config import EncoderConfig
 from minipeft.model.language_model import MaskedLanguageModel
 from minipeft.model.layers import init_weights
-from minipeft.model.pretrained import save_checkpoint
+from minipeft.model.saved_checkpoint import save_checkpoint
 from minipeft.pretraining.corpus import train_tokenizer
 
 FOLDER = Path(__file__).parent

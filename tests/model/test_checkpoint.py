@@ -21,7 +21,7 @@ from torch import Tensor
 from minipeft import MinipeftError, load_pretrained, pack
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.language_model import load_language_model
-from minipeft.model.pretrained import save_checkpoint
+from minipeft.model.saved_checkpoint import save_checkpoint
 
 State = dict[str, Tensor]
 LENGTHS = (7, 1, 40, 3)

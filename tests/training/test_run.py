@@ -27,7 +27,7 @@ from minipeft.data.tokens.examples import encode_texts
 from minipeft.device import has_fast_bf16
 from minipeft.methods import METHODS
 from minipeft.model.layers import init_weights
-from minipeft.model.pretrained import save_checkpoint
+from minipeft.model.saved_checkpoint import save_checkpoint
 from minipeft.training import loop
 from minipeft.training.evaluate import predict_logits
 from minipeft.training.progress import CONSTANT, best_epoch
