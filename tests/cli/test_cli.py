@@ -62,7 +62,7 @@ print(*{{"torch._dynamo", "sympy", "pandas", "datasets"}} & set(sys.modules), "i
 def test_the_way_to_the_first_step_is_short(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """`train.py --task rte --method lora` imports few files, and no other encoder or method.
 
-    The two limits may fall, not rise. The aim is 70 modules of 9,500 lines.
+    The two limits may fall, not rise.
     """
     flags = ["--task", "rte", "--method", "lora", "--model", tiny_checkpoint, *SMALL, "--output", tmp_path / "run"]
     script = f"""
@@ -80,7 +80,7 @@ print(*(module.__file__ for name, module in sys.modules.items() if name.split(".
     assert {name for name in names if name.startswith("model/families/")} == {"model/families/__init__"}
     assert not names & {"model/attention/varlen", "model/attention/window", "model/token_classifier"}
     assert len(files) <= 70
-    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 9_520
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 9_500
 
 
 LORA_FILES = {f"methods/{name}" for name in ("__init__", "adapted", "lora", "peft_format/__init__")}
