@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from minipeft.adapters.merging import write_folder
 from minipeft.errors import MinipeftError, format_names, printable
 from minipeft.files import FORMAT, check_output, user_path, write_atomically, write_json, write_text
-from minipeft.lease import Lease
-from minipeft.staging import clear_folder
 
 REPORT = "report.json"
 LONGEST_NAME = 24  # characters of a class name in a text table
@@ -27,20 +26,19 @@ def check_report_folder(folder: str | Path) -> None:
 
 
 def write_report(report: dict[str, Any], folder: str | Path) -> list[Path]:
-    """Write a report to a new folder; return the files."""
+    """Write a report to a new folder, which appears when every file is complete; return the files."""
     folder = user_path(folder)
-    with Lease(folder):
-        check_report_folder(folder)
+    check_report_folder(folder)
+
+    def write(target: Path) -> None:
         matrix = report.get("confusion_matrix")
-        try:
-            if matrix is not None and len(matrix["labels"]) <= LARGEST_PICTURE:
-                write_text(folder / "confusion_matrix.txt", describe_matrix(matrix))
-                _draw_matrix(matrix, folder / "confusion_matrix.png")
-            write_text(folder / "report.html", render_report(report))
-            write_json(folder / REPORT, {"format": FORMAT, **report})  # last: it marks the folder as complete
-        except BaseException:
-            clear_folder(folder)  # it was empty
-            raise
+        if matrix is not None and len(matrix["labels"]) <= LARGEST_PICTURE:
+            write_text(target / "confusion_matrix.txt", describe_matrix(matrix))
+            _draw_matrix(matrix, target / "confusion_matrix.png")
+        write_text(target / "report.html", render_report(report))
+        write_json(target / REPORT, {"format": FORMAT, **report})
+
+    write_folder(folder, write)
     return sorted(folder.iterdir())
 
 

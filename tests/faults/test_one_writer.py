@@ -112,7 +112,7 @@ def test_an_output_in_use_is_refused_by_name(
     output, run = tmp_path / "output", small_runs["sst2"]
     commands: dict[str, tuple[Path, list[object]]] = {
         "merge": (tmp_path / ".output.partial", ["merge", run, output]),
-        "report": (output, ["evaluate", run, "--report", output]),
+        "report": (tmp_path / ".output.partial", ["evaluate", run, "--report", output]),
         "glue_test": (output, ["predict", run, "--glue-test", output, "--data", shared("glue")]),
         "predict": (tmp_path / ".output.parts", ["predict", run, "--input", texts, "--output", output]),
         "compare": (output, ["compare", "--task", "sst2", "--method", "head", "--train-limit", 8, "--output", output]),
