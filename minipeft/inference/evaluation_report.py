@@ -43,7 +43,7 @@ def report_split(
 
 def report_file(run: LoadedRun, path: str, **columns: Any) -> dict[str, Any]:
     """Return the report on a labelled file, a folder of files, or standard input ("-"); see `LoadedRun.read_chunks`."""
-    return build_report(run, run.read_labelled_chunks(path, **columns), path)
+    return build_report(run, run.read_chunks(path, labelled=True, **columns), path)
 
 
 def build_report(run: LoadedRun, chunks: Iterable[Split], data: str) -> dict[str, Any]:

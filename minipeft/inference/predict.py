@@ -71,7 +71,7 @@ class LoadedRun(Predictor):
 
         The file is read as a stream. `columns` are text_column, pair_column, label_column and file_format.
         """
-        return self._score(self.read_labelled_chunks(path, **columns))
+        return self._score(self.read_chunks(path, labelled=True, **columns))
 
     def _score(self, chunks: Iterable[Split]) -> dict[str, float]:
         return self.task.problem.score(*self._predict_chunks(chunks, "evaluating"), self.task.metrics)
@@ -173,10 +173,6 @@ class LoadedRun(Predictor):
         logits = predict_logits(model.to(self.device), examples, self.settings["max_tokens"])
         return logits[~logits.isneginf().all(1)]
 
-    def read_labelled_chunks(self, path: str, label_column: str | None = None, **columns: Any) -> Iterator[Split]:
-        """Read rows with labels; `columns` are the others that `read_chunks` takes."""
-        return self.read_chunks(path, label_column=label_column or self.task.label_column, **columns)
-
     def read_chunks(
         self,
         path: str,
@@ -186,20 +182,20 @@ class LoadedRun(Predictor):
         file_format: str | None = None,
         echo: Sequence[str] = (),
         echoed: list[Sequence[Any]] | None = None,
+        labelled: bool = False,
     ) -> Iterator[Split]:
         """Read a file, the files of a folder in the order of their names, or standard input ("-"), as a stream.
 
-        A column that is not named is the task's, else "text" or "pair"; without `label_column` no labels are read. The
-        values of each row in the columns `echo` are appended to `echoed`.
+        A column that is not named is the task's, else "text" or "pair". The values of each row in the columns `echo`
+        are appended to `echoed`. Labels are read only where `labelled` is true.
         """
         if pair_column is not None and len(self.task.columns) == 1:
             raise MinipeftError(f"{self.task.name} takes one text per row; leave --pair-column {pair_column!r} out")
         flags = "--text-column" if len(self.task.columns) == 1 else "--text-column and --pair-column"
         remedy = f"{flags} can name another"
-        task = self.task
-        if label_column is not None:
+        task = replace(self.task, label_column=label_column or self.task.label_column)
+        if labelled:
             remedy += ", and evaluate needs a label (--label-column)"
-            task = replace(task, label_column=label_column)
 
         def examples() -> Iterator[tuple[str, str | None, Any]]:
             for name in list_files(path, file_format):
@@ -212,7 +208,7 @@ class LoadedRun(Predictor):
                 ]
                 if echoed is not None:
                     table = _echo_columns(table, echo, echoed)
-                yield from read_examples(task, table, columns, remedy, label_column is not None)
+                yield from read_examples(task, table, columns, remedy, labelled)
 
         return chunk_examples(self.task, examples())
 
