@@ -94,7 +94,7 @@ def predict_file(
     as_csv = target is not None and target.suffix.lower() == ".csv"
     if as_csv and problem_row(run.task.problem.name).per_token:
         raise MinipeftError(f"{target}: tags of words do not fit into csv. Choose an --output that ends in .jsonl.")
-    columns = {"text_column": text_column, "pair_column": pair_column, "file_format": file_format}
+    columns: dict[str, Any] = {"text_column": text_column, "pair_column": pair_column, "file_format": file_format}
     rows = 0
     echoed: list[Sequence[Any]] = []  # of the present chunk
     if path != STANDARD_INPUT:  # an invalid row is reported now, not after hours
