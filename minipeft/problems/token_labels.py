@@ -96,7 +96,7 @@ class TokenLabels(SingleLabel):
 
     def read_text(self, value: Any, column: str, place: str) -> Any:
         """Return a list of words, or its text in JSON; another text is split at white space and punctuation."""
-        value = _read_list(value)
+        value = _read_list(value, start=r'\[\s*["\]]')  # "[1]" is a text
         if isinstance(value, str):
             return Words(super().read_text(value, column, place))
         words = value if isinstance(value, (list, tuple)) else [None]
@@ -282,10 +282,10 @@ def _tag_names(value: Any, place: str) -> list[str]:
     return [class_name(name, place) for name in value]
 
 
-def _read_list(value: Any) -> Any:
-    """Return a list that a csv file has as JSON; other values are unchanged."""
+def _read_list(value: Any, start: str = r"\[") -> Any:
+    """Return a list that a csv file has as JSON, and that begins with `start`; other values are unchanged."""
     with suppress(ValueError):
-        return parse_json(value) if isinstance(value, str) and value.startswith("[") else value
+        return parse_json(value) if isinstance(value, str) and re.match(start, value) else value
     return value
 
 

@@ -173,6 +173,15 @@ def test_real_data_have_the_names_of_their_tags() -> None:
     assert data.task.metrics == ("accuracy", "macro_f1")
 
 
+@pytest.mark.parametrize("text", ["[1]", "[1, 2]", "[1] a note", "[x", "[]x"])
+def test_a_text_in_brackets_is_a_text(text: str) -> None:
+    problem = TokenLabels(TAGS)
+    assert problem.read_text(text, "text", "a.csv, line 2") == Words(text)
+    for words in ([], ["a", "[1]"]):
+        found = problem.read_text(json.dumps(words), "text", "a.csv, line 2")
+        assert found == words and not isinstance(found, Words)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -204,7 +213,7 @@ def test_a_tag_of_the_validation_alone_and_an_i_without_a_b(tmp_path: Path) -> N
     with pytest.raises(MinipeftError, match=r"validation\.jsonl, line 1: tag 'B-y' is not one of the training file's"):
         read_split(data.task, "validation", data.source)
     (tmp_path / "c.conll").write_text("word\n")
-    with pytest.raises(MinipeftError, match=r"c\.conll, line 1: 'word' has no tag\. Add one"):
+    with pytest.raises(MinipeftError, match=r"c\.conll, line 1: the label is missing\. Add it"):
         inspect(tmp_path / "c.conll")
 
 

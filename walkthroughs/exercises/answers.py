@@ -24,13 +24,13 @@ def hint_on_statements(page: int, letters: Any, true: set[str], hint: str) -> st
 
     Args:
         page: number of the walkthrough.
-        letters: the answer, for example "ad".
+        letters: the answer, for example "ad", "A, D" or ["a", "d"].
         true: `hash_of` each true statement.
         hint: where to look.
     """
     if unanswered(letters):
         return f"Name the true statements, for example return 'ad'. {hint}"
-    given = {hash_of(page, letter) for letter in letters}
+    given = {hash_of(page, letter) for letter in "".join(letters).lower() if letter.isalpha()}  # "A, D" is "ad"
     if given - true:
         return f"At least one of these statements is false. {hint}"
     return hint_unless(given == true, f"A true statement is missing. {hint}")
