@@ -125,6 +125,16 @@ def test_a_hint_does_not_name_the_solution(check: ModuleType, name: str, capsys:
     assert f" {solution.explain()}" not in printed
 
 
+def test_the_letters_of_statements_may_be_a_list_or_have_commas_and_capitals(check: ModuleType) -> None:
+    letters = importlib.import_module("solutions.03_lora").explain()
+    for answer in (list(letters), ", ".join(letters.upper()), letters[::-1]):
+
+        def explain(answer: Any = answer) -> Any:
+            return answer
+
+        assert check.is_right(3, explain)
+
+
 def test_an_answer_that_raises_is_reported(check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     def compute() -> int:
         return int(1 / 0)
