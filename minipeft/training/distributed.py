@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-NOTHING, CONFIG_ONLY = 0, 1  # what a node holds of a run; with a checkpoint it is the checkpoint's step + 2
 Answer = TypeVar("Answer")
 
 

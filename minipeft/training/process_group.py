@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from minipeft.errors import ErrorOnRankZero, MinipeftError, WorkerError, first_line
-from minipeft.training.distributed import NOTHING, SINGLE_PROCESS, Answer, Processes
+from minipeft.training.distributed import SINGLE_PROCESS, Answer, Processes
 
 _group_numbers = itertools.count()  # one group a training of this process
 
@@ -169,7 +169,7 @@ def join_processes(device: str, resume: bool, held: int | None = None, timeout_m
         torch.cuda.set_device(local_rank)
     timeout = timedelta(minutes=timeout_minutes)
     try:
-        rank = _make_group(device, rank, size, timeout, held or NOTHING if local_rank == 0 else -1)
+        rank = _make_group(device, rank, size, timeout, held or 0 if local_rank == 0 else -1)
     except RuntimeError as error:
         raise WorkerError(f"process {rank} of {size}: cannot reach the others ({first_line(error)}).") from None
     return ProcessGroup(rank, size, rank - local_rank, timeout)

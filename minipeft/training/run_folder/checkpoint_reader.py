@@ -16,7 +16,7 @@ from minipeft.data.tasks.task import Task
 from minipeft.errors import MinipeftError, first_line, logger
 from minipeft.files import check_format, sha256, write_lines
 from minipeft.model.classifier import SequenceClassifier
-from minipeft.training.distributed import CONFIG_ONLY, NOTHING, Processes
+from minipeft.training.distributed import Processes
 from minipeft.training.progress import Progress, best_epoch
 from minipeft.training.run_folder.checkpoint import save_best_adapter
 from minipeft.training.run_folder.checkpoint_files import (
@@ -31,6 +31,7 @@ from minipeft.training.run_folder.checkpoint_files import (
     read_checkpoint_json,
 )
 
+NOTHING, CONFIG_ONLY = 0, 1  # what a node holds of a run; with a checkpoint it is the checkpoint's step + 2
 Found = TypeVar("Found")
 
 
