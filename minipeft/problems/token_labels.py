@@ -99,7 +99,7 @@ class TokenLabels(SingleLabel):
         value = _read_list(value, start=r'\[\s*["\]]')  # "[1]" is a text
         if isinstance(value, str):
             return Words(super().read_text(value, column, place))
-        words = value if isinstance(value, (list, tuple)) else [None]
+        words = value if isinstance(value, (list, tuple, np.ndarray)) else [None]
         if not all(isinstance(word, str) and is_unicode(word) for word in words):
             raise MinipeftError(
                 f"{place}: {column} is {short_repr(value)}, not a list of words. Fix or remove the row."

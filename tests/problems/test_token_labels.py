@@ -177,6 +177,7 @@ def test_real_data_have_the_names_of_their_tags() -> None:
 def test_a_text_in_brackets_is_a_text(text: str) -> None:
     problem = TokenLabels(TAGS)
     assert problem.read_text(text, "text", "a.csv, line 2") == Words(text)
+    assert problem.read_text(np.array(["a", "[1]"]), "text", "texts[0]") == ["a", "[1]"]  # as in pandas' columns
     for words in ([], ["a", "[1]"]):
         found = problem.read_text(json.dumps(words), "text", "a.csv, line 2")
         assert found == words and not isinstance(found, Words)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from minipeft import MinipeftError
 from minipeft.data.tables.open_table import open_table
 
 
@@ -25,3 +26,10 @@ def test_words_alone_have_no_tag(tmp_path: Path) -> None:
     path.write_text("Ada\nsleeps\t\n\nParis", encoding="utf-8")
     rows = [row for _, row in open_table(str(path)).read(["tokens", "ner_tags"])]
     assert rows == [[["Ada", "sleeps"], [None, None]], [["Paris"], [None]]]
+
+
+def test_another_ending_names_the_flag_of_predict_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.bio").write_text("Ada\tO\n", encoding="utf-8")
+    with pytest.raises(MinipeftError, match=r"a\.bio: unknown ending '\.bio'; use .*\.conll.* \(predict: --format\)$"):
+        open_table(str(tmp_path / "a.bio"))
+    assert open_table(str(tmp_path / "a.bio"), "conll").columns == ("tokens", "ner_tags")
