@@ -23,7 +23,7 @@ from transformers import pipeline
 from minipeft import MinipeftError, load_run, train
 from minipeft.cli.cli import main
 from minipeft.data.tasks.custom import CustomData, inspect_custom_data
-from minipeft.data.tasks.splits import read_split
+from minipeft.data.tasks.splits import read_split, validation_targets
 from minipeft.problems.token_labels import TokenLabels, Words, find_entities
 
 TAGS = ("O", "B-loc", "I-loc", "B-per", "I-per")
@@ -171,6 +171,12 @@ def test_real_data_have_the_names_of_their_tags() -> None:
     )
     assert data.rows == 12_544 and data.task.labels[:3] == ("ADJ", "ADP", "ADV") and len(data.task.labels) == 17
     assert data.task.metrics == ("accuracy", "macro_f1")
+
+
+def test_the_tags_of_rows_that_are_drawn_for_validation(tmp_path: Path) -> None:
+    data = inspect(write_jsonl(tmp_path / "a.jsonl", sentences(30)))
+    drawn = read_split(data.task, "validation", data.source).labels
+    assert 0 < len(drawn) < 30 and validation_targets(data.task) == drawn
 
 
 @pytest.mark.parametrize("text", ["[1]", "[1, 2]", "[1] a note", "[x", "[]x"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +104,11 @@ def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[
 
 def validation_targets(task: Task, limit: int | None = None) -> Any:
     """Return the classes of a custom dataset's validation rows."""
-    if task.train_rows is not None and task.validation_rows is not None:  # the training file has been read
-        return np.asarray(task.train_rows[1])[task.validation_rows][:limit].tolist()
+    drawn = task.validation_rows
+    if drawn is not None and task.train_rows is not None and task.train_rows[1] is not None:  # they have been read
+        return np.asarray(task.train_rows[1])[drawn][:limit].tolist()
     rows = _table(task, task.validation, "").read_labelled([task.label_column])
+    rows = rows if drawn is None else compress(rows, drawn.tolist())
     return task.problem.store(_read_target(task, value, place) for place, (value,) in islice(rows, limit))
 
 
