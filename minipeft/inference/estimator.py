@@ -18,6 +18,7 @@ from minipeft.inference.predict import load_run
 from minipeft.inference.predictor import Predictor
 from minipeft.problems import LABEL_SETS
 from minipeft.training.run import train
+from minipeft.training.settings.other_names import nearest_setting
 from minipeft.training.settings.setting import rows, signature_of
 from minipeft.training.settings.train_settings import TrainSettings
 
@@ -74,7 +75,8 @@ class TextEstimator:
             if name in OF_FIT:
                 raise MinipeftError(f"{kind}: {name} is not a setting here. Pass texts and labels to fit.")
             if name not in DEFAULTS:
-                raise MinipeftError(f"{kind}: unknown setting {name!r}. The settings are those of minipeft.train.")
+                meant = nearest_setting(name, DEFAULTS) or ". The settings are those of minipeft.train"
+                raise MinipeftError(f"{kind}: unknown setting {name!r}{meant}.")
             setattr(self, name, value)
         return self
 
@@ -215,7 +217,7 @@ class Classifier(TextEstimator):
 
         A prediction for multi-label data is correct if it is for all labels.
         """
-        correct = self.predict(X) == np.asarray(y)
+        correct = self.predict(X) == _array_of(y)
         return float(np.average(correct if correct.ndim == 1 else correct.all(1), weights=sample_weight))
 
 
@@ -246,11 +248,9 @@ class Regressor(TextEstimator):
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R² of `X`'s predictions, 1 - Σ (`y` - prediction)² / Σ (`y` - mean)², weighted by `sample_weight`."""
-        labels = np.asarray(y, dtype=np.float64)
-        mean = np.average(labels, weights=sample_weight)
-        error, variance = (
-            np.average((labels - other) ** 2, weights=sample_weight) for other in (self.predict(X), mean)
-        )
+        labels = _array_of(y).astype(np.float64)
+        others = self.predict(X), np.average(labels, weights=sample_weight)
+        error, variance = (np.average((labels - other) ** 2, weights=sample_weight) for other in others)
         return float(1 - error / variance)
 
 
@@ -272,7 +272,7 @@ def _warnings_of(run: str, quiet: bool) -> Iterator[None]:
 
 def _array_of(y: Any) -> Array:
     try:
-        return np.asarray(y)
+        return np.squeeze(np.asarray(y), -1) if np.shape(y)[1:] == (1,) else np.asarray(y)
     except ValueError:  # rows of several lengths
         raise MinipeftError("fit: y is no array. Give each text one label, or a row of zeros and ones.") from None
 

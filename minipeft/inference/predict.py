@@ -19,7 +19,7 @@ from minipeft.data.tokens.examples import Encoded, encode_texts
 from minipeft.data.tokens.tokenizer import load_tokenizer
 from minipeft.device import choose_device
 from minipeft.errors import MinipeftError, format_names, logger
-from minipeft.files import FORMAT, user_path, write_json
+from minipeft.files import FORMAT, read_json, user_path, write_json
 from minipeft.inference.load_model import (
     is_adapter_folder,
     is_checkpoint,
@@ -112,7 +112,10 @@ class LoadedRun(Predictor):
             content |= {"chosen_by": by, "before": before, "after": after}
             problem = chosen
         content |= {name: list(getattr(problem, name)) for name in PROBABILITIES}
-        write_json(adapter / CALIBRATION, {"format": FORMAT, **content})
+        stored = read_json(adapter / CALIBRATION, {}) | {"format": FORMAT, **content}
+        write_json(adapter / CALIBRATION, stored)
+        if result := read_json(folder / "result.json", {}):
+            write_json(folder / "result.json", result | {"calibration": stored})
         return content
 
     def source(self, data: str | None) -> str:

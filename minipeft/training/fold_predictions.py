@@ -1,8 +1,10 @@
 """What a run with --fold predicts for the rows of its fold, a JSON object for each."""
 
 import json
+from typing import Any
 
-from minipeft.data.tables.remote_tables.hub_rows import open_split
+import numpy as np
+
 from minipeft.data.tokens.examples import Encoded
 from minipeft.files import write_text
 from minipeft.model.classifier import SequenceClassifier
@@ -19,8 +21,7 @@ def write_fold_predictions(job: Job, model: SequenceClassifier, validation: Enco
 
     Tags of words are left out.
     """
-    task = job.task
-    drawn_rows = task.validation_rows
+    drawn_rows = job.task.validation_rows
     assert drawn_rows is not None
     if problem_row(problem.name).per_token:
         return
@@ -28,13 +29,14 @@ def write_fold_predictions(job: Job, model: SequenceClassifier, validation: Enco
         predict_logits(model, validation, job.schedule.max_tokens, job.processes), problem.outputs
     )
 
+    def label_of(target: Any) -> Any:
+        return [problem.labels[index] for index in sorted(problem.count([target]))] if problem.labels else target
+
     def write() -> None:
-        labelled = open_split(dict(task.files)["train"]).read_labelled([task.label_column])
-        rows = enumerate(zip(drawn_rows.tolist(), labelled, strict=True), 1)
-        chosen = ((number, label) for number, (drawn, (_, (label,))) in rows if drawn)
+        numbers = (np.flatnonzero(drawn_rows) + 1).tolist()  # more than predictions with --eval-limit
         lines = (
-            json.dumps({"row": number, "target": label, **prediction}, default=str) + "\n"
-            for (number, label), prediction in zip(chosen, predictions, strict=False)  # --eval-limit ends it
+            json.dumps({"row": number, "target": label_of(target), **prediction}) + "\n"
+            for number, target, prediction in zip(numbers, validation.split.labels, predictions, strict=False)
         )
         write_text(job.output / PREDICTIONS, "".join(lines))
 

@@ -245,9 +245,21 @@ def test_bad_input_is_one_line(X: Any, y: Any, message: str, new: Callable[..., 
     assert "\n" not in str(caught.value)
 
 
+def test_labels_may_be_a_column(new: Callable[..., Classifier]) -> None:
+    frame = pandas.DataFrame({"text": TEXTS[:20], "label": ["good", "bad"] * 10, "stars": [1.5, 3.0] * 10})
+    classifier = new().fit(frame[["text"]], frame[["label"]])
+    assert classifier.classes_.tolist() == ["bad", "good"]
+    assert classifier.score(frame[["text"]], frame[["label"]]) == classifier.score(frame["text"], frame["label"])
+    regressor = Regressor(**{name: value for name, value in classifier.get_params().items()})
+    regressor.fit(frame[["text"]], frame[["stars"]])
+    assert regressor.score(frame["text"], frame[["stars"]]) == regressor.score(frame["text"], frame["stars"])
+
+
 def test_unknown_settings_and_those_of_the_data_are_refused() -> None:
     with pytest.raises(MinipeftError, match="unknown setting 'ranks'"):
         Classifier(ranks=3)  # type: ignore[call-arg]
+    with pytest.raises(MinipeftError, match=r"unknown setting 'learning_rate' \(did you mean lr\?\)\.$"):
+        Regressor(learning_rate=1e-3)  # type: ignore[call-arg]
     with pytest.raises(MinipeftError, match="data is not a setting here"):
         Classifier().set_params(data="a.csv")
     assert "quiet" in DEFAULTS

@@ -121,3 +121,21 @@ def test_a_run_predicts_with_the_threshold_that_is_stored_or_given(
     flags = ["--input", str(tmp_path / "in.jsonl"), "--threshold", str(middle), "--output", str(tmp_path / "out.jsonl")]
     assert main(["predict", str(run), *flags]) == 0
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == predicted
+
+
+def test_temperatures_and_thresholds_of_two_commands_stand_side_by_side(
+    small_runs: dict[str, Path], tmp_path: Path
+) -> None:
+    chosen = []
+    for number, commands in enumerate(
+        ((("--threshold", "auto"), ("--calibrate",)), (("--calibrate", "--threshold", "auto"),))
+    ):
+        run = shutil.copytree(small_runs["sst2"], tmp_path / str(number))
+        for flags in commands:
+            assert main(["evaluate", str(run), "--json", *flags]) == 0
+        stored = json.loads((run / "adapter" / "calibration.json").read_text())
+        assert json.loads((run / "result.json").read_text())["calibration"] == stored
+        chosen.append(load_run(run).task.problem)
+        assert {"error_before", "error_after", "chosen_by", "before", "after"} <= set(stored)
+    logits = load_run(tmp_path / "0").predict_logits(["a film", "not good", "dull"])
+    np.testing.assert_array_equal(*(problem.decide(logits) for problem in chosen))

@@ -18,8 +18,9 @@ import torch
 from conftest import REPOSITORY, contents, environment
 from small_runs import adapter, interrupted_at, last_step, rows, same_tensors, small_run, state, without_times
 
-from minipeft import MinipeftError, Result, train
+from minipeft import MinipeftError, Result, load_run, train
 from minipeft.cli.cli import main, main_train
+from minipeft.compare.plan import make_plan
 from minipeft.errors import Interrupted
 
 
@@ -361,3 +362,15 @@ def test_rows_in_memory_have_to_be_passed_again(tiny_checkpoint: Path, tmp_path:
     with pytest.raises(MinipeftError, match=r"the run was trained on rows in memory\. Pass them as data"):
         train(resume=True, **common)
     assert train(resume=True, data=table, epochs=2, **common).content["last"]["epoch"] == 2
+
+
+def test_a_file_that_is_called_like_a_task_of_glue_is_resumed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    lines = (f"film {n},{'ab'[n % 2]}" for n in range(24))
+    (tmp_path / "rte.csv").write_text("\n".join(["text,label", *lines]))
+    given = {"model": str(tiny_checkpoint), "method": "head", "epochs": 1, "device": "cpu", "quiet": True}
+    run = train(data=str(tmp_path / "rte.csv"), output=str(tmp_path / "run"), **given).output
+    assert json.loads((run / "config.json").read_text())["task"] == "rte-data"
+    longer = train(resume=True, output=str(run), epochs=2, device="cpu", quiet=True)
+    assert longer.content["last"]["epoch"] == 2 and "accuracy" in load_run(run).evaluate()
+    plan = make_plan({"data": [str(tmp_path / "rte.csv")], "method": ["head"]})
+    assert {run.settings["task"] for run in plan.runs} == {"rte-data"}

@@ -24,7 +24,7 @@ from minipeft.data.tables.remote_tables.hub_rows import (
 from minipeft.data.tables.remote_tables.remote import is_remote
 from minipeft.data.tables.table import Table
 from minipeft.data.tasks.draw import VALIDATION_FRACTION, hash_texts
-from minipeft.data.tasks.folds import connected_rows
+from minipeft.data.tasks.folds import connected_rows, describe_shared_groups
 from minipeft.data.tasks.task import TASKS, Task
 from minipeft.errors import MinipeftError, check_choice, format_names, printable, short_repr
 from minipeft.problems import LABEL_TYPES, problem_class, problem_of, problem_row, problem_type_of
@@ -157,6 +157,8 @@ def inspect_custom_data(
             "add rows, or name a validation file by --validation"
         )
     together = connected_rows(hashes, 1 + bool(group_column)) if hashes else None
+    if group_column and not drawn:
+        warnings += describe_shared_groups(open_split(files["validation"]), group_column, hashes)
     custom = Task(
         *(name, columns, found.problem),
         label_column=label,
@@ -212,8 +214,10 @@ def task_name(source: str) -> str:
     if source == PLACE:
         return "data"
     if is_hub_source(source) and not Path(source).exists():
-        return source.split(":")[0].split("/")[-1]
-    return Path(source).name if Path(source).is_dir() else stem_of(source)
+        name = source.split(":")[0].split("/")[-1]
+    else:
+        name = Path(source).name if Path(source).is_dir() else stem_of(source)
+    return f"{name}-data" if name in TASKS else name  # GLUE's task has other columns and labels than rte.csv
 
 
 def _column_warnings(table: Table, columns: tuple[str, ...], unread: tuple[str, ...]) -> tuple[str, ...]:

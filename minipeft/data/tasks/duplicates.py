@@ -90,9 +90,10 @@ def describe_duplicates(task: Task, source: str, splits: Mapping[str, Hashes]) -
         what = (
             f"{name} rows have a text that occurs in training, such as row {row:,}, which is training row {train_row:,}"
         )
+        remedy = "--drop-duplicates leaves it out of training."
         if name == "train":
             what = f"training rows have texts with different labels, such as rows {train_row:,} and {row:,}"
-        remedy = "--drop-duplicates leaves them out of training."
+            remedy = "--drop-duplicates keeps the first row of each text."
         lines.append(printable(f"{count:,} {what}: {short_repr(chunk.texts[-1])}. {remedy}"))
     return tuple(lines)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minipeft.data.tables.table import Table
 from minipeft.data.tasks.draw import random_order
 from minipeft.problems.metrics import Array
 
@@ -69,3 +70,15 @@ def connected_rows(hashes: Sequence[int] | Array, num_keys: int) -> Array:
             first = first[first]  # fewer passes over long chains
         if (first == prev).all():
             return first
+
+
+def describe_shared_groups(table: Table, group_column: str, hashes: Sequence[int] | Array) -> tuple[str, ...]:
+    """Return a line on the rows of a validation file whose group occurs in training, if there are any.
+
+    `hashes` are those of the training rows' texts and groups, (num_rows * 2,).
+    """
+    if group_column not in table.columns:
+        return (f"{table.place} has no column {group_column!r}: its groups are not compared with those of training",)
+    groups = [hash(str(group)) for _, (group,) in table.read([group_column])]
+    shared = int(np.isin(groups, np.asarray(hashes)[1::2]).sum())
+    return (f"{shared:,} rows of {table.place} have a {group_column} that occurs in training",) if shared else ()

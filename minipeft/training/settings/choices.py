@@ -7,10 +7,11 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minipeft.data.tasks.splits import choose_data, training_strata, validation_targets
+from minipeft.data.tasks.splits import choose_data, read_chunks, training_strata, validation_targets
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.errors import MinipeftError, is_rank_zero, nearest
 from minipeft.files import check_output
@@ -159,9 +160,12 @@ def count_examples(settings: TrainSettings, data: DataSource) -> int:
     if settings.holdout is None:
         return count
     from minipeft.data.tasks.draw import draw_together
+    from minipeft.data.tasks.text_hashes import text_hash
 
-    units = range(count) if together is None else together
-    return count - int(draw_together(units, strata, settings.holdout, settings.seed).sum())
+    if together is None:  # as `hold_out` draws them: equal texts together
+        chunks = read_chunks(data.task, "train", data.source, settings.train_limit)
+        together = [text for chunk in chunks for text in map(text_hash, chunk.texts, chunk.pairs or repeat(None))]
+    return count - int(draw_together(together, strata, settings.holdout, settings.seed).sum())
 
 
 def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe, max_tokens: int) -> Schedule:

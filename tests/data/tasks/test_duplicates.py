@@ -84,7 +84,8 @@ def test_a_run_names_its_duplicates_and_drops_them(
     for line in (
         "1 validation rows have a text that occurs in training, such as row 2, which is training row 4: 'LONG film'",
         "2 test rows have a text that occurs in training, such as row 1, which is training row 5: 'fun'",
-        "2 training rows have texts with different labels, such as rows 1 and 3: 'Good  Film'",
+        "2 training rows have texts with different labels, such as rows 1 and 3: 'Good  Film'. "
+        "--drop-duplicates keeps the first row of each text.",
     ):
         assert line in caplog.text
     caplog.clear()

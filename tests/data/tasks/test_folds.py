@@ -18,6 +18,12 @@ from minipeft.data.tasks.custom import inspect_custom_data
 from minipeft.data.tasks.draw import draw_together
 from minipeft.data.tasks.folds import connected_rows, draw_folds
 from minipeft.data.tasks.splits import read_split
+from minipeft.files import read_json_lines
+from minipeft.training.fold_predictions import PREDICTIONS
+from minipeft.training.run import load_examples
+from minipeft.training.settings.choices import count_examples
+from minipeft.training.settings.job import resolve
+from minipeft.training.settings.train_settings import read_settings
 
 NONE: dict[str, Any] = dict.fromkeys(("text_column", "pair_column", "label_column", "validation"))
 
@@ -147,3 +153,58 @@ def test_a_row_without_a_group_is_named(tmp_path: Path) -> None:
     rows["user"] = list(map(str, rows["user"]))
     with pytest.raises(MinipeftError, match="index 7: user is missing"):
         inspect_custom_data("auto", read_memory(rows), label_type="classes", group_column="user", **NONE)
+
+
+def test_groups_of_a_validation_file_that_occur_in_training_are_counted() -> None:
+    data = table()
+    rows = [{name: column[n] for name, column in data.items()} for n in range(len(data["text"]))]
+    validation = [row | {"text": f"new {n}", "user": 3 + 100 * (n > 5)} for n, row in enumerate(rows[:20])]
+    for columns, message in (
+        (("text", "label", "user"), "6 rows of rows in memory (validation) have a user that occurs in training"),
+        (("text", "label"), "rows in memory (validation) has no column 'user'"),
+    ):
+        other = [{name: row[name] for name in columns} for row in validation]
+        custom = inspect_custom_data(
+            *("auto", read_memory(rows, other)), label_type="classes", group_column="user", **NONE
+        )
+        assert [warning.startswith(message) for warning in custom.warnings] == [True], custom.warnings
+
+
+@pytest.mark.parametrize("source", ["glue", "validation", "drawn", "groups"])
+def test_the_steps_are_counted_on_the_rows_that_the_holdout_leaves(
+    source: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Equal texts and groups are held out together, so that the number of rows depends on them."""
+    rows = table(96)
+    data: Any = {"text": rows["text"], "label": rows["label"], "user": [n // 7 for n in range(96)]}
+    given: dict[str, Any] = {"data": data, "group_column": "user"} if source == "groups" else {"data": data}
+    if source == "validation":
+        given |= {"validation": {"text": ["a", "b"], "label": ["yes", "no"]}}
+    if source == "glue":
+        (tmp_path / "sst2").mkdir()
+        for split, column in (("train", rows["text"]), ("validation", ["a", "b"])):
+            lines = (f"{text}\t{n % 2}" for n, text in enumerate(column))
+            (tmp_path / "sst2" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]))
+        given = {"data": str(tmp_path), "task": "sst2"}
+    given |= {"model": str(tiny_checkpoint), "output": str(tmp_path / "run"), "holdout": 0.3, "device": "cpu"}
+    job = resolve(read_settings(given | {"method": "head"}))
+    assert count_examples(job.settings, job.data) == len(load_examples(job).train)
+
+
+@pytest.mark.parametrize(
+    ("labels", "targets", "label_type"),
+    [
+        ([["b"], ["b", "a"], []], [["b"], ["a", "b"], []], "multilabel"),
+        ([0.1, 2.5, 3], [0.1, 2.5, 3], "numbers"),
+        (["1", "1.0", "2"], [["1"], ["1"], ["2"]], "classes"),
+    ],
+)
+def test_targets_of_a_fold_are_the_names_that_predictions_have(
+    labels: list[Any], targets: list[Any], label_type: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    data = {"text": [f"text {n}" for n in range(24)], "label": labels * 8}
+    settings = {"fold": "1/2", "epochs": 1, "method": "head", "eval_limit": 10, "device": "cpu", "quiet": True}
+    train(data=data, label_type=label_type, model=str(tiny_checkpoint), output=str(tmp_path / "run"), **settings)
+    found = list(read_json_lines(tmp_path / "run" / PREDICTIONS))
+    assert len(found) == 10 and len({row["row"] for row in found}) == 10
+    assert [row["target"] for row in found] == [targets[(row["row"] - 1) % 3] for row in found]
