@@ -138,4 +138,4 @@ def test_temperatures_and_thresholds_of_two_commands_stand_side_by_side(
         chosen.append(load_run(run).task.problem)
         assert {"error_before", "error_after", "chosen_by", "before", "after"} <= set(stored)
     logits = load_run(tmp_path / "0").predict_logits(["a film", "not good", "dull"])
-    np.testing.assert_array_equal(*(problem.decide(logits) for problem in chosen))
+    np.testing.assert_array_equal(chosen[0].decide(logits), chosen[1].decide(logits))

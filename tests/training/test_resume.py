@@ -367,7 +367,7 @@ def test_rows_in_memory_have_to_be_passed_again(tiny_checkpoint: Path, tmp_path:
 def test_a_file_that_is_called_like_a_task_of_glue_is_resumed(tiny_checkpoint: Path, tmp_path: Path) -> None:
     lines = (f"film {n},{'ab'[n % 2]}" for n in range(24))
     (tmp_path / "rte.csv").write_text("\n".join(["text,label", *lines]))
-    given = {"model": str(tiny_checkpoint), "method": "head", "epochs": 1, "device": "cpu", "quiet": True}
+    given: dict[str, Any] = {"model": str(tiny_checkpoint), "method": "head", "epochs": 1, "device": "cpu"}
     run = train(data=str(tmp_path / "rte.csv"), output=str(tmp_path / "run"), **given).output
     assert json.loads((run / "config.json").read_text())["task"] == "rte-data"
     longer = train(resume=True, output=str(run), epochs=2, device="cpu", quiet=True)

@@ -203,7 +203,14 @@ def test_targets_of_a_fold_are_the_names_that_predictions_have(
     labels: list[Any], targets: list[Any], label_type: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     data = {"text": [f"text {n}" for n in range(24)], "label": labels * 8}
-    settings = {"fold": "1/2", "epochs": 1, "method": "head", "eval_limit": 10, "device": "cpu", "quiet": True}
+    settings: dict[str, Any] = {
+        "fold": "1/2",
+        "epochs": 1,
+        "method": "head",
+        "eval_limit": 10,
+        "device": "cpu",
+        "quiet": True,
+    }
     train(data=data, label_type=label_type, model=str(tiny_checkpoint), output=str(tmp_path / "run"), **settings)
     found = list(read_json_lines(tmp_path / "run" / PREDICTIONS))
     assert len(found) == 10 and len({row["row"] for row in found}) == 10
