@@ -84,7 +84,7 @@ def _read_rows(task: Task, split: str, source: str, limit: int | None, labelled:
     return islice(examples, limit)
 
 
-def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[int, Array | None, Array | None]:
+def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[int, Array | None, Any]:
     """Return the number of training examples, the class of each where draws are stratified, and which stay together.
 
     The last is what `connected_rows` returns, or None where a run draws nothing and its rows have no groups.

@@ -156,16 +156,16 @@ def choose_method(settings: TrainSettings, initial: Any = None) -> Any:
 
 def count_examples(settings: TrainSettings, data: DataSource) -> int:
     """Return the number of examples that a run trains on: the rows, but for those that are held out."""
-    count, strata, together = training_strata(data.task, data.source, settings.train_limit)
+    count, strata, groups = training_strata(data.task, data.source, settings.train_limit)
     if settings.holdout is None:
         return count
     from minipeft.data.tasks.draw import draw_together
     from minipeft.data.tasks.text_hashes import text_hash
 
-    if together is None:  # as `hold_out` draws them: equal texts together
+    if groups is None:  # as `hold_out` draws them: equal texts together
         chunks = read_chunks(data.task, "train", data.source, settings.train_limit)
-        together = [text for chunk in chunks for text in map(text_hash, chunk.texts, chunk.pairs or repeat(None))]
-    return count - int(draw_together(together, strata, settings.holdout, settings.seed).sum())
+        groups = [text for chunk in chunks for text in map(text_hash, chunk.texts, chunk.pairs or repeat(None))]
+    return count - int(draw_together(groups, strata, settings.holdout, settings.seed).sum())
 
 
 def choose_schedule(settings: TrainSettings, data: DataSource, defaults: Recipe, max_tokens: int) -> Schedule:
