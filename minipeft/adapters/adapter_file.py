@@ -169,7 +169,8 @@ def _method(content: dict[str, Any], details: dict[str, Any], config: EncoderCon
             options = {field.name for field in fields(entry.config)}
             check_fields(content, options)
             return entry.config(**{option: value for option, value in content.items() if option in options})
-        if entry.peft.use_dora == bool(content.get("use_dora")):
+        alone = list(known.values()).count(known[name]) == 1  # else a field distinguishes DoRA from LoRA
+        if alone or entry.peft.use_dora == bool(content.get("use_dora")):
             return entry.config(**details["method"]) if "method" in details else entry.peft.read(content, config)
     names = ", ".join(dict.fromkeys(known.values()))
     raise MinipeftError(f"unknown peft_type {content.get('peft_type')!r}; {names} are known")

@@ -29,7 +29,10 @@ def merge(model: SequenceClassifier) -> SequenceClassifier:
         MinipeftError: for a method that is more than a change of weights.
     """
     if model.method is not None and not METHODS[method_name(model.method)].merges:
-        raise MinipeftError(f"{model.method!r} is not a change of the encoder's weights, so it cannot be merged")
+        raise MinipeftError(
+            f"{model.method!r} is not a change of the encoder's weights, so it cannot be merged. "
+            "Export the run with --format onnx, or share its adapter folder."
+        )
     for part in adapted_layers(model):
         part.merge()
     return model

@@ -18,6 +18,8 @@ def describe_differences(task: Table, which: str) -> list[str]:
     pairs, unit = len(rows) * (len(rows) - 1) // 2, "folds" if rows and "folds" in rows[0][which] else "seeds"
     if not rows or sum(row[which][unit] >= MIN_SEEDS for row in rows) < min(2, len(rows)):
         return [f"No statement about differences is possible: it takes {MIN_SEEDS} {unit} or more."]
+    if len(rows) == 1:
+        return ["There is one row, and so nothing that it differs from."]
     apart = task["apart"][which]
     lines = [
         f"{len(apart) or 'None'} of {pairs} pairs of rows {'is' if len(apart) == 1 else 'are'} significantly different."
