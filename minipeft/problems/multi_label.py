@@ -17,6 +17,7 @@ from torch import Tensor
 from minipeft.data.tables.table import Table
 from minipeft.errors import MinipeftError, format_names, short_repr
 from minipeft.files import parse_json
+from minipeft.problems.calibration import DEFAULT, calibrate, thresholds_for_macro_f1, thresholds_for_micro_f1
 from minipeft.problems.labels import (
     check_classes,
     class_name,
@@ -27,7 +28,6 @@ from minipeft.problems.labels import (
 )
 from minipeft.problems.metrics import Array
 from minipeft.problems.problem import Found, Mistake, Problem, most_severe
-from minipeft.problems.thresholds import DEFAULT, thresholds_for_macro_f1, thresholds_for_micro_f1
 
 MOST_LABELS = 10_000
 BINARY = {"0", "1", "0.0", "1.0", "true", "false", "True", "False"}  # what a vector of decisions consists of
@@ -196,8 +196,6 @@ class MultiLabel(Problem):
         return self.scaled(logits).sigmoid().numpy()
 
     def calibrate(self, logits: Tensor, targets: Sequence[tuple[int, ...]]) -> Problem:
-        from minipeft.problems.temperature import calibrate
-
         return calibrate(self, logits, targets, len(self.labels))
 
     def predictions(self, logits: Tensor, names: Sequence[str], inputs: Sequence[Any] = ()) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ class Problem:
 
     labels: tuple[str, ...] = ()  # names in the order of their indices; empty where labels are numbers
     temperatures: tuple[float, ...] = ()  # logits are divided by them: one, one for each label, or none
-    thresholds: tuple[float, ...] = ()  # of probabilities: one, one for each label, or none: see thresholds.py
+    thresholds: tuple[float, ...] = ()  # of probabilities: one, one for each label, or none: see calibration.py
     auto_thresholds: bool = False  # whether evaluations during training choose the thresholds
 
     name: ClassVar[str]  # transformers' problem_type

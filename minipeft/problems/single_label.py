@@ -71,7 +71,7 @@ class SingleLabel(Problem):
         return -sum(fraction * math.log(fraction) for fraction in fractions), max(fractions)
 
     def calibrate(self, logits: Tensor, targets: Sequence[int]) -> Problem:
-        from minipeft.problems.temperature import calibrate
+        from minipeft.problems.calibration import calibrate
 
         return calibrate(self, logits, targets, 1)
 
@@ -80,7 +80,7 @@ class SingleLabel(Problem):
         return len(self.labels) == 2
 
     def choose_thresholds(self, logits: Tensor, targets: Sequence[int], metrics: Sequence[str]) -> tuple[Problem, str]:
-        from minipeft.problems.thresholds import candidates
+        from minipeft.problems.calibration import candidates
 
         found = {name: find_metric(name)[0] for name in metrics}
         by = next((name for name, metric in found.items() if metric and not metric.of_probabilities), "macro_f1")

@@ -22,9 +22,9 @@ from minipeft import EncoderConfig, MinipeftError, load_run, pack
 from minipeft.cli.cli import main, main_train
 from minipeft.data.tasks.custom import inspect_custom_data
 from minipeft.problems import class_metrics as ours
+from minipeft.problems.calibration import thresholds_for_macro_f1, thresholds_for_micro_f1
 from minipeft.problems.multi_label import MultiLabel
 from minipeft.problems.numeric_metrics import average_precision
-from minipeft.problems.thresholds import thresholds_for_macro_f1, thresholds_for_micro_f1
 
 TOPICS = {"art": "paint gallery", "news": "vote minister", "sport": "goal match"}
 
