@@ -1,4 +1,4 @@
-"""What --help says of the defaults that depend on the task, the method and the model of the flags before it."""
+"""The text of --help on the defaults that depend on the task, the method and the model of the flags before it."""
 
 from pathlib import Path
 from typing import Any

@@ -7,7 +7,7 @@ One rule for every flag that has a value:
     METHOD=VALUE            for the runs of a method                --lr 1e-3 full=3e-4
     TASK/METHOD=VALUE       for the runs of both                    --lr stsb/full=1e-4
 
-What is more special comes before what is less; a task's and a method's value that meet in a run are refused. Rank,
+What is more special comes before what is less; a task's and a method's value that meet in a run are an error. Rank,
 learning rate and seed may have several values, --lr lora=1e-3,3e-3, and every combination is a run; the other flags
 have one. Of the learning rate "auto", learning_rates.py makes one.
 """
@@ -128,7 +128,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
         for combination in product(*choices.values()):
             settings = {"task": task, "method": method, **dict(zip(choices, combination, strict=True))}
             run = Run(run_name(settings), settings)
-            check_windows(run.wanted)  # what can be refused is refused before anything runs
+            check_windows(run.wanted)  # every error comes before anything runs
             choose_method(run.wanted)
             runs.append(run)
     for name, values in flags.items():
@@ -188,7 +188,7 @@ def _split(flag: str, name: str, word: str, tasks: list[str], methods: list[str]
 
 
 def _value(name: str, text: str) -> int | float | str:
-    """A number, where there has to be one and the text is one; `read_settings` refuses other text."""
+    """A number, where there has to be one and the text is one; `read_settings` raises for other text."""
     for kind in (int, float) if ROWS[name].number else ():
         try:
             return kind(text)

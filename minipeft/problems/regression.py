@@ -42,7 +42,7 @@ class Regression(Problem):
         return Found(cls(), counts, rows)
 
     def read(self, value: Any, place: str) -> float:
-        with suppress(ValueError, TypeError, OverflowError):  # text that is no number; a list; a very large integer
+        with suppress(ValueError, TypeError, OverflowError):  # text that is not a number; a list; a very large integer
             if not isinstance(value, bool) and math.isfinite(number := float(value)):
                 return number
         raise MinipeftError(f"{place}: label {short_repr(value)} is not a finite number. Fix or remove the row.")
