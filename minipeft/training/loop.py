@@ -220,7 +220,7 @@ def train_loop(
             if processes.is_main_process:  # warnings once, not once per rank
                 labels = examples.validation.split.labels
                 cpu.check()
-                warn_about_predictions(logits, row, labels, task, bool(loss_function.class_weights))
+                warn_about_predictions(logits, row, labels, task)
             # A signal that came during the evaluation: the checkpoint above is complete, so the run may end here.
             if reason := processes.all_reduce_max(received[0] if received else 0):
                 raise Interrupted(reason, f"interrupted after epoch {row['epoch']}; {resume}")

@@ -121,17 +121,16 @@ class EpochTable:
             tqdm.write(line, file=sys.stderr)
 
 
-def warn_about_predictions(
-    logits: Tensor, row: dict[str, Any], targets: Sequence[Any], task: Task, weighted: bool = False
-) -> None:
-    """Warn where every prediction is the same, and where the loss is far above that of a constant prediction."""
+def warn_about_predictions(logits: Tensor, row: dict[str, Any], targets: Sequence[Any], task: Task) -> None:
+    """Warn where every prediction is the same, and where the loss is far above those of constant predictions."""
     epoch, problem = row["epoch"], task.problem.with_details(row)
     if len(logits) > 1 and (constant := problem.describe_constant(logits)):
         logger.warning("epoch %g: every validation prediction is %s", epoch, printable(constant))
     loss, _ = problem.baseline(targets)
-    if weighted:  # with balanced weights the best constant prediction is nearly that of equal classes
-        loss = max(loss, problem.score(torch.zeros_like(logits), targets)["eval_loss"])
     largest = max(row["train_loss"], row["eval_loss"])
+    if loss and largest > DIVERGED * loss:  # then compare it with that of a new head, too
+        new = logits.masked_fill(~logits.isneginf(), problem.initial_bias(targets))
+        loss = max(loss, problem.score(new, targets)["eval_loss"])
     if loss and largest > DIVERGED * loss:
         logger.warning(
             "epoch %g: the loss is %.4g, that of a constant prediction is %.4g: the training diverges. Lower --lr.",
