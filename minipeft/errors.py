@@ -30,7 +30,13 @@ class MinipeftError(Exception):
 
 
 def _keyword(found: re.Match[str]) -> str:
-    return found[1].replace("-", "_") if found[1] else found[0]
+    flag = "file_format" if found[1] == "format" else found[1]
+    return flag.replace("-", "_") if flag else found[0]
+
+
+def flag_of(keyword: str) -> str:
+    """Return the flag of a keyword: "--max-length"; "--format" of file_format, as config.json has another format."""
+    return "--format" if keyword == "file_format" else f"--{keyword.replace('_', '-')}"
 
 
 class WorkerError(MinipeftError):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, flag_of
 from minipeft.inference.predict import load_run
 from minipeft.training.settings.setting import rows
 
@@ -81,8 +81,7 @@ def _allow(wanted: Mapping[str, Any], where: str, *names: str) -> None:
     """Raise where another flag than these is given, which has no meaning there."""
     for name in wanted:
         if name not in ("run", "device", *names):
-            flag = "format" if name == "file_format" else name.replace("_", "-")
-            raise MinipeftError(f"--{flag} has no meaning {where}. Leave it out.")
+            raise MinipeftError(f"{flag_of(name)} has no meaning {where}. Leave it out.")
 
 
 def export(**wanted: Any) -> None:

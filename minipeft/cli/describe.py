@@ -5,7 +5,7 @@ import inspect
 import textwrap
 from typing import Any
 
-from minipeft.errors import check_choice
+from minipeft.errors import check_choice, flag_of
 
 
 def describe_methods(name: str | None = None) -> str:
@@ -33,7 +33,7 @@ def _describe_method(name: str, explained: bool) -> list[str]:
     arguments = about.partition("\nArgs:\n")[2].partition("\n\n")[0]
     parameters = about.partition("\nParameters: ")[2].partition("\n\n")[0]
     options = [
-        f"--{field.name.replace('_', '-')} {written}" if field.name in METHOD_FLAGS else f"{field.name}={written}"
+        f"{flag_of(field.name)} {written}" if field.name in METHOD_FLAGS else f"{field.name}={written}"
         for field in dataclasses.fields(method)
         for written in [_written(getattr(method, field.name))]
     ]

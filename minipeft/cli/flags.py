@@ -71,13 +71,13 @@ def add_settings(
     A flag that is not given is absent from the parsed arguments. `parser` gets a group for each heading, or is a group
     for all flags. With `several` every flag that has a value takes several, kept as the words that they are.
     """
-    chosen = {name: row for name, row in rows(table).items() if name not in without}
+    chosen, defaults = {name: row for name, row in rows(table).items() if name not in without}, recipe_defaults()
     groups = dict.fromkeys((row.group for row in chosen.values()), parser)
     if isinstance(parser, argparse.ArgumentParser):
         groups = {heading: parser.add_argument_group(heading) for heading in groups}
     return {
         name: groups[row.group].add_argument(
-            row.flag, default=argparse.SUPPRESS, help=row.describe(recipe_defaults()), **_options(row, several)
+            row.flag, dest=name, default=argparse.SUPPRESS, help=row.describe(defaults), **_options(row, several)
         )
         for name, row in chosen.items()
     }

@@ -37,7 +37,7 @@ from minipeft.training.settings.resume import FREE_TO_CHANGE
 
 DATA_SETTINGS = (
     *("data", "text_column", "pair_column", "label_column", "group_column", "label_type", "label_separator"),
-    *("validation", "weight_column"),
+    *("validation", "weight_column", "file_format"),
 )
 
 

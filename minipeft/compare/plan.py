@@ -93,7 +93,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
     """The command line's arguments, a list for each flag, as a plan. Raises MinipeftError by the flag's name."""
     data = given.get("data") or ["auto"]
     if given.get("task") is None:
-        if len(data) > 1 or not is_custom("auto", data[0]):
+        if len(data) > 1 or not is_custom("auto", data[0], *given.get("file_format", [])):
             raise MinipeftError("--task is missing. Name one of GLUE's tasks, or pass --data with your own dataset.")
         given = given | {"task": [task_name(data[0])]}
     tasks, methods = (_names(name, given[name]) for name in ("task", "method"))

@@ -61,7 +61,7 @@ def predict_folder(run: str, path: str, output: str, *, device: str, resume: boo
 
 
 def _command(plan: dict[str, Any], file: Path, target: Path, device: str) -> Command:
-    flags = {"input": file.absolute(), "output": target.absolute(), "device": device, "format": plan["file_format"]}
-    flags |= {name: plan[name] for name in ("text_column", "pair_column", "threshold")}
+    flags = {"input": file.absolute(), "output": target.absolute(), "device": device}
+    flags |= {name: plan[name] for name in ("file_format", "text_column", "pair_column", "threshold")}
     flags["echo"] = plan["echo"] or None
     return Command(file.name, ["predict", plan["run"], *format_flags(flags)], target)

@@ -62,11 +62,11 @@ def export_onnx(
             import_module(package)
         except ImportError:
             remedy = "Run pip install 'minipeft[onnx]'."
-            raise MinipeftError(f"--format onnx: {package} is not installed. {remedy}") from None
+            raise MinipeftError(f"ONNX: {package} is not installed. {remedy}") from None
     method = None if model.method is None else method_name(model.method)
     if method == "prompt_tuning":
         raise MinipeftError(
-            "prompt_tuning: its prompt lengthens each sequence, which --format onnx does not support. "
+            "prompt_tuning: its prompt lengthens each sequence, which the ONNX program does not support. "
             "Export a run of another method."
         )
     expected, differences = logits_of(model), {}

@@ -10,7 +10,7 @@ import socket
 import torch
 
 from minipeft.data.tokens.examples import Examples
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, flag_of
 from minipeft.model.classifier import SequenceClassifier
 from minipeft.training.settings import checks
 from minipeft.training.settings.job import Job
@@ -31,7 +31,7 @@ def check_ranks(job: Job, examples: Examples, model: SequenceClassifier) -> None
         "the training examples": examples.train.fingerprint,
         "the validation examples": examples.validation.fingerprint,
         "the model's weights": weights.hexdigest(),
-        **{f"the settings (--{name.replace('_', '-')})": repr(value) for name, value in compared.items()},
+        **{f"the settings ({flag_of(name)})": repr(value) for name, value in compared.items()},
     }
     gathered = job.processes.all_gather((socket.gethostname(), values))
     for name, value in gathered[0][1].items():

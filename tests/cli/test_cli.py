@@ -127,7 +127,7 @@ assert not {{"transformers", "peft", "accelerate"}} & set(sys.modules)
 
 
 # A new flag is a decision: it is written here too.
-TRAIN_FLAGS = """task data long-text stride window-pooling text-column pair-column label-column label-type
+TRAIN_FLAGS = """task data format long-text stride window-pooling text-column pair-column label-column label-type
     drop-duplicates label-separator threshold validation holdout fold group-column weight-column
     max-length train-limit eval-limit model init-adapter method rank alpha dropout targets train-layers method-options
     epochs lr steps lr-schedule batch-size grad-accum warmup-steps warmup-ratio weight-decay beta1 beta2 epsilon

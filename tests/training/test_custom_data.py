@@ -295,6 +295,34 @@ def test_flags_of_ones_own_data_are_refused_for_glue(tiny_checkpoint: Path, smal
             train(data=str(small_data), model=str(tiny_checkpoint), output=str(tmp_path / "run"), **flags, **SMALL)
 
 
+def test_a_format_is_given_for_files_with_any_ending(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The run is that of the same files with the ending .conll; it resumes, and evaluates, with its format."""
+    sentences = [f"Ada B-person\nsaw O\nfilm O\nnumber O\n{number} O\n" for number in range(24)]
+    for folder, ending in (("bare", "txt"), ("named", "conll")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"train.{ending}").write_text("\n".join(sentences[:16]))
+        (tmp_path / folder / f"valid.{ending}").write_text("\n".join(sentences[16:]))
+    given: dict[str, Any] = {"label_type": "tokens", "model": str(tiny_checkpoint), **SMALL}
+    run, data = str(tmp_path / "run"), str(tmp_path / "bare")
+    for message, wrong in {
+        "unknown --format 'conl'; choose one of": {"data": data, "file_format": "conl"},
+        "--format 'conll' is for files, and rows in memory is no file": {"data": [{}], "file_format": "conll"},
+        "--format 'conll' is for files, and no/data is no file": {"data": "no/data", "file_format": "conll"},
+        "--format 'conll' is for custom datasets, and rte is GLUE's": {"task": "rte", "file_format": "conll"},
+        r"train\.txt: no column 'label'": {"data": f"{data}/train.txt", "file_format": "txt", "label_type": "classes"},
+    }.items():
+        with pytest.raises(MinipeftError, match=message):
+            train(**given | wrong, output=run)
+    named = train(**given, data=str(tmp_path / "named"), output=str(tmp_path / "other"))
+    train(**given, data=data, file_format="conll", output=run)
+    assert [row["eval_loss"] for row in rows_of(Path(run))] == [row["eval_loss"] for row in named.history]
+    with pytest.raises(MinipeftError, match="the run has file_format 'conll', not 'csv'"):
+        train(output=run, resume=True, file_format="csv", quiet=True)
+    longer = train(**given | {"epochs": 3}, output=run, resume=True)
+    assert longer.job.config["file_format"] == "conll" and named.job.config["file_format"] is None
+    assert load_run(run).evaluate().keys() == load_run(tmp_path / "other").evaluate().keys()
+
+
 def test_a_file_is_opened_once_for_its_labels_and_once_for_each_split(
     tiny_checkpoint: Path, reviews: Path, tmp_path: Path
 ) -> None:

@@ -179,5 +179,7 @@ def test_errors_in_python_name_keywords(monkeypatch: pytest.MonkeyPatch) -> None
         train(task="rte", max_length="x")  # type: ignore[arg-type]
     with pytest.raises(MinipeftError, match=r"^epochs 2 and steps 3 exclude each other\. Drop one\.$"):
         train(task="rte", epochs=2, steps=3)
+    with pytest.raises(MinipeftError, match=r"^file_format 'conll' is for custom datasets"):
+        train(task="rte", file_format="conll")
     command = "RUN: nothing. Run minipeft evaluate RUN --threshold auto first. Pass --label-type."
     assert str(MinipeftError(command)) == command.replace("--label-type", "label_type")

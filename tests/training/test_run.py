@@ -172,6 +172,7 @@ def test_config_json_holds_every_setting_resolved(tiny_checkpoint: Path, small_d
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert set(config) == {f.name for f in fields(TrainSettings)} | {"format", "source", "labels", "examples"}
     own = {"text_column", "pair_column", "label_column", "validation", "fold", "group_column", "weight_column"}
+    own.add("file_format")
     optional = {
         "init_adapter",
         "holdout",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minipeft.errors import flag_of
 from minipeft.files import SHARED_CACHE
 from minipeft.progress_bar import READ_BARS
 from minipeft.staging import wait_for_release
@@ -38,7 +39,7 @@ def format_flags(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as flags of a command: True is a switch, a list has several values, and None is left out."""
     words: list[str] = []
     for name, value in settings.items():
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         if isinstance(value, list):
             words += [flag, *map(str, value)]
         elif value is not None:

@@ -43,9 +43,7 @@ def open_table(path: str | Path, file_format: str | None = None) -> Table:
     if not is_remote(path) and not Path(path).is_file():
         raise MinipeftError(f"{path} is not a file; check the path")
     if ending not in ENDINGS:
-        raise MinipeftError(
-            f"{path}: unknown ending {ending or 'none'!r}; use {', '.join(ENDINGS)} (predict: --format)"
-        )
+        raise MinipeftError(f"{path}: unknown ending {ending or 'none'!r}; use {', '.join(ENDINGS)}, or give --format")
     if ending == ".parquet" and name_of(path).lower().endswith(tuple(DECOMPRESS)):
         raise MinipeftError(f"{path}: a parquet file is compressed inside; decompress the file")
     if Path(local_copy(path)).stat().st_size == 0:

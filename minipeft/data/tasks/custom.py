@@ -80,7 +80,7 @@ class CustomData:
         return printable(f"{' and '.join(self.task.columns)}, labels from {self.task.label_column}{unread}")
 
 
-def is_custom(task: str, data: str | MemoryData) -> bool:
+def is_custom(task: str, data: str | MemoryData, file_format: str | None = None) -> bool:
     """Whether --data is a custom dataset.
 
     It is rows in memory, a file or an address; and if --task is not one of GLUE's, a folder with a training file, or a
@@ -91,7 +91,7 @@ def is_custom(task: str, data: str | MemoryData) -> bool:
     path = Path(data)
     if is_remote(data) or path.is_file():
         return True
-    return task not in TASKS and (is_hub_name(data) or (path.is_dir() and "train" in _files_in(path)))
+    return task not in TASKS and (is_hub_name(data) or (path.is_dir() and "train" in _files_in(path, file_format)))
 
 
 def inspect_custom_data(
@@ -103,6 +103,7 @@ def inspect_custom_data(
     label_column: str | None,
     label_type: str,
     validation: str | None,
+    file_format: str | None = None,
     fold: str | None = None,
     group_column: str | None = None,
     weight_column: str | None = None,
@@ -122,7 +123,7 @@ def inspect_custom_data(
             "leave --task out for a custom dataset"
         )
     check_choice("--label-type", label_type, LABEL_TYPES)
-    source, origin, files = _find(data, validation)
+    source, origin, files = _find(data, validation, file_format)
     unused = files.pop("validation", None) if fold else None
     path = Path(source)
     name = task if task != "auto" else task_name(source)
@@ -136,8 +137,9 @@ def inspect_custom_data(
     columns = (text_column or kind.columns[0], *([pair_column] if pair_column else []))
     label = label_column or kind.columns[1]
     flags = dict(zip(columns, ("--text-column", "--pair-column"), strict=False)) | {label: "--label-column"}
-    table = open_split(files["train"])
-    for opened in (table, open_split(files["validation"]) if "validation" in files else table):
+    tables = {split: open_split(files[split], file_format) for split in ("train", "validation") if split in files}
+    table = tables["train"]
+    for opened in (table, tables.get("validation", table)):
         for column, flag in flags.items():
             if column not in opened.columns:
                 raise opened.missing(column, f"{flag} names another")
@@ -158,11 +160,12 @@ def inspect_custom_data(
         )
     together = connected_rows(hashes, 1 + bool(group_column)) if hashes else None
     if group_column and not drawn:
-        warnings += describe_shared_groups(open_split(files["validation"]), group_column, hashes)
+        warnings += describe_shared_groups(tables["validation"], group_column, hashes)
     custom = Task(
         *(name, columns, found.problem),
         label_column=label,
         files=tuple(files.items()),
+        file_format=file_format,
         fold=fold,
         group_column=group_column,
         train_rows=(found.rows, found.strata, together),
@@ -184,8 +187,10 @@ def inspect_custom_data(
     return CustomData(custom, source, origin, found.rows, found.counts, unread, tuple(map(printable, warnings)))
 
 
-def _find(data: str | MemoryData, validation: str | None) -> tuple[str, str, dict[str, Any]]:
+def _find(data: str | MemoryData, validation: str | None, file_format: str | None) -> tuple[str, str, dict[str, Any]]:
     """Return the source of a custom dataset, where it comes from if not from a file, and the file of each split."""
+    if file_format and (isinstance(data, MemoryData) or is_hub_name(data)):
+        raise MinipeftError(f"--format {file_format!r} is for files, and {data} is no file. Check --data.")
     if isinstance(data, MemoryData):
         files: dict[str, Any] = {name: rows for name, rows in data.splits.items() if name not in VALIDATION_NAMES}
         for name in reversed(VALIDATION_NAMES):  # of several the first one is the validation split
@@ -194,7 +199,7 @@ def _find(data: str | MemoryData, validation: str | None) -> tuple[str, str, dic
         return PLACE, "", files
     if not is_hub_name(data):
         source = data if is_remote(data) else str(Path(data).resolve())
-        return source, "", _files(source, validation, VALIDATION_NAMES)
+        return source, "", _files(source, validation, VALIDATION_NAMES, file_format)
     source, splits, commit = find_dataset(data)
     if "train" not in splits:
         raise MinipeftError(f"{source}: no split train (there are {', '.join(splits)}); choose another data set")
@@ -206,7 +211,8 @@ def _find(data: str | MemoryData, validation: str | None) -> tuple[str, str, dic
             "name another"
         )
     origin = f" (Hugging Face hub{f', commit {commit[:12]}' if commit else ''})"
-    return source, origin, _files(source, hub_split(source, validation) if validation in splits else validation, ())
+    validation = hub_split(source, validation) if validation in splits else validation
+    return source, origin, _files(source, validation, (), None)
 
 
 def task_name(source: str) -> str:
@@ -245,43 +251,36 @@ def custom_task(settings: Mapping[str, Any]) -> Task | None:
     """Return the task of a run on a custom dataset, from its config.json; None for a run on GLUE."""
     if settings.get("text_column") is None:
         return None
-    texts = ["task", "source", "text_column", "label_column", *(["pair_column"] if settings.get("pair_column") else [])]
-    for name in texts:
+    optional = [name for name in ("pair_column", "validation") if settings.get(name)]
+    for name in ("task", "source", "text_column", "label_column", *optional):
         if not isinstance(settings.get(name), str):
             raise MinipeftError(f"{name} {short_repr(settings.get(name))} is not a text")
-    labels, validation = settings.get("labels"), settings.get("validation")
+    labels, validation = settings.get("labels"), settings.get("validation") or None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or len(labels) == 1:
         raise MinipeftError(f"labels {short_repr(labels)} are not a list of names")
-    if not isinstance(validation, (str, type(None))):
-        raise MinipeftError(f"validation {short_repr(validation)} is not a text")
     columns = (settings["text_column"], *([settings["pair_column"]] if settings.get("pair_column") else []))
     source = settings["source"]
     try:
-        files = _files(source, validation, VALIDATION_NAMES[:1])  # another validation file is recorded
+        files = _files(source, validation, VALIDATION_NAMES[:1], settings.get("file_format"))  # another is recorded
     except MinipeftError:  # the data were moved or deleted; only evaluating on them needs them
         files = {"train": source}
     check_choice("label_type", settings.get("label_type"), LABEL_TYPES)
-    fold, group_column = (settings.get(name) for name in ("fold", "group_column"))
-    if fold:
+    if settings.get("fold"):
         files.pop("validation", None)
     problem = problem_of(problem_type_of(settings["label_type"]), labels, settings)
-    return Task(
-        *(settings["task"], columns, problem),
-        label_column=settings["label_column"],
-        files=tuple(files.items()),
-        fold=fold,
-        group_column=group_column,
-    )
+    others: dict[str, Any] = {name: settings.get(name) for name in ("file_format", "fold", "group_column")}
+    splits = tuple(files.items())
+    return Task(*(settings["task"], columns, problem), label_column=settings["label_column"], files=splits, **others)
 
 
-def _files(source: str, validation: str | None, names: tuple[str, ...]) -> dict[str, str]:
+def _files(source: str, validation: str | None, names: tuple[str, ...], file_format: str | None) -> dict[str, str]:
     """The file of each split; `names` are those that a validation file may have."""
     if source == PLACE:  # of a recorded run, whose rows are gone
         return {"train": PLACE}
     if is_hub_source(source):
         files = {"train": hub_split(source, "train")}
     else:
-        files = _files_in(Path(source), names) if Path(source).is_dir() else {"train": source}
+        files = _files_in(Path(source), file_format, names) if Path(source).is_dir() else {"train": source}
     if "train" not in files:
         raise MinipeftError(f"{source}: no train.csv, train.tsv, train.jsonl or train.parquet in it; add one")
     if validation is not None:
@@ -290,9 +289,10 @@ def _files(source: str, validation: str | None, names: tuple[str, ...]) -> dict[
     return files
 
 
-def _files_in(folder: Path, names: Sequence[str] = VALIDATION_NAMES) -> dict[str, str]:
-    """The files of a folder, or of its subfolder data/, that are named after a split."""
-    if split_file(folder, ["train"], ENDINGS) is None and split_file(folder / "data", ["train"], ENDINGS) is not None:
+def _files_in(folder: Path, file_format: str | None, names: Sequence[str] = VALIDATION_NAMES) -> dict[str, str]:
+    """The files of a folder, or of its subfolder data/, that are named after a split; a format allows any ending."""
+    endings = [r"\w+"] if file_format else ENDINGS
+    if split_file(folder, ["train"], endings) is None and split_file(folder / "data", ["train"], endings) is not None:
         folder = folder / "data"
     splits = {"train": ["train"], "validation": names, "test": ["test"]}
-    return {split: file for split, names in splits.items() if (file := split_file(folder, names, ENDINGS)) is not None}
+    return {split: file for split, names in splits.items() if (file := split_file(folder, names, endings)) is not None}

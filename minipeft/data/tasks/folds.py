@@ -1,12 +1,30 @@
-"""Folds for cross-validation: stratified by class, with equal texts and the rows of a group in one fold."""
+"""Rows for validation, and folds: stratified by class, with equal texts and the rows of a group in one part."""
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
 
 from minipeft.data.tables.table import Table
-from minipeft.data.tasks.draw import random_order
+from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_together, hash_texts, random_order
+from minipeft.data.tasks.task import Task
 from minipeft.problems.metrics import Array
+
+
+def draw_validation(task: Task) -> Array:
+    """Return True for each row of a custom dataset's training file that is drawn for validation, (num_rows,)."""
+    if task.train_rows is None:
+        hashes = array("q")
+        table = hash_texts(task.open_split("train"), task.columns, task.label_column, hashes, task.group_column)
+        labels = table.read_labelled([task.label_column])
+        targets = task.problem.store(task.problem.read(label, place) for place, (label,) in labels)
+        strata, together = task.problem.strata(targets), connected_rows(hashes, 1 + bool(task.group_column))
+    else:
+        _, strata, together = task.train_rows
+    if task.fold is None:
+        return draw_together(together, strata, VALIDATION_FRACTION, VALIDATION_SEED)
+    fold, num_folds = map(int, task.fold.split("/"))
+    return draw_folds(together, strata, num_folds, VALIDATION_SEED) == fold - 1
 
 
 def draw_folds(

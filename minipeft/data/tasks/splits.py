@@ -116,14 +116,12 @@ def _table(task: Task, split: str, source: str) -> Table:
     if task.is_custom:
         from minipeft.data.tables.remote_tables.hub_rows import hub_split, is_hub_source, open_split
 
-        files = dict(task.files)
-        if split not in files and split != task.validation and is_hub_source(source):
+        names = dict.fromkeys([*dict(task.files), task.validation])
+        if split not in names and is_hub_source(source):
             return open_split(hub_split(source, split))
-        if split not in files and split != task.validation:
-            raise MinipeftError(
-                f"{source}: no {split} split; there are {', '.join(dict.fromkeys([*files, task.validation]))}"
-            )
-        return open_split(files.get(split, files["train"]))
+        if split not in names:
+            raise MinipeftError(f"{source}: no {split} split; there are {', '.join(names)}")
+        return task.open_split(split)
     if source == "standin":
         columns, place = standin.generate(task.name, split), f"synthetic {task.name} {split}"
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))

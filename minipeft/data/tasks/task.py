@@ -5,7 +5,6 @@ A custom dataset is a Task as well, built by custom.py with the columns and labe
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ from minipeft.errors import MinipeftError, nearest
 from minipeft.problems import problem_class
 
 if TYPE_CHECKING:
+    from minipeft.data.tables.table import Table
     from minipeft.problems.metrics import Array
     from minipeft.problems.problem import Problem
 
@@ -32,6 +32,7 @@ class Task:
         also: Further validation splits to evaluate: (prefix of their metrics, split).
         label_column: Column of the labels.
         files: Custom data only: (split, file or MemorySplit).
+        file_format: Custom data only: the format of the files; None: each has that of its ending.
         fold: Custom data only: "2/5" to validate on the second of five folds of the training file.
         group_column: Custom data only: column of the groups whose rows stay together.
         train_rows: Custom data only: the number of rows of the training file, the class of each where draws are
@@ -46,6 +47,7 @@ class Task:
     also: tuple[tuple[str, str], ...] = ()
     label_column: str = "label"
     files: tuple[tuple[str, Any], ...] = ()
+    file_format: str | None = None
     fold: str | None = None
     group_column: str | None = None
     train_rows: tuple[int, Any, Any] | None = field(default=None, compare=False, repr=False)
@@ -69,22 +71,16 @@ class Task:
         """
         if not self.is_custom or "validation" in dict(self.files):
             return None
-        from minipeft.data.tables.remote_tables.hub_rows import open_split
-        from minipeft.data.tasks import draw
-        from minipeft.data.tasks.folds import connected_rows, draw_folds
+        from minipeft.data.tasks.folds import draw_validation
 
-        if self.train_rows is None:
-            hashes, opened = array("q"), open_split(dict(self.files)["train"])
-            table = draw.hash_texts(opened, self.columns, self.label_column, hashes, self.group_column)
-            labels = table.read_labelled([self.label_column])
-            targets = self.problem.store(self.problem.read(label, place) for place, (label,) in labels)
-            strata, together = self.problem.strata(targets), connected_rows(hashes, 1 + bool(self.group_column))
-        else:
-            _, strata, together = self.train_rows
-        if self.fold is None:
-            return draw.draw_together(together, strata, draw.VALIDATION_FRACTION, draw.VALIDATION_SEED)
-        fold, num_folds = map(int, self.fold.split("/"))
-        return draw_folds(together, strata, num_folds, draw.VALIDATION_SEED) == fold - 1
+        return draw_validation(self)
+
+    def open_split(self, split: str) -> Table:
+        """Open a file of a custom dataset; one without a validation file has its rows in the training file."""
+        from minipeft.data.tables.remote_tables.hub_rows import open_split
+
+        files = dict(self.files)
+        return open_split(files.get(split, files["train"]), self.file_format)
 
     @property
     def is_custom(self) -> bool:

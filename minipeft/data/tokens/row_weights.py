@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.data.tables.remote_tables.hub_rows import open_split
 from minipeft.data.tokens.examples import Encoded
 from minipeft.errors import MinipeftError, short_repr
 
@@ -26,7 +25,7 @@ def add_weights(examples: Encoded, column: str, limit: int | None = None) -> Enc
         raise MinipeftError(f"{place}: {column} is {short_repr(value)}, not a finite number from 0 on. Correct it.")
 
     task = examples.split.task
-    table = open_split(dict(task.files)["train"])
+    table = task.open_split("train")
     rows = table.read_labelled([column, task.label_column])
     weights = np.fromiter((read(value, place) for place, (value, _) in rows), dtype=np.float64)
     weights = (weights if task.validation_rows is None else weights[~task.validation_rows])[:limit]

@@ -63,17 +63,17 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
         MinipeftError: for an unknown task, and for settings of a custom dataset with one of GLUE's.
     """
     names = ("text_column", "pair_column", "label_column", "validation", "fold", "group_column", "weight_column")
-    columns = {name: getattr(settings, name) for name in names}
+    columns = {name: getattr(settings, name) for name in (*names, "file_format")}
     if settings.task not in ("auto", *TASKS) or settings.data not in ("auto", "standin"):
         from minipeft.data.tasks.custom import inspect_custom_data, is_custom
 
-        if is_custom(settings.task, settings.data):
+        if is_custom(settings.task, settings.data, settings.file_format):
             labels = {"label_type": settings.label_type, **label_settings(settings, settings.label_type)}
             quiet = settings.quiet or not is_rank_zero()
             custom = inspect_custom_data(settings.task, settings.data, quiet=quiet, **columns, **labels)
             return custom.task, custom
     task = get_task("rte" if settings.task == "auto" else settings.task)
-    remedy = f"custom datasets, and {task.name} is GLUE's. Name your file by --data, or leave it out."
+    remedy = f"custom datasets, and {task.name} is GLUE's. Name a file or a folder with train.csv by --data."
     _refuse(settings, (*columns, "label_type"), remedy)
     label_settings(settings, "")
     return task, None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Literal
 
-from minipeft.errors import MinipeftError, check_int
+from minipeft.errors import MinipeftError, check_int, flag_of
 from minipeft.training.settings import checks
 
 # What a resumed run does with a setting.
@@ -62,7 +62,7 @@ class Setting:
     @property
     def flag(self) -> str:
         """The name on the command line: "--max-length"."""
-        return f"--{self.name.replace('_', '-')}"
+        return flag_of(self.name)
 
     @property
     def number(self) -> type[int] | type[float] | None:

@@ -28,8 +28,15 @@ def test_words_alone_have_no_tag(tmp_path: Path) -> None:
     assert rows == [[["Ada", "sleeps"], [None, None]], [["Paris"], [None]]]
 
 
-def test_another_ending_names_the_flag_of_predict_alone(tmp_path: Path) -> None:
+def test_conll_u_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text("# text = Ada sleeps\n1\tAda\tAda\tPROPN\tNNP\t_\t2\tnsubj\t_\t_\n", encoding="utf-8")
+    with pytest.raises(MinipeftError, match=r"a\.conll, line 2: CoNLL-U is not read"):
+        list(open_table(str(path)).read(["tokens"]))
+
+
+def test_another_ending_names_the_flag(tmp_path: Path) -> None:
     (tmp_path / "a.bio").write_text("Ada\tO\n", encoding="utf-8")
-    with pytest.raises(MinipeftError, match=r"a\.bio: unknown ending '\.bio'; use .*\.conll.* \(predict: --format\)$"):
+    with pytest.raises(MinipeftError, match=r"a\.bio: unknown ending '\.bio'; use .*\.conll.*, or give --format$"):
         open_table(str(tmp_path / "a.bio"))
     assert open_table(str(tmp_path / "a.bio"), "conll").columns == ("tokens", "ner_tags")

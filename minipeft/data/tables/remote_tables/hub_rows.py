@@ -61,7 +61,7 @@ def is_hub_split(path: str) -> bool:
     return match is not None and match["split"] is not None
 
 
-def open_split(path: str | MemorySplit) -> Table:
+def open_split(path: str | MemorySplit, file_format: str | None = None) -> Table:
     """Open rows in memory, a split of a data set of the hub, or a file as `open_table` does."""
     if isinstance(path, MemorySplit):
         return dataset_table(path.rows, path.place, in_memory=True)
@@ -69,7 +69,7 @@ def open_split(path: str | MemorySplit) -> Table:
         raise MinipeftError(f"the run was trained on {PLACE}; evaluate it on a file, by --input")
     match = NAME.fullmatch(path)
     if match is None or match["split"] is None:
-        return open_table(path)
+        return open_table(path, file_format)
     return dataset_table(read_split_rows(match["name"], match["config"] or "default", match["split"]), path)
 
 
