@@ -1,8 +1,6 @@
 """Which device and precision a run uses, and how many tokens a batch has. torch is imported where it is needed."""
 
-import os
 import platform
-import re
 import sys
 from pathlib import Path
 
@@ -38,29 +36,11 @@ def choose_device(device: str) -> str:
             raise MinipeftError(f"device {device}: torchrun gives each process a GPU. Pass --device cuda.")
         torch.cuda.set_device(int(number))
     if name == "cuda":
-        _check_kernels()
+        from minipeft.cuda import check_deterministic, check_kernels
+
+        check_kernels()
+        check_deterministic()
     return f"cuda:{int(number)}" if colon else name
-
-
-def _check_kernels() -> None:
-    """Raise where torch was built without kernels for the current GPU."""
-    import torch
-
-    major, minor = torch.cuda.get_device_capability()
-    built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", arch) for arch in torch.cuda.get_arch_list()]
-    # A binary (sm) runs on the same major version with an equal or higher minor one; PTX (compute) on all that follow.
-    runs = [
-        (int(found[2]) == major and int(found[3]) <= minor)
-        if found[1] == "sm"
-        else (int(found[2]), int(found[3])) <= (major, minor)
-        for found in built
-        if found
-    ]
-    if runs and not any(runs):
-        raise MinipeftError(
-            f"device cuda: this torch has no kernels for {torch.cuda.get_device_name()} (compute capability "
-            f"{major}.{minor}). Install a torch for it, or pass --device cpu."
-        )
 
 
 def choose_precision(precision: str, device: str) -> str:
@@ -142,18 +122,6 @@ def choose_max_tokens(device: str, precision: str, hidden_size: int, saved_per_t
         return MAX_TOKENS[device]
     tokens = (1024 if precision == "bf16" else MAX_TOKENS["cpu"]) * 768 // hidden_size
     return min(max(tokens // 64 * 64, 256), 4096)
-
-
-def check_deterministic(device: str) -> None:
-    """Raise where torch.use_deterministic_algorithms(True) would make the first matrix product on CUDA raise."""
-    import torch
-
-    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
-    if strict and device.startswith("cuda") and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
-        raise MinipeftError(
-            "torch.use_deterministic_algorithms: cuBLAS is not deterministic by default. "
-            "Set CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts."
-        )
 
 
 def peak_memory(device: str) -> int:

@@ -37,7 +37,7 @@ from minipeft.training.result import Result, result_content
 from minipeft.training.run_folder.checkpoint_files import has_checkpoint
 from minipeft.training.settings.job import Job, resolve
 from minipeft.training.settings.train_settings import TrainSettings, keywords_of, read_settings
-from minipeft.training.threads import choose_threads
+from minipeft.training.threads import choose_threads, keep_memory
 
 
 @keywords_of(TrainSettings)
@@ -59,6 +59,7 @@ def train(**settings: Any) -> Result:
     # From here on no setting is None or "auto": later stages read a job and decide nothing.
     job = resolve(read_settings(settings))
     choose_threads(job.settings.threads)
+    keep_memory()
     with hold_folder(job):
         # The data come first: an invalid row raises before the weights are loaded.
         examples = load_examples(job)

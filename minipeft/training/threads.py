@@ -1,18 +1,21 @@
-"""CPU threads of a run: no more than the cores that other processes leave free.
+"""CPU threads of a run, no more than the cores that other processes leave free, and its memory.
 
 OpenMP's threads wait for each other in busy loops. A thread that shares its core with another process therefore slows
 down all of them: with one busy process on two cores, two threads train at a fifth of the speed, one thread at more than
 half of it.
 """
 
+import ctypes
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
 from minipeft.errors import logger
 
 SAMPLE_SECONDS = 0.1  # in which the machine's load is measured
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LOW_SHARE = 0.7  # CPU seconds per thread and second, below which a run is told that its threads wait
 
 
@@ -38,6 +41,14 @@ def choose_threads(threads: int | None) -> None:
         if free < min(cores, torch.get_num_threads()):
             torch.set_num_threads(free)
             logger.warning("%d of %d cores are free: as many threads. Pass --threads to use more.", free, cores)
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory: every step allocates the same blocks again, and new ones cost page faults."""
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # other C libraries have none
+        if mallopt(M_MMAP_THRESHOLD, 1 << 30):  # old versions refuse this, and alone the other would be slower
+            mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _cores_of_others(seconds: float) -> float:

@@ -23,7 +23,8 @@ from transformers import pipeline
 from minipeft import MinipeftError, load_run, train
 from minipeft.cli.cli import main
 from minipeft.data.tasks.custom import CustomData, inspect_custom_data
-from minipeft.data.tasks.splits import read_split, validation_targets
+from minipeft.data.tasks.folds import validation_targets
+from minipeft.data.tasks.splits import read_split
 from minipeft.problems.token_labels import TokenLabels, Words, find_entities
 
 TAGS = ("O", "B-loc", "I-loc", "B-per", "I-per")
@@ -251,7 +252,7 @@ def finished(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     write_jsonl(folder / "names.jsonl", sentences(120))
     limits: dict[str, Any] = {"train_limit": None, "eval_limit": None, "epochs": 16, "lr": 5e-3}
     limits["targets"] = ("query", "value", "intermediate")
-    given = {"label_type": "tokens", "holdout": 0.2, "class_weights": "balanced", "label_smoothing": 0.05, "seed": 3}
+    given = {"label_type": "tokens", "holdout": 0.2, "class_weights": "balanced", "label_smoothing": 0.05, "seed": 1}
     settings = {**SMALL, **limits, **given, "model": str(tiny_checkpoint), "max_length": 40}
     return train(data=str(folder / "names.jsonl"), output=str(folder / "run"), **settings).output
 

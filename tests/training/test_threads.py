@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,3 +83,23 @@ def test_a_run_on_a_busy_machine_is_told_so_once(
             monitor.check()
     line = "the CPU is busy with other processes: 2 threads had 40 percent of their cores. Pass --threads 1."
     assert [record.getMessage() for record in caplog.records] == ([line] if warns else [])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc is left as it is")
+def test_memory_that_is_freed_is_used_again_without_page_faults() -> None:
+    """64 MiB, written five times: fresh pages are 16,384 faults each time, or 32 where the kernel has large ones."""
+    script = """
+import resource, torch
+from minipeft.training.threads import keep_memory
+keep_memory()
+def faults():
+    torch.empty(1 << 24).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before, after = [faults() for _ in range(5)][-2:]  # the first ones need fresh pages
+print(after - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    for allowed, setting in ((True, {}), (False, {"MALLOC_MMAP_THRESHOLD_": "65536"})):  # a user's setting stays
+        done = subprocess.run([sys.executable, "-c", script], env=environment | setting, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (int(done.stdout) < 48) == allowed, done.stdout

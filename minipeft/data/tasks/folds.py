@@ -2,6 +2,8 @@
 
 from array import array
 from collections.abc import Sequence
+from itertools import compress, islice
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,25 @@ def draw_validation(task: Task) -> Array:
         return draw_together(together, strata, VALIDATION_FRACTION, VALIDATION_SEED)
     fold, num_folds = map(int, task.fold.split("/"))
     return draw_folds(together, strata, num_folds, VALIDATION_SEED) == fold - 1
+
+
+def split_train_rows(task: Task, limit: int | None) -> tuple[int, Array | None, Any]:
+    """Return what `training_strata` does of a custom dataset: without the rows that are drawn for validation."""
+    assert task.train_rows is not None
+    count, *of_rows = task.train_rows
+    rest = np.ones(count, dtype=bool) if task.validation_rows is None else ~task.validation_rows
+    strata, together = (None if values is None else np.asarray(values)[rest][:limit] for values in of_rows)
+    return len(rest[rest][:limit]), strata, together
+
+
+def validation_targets(task: Task, limit: int | None = None) -> Any:
+    """Return the classes of a custom dataset's validation rows."""
+    drawn = task.validation_rows
+    if drawn is not None and task.train_rows is not None and task.train_rows[1] is not None:  # they have been read
+        return np.asarray(task.train_rows[1])[drawn][:limit].tolist()
+    rows = task.open_split(task.validation).read_labelled([task.label_column])
+    rows = rows if drawn is None else compress(rows, drawn.tolist())
+    return task.problem.store(task.problem.read(value, place) for place, (value,) in islice(rows, limit))
 
 
 def draw_folds(

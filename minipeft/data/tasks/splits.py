@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import compress, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -90,26 +90,15 @@ def training_strata(task: Task, source: str, limit: int | None = None) -> tuple[
     The last is what `connected_rows` returns, or None where a run draws nothing and its rows have no groups.
     """
     if task.train_rows is not None:
-        count, *of_rows = task.train_rows
-        rest = np.ones(count, dtype=bool) if task.validation_rows is None else ~task.validation_rows
-        strata, together = (None if values is None else np.asarray(values)[rest][:limit] for values in of_rows)
-        return len(rest[rest][:limit]), strata, together
+        from minipeft.data.tasks.folds import split_train_rows
+
+        return split_train_rows(task, limit)
     table = _table(task, "train", source)
     table.require([task.label_column], f"{task.name} needs it")
     rows = islice(table.read_labelled([task.label_column]), limit)
     targets = task.problem.store(_read_target(task, value, place) for place, (value,) in rows)
     strata = task.problem.strata(targets)
     return len(targets), None if strata is None else np.asarray(strata), None
-
-
-def validation_targets(task: Task, limit: int | None = None) -> Any:
-    """Return the classes of a custom dataset's validation rows."""
-    drawn = task.validation_rows
-    if drawn is not None and task.train_rows is not None and task.train_rows[1] is not None:  # they have been read
-        return np.asarray(task.train_rows[1])[drawn][:limit].tolist()
-    rows = _table(task, task.validation, "").read_labelled([task.label_column])
-    rows = rows if drawn is None else compress(rows, drawn.tolist())
-    return task.problem.store(_read_target(task, value, place) for place, (value,) in islice(rows, limit))
 
 
 def _table(task: Task, split: str, source: str) -> Table:

@@ -11,7 +11,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minipeft.data.tasks.splits import choose_data, read_chunks, training_strata, validation_targets
+from minipeft.data.tasks.splits import choose_data, read_chunks, training_strata
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.errors import MinipeftError, is_rank_zero, nearest
 from minipeft.files import check_output
@@ -209,6 +209,8 @@ def choose_select_by(settings: TrainSettings, task: Task) -> str:
     metric = task.problem.unbalanced_metric
     unbalanced = bool(metric and settings.class_weights)
     if "accuracy" in task.metrics and task.is_custom and not unbalanced:
+        from minipeft.data.tasks.folds import validation_targets
+
         _, majority = task.problem.baseline(validation_targets(task, settings.eval_limit))
         unbalanced = majority is not None and majority > MAJORITY
     return metric if unbalanced else task.metrics[0]

@@ -11,13 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipeft.data.tasks.task import Task
-from minipeft.device import (
-    check_deterministic,
-    choose_device,
-    choose_max_tokens,
-    choose_precision,
-    warn_of_slow_bf16,
-)
+from minipeft.device import choose_device, choose_max_tokens, choose_precision, warn_of_slow_bf16
 from minipeft.errors import public_settings, under_torchrun
 from minipeft.files import read_json, user_path
 from minipeft.hub.names import model_name
@@ -89,7 +83,6 @@ def resolve(given: Mapping[str, Any]) -> Job:
     """
     settings = TrainSettings(**given)
     device = choose_device(settings.device)
-    check_deterministic(device)
     if settings.cuda_graphs == "on":
         from minipeft.training.optimization.cuda_graphs import check_cuda_graphs
 

@@ -30,8 +30,9 @@ from minipeft import (
     apply,
     load_pretrained,
 )
+from minipeft.cuda import check_deterministic
 from minipeft.data.batches.sampling import pack_examples
-from minipeft.device import check_deterministic
+from minipeft.device import choose_device
 from minipeft.model import roberta
 from minipeft.model.families import get_family
 from minipeft.training import loop
@@ -211,14 +212,14 @@ def test_graphs_are_chosen_where_the_attention_is_planned_on_the_device(
 
 def test_deterministic_algorithms_need_cublas_to_be_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    check_deterministic("cuda")
+    check_deterministic()
     torch.use_deterministic_algorithms(True)
     try:
-        check_deterministic("cpu")
+        assert choose_device("cpu") == "cpu"
         with pytest.raises(MinipeftError, match="Set CUBLAS_WORKSPACE_CONFIG=:4096:8"):
-            check_deterministic("cuda:1")
+            check_deterministic()
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        check_deterministic("cuda")
+        check_deterministic()
     finally:
         torch.use_deterministic_algorithms(False)
 
