@@ -47,8 +47,8 @@ def keep_memory() -> None:
     """Let glibc keep freed memory: every step allocates the same blocks again, and new ones cost page faults."""
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # other C libraries have none
-        if mallopt(M_MMAP_THRESHOLD, 1 << 30):  # old versions refuse this, and alone the other would be slower
-            mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the largest that malloc itself chooses in the course of a run
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _cores_of_others(seconds: float) -> float:
