@@ -178,8 +178,8 @@ def _add_input_flags(command: Any) -> None:
     flag(
         "--input",
         type=path,
-        help="jsonl, json, csv, tsv, parquet or txt (a text per line), its address, a folder of files, or - for "
-        "standard input",
+        help="jsonl, json, csv, tsv, parquet, conll or txt (a text per line), its address, a folder of files, or - "
+        "for standard input",
     )
     flag(
         "--format",

@@ -21,6 +21,8 @@ from typing import Any
 
 from minipeft.compare.runners.local_runner import Command, format_flags
 from minipeft.data.tasks.custom import is_custom, task_name
+from minipeft.data.tasks.splits import choose_data
+from minipeft.data.tasks.task import get_task
 from minipeft.errors import MinipeftError, nearest, public_settings
 from minipeft.methods import get_method
 from minipeft.training.settings.choices import check_windows, choose_method
@@ -93,7 +95,9 @@ def make_plan(given: dict[str, Any]) -> Plan:
     """The command line's arguments, a list for each flag, as a plan. Raises MinipeftError by the flag's name."""
     data = given.get("data") or ["auto"]
     if given.get("task") is None:
-        if len(data) > 1 or not is_custom("auto", data[0], *given.get("file_format", [])):
+        if len(data) > 1 or not is_custom("auto", data[0], "".join(given.get("file_format", []))):
+            if len(data) == 1 and data != ["auto"]:
+                choose_data(get_task("rte"), data[0])  # raises for data that are neither GLUE nor a custom dataset
             raise MinipeftError("--task is missing. Name one of GLUE's tasks, or pass --data with your own dataset.")
         given = given | {"task": [task_name(data[0])]}
     tasks, methods = (_names(name, given[name]) for name in ("task", "method"))

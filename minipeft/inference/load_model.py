@@ -21,7 +21,7 @@ from minipeft.model.classifier import SequenceClassifier
 from minipeft.model.config import EncoderConfig, generic_labels, label_order
 from minipeft.model.families import load_config
 from minipeft.model.pretrained import cast_frozen, load_pretrained, reorder_labels, tensor_names
-from minipeft.problems import PROBLEMS, problem_of
+from minipeft.problems import PROBLEMS, problem_class, problem_of
 from minipeft.training.progress import best_epoch, selection_metric
 from minipeft.training.settings.choices import choose_max_length
 
@@ -168,10 +168,11 @@ def _task(name: str, config: EncoderConfig, details: dict[str, Any], pairs: bool
     same_kind = known is not None and (known.problem.name, known.num_labels) == (kind, len(labels))
     if known and same_kind and (generic or not known.labels or label_order(labels, known.labels) is not None):
         return replace(known, problem=known.problem.with_details(details))
-    columns = details.get("columns") or (["text", "pair"] if pairs else ["text"])
+    columns = details.get("columns") or [problem_class(kind).columns[0], *(["pair"] if pairs else [])]
     if generic:
         labels = [str(number) for number in range(len(labels))]  # as files have them
-    return Task(name, tuple(columns), problem_of(kind, labels, details), files=(("train", ""),))
+    problem, label_column = problem_of(kind, labels, details), problem_class(kind).columns[1]
+    return Task(name, tuple(columns), problem, label_column=label_column, files=(("train", ""),))
 
 
 def _limits(model: SequenceClassifier, method: Any, device: str, precision: str | None) -> dict[str, Any]:

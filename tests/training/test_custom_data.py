@@ -305,21 +305,31 @@ def test_a_format_is_given_for_files_with_any_ending(tiny_checkpoint: Path, tmp_
     given: dict[str, Any] = {"label_type": "tokens", "model": str(tiny_checkpoint), **SMALL}
     run, data = str(tmp_path / "run"), str(tmp_path / "bare")
     for message, wrong in {
-        "unknown --format 'conl'; choose one of": {"data": data, "file_format": "conl"},
+        r"unknown --format 'conl'; one of .* \(did you mean conll\?\)": {"data": data, "file_format": "conl"},
         "--format 'conll' is for files, and rows in memory is no file": {"data": [{}], "file_format": "conll"},
         "--format 'conll' is for files, and no/data is no file": {"data": "no/data", "file_format": "conll"},
         "--format 'conll' is for custom datasets, and rte is GLUE's": {"task": "rte", "file_format": "conll"},
-        r"train\.txt: no column 'label'": {"data": f"{data}/train.txt", "file_format": "txt", "label_type": "classes"},
+        r"no column 'tokens' \(there are text\); --format reads a \.txt file": {"data": f"{data}/train.txt"},
+        r"\(there are tokens, ner_tags\); pass --label-type": {"data": f"{tmp_path}/named", "label_type": "auto"},
+        "bare: no folder rte in it, .* --format reads any ending": {"data": data},
+        "no/data.txt: no such file or folder": {"data": "no/data.txt", "file_format": "conll"},
     }.items():
         with pytest.raises(MinipeftError, match=message):
             train(**given | wrong, output=run)
     named = train(**given, data=str(tmp_path / "named"), output=str(tmp_path / "other"))
     train(**given, data=data, file_format="conll", output=run)
     assert [row["eval_loss"] for row in rows_of(Path(run))] == [row["eval_loss"] for row in named.history]
-    with pytest.raises(MinipeftError, match="the run has file_format 'conll', not 'csv'"):
+    with pytest.raises(MinipeftError, match="no column 'tokens'"):
         train(output=run, resume=True, file_format="csv", quiet=True)
     longer = train(**given | {"epochs": 3}, output=run, resume=True)
     assert longer.job.config["file_format"] == "conll" and named.job.config["file_format"] is None
+    shards = tmp_path / "shards"  # the same rows, in files with other names
+    shards.mkdir()
+    for number, part in enumerate((sentences[:8], sentences[8:16])):
+        (shards / f"train-0000{number}-of-00002.iob").write_text("\n".join(part))
+    shutil.copy(tmp_path / "bare" / "valid.txt", shards / "validation.iob")
+    moved = train(**given, data=str(shards), file_format="conll", output=str(tmp_path / "other"), resume=True)
+    assert moved.content["best"] == named.content["best"]
     assert load_run(run).evaluate().keys() == load_run(tmp_path / "other").evaluate().keys()
 
 

@@ -13,7 +13,7 @@ from minipeft.data.tables.lines import DECOMPRESS, ending_of, iterate_lines, nam
 from minipeft.data.tables.parquet_rows import parquet_table
 from minipeft.data.tables.remote_tables.remote import is_remote, local_copy
 from minipeft.data.tables.table import Table, concatenate, stream
-from minipeft.errors import MinipeftError
+from minipeft.errors import MinipeftError, check_choice
 
 STANDARD_INPUT = "-"
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".conll", ".parquet", ".txt")
@@ -25,21 +25,23 @@ def open_table(path: str | Path, file_format: str | None = None) -> Table:
 
     The format is that of the file's ending, before one of a compressed file: "reviews.csv.gz". Standard input is jsonl
     if its first line begins with {, and else plain text, unless the first line may be the header of a csv or tsv file.
-    With `file_format`, one of FORMATS, the ending does not matter.
+    With `file_format`, one of FORMATS, the ending does not matter, unless it is .parquet.
 
     Raises:
         MinipeftError: here or while the rows are read: for an unknown ending, an empty file, a line that is not
             JSON, not UTF-8 or longer than 16 MiB, and a damaged file. The message names the file and line.
     """
-    if file_format is not None and file_format not in FORMATS:
-        raise MinipeftError(f"unknown --format {file_format!r}; choose one of {', '.join(FORMATS)}")
+    if file_format is not None:
+        check_choice("--format", file_format, FORMATS)
     path = str(path)
     if path == STANDARD_INPUT:
         return _standard_input(file_format)
     if not is_remote(path) and "*" in Path(path).name and not Path(path).exists():
         shards = sorted(Path(path).parent.glob(Path(path).name))
-        return concatenate(path, [open_table(shard) for shard in shards])
-    ending = f".{file_format}" if file_format else ending_of(path)
+        return concatenate(path, [open_table(shard, file_format) for shard in shards])
+    ending = ending_of(path)
+    if file_format and ending != ".parquet":  # which no other file is called
+        ending = f".{file_format}"
     if not is_remote(path) and not Path(path).is_file():
         raise MinipeftError(f"{path} is not a file; check the path")
     if ending not in ENDINGS:

@@ -34,6 +34,8 @@ from minipeft.progress_bar import show_progress
 ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet", "conll")
 VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
 SECOND_TEXTS = re.compile(r"(sentence|text|question|input)_?[2b]|pair|hypothesis|claim|answer|context", re.IGNORECASE)
+# All columns of a file → what is probably missing.
+HINTS = {("tokens", "ner_tags"): "pass --label-type tokens", ("text",): "--format reads a .txt file in another format"}
 FEWEST_ROWS = 10  # that a validation split is drawn from
 FEWEST_WORDS = 4  # per row, on average, of a column of texts
 
@@ -142,7 +144,7 @@ def inspect_custom_data(
     for opened in (table, tables.get("validation", table)):
         for column, flag in flags.items():
             if column not in opened.columns:
-                raise opened.missing(column, f"{flag} names another")
+                raise opened.missing(column, HINTS.get(opened.columns, f"{flag} names another"))
     for flag, column in (("--group-column", group_column), ("--weight-column", weight_column)):
         table.require([column] if column else [], f"{flag} names another")
     unread = tuple(column for column in table.columns if column not in (*flags, group_column, weight_column))

@@ -41,8 +41,8 @@ def choose_data(task: Task, data: str) -> tuple[str, str]:
             raise MinipeftError(f"--data {data}: no such file or folder; check the path{other}")
         if _file(_folder(task, data), "train") is None and not (Path(data) / task.name).is_dir():
             raise MinipeftError(
-                f"{data}: no folder {task.name} in it; --data needs <task>/train.parquet "
-                "(or jsonl, tsv) and a validation split, or is a custom dataset"
+                f"{data}: no folder {task.name} in it, as GLUE has, with train.parquet, jsonl or tsv; and no train.csv "
+                "(tsv, jsonl, json, parquet or conll; --format reads any ending), as a custom dataset has"
             )
         folder = _folder(task, data)
         return str(Path(data).resolve()), f"{data}/{task.name}" if folder.name == task.name else data

@@ -73,6 +73,8 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
             custom = inspect_custom_data(settings.task, settings.data, quiet=quiet, **columns, **labels)
             return custom.task, custom
     task = get_task("rte" if settings.task == "auto" else settings.task)
+    if settings.data not in ("auto", "standin"):
+        choose_data(task, settings.data)  # raises for data that are neither
     remedy = f"custom datasets, and {task.name} is GLUE's. Name a file or a folder with train.csv by --data."
     _refuse(settings, (*columns, "label_type"), remedy)
     label_settings(settings, "")

@@ -20,7 +20,7 @@ FREE_TO_CHANGE = tuple(name for name, row in ROWS.items() if row.on_resume in ("
 # Since format 1 began.
 ADDED_SETTINGS = ("drop_duplicates", "file_format", "fold", "group_column", "train_layers", "weight_column")
 # Settings that others depend on: they are compared before anything is read.
-ANCHORS = ("task", "method", "data", "file_format", "text_column", "pair_column", "label_column", "label_type")
+ANCHORS = ("task", "method", "data", "text_column", "pair_column", "label_column", "label_type")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def recorded_settings(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         if given.get(name, "auto") == "auto":
             continue
         if name == "data":
-            is_one = is_custom(recorded["task"], given["data"], recorded["file_format"])
-            differs = is_one != (recorded["text_column"] is not None)
+            file_format = given.get("file_format", recorded["file_format"])
+            differs = is_custom(recorded["task"], given["data"], file_format) != (recorded["text_column"] is not None)
         else:
             differs = given[name] != recorded[name]
         if differs and has_checkpoint(folder):

@@ -61,7 +61,9 @@ class TrainSettings:
     window_pooling: str = DATA(
         "mean", "of a text's windows: mean or max of their logits", check=checks.choice("mean", "max")
     )
-    file_format: str | None = DATA(None, "of the files of a custom dataset: csv, tsv, jsonl, json or conll [by ending]")
+    file_format: str | None = DATA(
+        None, "of the files of a custom dataset: csv, tsv, jsonl, json or conll [by ending]", on_resume="may change"
+    )
     text_column: str | None = DATA(None, "of a custom dataset: the texts [text]", "COLUMN")
     pair_column: str | None = DATA(None, "of a custom dataset: the second texts [none]", "COLUMN")
     label_column: str | None = DATA(None, "of a custom dataset: the labels, as names or numbers [label]", "COLUMN")

@@ -28,11 +28,27 @@ def test_words_alone_have_no_tag(tmp_path: Path) -> None:
     assert rows == [[["Ada", "sleeps"], [None, None]], [["Paris"], [None]]]
 
 
-def test_conll_u_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# text = a b c\n1\ta\t_\tX\n2\tb\t_\tX\n3\tc\t_\tX\n", "line 4: the words are numbered, as in CoNLL-U"),
+        ("Ada\tB-per\n\tO\n", "line 2: a tag without a word"),
+        ("Ada\tB-per\n \tO\n", "line 2: a tag without a word"),
+    ],
+)
+def test_what_cannot_be_words_and_tags_is_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.conll"
-    path.write_text("# text = Ada sleeps\n1\tAda\tAda\tPROPN\tNNP\t_\t2\tnsubj\t_\t_\n", encoding="utf-8")
-    with pytest.raises(MinipeftError, match=r"a\.conll, line 2: CoNLL-U is not read"):
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(MinipeftError, match=rf"a\.conll, {message}"):
         list(open_table(str(path)).read(["tokens"]))
+
+
+def test_comments_are_left_out_and_words_that_begin_with_the_sign_are_not(tmp_path: Path) -> None:
+    text = "# id 7\tdomain=en\n# newdoc id = x\n# O\n#ai B-x\nis O\n# O\n\n# text = C #\nC B-x\n# O\n"
+    path = tmp_path / "a.conll"
+    path.write_text(text, encoding="utf-8")
+    rows = [row for _, row in open_table(str(path)).read(["tokens", "ner_tags"])]
+    assert rows == [[["#", "#ai", "is", "#"], ["O", "B-x", "O", "O"]], [["C", "#"], ["B-x", "O"]]]
 
 
 def test_another_ending_names_the_flag(tmp_path: Path) -> None:
