@@ -96,9 +96,10 @@ def make_plan(given: dict[str, Any]) -> Plan:
     data = given.get("data") or ["auto"]
     if given.get("task") is None:
         if len(data) > 1 or not is_custom("auto", data[0], "".join(given.get("file_format", []))):
-            if len(data) == 1 and data != ["auto"]:
-                choose_data(get_task("rte"), data[0])  # raises for data that are neither GLUE nor a custom dataset
-            raise MinipeftError("--task is missing. Name one of GLUE's tasks, or pass --data with your own dataset.")
+            if len(data) == 1 and data != ["auto"] and not Path(data[0]).is_dir():
+                choose_data(get_task("rte"), data[0])  # raises for what is not there
+            own = "your own dataset: a file, or a folder with train.csv (--format reads any ending)"
+            raise MinipeftError(f"--task is missing. Name one of GLUE's tasks, or pass --data with {own}.")
         given = given | {"task": [task_name(data[0])]}
     tasks, methods = (_names(name, given[name]) for name in ("task", "method"))
     if "auto" in tasks:

@@ -185,7 +185,7 @@ def test_a_table_on_standard_input_needs_a_format(
     assert predicted(capsys, run, "--input", "-", "--format", "txt") == single.predict(content.splitlines())
     (tmp_path / "in.data").write_text(content)
     assert predicted(capsys, run, "--input", tmp_path / "in.data", "--format", name) == single.predict(texts)
-    assert "choose one of txt, csv, tsv, jsonl" in refused(
+    assert "one of txt, csv, tsv, jsonl" in refused(
         ["predict", run, "--input", tmp_path / "in.data", "--format", "xml"], tmp_path, capsys
     )
 
