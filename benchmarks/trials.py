@@ -69,7 +69,7 @@ def train(trial: Trial, data: str) -> dict[str, Any]:
     if trial.script != "train.py":  # peer_accuracy.py: a JSON line with the number of parameters, then one per epoch
         process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         _, *epochs = map(json.loads, process.stdout.splitlines())
-        points = [{"epoch": entry["epoch"], "value": entry["accuracy"]} for entry in epochs]
+        points = [{"epoch": entry["epoch"], "value": entry.get("accuracy", entry.get("pearson"))} for entry in epochs]
         return {
             "best": max(points, key=lambda point: point["value"]),
             "last": points[-1],
