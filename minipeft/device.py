@@ -96,11 +96,12 @@ def inference_precision(precision: str, device: str) -> str:
 
 def warn_of_slow_bf16(precision: str, device: str) -> None:
     """Log one line where a run computes in bf16 on a device that is slow in it."""
-    if precision == "bf16" and device == "cpu" and not has_fast_bf16(device):
+    slow = precision == "bf16" and device == "cpu" and not has_fast_bf16(device)
+    if slow and (factor := bf16_slowdown(device)) > 1:
         logger.warning(
             "precision bf16: this CPU has no fast bf16 instructions; a matrix product takes %.1f times as long as in "
             "fp32. A new run is faster with --precision fp32.",
-            bf16_slowdown(device),
+            factor,
         )
 
 

@@ -195,8 +195,9 @@ def _draw_positions(count: int, probability: float) -> Tensor:
     expected = count * probability
     size = int(expected + 10 * math.sqrt(expected) + 10)  # more than are needed, but for a chance below 1e-20
     distances = np.random.Generator(np.random.SFC64(seed)).standard_exponential(size, dtype=np.float32)
-    distances /= -math.log1p(-probability)
-    positions = np.cumsum(np.minimum(distances, count).astype(np.int64) + 1) - 1
+    distances /= max(-math.log1p(-probability), 1e-30)  # so that they are finite
+    # No distance beyond the end need be larger; twice the count, because float32 rounds it.
+    positions = np.cumsum(np.minimum(distances, 2 * count).astype(np.int64) + 1) - 1
     return torch.from_numpy(positions[: np.searchsorted(positions, count)])
 
 

@@ -111,8 +111,10 @@ def _cache_split(job: Job, examples: Encoded, model: SequenceClassifier, shared:
             if processes.all_reduce_max(int(failed)):
                 with suppress(OSError):
                     os.unlink(name)
+                with suppress(OSError):  # what is left in its buffer has no room either
+                    stack.close()
                 if processes.is_main_process:
-                    need = f"no room for {size / 1e9:.2f} GB of hidden states: every step computes the frozen layers."
+                    need = f"no room for {size / 1e6:,.1f} MB of hidden states: every step computes the frozen layers."
                     logger.warning("%s: %s Free space, or let TMPDIR name another folder.", folder, need)
                 return examples
             if path:

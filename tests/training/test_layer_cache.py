@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,6 +131,25 @@ def test_in_every_family_logits_and_gradients_follow_from_the_output(model_type:
 
 
 # Runs
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_disk_that_is_full_when_the_buffer_is_written_is_said_and_the_run_goes_on(
+    no_dropout: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """The rows of a head are few bytes: they stay in Python's buffer until the file is flushed or closed."""
+    links = (tmp_path / f"link{number}" for number in count())
+
+    def new_file(folder: str, size: int) -> str:
+        (link := next(links)).symlink_to("/dev/full")
+        return str(link)
+
+    monkeypatch.setattr(layer_cache, "_new_file", new_file)
+    full = small_run(no_dropout, small_data, tmp_path / "full", method="head")
+    assert sum("no room for" in line and "computes the frozen layers" in line for line in caplog.messages) == 2
+    monkeypatch.undo()
+    cached = small_run(no_dropout, small_data, tmp_path / "cached", method="head")
+    assert [row["eval_loss"] for row in full.history] == pytest.approx([row["eval_loss"] for row in cached.history])
 
 
 @pytest.mark.parametrize("cached", [True, False])

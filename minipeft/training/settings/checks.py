@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 not_negative: Callable[[str, Any], float] = partial(check_float, least=0.0)
 whole: Callable[[str, Any], int] = partial(check_int, least=0)
+MOST_THREADS = 1024
+
+
+def threads(flag: str, value: Any) -> int:
+    """Return a number of CPU threads; OpenMP crashes with very many."""
+    if (count := check_int(flag, value)) > MOST_THREADS:
+        raise MinipeftError(f"{flag} {count} is above {MOST_THREADS}. Give the number of CPU cores at most.")
+    return count
 
 
 def text(flag: str, value: Any) -> str:

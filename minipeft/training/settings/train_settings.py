@@ -159,7 +159,10 @@ class TrainSettings:
         None, "tokens of a batch; bounds the memory [{max_tokens}]", on_resume="may change"
     )
     threads: int | None = HARDWARE(
-        None, "CPU threads [OMP_NUM_THREADS, or the cores that are free]", on_resume="of the call"
+        None,
+        "CPU threads [OMP_NUM_THREADS, or the cores that are free]",
+        check=checks.threads,
+        on_resume="of the call",
     )
     compile: bool = HARDWARE(False, "let torch.compile fuse the small operations", on_resume="of the call")
     activation_checkpointing: bool = HARDWARE(
