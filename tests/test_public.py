@@ -140,7 +140,18 @@ ROOMS = (
     "compare",
     "cli",
 )
-GROUND_FLOOR = ("__init__", "__main__", "version", "errors", "files", "lease", "staging", "device", "progress_bar")
+GROUND_FLOOR = (
+    "__init__",
+    "__main__",
+    "version",
+    "errors",
+    "files",
+    "lease",
+    "staging",
+    "device",
+    "cuda",
+    "progress_bar",
+)
 # The only import upwards, in the property that uses it: a finished run predicts.
 ALLOWED_UPWARDS = (("minipeft.training.result", "minipeft.inference.predictor"),)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -268,9 +267,10 @@ def test_a_run_in_bf16_predicts_in_fp32_where_bf16_is_slow(
     with pytest.MonkeyPatch.context() as patch:
         said: list[str] = []
         patch.setattr("minipeft.device.logger.warning", lambda text, *values: said.append(text % values))
+        patch.setattr("minipeft.device.bf16_slowdown", lambda device: 14.84)  # this CPU may be fast
         result = small_run(tiny_checkpoint, small_data, tmp_path / "run", precision="bf16", lr=5e-3)
     (line,) = (line for line in said if line.startswith("precision bf16"))
-    assert re.search(r"takes \d+\.\d times as long as in fp32", line)
+    assert "takes 14.8 times as long as in fp32" in line
     texts, pairs = ["All dogs bark.", "A bird sings in the garden.", "Nobody came"], ["Dogs bark.", "It rains", ""]
     expected = result.predict_proba(texts, pairs)
     run = load_run(tmp_path / "run")

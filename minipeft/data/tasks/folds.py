@@ -1,4 +1,7 @@
-"""Rows for validation, and folds: stratified by class, with equal texts and the rows of a group in one part."""
+"""Rows for validation, and folds: stratified by class, with equal texts and the rows of a group in one part.
+
+A `task` is a Task; its module imports this one, so this one does not import it.
+"""
 
 from array import array
 from collections.abc import Sequence
@@ -9,11 +12,10 @@ import numpy as np
 
 from minipeft.data.tables.table import Table
 from minipeft.data.tasks.draw import VALIDATION_FRACTION, VALIDATION_SEED, draw_together, hash_texts, random_order
-from minipeft.data.tasks.task import Task
 from minipeft.problems.metrics import Array
 
 
-def draw_validation(task: Task) -> Array:
+def draw_validation(task: Any) -> Array:
     """Return True for each row of a custom dataset's training file that is drawn for validation, (num_rows,)."""
     if task.train_rows is None:
         hashes = array("q")
@@ -29,7 +31,7 @@ def draw_validation(task: Task) -> Array:
     return draw_folds(together, strata, num_folds, VALIDATION_SEED) == fold - 1
 
 
-def split_train_rows(task: Task, limit: int | None) -> tuple[int, Array | None, Any]:
+def split_train_rows(task: Any, limit: int | None) -> tuple[int, Array | None, Any]:
     """Return what `training_strata` does of a custom dataset: without the rows that are drawn for validation."""
     assert task.train_rows is not None
     count, *of_rows = task.train_rows
@@ -38,7 +40,7 @@ def split_train_rows(task: Task, limit: int | None) -> tuple[int, Array | None, 
     return len(rest[rest][:limit]), strata, together
 
 
-def validation_targets(task: Task, limit: int | None = None) -> Any:
+def validation_targets(task: Any, limit: int | None = None) -> Any:
     """Return the classes of a custom dataset's validation rows."""
     drawn = task.validation_rows
     if drawn is not None and task.train_rows is not None and task.train_rows[1] is not None:  # they have been read
