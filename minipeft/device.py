@@ -16,7 +16,8 @@ def choose_device(device: str) -> str:
     A GPU that is named becomes the current one, for the libraries that ask torch for it.
 
     Raises:
-        MinipeftError: for a device that this machine does not have, and for a GPU that this torch has no kernels for.
+        MinipeftError: for a device that this machine does not have, and for a GPU that this torch has no kernels for or
+            whose deterministic algorithms are not set up.
     """
     import torch
 

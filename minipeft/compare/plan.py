@@ -95,7 +95,7 @@ def make_plan(given: dict[str, Any]) -> Plan:
     """The command line's arguments, a list for each flag, as a plan. Raises MinipeftError by the flag's name."""
     data = given.get("data") or ["auto"]
     if given.get("task") is None:
-        if len(data) > 1 or not is_custom("auto", data[0], "".join(given.get("file_format", []))):
+        if len(data) > 1 or not is_custom("auto", data[0], given.get("file_format", [None])[0]):
             if len(data) == 1 and data != ["auto"] and not Path(data[0]).is_dir():
                 choose_data(get_task("rte"), data[0])  # raises for what is not there
             own = "your own dataset: a file, or a folder with train.csv (--format reads any ending)"

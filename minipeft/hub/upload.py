@@ -26,7 +26,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, dry_run: bool 
         The repository's address; with `dry_run` the files and their sizes, one per line.
 
     Raises:
-        MinipeftError: for another folder, without a token, and if the hub refuses; nothing is uploaded in part.
+        MinipeftError: for another folder, without a token, and for an error of the hub; nothing is uploaded in part.
     """
     if not REPO_ID.fullmatch(repo_id):
         raise MinipeftError(f"{repo_id!r} is not the name of a repository. Write it as owner/name.")

@@ -306,8 +306,8 @@ def test_a_format_is_given_for_files_with_any_ending(tiny_checkpoint: Path, tmp_
     run, data = str(tmp_path / "run"), str(tmp_path / "bare")
     for message, wrong in {
         r"unknown --format 'conl'; one of .* \(did you mean conll\?\)": {"data": data, "file_format": "conl"},
-        "--format 'conll' is for files, and rows in memory is no file": {"data": [{}], "file_format": "conll"},
-        "--format 'conll' is for files, and no/data is no file": {"data": "no/data", "file_format": "conll"},
+        "--format 'conll' is for files, and rows in memory is not a file": {"data": [{}], "file_format": "conll"},
+        "--format 'conll' is for files, and no/data is not a file": {"data": "no/data", "file_format": "conll"},
         "--format 'conll' is for custom datasets, and rte is GLUE's": {"task": "rte", "file_format": "conll"},
         r"no column 'tokens' \(there are text\); --format reads a \.txt file": {"data": f"{data}/train.txt"},
         r"\(there are tokens, ner_tags\); pass --label-type": {"data": f"{tmp_path}/named", "label_type": "auto"},

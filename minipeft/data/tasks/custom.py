@@ -192,7 +192,7 @@ def inspect_custom_data(
 def _find(data: str | MemoryData, validation: str | None, file_format: str | None) -> tuple[str, str, dict[str, Any]]:
     """Return the source of a custom dataset, where it comes from if not from a file, and the file of each split."""
     if file_format and (isinstance(data, MemoryData) or is_hub_name(data)):
-        raise MinipeftError(f"--format {file_format!r} is for files, and {data} is no file. Check --data.")
+        raise MinipeftError(f"--format {file_format!r} is for files, and {data} is not a file. Check --data.")
     if isinstance(data, MemoryData):
         files: dict[str, Any] = {name: rows for name, rows in data.splits.items() if name not in VALIDATION_NAMES}
         for name in reversed(VALIDATION_NAMES):  # of several the first one is the validation split

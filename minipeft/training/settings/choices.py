@@ -11,7 +11,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minipeft.data.tasks.splits import choose_data, read_chunks, training_strata
+from minipeft.data.tasks.splits import HUB_NAME, choose_data, read_chunks, training_strata
 from minipeft.data.tasks.task import TASKS, Task, get_task
 from minipeft.errors import MinipeftError, is_rank_zero, nearest
 from minipeft.files import check_output
@@ -73,7 +73,7 @@ def find_task(settings: TrainSettings) -> tuple[Task, CustomData | None]:
             custom = inspect_custom_data(settings.task, settings.data, quiet=quiet, **columns, **labels)
             return custom.task, custom
     task = get_task("rte" if settings.task == "auto" else settings.task)
-    if settings.data not in ("auto", "standin"):
+    if settings.data not in ("auto", "standin", HUB_NAME):
         choose_data(task, settings.data)  # raises for data that are neither
     remedy = f"custom datasets, and {task.name} is GLUE's. Name a file or a folder with train.csv by --data."
     _refuse(settings, (*columns, "label_type"), remedy)
